@@ -1,0 +1,57 @@
+"""Activations of a message, by name."""
+
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+
+class Swish(nn.Module):
+    """Swish with one learnable β per edge: `x · sigmoid(βx)`, β = 1 at the start.
+
+    Args:
+        num_edges: how many edges share the input, n.
+
+    Shapes:
+        x: `(..., n, r)` → `(..., n, r)`, edge i with its own β.
+
+    Source: Ramachandran et al. 2017, arXiv 1710.05941.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback.activations import Swish
+    >>> [round(y, 4) for y in Swish(1)(torch.tensor([[-2.0, 0.0, 2.0]]))[0].tolist()]
+    [-0.2384, 0.0, 1.7616]
+
+    ```
+    """
+
+    def __init__(self, num_edges: int) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(num_edges))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.beta.unsqueeze(-1) * x)
+
+
+# Activations with parameters of their own, one set per edge: name → class taking the number of edges.
+# Every other name is looked up in transformers.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"swish": Swish}
+
+
+def check_activation(name: str) -> None:
+    """Raises `ValueError` with the nearest valid names where `name` is no activation."""
+    if name not in ACTIVATIONS and name not in ACT2FN:
+        names = sorted({*ACTIVATIONS, *ACT2FN})
+        near = get_close_matches(str(name), names, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of: {', '.join(names)}."
+        raise ValueError(f"`feedback_activation` must be the name of an activation, got {name!r}; {hint}")
+
+
+def make_activation(name: str, num_edges: int) -> nn.Module:
+    """The activation of that name, for `num_edges` edges at once; it maps `(..., n, r)` to `(..., n, r)`."""
+    check_activation(name)
+    return ACTIVATIONS[name](num_edges) if name in ACTIVATIONS else ACT2FN[name]

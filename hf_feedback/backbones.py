@@ -1,0 +1,228 @@
+"""Any transformers model as a backbone: find its layer stack, probe whether it can be replayed, say why when not."""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from .recorder import Run, first_argument, hidden_of, recording
+
+
+class UnsupportedBackboneError(ValueError):
+    """The backbone cannot be looped exactly; the message says why and what to do."""
+
+
+def refuse(backbone: nn.Module, reason: str, remedy: str) -> UnsupportedBackboneError:
+    """The error for a backbone that cannot be looped."""
+    return UnsupportedBackboneError(f"{type(backbone).__name__} cannot be used as a feedback backbone: {reason} {remedy}")
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Whether the backbone reads from left to right, as language models do that predict the next token."""
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    next_token_only = (
+        config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+    return bool(getattr(config, "is_decoder", False)) or next_token_only
+
+
+def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
+    """The half of an encoder–decoder that `backbone_part` names (the encoder for `"auto"`); other models as they are."""
+    if not getattr(backbone.config, "is_encoder_decoder", False):
+        return backbone
+    return backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
+
+
+def find_layers(backbone: nn.Module, num_layers: int) -> str:
+    """The name of the backbone's layer stack: its largest `ModuleList` of `num_layers` layers.
+
+    Raises:
+        UnsupportedBackboneError: it has none.
+    """
+    lists = {
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    }
+    if not lists:
+        raise refuse(
+            backbone,
+            f"it has no list of {num_layers} layers, the `num_hidden_layers` of its config.",
+            "Use a backbone whose layers are a plain stack.",
+        )
+    return max(lists, key=lambda name: lists[name])
+
+
+def keep_layers(backbone: PreTrainedModel, name: str, keep: list[int]) -> None:
+    """Leaves only the layers `keep` in the stack called `name`, and says so in the backbone's own config.
+
+    The config is replaced by a copy; per-layer lists in it (such as `layer_types`) are cut with the layers.
+    """
+    stack = backbone.get_submodule(name)
+    total = len(stack)  # type: ignore[arg-type]
+    parent, _, attribute = name.rpartition(".")
+    kept = nn.ModuleList(stack[i] for i in keep)  # type: ignore[index]
+    setattr(backbone.get_submodule(parent), attribute, kept)
+    for index, layer in enumerate(kept):  # a layer's place, by which it finds its slot in a cache
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = index  # type: ignore[assignment]
+    old = backbone.config
+    config = copy.deepcopy(old)
+    text_config = config.get_text_config()
+    for key, value in list(vars(text_config).items()):
+        if isinstance(value, list) and len(value) == total and not key.startswith("_"):
+            setattr(text_config, key, [value[i] for i in keep])
+    text_config.num_hidden_layers = len(keep)
+    for module in backbone.modules():
+        if getattr(module, "config", None) is old:
+            module.config = config  # type: ignore[assignment]
+
+
+def check_static(backbone: PreTrainedModel) -> None:
+    """Refuses what the config alone shows to be impossible.
+
+    Raises:
+        UnsupportedBackboneError: layers are skipped at random.
+    """
+    for key, value in vars(backbone.config).items():
+        if "layerdrop" in key and isinstance(value, float) and value > 0:
+            raise refuse(
+                backbone,
+                f"its config has {key}={value}, which skips layers at random in training.",
+                f"Pass `config_overrides={{{key!r}: 0.0}}`.",
+            )
+
+
+def probe_inputs(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A tiny batch for the backbone: two rows of eight tokens, the second one with two padding tokens."""
+    if backbone.main_input_name != "input_ids":
+        raise refuse(
+            backbone, f"its main input is `{backbone.main_input_name}`, not text.", "Use a backbone that reads token ids."
+        )
+    text_config = backbone.config.get_text_config()
+    pad = getattr(text_config, "pad_token_id", None)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(min(5, text_config.vocab_size - 1), text_config.vocab_size, (2, 8), generator=generator)
+    if isinstance(pad, int):
+        ids = torch.where(ids == pad, (ids + 1) % text_config.vocab_size, ids)
+    mask = torch.ones_like(ids)
+    mask[1, -2:] = 0
+    device = backbone.get_input_embeddings().weight.device
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+@torch.no_grad()
+def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int) -> None:
+    """Runs the backbone twice, the second time with the segment's input disturbed, and checks that replaying the
+    first record from the disturbed input gives exactly the second run.
+
+    Args:
+        backbone: the model, its layers hooked.
+        layers: the layer stack.
+        first, last: the segment to be looped.
+
+    Raises:
+        UnsupportedBackboneError: layers are skipped or routed, something is computed between them, or another
+            argument of theirs depends on the state.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        inputs = probe_inputs(backbone)
+        plain = _recorded(backbone, layers, first, last, inputs, disturb=False)
+        disturbed = _recorded(backbone, layers, first, last, inputs, disturb=True)
+        _check_record(backbone, plain, disturbed)
+    finally:
+        backbone.train(was_training)
+
+
+def _recorded(
+    backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int, inputs: dict[str, Any], disturb: bool
+) -> Run:
+    run = Run(layers, first, last)
+    keyword = first_argument(layers[first])
+
+    def add_noise(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if args:
+            return (_disturbed(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, keyword: _disturbed(kwargs[keyword])}
+
+    handle = layers[first].register_forward_pre_hook(add_noise, with_kwargs=True) if disturb else None
+    try:
+        with recording(run):
+            backbone(**inputs, **no_cache(backbone))
+    except RuntimeError as error:
+        if "out of order" in str(error):
+            raise refuse(backbone, str(error), "") from error
+        raise
+    finally:
+        if handle is not None:
+            handle.remove()
+    if run.position != len(layers):
+        raise refuse(
+            backbone,
+            f"it called {run.position} of its {len(layers)} layers.",
+            "Layers that are skipped or routed cannot be looped.",
+        )
+    return run
+
+
+def _disturbed(hidden: torch.Tensor) -> torch.Tensor:
+    wave = torch.arange(hidden.numel(), device=hidden.device, dtype=torch.float32).sin().view_as(hidden)
+    return hidden + wave.to(hidden.dtype)
+
+
+def _check_record(backbone: PreTrainedModel, plain: Run, disturbed: Run) -> None:
+    segment = plain.segment
+    hint = "Confine feedback to layers without it (`feedback_layers`, `feedback_edges`) or use another backbone."
+    for run in (plain, disturbed):
+        for lower, upper in zip(run.segment, run.segment[1:], strict=False):
+            if not torch.equal(hidden_of(lower.output), upper.hidden):
+                raise refuse(
+                    backbone,
+                    f"it computes something between layers {lower.layer} and {upper.layer}, which a replay of the "
+                    "layers would leave out.",
+                    hint,
+                )
+    for one, other in zip(segment, disturbed.segment, strict=True):
+        if not _same_arguments((one.args, one.kwargs), (other.args, other.kwargs)):
+            raise refuse(
+                backbone, f"an argument of layer {one.layer} depends on the hidden states of the layers below.", hint
+            )
+    hidden = disturbed.segment[0].hidden
+    expected = hidden_of(disturbed.segment[-1].output)
+    for call in segment:
+        hidden = hidden_of(call.replay(hidden, hooked=False))
+    error = (hidden.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30)
+    if not error <= 32 * torch.finfo(expected.dtype).eps:
+        raise refuse(
+            backbone, f"replaying its layers gives another result than running it (relative error {error:.1e}).", hint
+        )
+
+
+def _same_arguments(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same_arguments, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same_arguments(one[key], other[key]) for key in one)
+    return type(one) is type(other)
+
+
+def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:
+    """The names that the backbone's `forward` takes."""
+    return frozenset(inspect.signature(backbone.forward).parameters)
+
+
+def no_cache(backbone: PreTrainedModel) -> dict[str, bool]:
+    """Iterations that shared a key–value cache would be silently wrong, so it is switched off."""
+    takes = "use_cache" in forward_arguments(backbone) or hasattr(backbone.config.get_text_config(), "use_cache")
+    return {"use_cache": False} if takes else {}

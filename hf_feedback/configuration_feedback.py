@@ -1,0 +1,297 @@
+"""`FeedbackConfig`: every option of a feedback model, validated when it is built and when it is loaded."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+from .activations import check_activation
+from .topology import TOPOLOGIES, resolve_edges
+
+logger = logging.get_logger(__name__)
+
+HF_FEEDBACK_VERSION = "0.1.0"
+
+# What transformers adds to a config by itself; neither ours nor a misspelling of ours.
+TRANSFORMERS_KEYS = {
+    "_attn_implementation",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+}
+
+CHOICES = {
+    "feedback_type": ("additive",),
+    "pooling": ("auto", "cls", "mean", "last"),
+    "head": ("new", "backbone"),
+    "backbone_part": ("auto", "encoder", "decoder"),
+}
+
+
+class FeedbackConfig(PreTrainedConfig):
+    """Configuration of a pretrained backbone with top-down feedback.
+
+    Layers are counted from 0. An edge `[source, target]` carries a message from the output of layer `source` of one
+    iteration to the input of layer `target` of the next, so `target < source`.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the backbone. Left out, it is filled in by `from_backbone` and `add_feedback`.
+        num_iterations (`int`, defaults to 2):
+            K ≥ 1, the number of passes through the looped layers. K = 1 is the plain backbone.
+        feedback_topology (`str`, *optional*):
+            `"top"`: the last layer speaks to every lower one; `"adjacent"`: layer l + 1 to layer l; `"dense"`: every
+            higher layer to every lower one. Left out together with `feedback_edges`, it means `"top"`.
+        feedback_edges (`list[list[int]]`, *optional*):
+            Explicit edges `[[source, target], …]`; excludes `feedback_topology`.
+        feedback_layers (`list[int]`, *optional*):
+            `[lowest, highest]`, both included: confines a topology to targets in that range.
+        feedback_type (`str`, defaults to `"additive"`):
+            How a message is made: `"additive"` is `up(activation(down(LayerNorm(h_source))))`.
+        feedback_activation (`str`, defaults to `"swish"`):
+            `"swish"` (`x·sigmoid(βx)` with one learnable β per edge, 1 at the start) or any activation that
+            transformers knows by name: `"sigmoid"`, `"tanh"`, `"relu"`, `"gelu"`, `"mish"`, …
+        feedback_rank (`int`, *optional*, defaults to 32):
+            Width of a message's inner projection, at most the hidden size; `None`: two full d × d maps.
+        feedback_dropout (`float`, defaults to 0.0):
+            Dropout probability inside a message, after the activation.
+        feedback_scale (`float`, defaults to 1.0):
+            Factor on every message.
+        backbone_layers (`list[int]`, *optional*):
+            Layers of the backbone to keep, ascending; the others are left out when the model is built. The other
+            options count the layers that are kept.
+        backbone_part (`str`, defaults to `"auto"`):
+            Which half of an encoder–decoder backbone is used: `"encoder"` (also `"auto"`) or `"decoder"`.
+        head (`str`, defaults to `"new"`):
+            `"new"`: pooling and a linear `classifier` over the last hidden state; `"backbone"`: the task head of the
+            backbone's own family.
+        pooling (`str`, defaults to `"auto"`):
+            For the new head: `"cls"` (first token), `"mean"` or `"last"`, padding left out. `"auto"`: last for
+            decoders, first otherwise (`from_backbone` also reads the pooling file of a sentence-transformers folder).
+        classifier_dropout (`float`, *optional*):
+            Dropout before the new classifier; `None`: the backbone's own classifier or hidden dropout.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of a new classifier's initial weights.
+        num_labels, id2label, label2id, problem_type:
+            As in every transformers configuration.
+
+    Raises:
+        ValueError: an option has a value that is not allowed, contradicts another, or looks misspelt.
+
+    Example:
+
+    ```python
+    >>> from hf_feedback import FeedbackConfig
+    >>> config = FeedbackConfig(num_iterations=3, feedback_topology="adjacent")
+    >>> config.edges(num_layers=4)
+    [(1, 0), (2, 1), (3, 2)]
+
+    ```
+    """
+
+    model_type = "hf_feedback"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True)}
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "iteration_logits", "residuals", "iterations"]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    num_iterations: int = 2
+    feedback_topology: str | None = None
+    feedback_edges: list[list[int]] | None = None
+    feedback_layers: list[int] | None = None
+    feedback_type: str = "additive"
+    feedback_activation: str = "swish"
+    feedback_rank: int | None = 32
+    feedback_dropout: float = 0.0
+    feedback_scale: float = 1.0
+    backbone_layers: list[int] | None = None
+    backbone_part: str = "auto"
+    head: str = "new"
+    pooling: str = "auto"
+    classifier_dropout: float | None = None
+    initializer_range: float = 0.02
+    hf_feedback_version: str | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        kwargs = self._check_unknown_keys(kwargs)
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = _config_from_dict(self.backbone_config)
+        super().__post_init__(**kwargs)
+        self.check_options()
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """The names of all options that are ours or about labels; `backbone_config` is not among them."""
+        ours = set(cls.default_config_fields()) - set(PreTrainedConfig.default_config_fields())
+        return (ours | {"id2label", "label2id", "problem_type"}) - {"backbone_config", "hf_feedback_version"}
+
+    def options(self) -> dict[str, Any]:
+        """The values of all options in `option_names`, as `from_backbone` takes them."""
+        return {name: getattr(self, name) for name in sorted(self.option_names())}
+
+    # What follows from the options
+
+    @property
+    def text_config(self) -> PreTrainedConfig | None:
+        """The part of `backbone_config` that describes the layers, or `None` where there is no backbone yet."""
+        return None if self.backbone_config is None else self.backbone_config.get_text_config()
+
+    @property
+    def hidden_size(self) -> int | None:
+        """d, the backbone's hidden size."""
+        return getattr(self.text_config, "hidden_size", None)
+
+    @property
+    def num_hidden_layers(self) -> int | None:
+        """L, the number of layers that are kept."""
+        if self.backbone_layers is not None:
+            return len(self.backbone_layers)
+        return getattr(self.text_config, "num_hidden_layers", None)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The backbone's vocabulary size."""
+        return getattr(self.text_config, "vocab_size", None)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The backbone's padding token."""
+        return getattr(self.text_config, "pad_token_id", None)
+
+    def edges(self, num_layers: int | None = None) -> list[tuple[int, int]]:
+        """The edges that the options stand for, as sorted `(source, target)` pairs.
+
+        Args:
+            num_layers: L; the backbone's by default.
+
+        Raises:
+            ValueError: an edge is out of range, not downwards or given twice, or there is none at all.
+        """
+        num_layers = self.num_hidden_layers if num_layers is None else num_layers
+        if num_layers is None:
+            raise ValueError("`edges()` needs `num_layers` as long as the config has no `backbone_config`.")
+        return resolve_edges(num_layers, self.feedback_topology, self.feedback_edges, self.feedback_layers)
+
+    # Validation
+
+    def check_options(self) -> None:
+        """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
+        _check_integer("num_iterations", self.num_iterations, 1, "1 is the plain backbone, 2 reads feedback once")
+        for name, allowed in CHOICES.items():
+            _check_choice(name, getattr(self, name), allowed)
+        check_activation(self.feedback_activation)
+        for name in ("feedback_dropout", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is None and name == "classifier_dropout":
+                continue
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ValueError(f"`{name}` must be a probability in [0, 1), got {value!r}.")
+        for name in ("feedback_scale", "initializer_range"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)!r}.")
+        self._check_rank()
+        self._check_layers()
+        self._check_edges()
+
+    def _check_rank(self) -> None:
+        if self.feedback_rank is None:
+            return
+        hint = "`None` means full rank"
+        _check_integer("feedback_rank", self.feedback_rank, 1, hint)
+        if self.hidden_size is not None and self.feedback_rank > self.hidden_size:
+            raise ValueError(
+                f"`feedback_rank` must be at most the backbone's hidden size {self.hidden_size}, got "
+                f"{self.feedback_rank}; choose a smaller rank ({hint})."
+            )
+
+    def _check_layers(self) -> None:
+        layers = self.backbone_layers
+        if layers is None:
+            return
+        if (
+            not isinstance(layers, list | tuple)
+            or not layers
+            or not all(_is_integer(i) and i >= 0 for i in layers)
+            or sorted(set(layers)) != list(layers)
+        ):
+            raise ValueError(
+                f"`backbone_layers` must be a list of layer numbers, ascending and counted from 0, got {layers!r}."
+            )
+        total = getattr(self.text_config, "num_hidden_layers", None)
+        if total is not None and layers[-1] >= total:
+            raise ValueError(f"`backbone_layers` must be below the backbone's {total} layers, got {layers!r}.")
+
+    def _check_edges(self) -> None:
+        if self.feedback_topology is not None:
+            _check_choice("feedback_topology", self.feedback_topology, tuple(TOPOLOGIES))
+        if self.num_hidden_layers is not None:
+            self.edges()
+        else:  # the number of layers is open: check whatever does not depend on it, with as many as are mentioned
+            mentioned = [i for edge in self.feedback_edges or [] if isinstance(edge, list | tuple) for i in edge]
+            mentioned += self.feedback_layers or []
+            self.edges(2 + max((i for i in mentioned if _is_integer(i)), default=0))
+
+    def _check_unknown_keys(self, kwargs: dict) -> dict:
+        """Refuses near-misses of our names; drops, with a warning, what a newer hf_feedback wrote."""
+        ours = self.option_names() | {"backbone_config", "num_labels"}
+        unknown = [key for key in kwargs if key not in TRANSFORMERS_KEYS and not key.startswith("_")]
+        if _is_newer(self.hf_feedback_version):
+            if unknown:
+                logger.warning(
+                    f"This config was written by hf_feedback {self.hf_feedback_version}, newer than the installed "
+                    f"{HF_FEEDBACK_VERSION}. Ignored: {', '.join(sorted(unknown))}. Upgrade hf_feedback to use them."
+                )
+            return {key: value for key, value in kwargs.items() if key not in unknown}
+        for key in unknown:
+            near = get_close_matches(key, ours, n=1, cutoff=0.85)
+            if near:
+                raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near[0]}`?")
+            if key.startswith("feedback_"):
+                valid = ", ".join(sorted(name for name in ours if name.startswith("feedback_")))
+                raise ValueError(f"`{key}` is not an option of FeedbackConfig; the feedback options are: {valid}.")
+        return kwargs
+
+    def to_dict(self) -> dict:
+        """As in transformers, with the version of hf_feedback that writes it."""
+        return {**super().to_dict(), "hf_feedback_version": HF_FEEDBACK_VERSION}
+
+
+def _config_from_dict(values: dict) -> PreTrainedConfig:
+    model_type = values.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`backbone_config` must hold the `model_type` of a model in transformers, got {model_type!r}; pass the "
+            "backbone's own config (`AutoConfig.from_pretrained(...)`) or upgrade transformers."
+        )
+    return CONFIG_MAPPING[model_type].from_dict(dict(values))
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _check_integer(name: str, value: object, least: int, hint: str) -> None:
+    if not _is_integer(value) or value < least:  # type: ignore[operator]
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r} ({hint}).")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def _is_newer(version: str | None) -> bool:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(".") if part.isdigit()]
+
+    return version is not None and numbers(version) > numbers(HF_FEEDBACK_VERSION)

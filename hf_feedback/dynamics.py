@@ -1,0 +1,56 @@
+"""How the loop moves: the states and residual of each iteration."""
+
+import torch
+
+
+def relative_residual(
+    new: dict[int, torch.Tensor], old: dict[int, torch.Tensor], mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How far the states still moved in one iteration: `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖`, per example.
+
+    Args:
+        new, old: states of two successive iterations, `{layer: (B, T, d)}`.
+        mask: `(B, T)`, 0 at padding, which is left out.
+
+    Returns:
+        `(B,)`, over all layers together, in float32.
+    """
+
+    def square(states: list[torch.Tensor]) -> torch.Tensor:
+        total = torch.zeros((), device=states[0].device)
+        for state in states:
+            per_token = state.float().square().sum(-1)
+            if mask is not None and mask.shape == per_token.shape:
+                per_token = per_token.masked_fill(mask.to(per_token.device) == 0, 0.0)
+            total = total + per_token.flatten(1).sum(1).to(total.device)
+        return total
+
+    moved = square([new[layer] - old[layer] for layer in new])
+    size = square(list(new.values()))
+    return (moved / size.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+
+
+class IterationTrace:
+    """What `output_iterations=True` notes after each iteration.
+
+    Args:
+        mask: `(B, T)`, 0 at padding, which residuals leave out.
+    """
+
+    def __init__(self, mask: torch.Tensor | None) -> None:
+        self.mask = mask
+        self.latest: dict[int, torch.Tensor] = {}
+        self.ends: list[torch.Tensor] = []
+        self.residuals: list[torch.Tensor] = []
+
+    def __call__(self, k: int, h: dict[int, torch.Tensor]) -> None:
+        if k > 1:
+            self.residuals.append(relative_residual(h, self.latest, self.mask).detach())
+        self.latest = h
+        self.ends.append(h[max(h)])
+
+    def fields(self) -> dict[str, torch.Tensor]:
+        """`residuals` `(B, K − 1)` and `iterations` `(B,)`."""
+        end = self.ends[0]
+        residuals = torch.stack(self.residuals, 1) if self.residuals else end.new_zeros((end.shape[0], 0))
+        return {"residuals": residuals, "iterations": torch.full((end.shape[0],), len(self.ends), device=end.device)}

@@ -1,0 +1,189 @@
+"""Records the layer calls of iteration 1, so that the loop can replay them.
+
+The hooks are put on the backbone's layers once and hold nothing but a place in the stack. What a forward call records
+lives in a `Run`, which belongs to that call and its thread: two threads may run one model at the same time.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """The hidden states in a layer's output, which is a tensor or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def first_argument(module: nn.Module) -> str:
+    """Name of a layer's first argument, under which hidden states come when they come by name."""
+    return next(iter(inspect.signature(module.forward).parameters))
+
+
+@dataclass
+class LayerCall:
+    """One call of a layer, as the backbone made it.
+
+    Args:
+        layer: its place in the stack, from 0.
+        module: the layer itself.
+        args, kwargs: what it was called with besides the hidden states.
+        keyword: name under which it got the hidden states; `None` where they came first by position.
+        hidden: the hidden states that it got, `(B, T, d)`, if they are kept.
+        output: what it returned in the latest iteration, if that is kept.
+        extras: what it returned in iteration 1 besides the hidden states.
+    """
+
+    layer: int
+    module: nn.Module
+    args: tuple
+    kwargs: dict[str, Any]
+    keyword: str | None
+    hidden: torch.Tensor | None
+    output: Any
+    extras: tuple
+
+    def replay(self, hidden: torch.Tensor, hooked: bool = True) -> Any:
+        """Calls the layer again with other hidden states and everything else as recorded.
+
+        Args:
+            hidden: `(B, T, d)`.
+            hooked: call the module with its hooks, or its bare `forward` when the caller runs inside one of them.
+
+        Returns:
+            The layer's output.
+        """
+        call = self.module if hooked else self.module.forward
+        if self.keyword is None:
+            output = call(hidden, *self.args, **self.kwargs)
+        else:
+            output = call(*self.args, **self.kwargs, **{self.keyword: hidden})
+        if self.output is not None:
+            self.output = output
+        return output
+
+
+class Run:
+    """The state of one forward call: how far up the stack it is, and what it recorded.
+
+    Args:
+        layers: the layer stack, in the order of the calls.
+        first, last: the segment that the loop repeats.
+        on_segment: called after layer `last` with this run, its segment filled; returns that layer's new output.
+        keep: the layers whose outputs are kept; `None`: all of them, and their inputs too.
+    """
+
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        first: int,
+        last: int,
+        on_segment: Callable[["Run"], Any] | None = None,
+        keep: set[int] | None = None,
+    ) -> None:
+        self.layers, self.first, self.last = layers, first, last
+        self.on_segment, self.keep = on_segment, keep
+        self.segment: list[LayerCall] = []
+        self.position = 0
+        self.replaying = False
+
+    def record(self, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Takes down one layer call; after the segment's last layer, lets the loop replace its output."""
+        if self.position >= len(self.layers) or module is not self.layers[self.position]:
+            raise RuntimeError(
+                f"The backbone called its layers out of order: expected layer {self.position} of {len(self.layers)}, "
+                f"got a {type(module).__name__}. Layers that are skipped at random (LayerDrop) or routed cannot be "
+                "looped; set the option that skips them to 0."
+            )
+        layer, self.position = self.position, self.position + 1
+        if self.first <= layer <= self.last:
+            self.segment.append(self._call(layer, module, keyword, args, kwargs, output))
+        if layer != self.last or self.on_segment is None:
+            return None
+        self.replaying = True
+        try:
+            return self.on_segment(self)
+        finally:
+            self.replaying = False
+
+    def _call(
+        self, layer: int, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> LayerCall:
+        hidden, others = (args[0], kwargs) if args else (kwargs[keyword], {k: kwargs[k] for k in kwargs if k != keyword})
+        return LayerCall(
+            layer=layer,
+            module=module,
+            args=args[1:],
+            kwargs=others,
+            keyword=None if args else keyword,
+            hidden=hidden if self.keep is None or layer == self.first else None,
+            output=output if self.keep is None or layer in self.keep else None,
+            extras=output[1:] if isinstance(output, tuple) else (),
+        )
+
+
+_RUN: ContextVar[Run | None] = ContextVar("hf_feedback_run", default=None)
+
+
+class _Compiled:
+    """Stands in for the context variable while `torch.compile` traces, which cannot follow one."""
+
+    run: Run | None = None
+
+
+_COMPILED = _Compiled()
+
+
+@contextmanager
+def _traced(run: Run | None) -> Iterator[None]:
+    before, _COMPILED.run = _COMPILED.run, run
+    try:
+        yield
+    finally:
+        _COMPILED.run = before
+
+
+@contextmanager
+def _active(run: Run | None) -> Iterator[None]:
+    token = _RUN.set(run)
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
+
+
+def recording(run: Run | None) -> Any:
+    """Context in which the layers' hooks report to `run`; to nobody where it is `None`."""
+    return _traced(run) if torch.compiler.is_compiling() else _active(run)
+
+
+class LayerHook:
+    """Forward hook that reports a layer's call to the run of the current thread, if there is one.
+
+    Args:
+        keyword: the layer's `first_argument`.
+    """
+
+    def __init__(self, keyword: str) -> None:
+        self.keyword = keyword
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        run = _COMPILED.run if torch.compiler.is_compiling() else _RUN.get()
+        if run is None or run.replaying:
+            return None
+        return run.record(module, self.keyword, args, kwargs, output)
+
+
+def install_hooks(layers: list[nn.Module]) -> None:
+    """Puts one `LayerHook` on each layer, before every other hook (they then see the loop's final output).
+
+    A layer that has one already is left alone, so that a backbone can be wrapped again.
+    """
+    for layer in set(layers):
+        if not any(isinstance(hook, LayerHook) for hook in layer._forward_hooks.values()):
+            layer.register_forward_hook(LayerHook(first_argument(layer)), with_kwargs=True, prepend=True)
