@@ -1,0 +1,241 @@
+"""From files of labelled texts to what a model reads."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, load_dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+TEXT_NAMES = ("text", "sentence", "content", "review", "question", "message", "tweet", "utterance")
+PAIR_NAMES = (
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("text", "text_pair"),
+    ("question1", "question2"),
+)
+LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "score")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a data set keeps its texts and labels."""
+
+    text: str
+    text_pair: str | None
+    label: str | None
+
+
+def read_file(file: str | Path) -> Dataset:
+    """Reads a CSV, TSV, JSON-lines or parquet file.
+
+    Raises:
+        ValueError: the file is missing, empty, of an unknown kind or cannot be read.
+    """
+    path = Path(file)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{file}: unknown kind of file; use one of {', '.join(FORMATS)}.")
+    if not path.is_file():
+        raise ValueError(f"{file}: there is no such file.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{file}: the file is empty.")
+    options: dict[str, Any] = {}
+    if FORMATS[path.suffix] == "csv":  # words like "NA" or "None" are texts, not gaps
+        options = {"keep_default_na": False, "sep": "\t" if path.suffix == ".tsv" else ","}
+    try:
+        data = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{file}: cannot be read as {FORMATS[path.suffix]} ({cause}).") from error
+    if len(data) == 0:
+        raise ValueError(f"{file}: the file has no rows.")
+    return data
+
+
+def find_columns(
+    names: Sequence[str],
+    source: str,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    needs_label: bool = True,
+) -> Columns:
+    """The columns that were given, or found by their usual names.
+
+    Raises:
+        ValueError: a column is missing or cannot be found; names those that are there.
+    """
+    there = f"{source} has the columns: {', '.join(names)}."
+    for option, value in (("--text-column", text), ("--text-pair-column", text_pair), ("--label-column", label)):
+        if value is not None and value not in names and (option != "--label-column" or needs_label):
+            raise ValueError(f"`{option}`: there is no column {value!r}; {there}")
+    if text is None and text_pair is None:
+        pair = next((pair for pair in PAIR_NAMES if set(pair) <= set(names)), None)
+        text, text_pair = pair or (next((name for name in TEXT_NAMES if name in names), None), None)
+    if text is None:
+        raise ValueError(f"No column of texts was found; name it with `--text-column`. {there}")
+    if label is None:
+        label = next((name for name in LABEL_NAMES if name in names and name not in (text, text_pair)), None)
+    if label is None and needs_label:
+        raise ValueError(f"No column of labels was found; name it with `--label-column`. {there}")
+    return Columns(text, text_pair, label if label in names else None)
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """How labels become numbers.
+
+    Args:
+        problem_type: as in transformers.
+        names: the classes in the order of their numbers; empty for regression.
+    """
+
+    problem_type: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def num_labels(self) -> int:
+        """1 for regression."""
+        return max(1, len(self.names))
+
+    @classmethod
+    def of(cls, data: Dataset, column: str, source: str, problem_type: str | None = None) -> "LabelSet":
+        """Finds out from the training labels: lists → several labels at once, numbers that are not whole →
+        regression, anything else → classes.
+
+        Raises:
+            ValueError: a label is missing, or there are fewer than two classes.
+        """
+        feature = data.features[column]
+        if isinstance(feature, ClassLabel) and problem_type != "regression":
+            return cls("single_label_classification", tuple(feature.names))
+        values = data[column]
+        _refuse_missing(values, column, source)
+        if problem_type is None:
+            problem_type = _guess_problem(values)
+        if problem_type == "regression":
+            return cls(problem_type)
+        if problem_type == "multi_label_classification":
+            found = {_name(label) for labels in values for label in labels}
+        else:
+            found = {_name(value) for value in values}
+        if len(found) < 2:
+            raise ValueError(
+                f"{source}: column {column!r} has fewer than two different labels ({', '.join(sorted(found))}); "
+                "a classifier needs at least two. For numbers to predict, say `--problem-type regression`."
+            )
+        number = {name: float(name) for name in found if _is_float(name)}
+        return cls(problem_type, tuple(sorted(found, key=lambda name: (number.get(name, math.inf), name))))
+
+    def encode(self, values: Sequence[Any], column: str, source: str) -> list[Any]:
+        """Labels → numbers.
+
+        Raises:
+            ValueError: a label is missing, unknown or, for regression, not a number; says which rows.
+        """
+        _refuse_missing(values, column, source)
+        if self.problem_type == "regression":
+            wrong = [i for i, value in enumerate(values) if not _is_float(value)]
+            if wrong:
+                raise ValueError(f"{source}: {values[wrong[0]]!r} in column {column!r}, {_rows(wrong)}, is no number.")
+            return [float(value) for value in values]
+        number = {name: i for i, name in enumerate(self.names)}
+        several = self.problem_type == "multi_label_classification"
+        rows = [[_name(v) for v in value] if several else [_name(value)] for value in values]
+        unknown = [i for i, row in enumerate(rows) if any(name not in number for name in row)]
+        if unknown:
+            name = next(name for name in rows[unknown[0]] if name not in number)
+            raise ValueError(
+                f"{source}: label {name!r} in {_rows(unknown)} is not among the training labels: "
+                f"{', '.join(self.names[:20])}{', …' if len(self.names) > 20 else ''}."
+            )
+        if several:
+            return [[float(name in row) for name in self.names] for row in rows]
+        return [number[row[0]] for row in rows]
+
+
+def _guess_problem(values: Sequence[Any]) -> str:
+    if all(isinstance(value, list | tuple) for value in values):
+        return "multi_label_classification"
+    numbers = [float(value) for value in values if _is_float(value)]
+    whole = all(number == int(number) for number in numbers)
+    return "regression" if len(numbers) == len(values) and not whole else "single_label_classification"
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _name(value: Any) -> str:
+    """1, 1.0 and "1" are the same label."""
+    if isinstance(value, float) and value == int(value):
+        value = int(value)
+    return str(value).strip()
+
+
+def _refuse_missing(values: Sequence[Any], column: str, source: str) -> None:
+    def is_missing(value: Any) -> bool:
+        if isinstance(value, str):
+            return value.strip() == "" or value.strip().lower() == "nan"
+        return value is None or (isinstance(value, float) and math.isnan(value))
+
+    missing = [i for i, value in enumerate(values) if is_missing(value)]
+    if missing:
+        raise ValueError(f"{source}: the label is missing in column {column!r}, {_rows(missing)}; fill or drop them.")
+
+
+def _rows(indices: Sequence[int]) -> str:
+    """Rows counted from 1, the header left out."""
+    shown = ", ".join(str(i + 1) for i in indices[:5])
+    return f"row {shown}" if len(indices) == 1 else f"rows {shown}{', …' if len(indices) > 5 else ''}"
+
+
+def encode(
+    data: Dataset,
+    columns: Columns,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    source: str,
+    labels: LabelSet | None = None,
+) -> Dataset:
+    """Texts (and labels, where `labels` says how) → token ids, cut at `max_length`.
+
+    Texts that are cut and texts that are empty are counted in a warning; an empty text stays, as its special tokens.
+    """
+    filler = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
+    counts = {"long": 0, "empty": 0}
+
+    def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        texts = [["" if v is None else str(v) for v in batch[c]] for c in (columns.text, columns.text_pair) if c]
+        counts["empty"] += sum(not any(t.strip() for t in row) for row in zip(*texts, strict=True))
+        found = tokenizer(*texts, truncation=True, max_length=max_length)
+        cut = [e.overflowing for e in found.encodings or ()] or [len(i) == max_length for i in found["input_ids"]]
+        counts["long"] += sum(map(bool, cut))
+        for i, ids in enumerate(found["input_ids"]):  # a tokenizer without special tokens leaves nothing of ""
+            if not ids:
+                for key in found:
+                    found[key][i] = [filler if key == "input_ids" else int(key == "attention_mask")]
+        return dict(found)
+
+    encoded = data.map(tokenize, batched=True, remove_columns=data.column_names, load_from_cache_file=False)
+    if counts["long"]:
+        logger.warning(f"{source}: {counts['long']} of {len(data)} texts are longer than {max_length} tokens and were cut.")
+    if counts["empty"]:
+        logger.warning(f"{source}: {counts['empty']} of {len(data)} texts are empty.")
+    if labels is not None and columns.label is not None:
+        values = data[columns.label]
+        feature = data.features[columns.label]
+        if isinstance(feature, ClassLabel):
+            values = [None if v is None or v < 0 else feature.int2str(v) for v in values]
+        encoded = encoded.add_column("labels", labels.encode(list(values), columns.label, source))
+    return encoded

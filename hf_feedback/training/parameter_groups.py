@@ -1,0 +1,205 @@
+"""Which parameters train, and at which rate: freezing and discriminative learning rates."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..modeling_base import FeedbackPreTrainedModel
+
+PARTS = ("backbone", "embeddings", "feedback", "head")
+
+
+def feedback_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel]:
+    """The feedback model inside whatever wraps it (DDP, PEFT, …), with the prefix of its parameter names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, FeedbackPreTrainedModel):
+            return f"{name}." if name else "", module
+    raise ValueError(f"There is no feedback model in this {type(model).__name__}; use `from_backbone` to make one.")
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """The part that each parameter belongs to: parameter name → `"embeddings"`, `"layer 0"`, …, `"backbone"` (what
+    lies above the layers), `"feedback"` or `"head"`. Parameters below the layers count as embeddings.
+    """
+    prefix, core = feedback_model_in(model)
+    layers = f"backbone.{core._stack_name}."
+    base = next(f"backbone.{name}." if name else "backbone." for name, m in core.backbone.named_modules() if m is core.backbone.base_model)
+    embeddings = {
+        f"backbone.{name}."
+        for name, module in core.backbone.named_modules()
+        if isinstance(module, nn.Embedding) and not f"backbone.{name}.".startswith(layers)
+    }
+    parts, below = {}, True
+    for full_name, _ in model.named_parameters():
+        name = full_name.removeprefix(prefix)
+        if name.startswith("feedback."):
+            part = "feedback"
+        elif name.startswith(layers):
+            part, below = f"layer {name.removeprefix(layers).split('.')[0]}", False
+        elif not name.startswith(base):
+            part = "head"
+        else:
+            part = "embeddings" if below or name.startswith(tuple(embeddings)) else "backbone"
+        parts[full_name] = part
+    return parts
+
+
+def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> list[str]:
+    """Stops parameters from training.
+
+    Args:
+        model: a feedback model, wrapped or not.
+        freeze: `"backbone"`, `"embeddings"`, `"feedback"`, `"head"`, `"layers:0-3"` (both included), `"layers:2"`, a
+            regular expression that is searched for in parameter names, or a list of these.
+
+    Returns:
+        The names of the parameters that are frozen by this call.
+
+    Raises:
+        ValueError: something in `freeze` matches no parameter.
+    """
+    items = [freeze] if isinstance(freeze, str) else list(freeze or [])
+    parts = parts_of(model)
+    frozen: set[str] = set()
+    for item in items:
+        names = {name for name, part in parts.items() if _matches(item, name, part)}
+        if not names:
+            raise ValueError(
+                f"`freeze`: {item!r} matches no parameter. Use one of {', '.join(map(repr, PARTS))}, 'layers:0-3', or "
+                f"a regular expression over parameter names such as {next(iter(parts))!r}."
+            )
+        frozen |= names
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    return sorted(frozen)
+
+
+def _matches(item: str, name: str, part: str) -> bool:
+    if item in PARTS:
+        return part == item or (item == "backbone" and (part == "embeddings" or part.startswith("layer ")))
+    layers = re.fullmatch(r"layers:(\d+)(?:-(\d+))?", item)
+    if layers:
+        first, last = int(layers[1]), int(layers[2] or layers[1])
+        return part in {f"layer {i}" for i in range(first, last + 1)}
+    return _search("freeze", item, name)
+
+
+def _search(option: str, pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"`{option}`: {pattern!r} is not a regular expression ({error}).") from error
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    *,
+    weight_decay: float = 0.0,
+    backbone_lr: float | None = None,
+    feedback_lr: float | None = None,
+    head_lr: float | None = None,
+    layer_lr_decay: float = 1.0,
+    learning_rate_mapping: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimizer.
+
+    Layer l of L trains at `backbone_lr · layer_lr_decay^(L−1−l)`, the embeddings at `backbone_lr · layer_lr_decay^L`.
+    A frozen parameter is in no group; a rate from `learning_rate_mapping` wins over every other. Vectors (norms,
+    biases, the β of Swish) never decay.
+
+    Args:
+        model: a feedback model, wrapped or not.
+        learning_rate: the rate of every part that has none of its own.
+        weight_decay: decoupled weight decay of matrices.
+        backbone_lr, feedback_lr, head_lr: rates of the parts; `learning_rate` by default.
+        layer_lr_decay: factor in (0, 1] from one layer to the one below.
+        learning_rate_mapping: regular expression over parameter names → rate; the first that matches counts.
+
+    Returns:
+        Dicts with `params`, `lr`, `weight_decay` and `name`.
+
+    Raises:
+        ValueError: a rate is not allowed, a pattern matches nothing, or nothing is left to train.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import parameter_groups
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
+    >>> groups = parameter_groups(model, 1e-3, backbone_lr=2e-5, layer_lr_decay=0.5)
+    >>> {group["name"]: group["lr"] for group in groups}
+    {'embeddings': 5e-06, 'layer 0': 1e-05, 'layer 1': 2e-05, 'feedback': 0.001, 'head': 0.001}
+    >>> optimizer = torch.optim.AdamW(groups)
+
+    ```
+    """
+    mapping = dict(learning_rate_mapping or {})
+    rates = {"learning_rate": learning_rate, "backbone_lr": backbone_lr, "feedback_lr": feedback_lr, "head_lr": head_lr}
+    for option, rate in [*rates.items(), *((f"learning_rate_mapping[{p!r}]", rate) for p, rate in mapping.items())]:
+        if rate is not None and not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"`{option}` must be a finite number of at least 0, got {rate!r}.")
+    if not 0 < layer_lr_decay <= 1:
+        raise ValueError(f"`layer_lr_decay` must be in (0, 1], got {layer_lr_decay!r}; 1 gives all layers one rate.")
+    parts = parts_of(model)
+    for pattern in mapping:
+        if not any(_search("learning_rate_mapping", pattern, name) for name in parts):
+            raise ValueError(f"`learning_rate_mapping`: {pattern!r} matches no parameter, e.g. {next(iter(parts))!r}.")
+    num_layers = len(feedback_model_in(model)[1]._layers())
+    named = {part: learning_rate if rate is None else rate for part, rate in (
+        ("backbone", backbone_lr), ("feedback", feedback_lr), ("head", head_lr)
+    )}  # fmt: skip
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = parts[name]
+        pattern = next((p for p in mapping if _search("learning_rate_mapping", p, name)), None)
+        if pattern is not None:
+            part, rate = pattern, mapping[pattern]
+        elif part in named:
+            rate = named[part]
+        else:
+            power = num_layers if part == "embeddings" else num_layers - 1 - int(part.removeprefix("layer "))
+            rate = named["backbone"] * layer_lr_decay**power
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        group = groups.setdefault((part, decay), {"params": [], "lr": rate, "weight_decay": decay, "name": part})
+        group["params"].append(parameter)
+    if not groups:
+        raise ValueError("Every parameter is frozen: nothing is left to train. Freeze less.")
+    return list(groups.values())
+
+
+def format_groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    """The groups as a table: name pattern, tensors, parameters, rate, decay."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        yield "parameters", "tensors", "numbers", "rate", "decay"
+        for group in groups:
+            count = sum(parameter.numel() for parameter in group["params"])
+            yield (
+                str(group.get("name", "")),
+                str(len(group["params"])),
+                f"{count:,}",
+                f"{group['lr']:.3g}",
+                f"{group['weight_decay']:g}",
+            )
+
+    table = list(rows())
+    widths = [max(len(row[i]) for row in table) for i in range(5)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in table
+    )
