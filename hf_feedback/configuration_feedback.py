@@ -1,5 +1,6 @@
 """`FeedbackConfig`: every option of a feedback model, validated when it is built and when it is loaded."""
 
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +22,7 @@ TRANSFORMERS_KEYS = {
     "attn_implementation",
     "auto_map",
     "experts_implementation",
+    "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
@@ -128,7 +130,7 @@ class FeedbackConfig(PreTrainedConfig):
     @classmethod
     def option_names(cls) -> set[str]:
         """The names of all options that are ours or about labels; `backbone_config` is not among them."""
-        ours = set(cls.default_config_fields()) - set(PreTrainedConfig.default_config_fields())
+        ours = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
         return (ours | {"id2label", "label2id", "problem_type"}) - {"backbone_config", "hf_feedback_version"}
 
     def options(self) -> dict[str, Any]:

@@ -284,6 +284,11 @@ class FeedbackPreTrainedModel(PreTrainedModel):
 
     def _iterations(self, num_iterations: int | None) -> int:
         """K for this call."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel copies the model without its hooks' order; start one process per GPU instead, with "
+                "`torchrun --nproc_per_node N` or `accelerate launch`."
+            )
         if self._is_disabled():
             return 1
         if num_iterations is None:
@@ -348,6 +353,11 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         `token_type_ids` and `position_ids` that it does not know are dropped, as transformers does.
         """
         inputs = {key: value for key, value in tensors.items() if value is not None}
+        if "past_key_values" in inputs:
+            raise ValueError(
+                "`past_key_values`: iterations cannot share a key–value cache, so prefix-tuning and cached decoding do "
+                "not work with feedback; tune with LoRA or the feedback alone instead."
+            )
         for key in list(inputs):
             if key in self._backbone_arguments or key in COMMON_ARGUMENTS:
                 continue

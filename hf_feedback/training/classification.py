@@ -102,10 +102,13 @@ class ModelArguments:
 
 
 def bf16_is_fast() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware."""
+    """Whether bfloat16 pays on this machine: on GPUs that have it and CPUs with AMX.
+
+    With AVX-512 instructions alone, autocast trained MiniLM slower than float32 did (0.77 against 0.57 s a step).
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_tile_supported()
 
 
 # Data

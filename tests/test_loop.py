@@ -1,0 +1,297 @@
+"""The sharp edges of record and replay."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from families import speak, tiny_backbone, tiny_batch, tiny_config
+from torch import nn
+from transformers import AutoModel
+
+from hf_feedback import FeedbackForSequenceClassification, FeedbackModel, UnsupportedBackboneError
+from hf_feedback.recorder import _RUN, LayerHook
+
+FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
+
+
+def make(family="bert", seed=0, cls=FeedbackModel, **options):
+    options = {"num_iterations": 3, "feedback_rank": 8, **options}
+    return speak(cls.from_backbone(tiny_backbone(family, seed), **options))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefix_and_suffix_run_once(family):
+    model = make(family, feedback_edges=[[2, 1]], num_iterations=5)
+    calls = [0] * 4
+    for index, layer in enumerate(model._layers()):
+        original = layer.forward
+
+        def counted(*args, _index=index, _original=original, **kwargs):
+            calls[_index] += 1
+            return _original(*args, **kwargs)
+
+        layer.forward = counted
+    model(**tiny_batch())
+    assert calls == [1, 5, 5, 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_users_hooks_on_the_last_layer_fire_once_with_the_final_output(family):
+    model, seen = make(family), []
+    model._layers()[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+    output = model(**tiny_batch(), output_hidden_states=True)
+    assert len(seen) == 1
+    hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    if family in ("bert", "deberta-v2"):  # the others norm afterwards
+        assert torch.equal(hidden, output.last_hidden_state)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "roberta", "distilbert", "electra", "llama"])
+@pytest.mark.parametrize("edges", [[[3, 0]], [[2, 1]], [[1, 0], [3, 2]]], ids=str)
+def test_collected_states_are_those_of_the_last_iteration(family, edges):
+    model = make(family, feedback_edges=edges)
+    model.backbone.set_attn_implementation("eager")
+    batch = tiny_batch()
+    found = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert len(found.hidden_states) == 5
+    assert len(found.attentions) == 4
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
+    assert all(a.shape == (2, 4, 9, 9) for a in found.attentions)
+    # the attention and output of every layer belong together: running the layers' plain stack on what the last
+    # iteration gave each of them is what the layers above the segment do, so they must be reproduced exactly
+    last = max(source for source, _ in edges)
+    once = model(**batch, num_iterations=1, output_hidden_states=True, output_attentions=True)
+    first = min(target for _, target in edges)
+    for layer in range(4):
+        same = layer < first
+        assert torch.equal(found.attentions[layer], once.attentions[layer]) == same, layer
+    for layer in range(first + 1, last + 2):
+        assert not torch.equal(found.hidden_states[layer], once.hidden_states[layer])
+
+
+def test_forward_that_dies_leaves_nothing_behind():
+    model, batch = make(), tiny_batch()
+    expected = model(**batch).last_hidden_state
+    layer = model._layers()[1]
+    original, calls = layer.forward, []
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    layer.forward = dies
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch)
+    del layer.forward
+    assert _RUN.get() is None
+    assert torch.is_grad_enabled()
+    assert torch.equal(model(**batch).last_hidden_state, expected)
+
+
+def test_the_backbone_alone_is_untouched():
+    backbone = tiny_backbone("bert")
+    batch = tiny_batch()
+    expected = backbone(**batch).last_hidden_state
+    names = list(backbone.state_dict())
+    model = speak(FeedbackModel.from_backbone(backbone, feedback_rank=8))
+    assert not torch.equal(model(**batch).last_hidden_state, expected)
+    assert torch.equal(backbone(**batch).last_hidden_state, expected)
+    assert list(backbone.state_dict()) == [name for name in names if not name.startswith("pooler")]
+
+
+def test_wrapping_twice_keeps_one_hook():
+    backbone = tiny_backbone("bert")
+    for _ in range(2):
+        FeedbackModel.from_backbone(backbone, feedback_rank=8)
+    hooks = [hook for layer in backbone.encoder.layer for hook in layer._forward_hooks.values()]
+    assert sum(isinstance(hook, LayerHook) for hook in hooks) == 4
+
+
+def test_threads_do_not_meet():
+    model = make(feedback_topology="dense")
+    batches = [tiny_batch(seed) for seed in range(8)]
+    options = [dict(num_iterations=1 + seed % 4) for seed in range(8)]
+    expected = [model(**batch, **o).last_hidden_state for batch, o in zip(batches, options, strict=True)]
+    found, disabled = [None] * 8, [None] * 8
+
+    def work(i):
+        for _ in range(5):
+            found[i] = model(**batches[i], **options[i]).last_hidden_state
+            with model.feedback_disabled():
+                disabled[i] = model(**batches[i], **options[i]).last_hidden_state
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        assert torch.equal(found[i], expected[i])
+        assert torch.equal(disabled[i], model(**batches[i], num_iterations=1).last_hidden_state)
+
+
+def test_disabling_one_model_leaves_another():
+    one, other, batch = make(), make(seed=5), tiny_batch()
+    expected = other(**batch).last_hidden_state
+    with one.feedback_disabled():
+        assert torch.equal(other(**batch).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_independent(copied):
+    model, batch = make(), tiny_batch()
+    expected = model(**batch).last_hidden_state
+    twin = copied(model)
+    speak(model, seed=9)
+    assert torch.equal(twin(**batch).last_hidden_state, expected)
+    assert not torch.equal(model(**batch).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "reentrant"),
+    [*((family, False) for family in FAMILIES), ("bert", True), ("modernbert", True), ("qwen3", True)],
+)  # the bare DeBERTa-v2 dies with reentrant checkpointing by itself
+def test_activation_checkpointing_gives_equal_gradients(family, reentrant):
+    model = make(family, feedback_topology="dense").double().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+    def gradients():
+        model.zero_grad()
+        model(**tiny_batch()).last_hidden_state.square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointed = gradients()
+    assert plain.keys() == checkpointed.keys()
+    largest = max(g.abs().max() for g in plain.values())
+    for name, gradient in plain.items():
+        assert (gradient - checkpointed[name]).abs().max() <= 1e-6 * largest, name
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_compiled_without_breaks_equals_eager(family):
+    torch._dynamo.reset()
+    model, batch = make(family, feedback_edges=[[3, 1], [2, 1]]), tiny_batch()
+    eager = model(**batch).last_hidden_state
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**batch).last_hidden_state, eager)
+    with model.feedback_disabled():
+        torch.testing.assert_close(compiled(**batch).last_hidden_state, model(**batch).last_hidden_state)
+    torch.testing.assert_close(compiled(**batch).last_hidden_state, eager)
+
+
+def test_replaced_connections_are_the_ones_that_speak():
+    """What wraps or swaps `model.feedback` (PEFT does) takes effect at the next call."""
+    model, batch = make(), tiny_batch()
+    before = model(**batch).last_hidden_state
+    model.feedback = speak(make(seed=3), seed=8).feedback
+    assert not torch.equal(model(**batch).last_hidden_state, before)
+
+
+def test_data_parallel_is_refused():
+    model = make()
+    model._is_replica = True
+    with pytest.raises(RuntimeError, match="torchrun"):
+        model(**tiny_batch())
+
+
+def test_a_cache_is_refused():
+    with pytest.raises(ValueError, match="prefix-tuning"):
+        make("llama")(**tiny_batch(), past_key_values=object())
+
+
+def test_layerdrop_is_refused_with_its_cure():
+    config = tiny_config("bert")
+    config.layerdrop = 0.1
+    with pytest.raises(UnsupportedBackboneError, match=r"config_overrides=\{'layerdrop': 0.0\}"):
+        FeedbackModel.from_backbone(AutoModel.from_config(config), feedback_rank=8)
+
+
+def test_computation_between_layers_is_refused():
+    """DeBERTa-v2's convolution comes between layers 0 and 1."""
+    backbone = tiny_backbone("deberta-v2", conv_kernel_size=3)
+    with pytest.raises(UnsupportedBackboneError, match="between layers 0 and 1"):
+        FeedbackModel.from_backbone(backbone, feedback_rank=8)
+    model = speak(FeedbackModel.from_backbone(backbone, feedback_rank=8, feedback_layers=[1, 3]))
+    assert model.check_equivalence(tiny_batch()) > 0
+
+
+class Routed(nn.Module):
+    """A layer that is given something computed from the state below."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states, *args, hint=None, **kwargs):
+        return self.layer(hidden_states + hint.mean(), *args, **kwargs)
+
+
+def test_arguments_that_depend_on_the_state_are_refused():
+    backbone = tiny_backbone("bert")
+    encoder = backbone.encoder
+    encoder.layer[2] = Routed(encoder.layer[2])
+
+    def forward(hidden_states, attention_mask=None, **kwargs):
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
+
+        for layer in encoder.layer:
+            more = {"hint": hidden_states} if isinstance(layer, Routed) else {}
+            hidden_states = layer(hidden_states, attention_mask, **more)
+        return Output(last_hidden_state=hidden_states)
+
+    encoder.forward = forward
+    with pytest.raises(UnsupportedBackboneError, match="an argument of layer 2 depends on the hidden states"):
+        FeedbackModel.from_backbone(backbone, feedback_rank=8)
+
+
+def test_skipped_layers_are_refused():
+    backbone = tiny_backbone("bert")
+    encoder = backbone.encoder
+
+    def forward(hidden_states, attention_mask=None, **kwargs):
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
+
+        for layer in list(encoder.layer)[::2]:
+            hidden_states = layer(hidden_states, attention_mask)
+        return Output(last_hidden_state=hidden_states)
+
+    encoder.forward = forward
+    with pytest.raises(UnsupportedBackboneError, match="out of order"):
+        FeedbackModel.from_backbone(backbone, feedback_rank=8)
+
+
+def test_a_model_without_a_layer_stack_is_refused():
+    backbone = tiny_backbone("bert")
+    backbone.encoder.layer = nn.ModuleList([*backbone.encoder.layer, nn.Identity()])
+    with pytest.raises(UnsupportedBackboneError, match="no list of 4 layers"):
+        FeedbackModel.from_backbone(backbone, feedback_rank=8)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_wrong_k_for_one_call(value):
+    with pytest.raises(ValueError, match="num_iterations"):
+        make()(**tiny_batch(), num_iterations=value)
+
+
+def test_misspelt_argument_is_refused():
+    with pytest.raises(TypeError, match="did you mean `num_iterations`"):
+        make()(**tiny_batch(), num_iteration=3)
+
+
+def test_set_num_iterations():
+    model, batch = make(), tiny_batch()
+    expected = model(**batch, num_iterations=5).last_hidden_state
+    model.set_num_iterations(5)
+    assert torch.equal(model(**batch).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="num_iterations"):
+        model.set_num_iterations(0)
+    assert model.config.num_iterations == 5
+    assert FeedbackForSequenceClassification is not None
