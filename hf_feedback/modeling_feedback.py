@@ -79,6 +79,7 @@ class FeedbackForSequenceClassification(FeedbackPreTrainedModel):
 
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
+        self.num_labels = config.num_labels
         if config.head == "new":
             self.dropout = nn.Dropout(_classifier_dropout(config))
             self.classifier = nn.Linear(config.hidden_size, config.num_labels)

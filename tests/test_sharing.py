@@ -1,0 +1,325 @@
+"""Saving, loading, the Auto classes, the pipeline, and folders that work where hf_feedback is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from families import speak, tiny_backbone, tiny_batch, tiny_config
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+import hf_feedback
+from hf_feedback import (
+    FeedbackConfig,
+    FeedbackForSequenceClassification,
+    FeedbackModel,
+    UnsupportedBackboneError,
+    add_feedback,
+)
+
+
+def tiny_tokenizer():
+    """A word tokenizer with the special tokens that the tiny backbones know."""
+    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *"where is my parcel the refund has not come please help it a".split()]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+    )
+
+
+def make(family="bert", **options):
+    labels = {"id2label": {0: "late", 1: "lost", 2: "fine"}, "label2id": {"late": 0, "lost": 1, "fine": 2}}
+    options = {"num_iterations": 3, "feedback_rank": 8, **labels, **options}
+    return speak(FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options))
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "deberta-v2", "modernbert", "llama", "qwen3"])
+@pytest.mark.parametrize("load", [FeedbackForSequenceClassification, AutoModelForSequenceClassification])
+def test_saved_equals_loaded(family, load, tmp_path):
+    model = make(family, feedback_topology="dense")
+    model.save_pretrained(tmp_path)
+    loaded, info = load.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is FeedbackForSequenceClassification
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    assert [file.suffix for file in tmp_path.iterdir() if "model" in file.stem and file.suffix != ".py"] == [
+        ".safetensors"
+    ]
+
+
+def test_bfloat16_and_attention_implementation(tmp_path):
+    model = make().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path, dtype="auto")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    wide = {dtype: AutoModel.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for dtype, found in wide.items():
+        assert {p.dtype for p in found.parameters()} == {dtype}
+    eager = FeedbackForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32)
+    assert eager.backbone.config._attn_implementation == "eager"
+    sdpa = FeedbackForSequenceClassification.from_pretrained(tmp_path, attn_implementation="sdpa", dtype=torch.float32)
+    assert sdpa.backbone.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(eager(**tiny_batch()).logits, sdpa(**tiny_batch()).logits)
+
+
+def test_backbone_in_bfloat16_makes_feedback_in_bfloat16():
+    model = FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert").to(torch.bfloat16), feedback_rank=8)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.check_equivalence(tiny_batch()) == 0.0
+
+
+def test_base_model_and_head_read_each_others_folders(tmp_path):
+    model = make()
+    model.save_pretrained(tmp_path / "head")
+    base = AutoModel.from_pretrained(tmp_path / "head")
+    assert type(base) is FeedbackModel
+    expected = model(**tiny_batch(), output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(base(**tiny_batch()).last_hidden_state, expected)
+    base.save_pretrained(tmp_path / "base")
+    again = FeedbackForSequenceClassification.from_pretrained(tmp_path / "base")
+    assert torch.equal(again(**tiny_batch(), output_hidden_states=True).hidden_states[-1], expected)
+
+
+def test_backbone_layers_are_picked_once_and_for_all(tmp_path):
+    backbone = tiny_backbone("qwen3")
+    third = backbone.layers[3].mlp.up_proj.weight.clone()
+    model = speak(
+        FeedbackForSequenceClassification.from_backbone(backbone, backbone_layers=[0, 2, 3], feedback_rank=8)
+    )
+    assert model.config.backbone_config.num_hidden_layers == 4
+    assert model.backbone.config.num_hidden_layers == 3
+    assert model.backbone.config.layer_types == [model.config.backbone_config.layer_types[i] for i in (0, 2, 3)]
+    assert torch.equal(model.backbone.layers[2].mlp.up_proj.weight, third)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    assert loaded.config.backbone_layers == [0, 2, 3]
+
+
+def test_plain_backbone_folder_loads_with_fresh_feedback(tmp_path, caplog):
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
+        model = FeedbackForSequenceClassification.from_pretrained(
+            tmp_path, num_labels=5, num_iterations=4, feedback_rank=8, dtype=torch.float64
+        )
+    assert "is a plain bert model: adding fresh feedback" in caplog.text
+    assert model.config.num_iterations == 4
+    assert model.num_labels == 5
+    assert model.dtype == torch.float64
+    assert model.check_equivalence(tiny_batch()) == 0.0
+    with_config = FeedbackModel.from_pretrained(tmp_path, config=FeedbackConfig(num_iterations=7, feedback_rank=8))
+    assert with_config.config.num_iterations == 7
+
+
+def test_config_overrides(tmp_path):
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    model = FeedbackModel.from_backbone(tmp_path, config_overrides={"hidden_dropout_prob": 0.0}, feedback_rank=8)
+    assert model.backbone.encoder.layer[0].output.dropout.p == 0.0
+    with pytest.raises(ValueError, match="'hiden_dropout' is not an option of BertConfig"):
+        FeedbackModel.from_backbone(tmp_path, config_overrides={"hiden_dropout": 0.0})
+
+
+def test_pooling_of_a_sentence_transformers_folder(tmp_path):
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    model = FeedbackForSequenceClassification.from_backbone(tmp_path, feedback_rank=8)
+    assert model.config.pooling == "mean"
+    asked = FeedbackForSequenceClassification.from_backbone(tmp_path, feedback_rank=8, pooling="cls")
+    assert asked.config.pooling == "cls"
+
+
+def tuned_model(**changes):
+    torch.manual_seed(0)
+    config = tiny_config("bert", num_labels=3, **changes)
+    config.id2label = {0: "a", 1: "b", 2: "c"}
+    return BertForSequenceClassification(config).eval()
+
+
+def test_add_feedback_keeps_the_head(tmp_path):
+    tuned, batch = tuned_model(), tiny_batch()
+    expected = tuned(**batch).logits
+    model = add_feedback(tuned, FeedbackConfig(num_iterations=3, feedback_rank=8))
+    assert torch.equal(model(**batch).logits, expected)
+    assert model.check_equivalence(batch) == 0.0
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    speak(model)
+    found = model(**batch, output_iterations=True, labels=torch.tensor([0, 2]))
+    assert torch.equal(found.iteration_logits[0], expected)
+    assert not torch.allclose(found.logits, expected)
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(found.logits, torch.tensor([0, 2])))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).logits, found.logits)
+
+
+def test_head_of_the_backbone_from_a_folder(tmp_path):
+    tuned = tuned_model()
+    tuned.save_pretrained(tmp_path)
+    model = FeedbackForSequenceClassification.from_backbone(tmp_path, head="backbone", num_labels=3, feedback_rank=8)
+    assert torch.equal(model(**tiny_batch()).logits, tuned(**tiny_batch()).logits)
+
+
+def test_add_feedback_refuses_what_it_cannot_wrap():
+    with pytest.raises(ValueError, match="model for sequence classification, got BertModel"):
+        add_feedback(tiny_backbone("bert"))
+    with pytest.raises(ValueError, match="`backbone_config`"):
+        add_feedback(tuned_model(), FeedbackConfig(backbone_config=tiny_config("bert")))
+    with pytest.raises(ValueError, match="at most the backbone's hidden size 32"):
+        add_feedback(tuned_model(), FeedbackConfig(feedback_rank=64))
+
+
+def test_a_config_alone_makes_a_random_model():
+    config = FeedbackConfig(backbone_config=tiny_config("bert"), feedback_rank=8, num_labels=3)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    assert model.check_equivalence(tiny_batch()) == 0.0
+    assert AutoModel.from_config(config).eval().check_equivalence(tiny_batch()) == 0.0
+    with pytest.raises(ValueError, match="from_backbone"):
+        FeedbackModel(FeedbackConfig())
+
+
+def test_feedback_model_is_no_backbone(tmp_path):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="load it with `from_pretrained`"):
+        FeedbackModel.from_backbone(tmp_path)
+
+
+def test_truncated_weights(tmp_path):
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(OSError, match="damaged or truncated"):
+        FeedbackForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_foreign_weights(tmp_path):
+    make().save_pretrained(tmp_path)
+    tiny_backbone("llama").save_pretrained(tmp_path / "other")
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(OSError, match="do not belong to the config beside them"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_unsupported_backbone_is_refused_by_name(tmp_path):
+    config = AutoConfig.for_model(
+        "vit", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+    )
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBackboneError, match="ViTModel cannot be used .* not text"):
+        FeedbackModel.from_backbone(tmp_path, feedback_rank=8)
+
+
+def test_pipeline(tmp_path):
+    model, tokenizer = make(), tiny_tokenizer()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    answers = pipeline("text-classification", str(tmp_path), top_k=None)(["where is my parcel?", ""])
+    logits = model(**tokenizer(["where is my parcel?", ""], padding=True, return_tensors="pt")).logits
+    for answer, row in zip(answers, logits.softmax(-1), strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        for i, name in enumerate(("late", "lost", "fine")):
+            assert scores[name] == pytest.approx(row[i].item(), abs=1e-5)
+
+
+def run_without_package(code: str, folder: Path) -> str:
+    """Runs code in a fresh process where `import hf_feedback` fails."""
+    blocked = textwrap.dedent(
+        """
+        import sys
+
+        class Block:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == "hf_feedback":
+                    raise ModuleNotFoundError(f"No module named {name!r}")
+
+        sys.meta_path.insert(0, Block())
+        """
+    )
+    env = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", blocked + textwrap.dedent(code)], capture_output=True, text=True, env=env, cwd=folder
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_folder_works_without_the_package(tmp_path):
+    model, tokenizer = make(feedback_topology="dense"), tiny_tokenizer()
+    model.save_pretrained(tmp_path / "out")
+    tokenizer.save_pretrained(tmp_path / "out")
+    batch = tiny_batch()
+    torch.save({"batch": batch, "logits": model(**batch).logits.detach()}, tmp_path / "expected.pt")
+    printed = run_without_package(
+        """
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
+
+        expected = torch.load("expected.pt")
+        config = AutoConfig.from_pretrained("out", trust_remote_code=True)
+        model = AutoModelForSequenceClassification.from_pretrained("out", trust_remote_code=True)
+        assert torch.equal(model(**expected["batch"]).logits, expected["logits"])
+        assert type(AutoModel.from_pretrained("out", trust_remote_code=True)).__name__ == "FeedbackModel"
+        model.save_pretrained("again")
+        model = AutoModelForSequenceClassification.from_pretrained("again", trust_remote_code=True)
+        assert torch.equal(model(**expected["batch"]).logits, expected["logits"])
+        print(config.num_iterations, pipeline("text-classification", "out", trust_remote_code=True)("where?")[0]["label"])
+        """,
+        tmp_path,
+    )
+    assert printed.split()[0] == "3"
+    assert printed.split()[1] in ("late", "lost", "fine")
+
+
+def test_only_what_is_needed_travels(tmp_path):
+    make().save_pretrained(tmp_path)
+    travelled = {file.name for file in tmp_path.glob("*.py")}
+    package = {file.name for file in Path(hf_feedback.__file__).parent.glob("*.py")}
+    assert travelled == package - {"__init__.py", "cli.py", "model_card.py"}
+    allowed = {"torch", "transformers", *sys.stdlib_module_names}
+    for name in travelled:
+        for line in (tmp_path / name).read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["import"], ["from"]) and not words[1].startswith("."):
+                assert words[1].split(".")[0] in allowed, f"{name}: {line}"
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(tmp_path, monkeypatch):
+    """The Hub client's own upload call gets weights, config and code."""
+    from huggingface_hub import HfApi
+
+    uploaded = {}
+
+    def upload(self, repo_id, operations, **kwargs):
+        uploaded[repo_id] = sorted(operation.path_in_repo for operation in operations)
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: type("R", (), {"repo_id": repo_id})())
+    monkeypatch.setattr(HfApi, "create_commit", upload)
+    make().push_to_hub("me/feedback-tiny", token="hf_x")
+    (files,) = uploaded.values()
+    assert {"config.json", "model.safetensors", "modeling_feedback.py", "loop.py"} <= set(files)

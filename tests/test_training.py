@@ -1,0 +1,378 @@
+"""Freezing, discriminative rates, and training runs against plain ones."""
+
+import copy
+
+import pytest
+import torch
+from families import FAMILIES, speak, tiny_backbone, tiny_batch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from hf_feedback import FeedbackForSequenceClassification, add_feedback
+from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
+from hf_feedback.training.parameter_groups import format_groups, parts_of
+
+
+def make(family="bert", **options):
+    options = {"feedback_rank": 8, "num_labels": 3, **options}
+    return FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options)
+
+
+def tiny_data(count=24):
+    rows = []
+    for seed in range(count // 2):
+        batch = tiny_batch(seed)
+        rows += [
+            {"input_ids": batch["input_ids"][i], "attention_mask": batch["attention_mask"][i], "labels": (seed + i) % 3}
+            for i in range(2)
+        ]
+    return rows
+
+
+def arguments(folder, **options):
+    defaults = dict(
+        output_dir=str(folder),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    return FeedbackTrainingArguments(**{**defaults, **options})
+
+
+# Parameter groups
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_has_the_part_one_expects(family):
+    model = make(family)
+    parts = parts_of(model)
+    assert set(parts.values()) <= {"embeddings", *(f"layer {i}" for i in range(4)), "backbone", "feedback", "head"}
+    embedding = model.get_input_embeddings().weight
+    assert next(parts[name] for name, p in model.named_parameters() if p is embedding) == "embeddings"
+    for index, layer in enumerate(model._layers()):
+        inside = {id(p) for p in layer.parameters()}
+        assert {parts[name] for name, p in model.named_parameters() if id(p) in inside} == {f"layer {index}"}
+    assert {part for name, part in parts.items() if name.startswith("classifier")} == {"head"}
+    assert {part for name, part in parts.items() if name.startswith("feedback")} == {"feedback"}
+    if family in ("modernbert", "llama", "qwen3"):
+        assert {part for name, part in parts.items() if name in ("backbone.norm.weight", "backbone.final_norm.weight")} == {
+            "backbone"
+        }
+
+
+def rates_by_name(model, **options):
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, 1e-3, weight_decay=0.1, **options)
+    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+def test_groups_have_exactly_the_rates_asked_for():
+    model = make(feedback_topology="adjacent")
+    found = rates_by_name(
+        model,
+        backbone_lr=1e-4,
+        feedback_lr=5e-3,
+        head_lr=2e-3,
+        layer_lr_decay=0.5,
+        learning_rate_mapping={r"attention\.self\.query": 7e-5},
+    )
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    rate = {name: lr for name, (lr, _) in found.items()}
+    layers = "backbone.encoder.layer"
+    assert rate["backbone.embeddings.word_embeddings.weight"] == pytest.approx(1e-4 * 0.5**4)
+    for index in range(4):
+        assert rate[f"{layers}.{index}.output.dense.weight"] == pytest.approx(1e-4 * 0.5 ** (3 - index))
+        assert rate[f"{layers}.{index}.attention.self.query.weight"] == 7e-5
+    assert rate["feedback.sources.2.up.weight"] == 5e-3
+    assert rate["classifier.weight"] == 2e-3
+    for name, (_, decay) in found.items():
+        is_vector = name.endswith(("bias", "LayerNorm.weight", "norm.weight", "beta"))
+        assert decay == (0.0 if is_vector else 0.1), name
+
+
+def test_parts_without_a_rate_take_the_common_one():
+    assert {lr for lr, _ in rates_by_name(make()).values()} == {1e-3}
+
+
+def test_head_of_the_backbone_is_the_head():
+    from families import tiny_config
+
+    tuned = AutoModelForSequenceClassification.from_config(tiny_config("bert", num_labels=3))
+    parts = parts_of(add_feedback(tuned))
+    assert {name for name, part in parts.items() if part == "head"} == {
+        "backbone.classifier.weight",
+        "backbone.classifier.bias",
+    }
+    assert parts["backbone.bert.encoder.layer.2.output.dense.weight"] == "layer 2"
+    assert parts["backbone.bert.embeddings.LayerNorm.weight"] == "embeddings"
+    assert parts["backbone.bert.pooler.dense.weight"] == "backbone"
+
+
+def test_table_shows_every_group():
+    model = make()
+    groups = parameter_groups(model, 1e-3, backbone_lr=2e-5, layer_lr_decay=0.5, weight_decay=0.01)
+    table = format_groups(groups).splitlines()
+    assert table[0].split() == ["parameters", "tensors", "numbers", "rate", "decay"]
+    assert len(table) == len(groups) + 1
+    counted = sum(int(line.split()[-3].replace(",", "")) for line in table[1:])
+    assert counted == sum(p.numel() for p in model.parameters())
+    assert any(line.split() == ["layer", "3", "6", f"{6 * 32 * 32 - 2 * 32 * 32 + 2 * 37 * 32:,}", "2e-05", "0.01"] for line in table)
+
+
+FROZEN = {
+    "backbone": lambda part: part not in ("feedback", "head"),
+    "embeddings": lambda part: part == "embeddings",
+    "feedback": lambda part: part == "feedback",
+    "head": lambda part: part == "head",
+    "layers:0-2": lambda part: part in ("layer 0", "layer 1", "layer 2"),
+    "layers:3": lambda part: part == "layer 3",
+}
+
+
+@pytest.mark.parametrize("item", FROZEN)
+def test_freezing(item):
+    model = make("llama")
+    frozen = freeze_parameters(model, item)
+    parts = parts_of(model)
+    assert set(frozen) == {name for name, part in parts.items() if FROZEN[item](part)}
+    assert frozen
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (name not in frozen)
+
+
+def test_freezing_wins_over_a_regular_expression_and_that_over_a_named_rate():
+    model = make()
+    freeze_parameters(model, ["layers:0-1", r"LayerNorm\.bias$"])
+    found = rates_by_name(model, backbone_lr=1e-4, learning_rate_mapping={r"layer\.[12]\.": 3e-4})
+    assert not any(".layer.0." in name or ".layer.1." in name or name.endswith("LayerNorm.bias") for name in found)
+    assert found["backbone.encoder.layer.2.output.dense.weight"][0] == 3e-4
+    assert found["backbone.encoder.layer.3.output.dense.weight"][0] == 1e-4
+
+
+WRONG = {
+    "nothing by that name": (lambda m: freeze_parameters(m, "bakbone"), "'bakbone' matches no parameter"),
+    "layers out of range": (lambda m: freeze_parameters(m, "layers:7-9"), "'layers:7-9' matches no parameter"),
+    "broken expression": (lambda m: freeze_parameters(m, "("), "is not a regular expression"),
+    "rate for nothing": (
+        lambda m: parameter_groups(m, 1e-3, learning_rate_mapping={"xyz": 1e-3}),
+        "'xyz' matches no parameter",
+    ),
+    "negative rate": (lambda m: parameter_groups(m, 1e-3, head_lr=-1.0), "`head_lr` must be a finite number"),
+    "decay of zero": (lambda m: parameter_groups(m, 1e-3, layer_lr_decay=0.0), r"`layer_lr_decay` must be in \(0, 1\]"),
+    "all frozen": (
+        lambda m: (freeze_parameters(m, ["backbone", "feedback", "head"]), parameter_groups(m, 1e-3)),
+        "nothing is left to train",
+    ),
+    "no feedback model": (lambda m: parameter_groups(nn.Linear(2, 2), 1e-3), "no feedback model in this Linear"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_rates_and_freezes(case):
+    action, words = WRONG[case]
+    with pytest.raises(ValueError, match=words):
+        action(make())
+
+
+def test_weight_decay_of_the_article():
+    """θ − η·g/√v̂ − λθ, the article's form, is AdamW with weight_decay = λ/η: 1 − 0.001 − 0.01 = 0.989."""
+    theta = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = torch.optim.AdamW([theta], lr=0.001, weight_decay=0.01 / 0.001, eps=1e-12)
+    theta.grad = torch.tensor([0.5], dtype=torch.float64)
+    optimizer.step()
+    assert theta.item() == pytest.approx(0.989, abs=1e-9)
+
+
+# Training runs
+
+
+@pytest.mark.parametrize("freeze", [["backbone"], ["embeddings", "layers:0-2"], ["feedback", "head"]], ids=str)
+def test_frozen_tensors_are_bit_identical_after_training(freeze, tmp_path):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    trainer = FeedbackTrainer(
+        model=model, args=arguments(tmp_path, freeze=freeze, weight_decay=0.1), train_dataset=tiny_data()
+    )
+    trainer.train()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert frozen
+    assert not moved & frozen
+    # With a frozen feedback the up-projections stay zero; whatever is free has moved.
+    assert moved == set(before) - frozen
+
+
+def test_feedback_starts_to_speak(tmp_path):
+    model = make(num_iterations=3)
+    FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data()).train()
+    assert model.check_equivalence(tiny_batch()) > 0
+    assert all(connection.up.weight.abs().max() > 0 for connection in model.feedback.sources.values())
+
+
+class Plain(nn.Module):
+    """A plain classifier: the backbone, mean pooling, dropout, a linear layer."""
+
+    def __init__(self, backbone, weight, bias, dropout):
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            self.classifier.weight.copy_(weight)
+            self.classifier.bias.copy_(bias)
+
+    def forward(self, input_ids, attention_mask, labels):
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).float()
+        logits = self.classifier(self.dropout((hidden * weights).sum(1) / weights.sum(1)))
+        return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+class Losses(TrainerCallback):
+    def __init__(self):
+        self.values = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.values.append(logs["loss"])
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_k1_follows_a_plain_run(family, tmp_path):
+    """Same pooling, initial weights and data order, dropout on: the losses are equal at every step."""
+    model = make(family, num_iterations=1, pooling="mean", classifier_dropout=0.1)
+    plain = Plain(copy.deepcopy(model.backbone), model.classifier.weight, model.classifier.bias, 0.1)
+    one, other = Losses(), Losses()
+    options = dict(weight_decay=0.01, warmup_steps=2, lr_scheduler_type="cosine", max_steps=10, seed=3)
+    feedback_args = arguments(tmp_path / "feedback", **options)
+    plain_args = TrainingArguments(
+        **{k: v for k, v in arguments(tmp_path / "plain", **options).to_dict().items() if k in PLAIN_OPTIONS}
+    )
+    FeedbackTrainer(model=model, args=feedback_args, train_dataset=tiny_data(), callbacks=[one]).train()
+    Trainer(model=plain, args=plain_args, train_dataset=tiny_data(), callbacks=[other]).train()
+    assert len(one.values) == 10
+    assert one.values == pytest.approx(other.values, abs=1e-6)
+    assert len(set(one.values)) > 5
+
+
+PLAIN_OPTIONS = (
+    "output_dir max_steps per_device_train_batch_size learning_rate report_to use_cpu disable_tqdm logging_steps "
+    "save_strategy weight_decay warmup_steps lr_scheduler_type seed"
+).split()
+
+
+def test_accumulated_batches_give_the_loss_of_one(tmp_path):
+    """`forward(**kwargs)` must not make the Trainer believe that the model averages over the accumulated batches."""
+    logged = []
+    for size, steps in ((8, 1), (4, 2)):
+        torch.manual_seed(0)
+        model, losses = make(hidden_dropout=0.0), Losses()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        args = arguments(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=3, seed=1
+        )
+        FeedbackTrainer(model=model, args=args, train_dataset=tiny_data(), callbacks=[losses]).train()
+        logged.append(losses.values)
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
+def test_groups_serve_the_plain_trainer(tmp_path):
+    model = make()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, backbone_lr=1e-4))
+    args = TrainingArguments(output_dir=str(tmp_path), max_steps=2, report_to=[], use_cpu=True, save_strategy="no")
+    Trainer(model=model, args=args, train_dataset=tiny_data(), optimizers=(optimizer, None)).train()
+    assert len(optimizer.param_groups) > 3
+
+
+def test_trainer_prints_its_groups_and_keeps_their_rates(tmp_path, capsys):
+    model = make()
+    args = arguments(tmp_path, backbone_lr=1e-4, layer_lr_decay=0.5, optim="adamw_torch_fused")
+    trainer = FeedbackTrainer(model=model, args=args, train_dataset=tiny_data())
+    optimizer = trainer.create_optimizer()
+    assert "layer 2" in capsys.readouterr().out
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["fused"]
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates["layer 2"] == pytest.approx(5e-5)
+    assert rates["feedback"] == 1e-3
+
+
+def test_optimizers_with_groups_of_their_own_are_refused(tmp_path):
+    trainer = FeedbackTrainer(
+        model=make(), args=arguments(tmp_path, optim="lomo"), train_dataset=tiny_data()
+    )
+    trainer.get_optimizer_cls_and_kwargs = lambda args, model: (object, {"params": []})
+    with pytest.raises(ValueError, match="makes its own parameter groups"):
+        trainer.create_optimizer()
+
+
+def test_wrong_arguments_class(tmp_path):
+    with pytest.raises(TypeError, match="FeedbackTrainingArguments"):
+        FeedbackTrainer(model=make(), args=TrainingArguments(output_dir=str(tmp_path)))
+
+
+def test_rates_as_json():
+    args = FeedbackTrainingArguments(output_dir="x", learning_rate_mapping='{"LayerNorm": 1e-5}', use_cpu=True)
+    assert args.learning_rate_mapping == {"LayerNorm": 1e-5}
+
+
+# Problem types
+
+
+def test_regression_and_several_labels():
+    batch = tiny_batch()
+    one = make(num_labels=1)
+    loss = one(**batch, labels=torch.tensor([1, 2])).loss
+    torch.testing.assert_close(loss, ((one(**batch).logits.squeeze(-1) - torch.tensor([1.0, 2.0])) ** 2).mean())
+    several = make(problem_type="multi_label_classification")
+    targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    logits = several(**batch).logits
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    torch.testing.assert_close(several(**batch, labels=targets).loss, expected)
+
+
+def test_pairs_and_embeddings_as_input():
+    model = speak(make())
+    batch = tiny_batch()
+    types = torch.zeros_like(batch["input_ids"])
+    types[:, 4:] = 1
+    assert not torch.equal(model(**batch, token_type_ids=types).logits, model(**batch).logits)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    found = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(found, model(**batch).logits)
+    without_types = speak(make("llama"))
+    assert torch.equal(without_types(**batch, token_type_ids=types).logits, without_types(**batch).logits)
+
+
+def test_output_iterations():
+    model, batch = speak(make(num_iterations=4)), tiny_batch()
+    found = model(**batch, output_iterations=True)
+    assert len(found.iteration_logits) == 4
+    for k, logits in enumerate(found.iteration_logits, 1):
+        assert torch.equal(logits, model(**batch, num_iterations=k).logits)
+    assert found.residuals.shape == (2, 3)
+    assert (found.residuals > 0).all()
+    assert found.iterations.tolist() == [4, 4]
+    one = model(**batch, num_iterations=1, output_iterations=True)
+    assert len(one.iteration_logits) == 1
+    assert one.residuals.shape == (2, 0)
+    quiet = model(**batch)
+    assert quiet.iteration_logits is quiet.residuals is quiet.iterations is None
+    fresh = make(num_iterations=3)
+    assert fresh(**batch, output_iterations=True).residuals.abs().max() == 0
+
+
+def test_tuple_output():
+    model, batch = make(), tiny_batch()
+    found = model(**batch, labels=torch.tensor([0, 1]), return_dict=False)
+    assert isinstance(found, tuple)
+    assert len(found) == 2
+    assert found[1].shape == (2, 3)
