@@ -18,7 +18,9 @@ class UnsupportedBackboneError(ValueError):
 
 def refuse(backbone: nn.Module, reason: str, remedy: str) -> UnsupportedBackboneError:
     """The error for a backbone that cannot be looped."""
-    return UnsupportedBackboneError(f"{type(backbone).__name__} cannot be used as a feedback backbone: {reason} {remedy}")
+    return UnsupportedBackboneError(
+        f"{type(backbone).__name__} cannot be used as a feedback backbone: {reason} {remedy}"
+    )
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:
@@ -33,10 +35,17 @@ def is_decoder(config: PreTrainedConfig) -> bool:
 
 
 def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
-    """The half of an encoder–decoder that `backbone_part` names (the encoder for `"auto"`); other models as they are."""
+    """The half of an encoder–decoder that `backbone_part` names (`"auto"`: the encoder); other models as they are."""
     if not getattr(backbone.config, "is_encoder_decoder", False):
         return backbone
     return backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
+
+
+def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
+    """Drops a pooler that nothing would read: distributed training refuses parameters without a gradient."""
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # type: ignore[assignment]
+    return backbone
 
 
 def find_layers(backbone: nn.Module, num_layers: int) -> str:
@@ -104,7 +113,9 @@ def probe_inputs(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
     """A tiny batch for the backbone: two rows of eight tokens, the second one with two padding tokens."""
     if backbone.main_input_name != "input_ids":
         raise refuse(
-            backbone, f"its main input is `{backbone.main_input_name}`, not text.", "Use a backbone that reads token ids."
+            backbone,
+            f"its main input is `{backbone.main_input_name}`, not text.",
+            "Use a backbone that reads token ids.",
         )
     text_config = backbone.config.get_text_config()
     pad = getattr(text_config, "pad_token_id", None)
@@ -114,7 +125,7 @@ def probe_inputs(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
         ids = torch.where(ids == pad, (ids + 1) % text_config.vocab_size, ids)
     mask = torch.ones_like(ids)
     mask[1, -2:] = 0
-    device = backbone.get_input_embeddings().weight.device
+    device: Any = backbone.get_input_embeddings().weight.device
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 

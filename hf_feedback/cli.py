@@ -8,16 +8,8 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from .training.arguments import FeedbackTrainingArguments
-from .training.classification import (
-    DataArguments,
-    Interrupted,
-    ModelArguments,
-    bf16_is_fast,
-    evaluate,
-    predict,
-    train,
-)
+from .training.arguments import DataArguments, FeedbackTrainingArguments, ModelArguments
+from .training.classification import Interrupted, bf16_is_fast, evaluate, predict, train
 
 USAGE = """usage: hf-feedback {train,evaluate,predict} ...
 
@@ -40,6 +32,10 @@ class InferenceArguments:
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
 
 
+def _parser(command: str, *parts: Any) -> HfArgumentParser:
+    return HfArgumentParser(list(parts), prog=f"hf-feedback {command}")
+
+
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """Metrics as a table, one a line."""
     rows = [(k, f"{v:.4f}" if isinstance(v, float) else str(v)) for k, v in metrics.items()]
@@ -49,9 +45,17 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
 
 def run_train(arguments: Sequence[str] | None = None) -> int:
     """`hf-feedback train`, also behind `examples/run_classification.py`. Returns the exit status."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, FeedbackTrainingArguments), prog="hf-feedback train")
-    parser.set_defaults(bf16=bf16_is_fast(), use_cpu=not torch.accelerator.is_available(), report_to=["none"], logging_steps=50, learning_rate=5e-5)
-    parser.set_defaults(per_device_train_batch_size=16, per_device_eval_batch_size=32, warmup_steps=0.1)
+    parser = _parser("train", ModelArguments, DataArguments, FeedbackTrainingArguments)
+    parser.set_defaults(
+        bf16=bf16_is_fast(),
+        use_cpu=not torch.accelerator.is_available(),
+        report_to=["none"],
+        logging_steps=50,
+        learning_rate=5e-5,
+    )
+    parser.set_defaults(
+        save_strategy="epoch", per_device_train_batch_size=16, per_device_eval_batch_size=32, warmup_steps=0.1
+    )
     if arguments is None and len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
         read = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
         model_args, data_args, args = read(sys.argv[1])
@@ -59,15 +63,17 @@ def run_train(arguments: Sequence[str] | None = None) -> int:
         model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
     found = train(model_args, data_args, args)
     if args.process_index == 0:
-        print(f"\nTrained {model_args.model} with K = {model_args.num_iterations}:")
-        print(format_metrics({key: value for key, value in found.items() if not key.endswith(("_flos", "_per_second"))}))
+        print(f"\nTrained from {model_args.model}:")
+        print(
+            format_metrics({key: value for key, value in found.items() if not key.endswith(("_flos", "_per_second"))})
+        )
         print(f"\nModel, tokenizer and model card are in {args.output_dir}")
     return 0
 
 
 def run_evaluate(arguments: Sequence[str] | None = None) -> int:
     """`hf-feedback evaluate`. Returns the exit status."""
-    parser = HfArgumentParser((InferenceArguments, DataArguments), prog="hf-feedback evaluate")
+    parser = _parser("evaluate", InferenceArguments, DataArguments)
     args, data_args = parser.parse_args_into_dataclasses(arguments)
     found = evaluate(args.model, args.file, data_args, args.batch_size, args.num_iterations, args.bf16)
     print(format_metrics(found))
@@ -76,7 +82,7 @@ def run_evaluate(arguments: Sequence[str] | None = None) -> int:
 
 def run_predict(arguments: Sequence[str] | None = None) -> int:
     """`hf-feedback predict`. Returns the exit status."""
-    parser = HfArgumentParser((InferenceArguments, DataArguments), prog="hf-feedback predict")
+    parser = _parser("predict", InferenceArguments, DataArguments)
     args, data_args = parser.parse_args_into_dataclasses(arguments)
     count = predict(args.model, args.file, args.output, data_args, args.batch_size, args.num_iterations, args.bf16)
     print(f"{count} predictions are in {args.output}")

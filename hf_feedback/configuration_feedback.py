@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -99,8 +99,16 @@ class FeedbackConfig(PreTrainedConfig):
     """
 
     model_type = "hf_feedback"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True)}
-    keys_to_ignore_at_inference = ["hidden_states", "attentions", "iteration_logits", "residuals", "iterations"]
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True)
+    }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "hidden_states",
+        "attentions",
+        "iteration_logits",
+        "residuals",
+        "iterations",
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = None
     num_iterations: int = 2
@@ -120,7 +128,7 @@ class FeedbackConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     hf_feedback_version: str | None = None
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs = self._check_unknown_keys(kwargs)
         if isinstance(self.backbone_config, dict):
             self.backbone_config = _config_from_dict(self.backbone_config)
@@ -140,13 +148,13 @@ class FeedbackConfig(PreTrainedConfig):
     # What follows from the options
 
     @property
-    def text_config(self) -> PreTrainedConfig | None:
+    def text_config(self) -> Any:
         """The part of `backbone_config` that describes the layers, or `None` where there is no backbone yet."""
-        return None if self.backbone_config is None else self.backbone_config.get_text_config()
+        return self.backbone_config.get_text_config() if isinstance(self.backbone_config, PreTrainedConfig) else None
 
     @property
-    def hidden_size(self) -> int | None:
-        """d, the backbone's hidden size."""
+    def hidden_size(self) -> Any:
+        """d, the backbone's hidden size; `None` where there is no backbone yet."""
         return getattr(self.text_config, "hidden_size", None)
 
     @property
@@ -265,11 +273,11 @@ class FeedbackConfig(PreTrainedConfig):
 
 
 def _config_from_dict(values: dict) -> PreTrainedConfig:
-    model_type = values.get("model_type")
+    model_type = str(values.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"`backbone_config` must hold the `model_type` of a model in transformers, got {model_type!r}; pass the "
-            "backbone's own config (`AutoConfig.from_pretrained(...)`) or upgrade transformers."
+            "`backbone_config` must hold the `model_type` of a model in transformers, got "
+            f"{values.get('model_type')!r}; pass `AutoConfig.from_pretrained(...)` or upgrade transformers."
         )
     return CONFIG_MAPPING[model_type].from_dict(dict(values))
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .activations import make_activation
+from .activations import Swish, make_activation
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
@@ -108,7 +108,8 @@ class FeedbackConnections(nn.Module):
         """`x + Σ_{s → target} message_{s→target}`, in the dtype and on the device of `x`."""
         receiver = x
         for source, edge in self.incoming.get(target, ()):
-            x = x + self.sources[str(source)].message(said[source], edge, receiver).to(x)
+            connection: Any = self.sources[str(source)]
+            x = x + connection.message(said[source], edge, receiver).to(x)
         return x
 
 
@@ -123,7 +124,7 @@ def init_connection_weights(module: nn.Module) -> bool:
     elif isinstance(module, StackedLinear):  # unit-variance input to the activation
         init.normal_(module.weight, mean=0.0, std=1 / math.sqrt(module.in_features))
         init.zeros_(module.bias)
-    elif hasattr(module, "beta"):
+    elif isinstance(module, Swish):
         init.ones_(module.beta)
     else:
         return False

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
 from .configuration_feedback import HF_FEEDBACK_VERSION, FeedbackConfig
-from .training.arguments import FeedbackTrainingArguments
+
+if TYPE_CHECKING:
+    from .training.arguments import FeedbackTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class RunFacts:
     backbone: str
     data: dict[str, tuple[str, int]]
     metrics: dict[str, float]
-    arguments: FeedbackTrainingArguments
+    arguments: "FeedbackTrainingArguments"
 
 
 def card_data(config: FeedbackConfig, facts: RunFacts) -> ModelCardData:
@@ -64,7 +67,7 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         "message": f"{config.feedback_type}, {config.feedback_activation}, "
         + ("full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"),
         "head": "the backbone's own" if config.head == "backbone" else f"linear over {config.pooling} pooling",
-        "labels": ", ".join(config.id2label.values()),
+        "labels": ", ".join(map(str, (config.id2label or {}).values())),
     }
     training = {
         "epochs": args.num_train_epochs,
@@ -79,7 +82,10 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         "seed": args.seed,
     }
     data = {split: f"{count} texts from {Path(source).name}" for split, (source, count) in facts.data.items()}
-    figures = {key.replace("eval_", "validation ").replace("test_", "test "): f"{value:.4f}" for key, value in facts.metrics.items()}
+    figures = {
+        key.replace("eval_", "validation ").replace("test_", "test "): f"{value:.4f}"
+        for key, value in facts.metrics.items()
+    }
 
     def table(values: dict) -> str:
         return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())])

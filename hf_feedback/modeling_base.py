@@ -1,20 +1,20 @@
-"""What all feedback models share: building and loading, the loop around the backbone, the switches."""
+"""What all feedback models share: the parts they are built of, the loop around the backbone, the switches."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import TransformersKwargs, logging
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import TransformersKwargs
 
 from .backbones import (
     check_static,
+    drop_pooler,
     find_layers,
     forward_arguments,
     keep_layers,
@@ -25,20 +25,8 @@ from .backbones import (
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, init_connection_weights
 from .loop import iterate
-from .pooling import find_pooling
 from .recorder import Run, hidden_of, install_hooks, recording
 from .topology import segment
-
-logger = logging.get_logger(__name__)
-
-# The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
-AUTO_MAP = {
-    "AutoConfig": "configuration_feedback.FeedbackConfig",
-    "AutoModel": "modeling_feedback.FeedbackModel",
-    "AutoModelForSequenceClassification": "modeling_feedback.FeedbackForSequenceClassification",
-}
-
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
 
 # What every backbone's `forward` may get besides the arguments that it names.
 COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
@@ -47,13 +35,15 @@ _DISABLED: ContextVar[frozenset[int]] = ContextVar("hf_feedback_disabled", defau
 
 
 class FeedbackPreTrainedModel(PreTrainedModel):
-    """What all feedback models share: building, loading, the loop, and the switches.
+    """What all feedback models share: their parts, the loop, and the switches.
 
     `model.backbone` is the transformers model, its names and keys untouched; `model.feedback` holds the connections.
     """
 
     config_class = FeedbackConfig
     config: FeedbackConfig
+    backbone: PreTrainedModel
+    feedback: FeedbackConnections
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -102,176 +92,16 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                     "with a task head, such as FeedbackForSequenceClassification."
                 )
             return self._backbone_task_class.from_config(backbone_config)
-        return self._without_pooler(select_part(AutoModel.from_config(backbone_config), config.backbone_part))
-
-    @staticmethod
-    def _without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
-        """Drops a pooler that nothing would read: distributed training refuses parameters without a gradient."""
-        if getattr(backbone, "pooler", None) is not None:
-            backbone.pooler = None  # type: ignore[assignment]
-        return backbone
+        return drop_pooler(select_part(AutoModel.from_config(backbone_config), config.backbone_part))
 
     def _init_weights(self, module: nn.Module) -> None:
         if not init_connection_weights(module):
             super()._init_weights(module)
 
-    # Building and loading
-
-    @classmethod
-    def from_backbone(
-        cls,
-        backbone: str | Path | PreTrainedModel,
-        *,
-        head: str = "new",
-        backbone_kwargs: dict[str, Any] | None = None,
-        config_overrides: dict[str, Any] | None = None,
-        backbone_part: str = "auto",
-        **feedback_options: Any,
-    ) -> Self:
-        """Adds fresh feedback to a pretrained backbone. In evaluation mode the result equals the backbone exactly.
-
-        Args:
-            backbone: a hub id, a local folder, or a transformers model (which is used as it is, not copied).
-            head: `"new"` for a new pooling and classifier, `"backbone"` for the family's own task head.
-            backbone_kwargs: passed to the backbone's `from_pretrained`: `dtype`, `attn_implementation`, `revision`, …
-            config_overrides: options of the backbone's own config to change, such as `{"layerdrop": 0.0}`.
-            backbone_part: the half of an encoder–decoder to use.
-            **feedback_options: the options of `FeedbackConfig`, `num_labels` and `id2label` included.
-
-        Raises:
-            ValueError: an option is not allowed.
-            UnsupportedBackboneError: the backbone cannot be looped exactly; says why.
-            OSError: the folder or repository is missing or damaged.
-
-        Example:
-
-        ```python
-        >>> from transformers import BertConfig, BertModel
-        >>> from hf_feedback import FeedbackForSequenceClassification
-        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-        >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=3, num_iterations=2)
-        >>> model.check_equivalence({"input_ids": torch.tensor([[5, 6, 7]])})
-        0.0
-
-        ```
-        """
-        config = FeedbackConfig(head=head, backbone_part=backbone_part, **feedback_options)
-        backbone_kwargs = dict(backbone_kwargs or {})
-        if not isinstance(backbone, PreTrainedModel):
-            hub_kwargs = {key: backbone_kwargs[key] for key in HUB_KWARGS if key in backbone_kwargs}
-            if config.pooling == "auto" and head == "new":
-                config.pooling = find_pooling(backbone, **hub_kwargs) or "auto"
-            backbone = cls._load_backbone(backbone, config, config_overrides, backbone_kwargs, hub_kwargs)
-        elif config_overrides or backbone_kwargs:
-            raise ValueError(
-                "`config_overrides` and `backbone_kwargs` are for loading a backbone by name; set them on the model "
-                f"that is passed instead (got a {type(backbone).__name__})."
-            )
-        elif head == "new":
-            backbone = select_part(backbone.base_model, backbone_part)
-        return cls._wrap(backbone, config)
-
-    @classmethod
-    def _load_backbone(
-        cls,
-        name: str | Path,
-        config: FeedbackConfig,
-        overrides: dict[str, Any] | None,
-        backbone_kwargs: dict[str, Any],
-        hub_kwargs: dict[str, Any],
-    ) -> PreTrainedModel:
-        backbone_config = AutoConfig.from_pretrained(name, **hub_kwargs)
-        if isinstance(backbone_config, FeedbackConfig):
-            raise ValueError(f"{str(name)!r} holds a feedback model already; load it with `from_pretrained`.")
-        for key, value in (overrides or {}).items():
-            if not hasattr(backbone_config, key):
-                raise ValueError(f"`config_overrides`: {key!r} is not an option of {type(backbone_config).__name__}.")
-            setattr(backbone_config, key, value)
-        if config.head == "backbone":
-            if cls._backbone_task_class is None:
-                raise ValueError(f"`head='backbone'` needs a class with a task head; {cls.__name__} has none.")
-            backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
-            return cls._backbone_task_class.from_pretrained(name, config=backbone_config, **backbone_kwargs)
-        loaded = AutoModel.from_pretrained(name, config=backbone_config, **backbone_kwargs)
-        return select_part(loaded, config.backbone_part)
-
-    @classmethod
-    def _wrap(cls, backbone: PreTrainedModel, config: FeedbackConfig) -> Self:
-        """A feedback model around a loaded backbone; `config` has everything but the `backbone_config`."""
-        if config.head == "new":
-            cls._without_pooler(backbone)
-        config.backbone_config = (
-            backbone.config if config.backbone_layers is None else copy.deepcopy(backbone.config)
-        )
-        config.check_options()
-        model = cls(config, backbone=backbone)
-        for child in model.children():
-            if child is not backbone:
-                child.to(device=backbone.device, dtype=backbone.dtype)
-        config.dtype = backbone.dtype
-        model.probe_backbone()
-        return model.eval()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Loads a saved feedback model; from the folder or repository of a plain backbone, does `from_backbone`.
-
-        Args:
-            pretrained_model_name_or_path: folder or hub id.
-            **kwargs: as in transformers; for a plain backbone, also the options of `from_backbone`.
-
-        Raises:
-            OSError: the weights are missing, damaged or belong to another model.
-        """
-        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-        found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-        if found.get("model_type") != FeedbackConfig.model_type:
-            logger.warning(
-                f"{pretrained_model_name_or_path} is a plain {found.get('model_type')} model: adding fresh feedback."
-            )
-            return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise OSError(
-                f"The weights in {pretrained_model_name_or_path} are damaged or truncated ({error}); copy or download "
-                "them again."
-            ) from error
-        missing = sorted(key for key in info["missing_keys"] if key.startswith(("backbone.", "feedback.")))
-        if missing:
-            raise OSError(
-                f"The weights in {pretrained_model_name_or_path} do not belong to the config beside them: "
-                f"{len(missing)} tensors are missing, among them {missing[0]}. Load the folder with the options it was "
-                "saved with, or start anew with `from_backbone`."
-            )
-        model.probe_backbone()
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def _from_plain(cls, name: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> Self:
-        options = FeedbackConfig.option_names() | {"num_labels", "config_overrides"}
-        mine = {key: value for key, value in kwargs.items() if key in options}
-        rest = {key: value for key, value in kwargs.items() if key not in options}
-        config = rest.pop("config", None)
-        if isinstance(config, FeedbackConfig):
-            mine = {**config.options(), **mine}
-        return cls.from_backbone(name, backbone_kwargs={**rest, **hub_kwargs}, **mine)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""
-        self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-
     # The loop
 
     def _layers(self) -> list[nn.Module]:
-        return list(self.backbone.get_submodule(self._stack_name))  # type: ignore[arg-type]
+        return list(cast(nn.ModuleList, self.backbone.get_submodule(self._stack_name)))
 
     def probe_backbone(self) -> None:
         """Checks on a tiny batch that the backbone can be replayed exactly.
@@ -280,7 +110,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             UnsupportedBackboneError: it cannot; says why and what to do.
         """
         if self.device.type != "meta":
-            probe(self.backbone.base_model, self._layers(), *self._segment)
+            probe(cast(PreTrainedModel, self.backbone.base_model), self._layers(), *self._segment)
 
     def _iterations(self, num_iterations: int | None) -> int:
         """K for this call."""
@@ -362,7 +192,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             if key in self._backbone_arguments or key in COMMON_ARGUMENTS:
                 continue
             if key not in ("token_type_ids", "position_ids"):
-                valid = sorted({"num_iterations", "output_iterations", *self._backbone_arguments} - {"kwargs", "labels"})
+                valid = sorted(
+                    {"num_iterations", "output_iterations", *self._backbone_arguments} - {"kwargs", "labels"}
+                )
                 near = get_close_matches(key, valid, n=1)
                 hint = f"did you mean `{near[0]}`?" if near else f"the backbone takes: {', '.join(valid)}."
                 raise TypeError(f"{type(self).__name__}.forward got an unexpected argument `{key}`; {hint}")

@@ -1,23 +1,23 @@
 """The feedback models: the plain one and its heads."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from .backbones import is_decoder
 from .configuration_feedback import FeedbackConfig
 from .dynamics import IterationTrace
-from .modeling_base import FeedbackPreTrainedModel
+from .loading import LoadableFeedbackModel
 from .modeling_outputs import FeedbackModelOutput, FeedbackSequenceClassifierOutput
 from .pooling import pool
 
 
-class FeedbackModel(FeedbackPreTrainedModel):
+class FeedbackModel(LoadableFeedbackModel):
     """A backbone with feedback, without a head: `(B, T)` token ids → `(B, T, d)` hidden states after K iterations."""
 
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
@@ -68,7 +68,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
         )
 
 
-class FeedbackForSequenceClassification(FeedbackPreTrainedModel):
+class FeedbackForSequenceClassification(LoadableFeedbackModel):
     """A backbone with feedback and a classifier (or, with one label, a regressor) over the whole text.
 
     With `head="new"`, `model.classifier` reads the pooled last hidden state; with `head="backbone"`, the backbone is
@@ -82,7 +82,7 @@ class FeedbackForSequenceClassification(FeedbackPreTrainedModel):
         self.num_labels = config.num_labels
         if config.head == "new":
             self.dropout = nn.Dropout(_classifier_dropout(config))
-            self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+            self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
         self.post_init()
 
     @can_return_tuple
@@ -126,10 +126,10 @@ class FeedbackForSequenceClassification(FeedbackPreTrainedModel):
         trace = IterationTrace(attention_mask) if output_iterations else None
         outputs = self._run_backbone(inputs, num_iterations, trace)
         logits = self._logits(outputs, input_ids, attention_mask)
-        fields = {}
+        fields: dict[str, Any] = {}
         if trace:
             earlier = [self._run_from(inputs, state) for state in trace.ends[:-1]]
-            fields = trace.fields()
+            fields.update(trace.fields())
             fields["iteration_logits"] = (*(self._logits(o, input_ids, attention_mask) for o in earlier), logits)
         return FeedbackSequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
@@ -145,7 +145,7 @@ class FeedbackForSequenceClassification(FeedbackPreTrainedModel):
             return outputs.logits
         how = self.config.pooling
         if how == "auto":
-            how = "last" if is_decoder(self.config.backbone_config) else "cls"
+            how = "last" if is_decoder(cast(PreTrainedConfig, self.config.backbone_config)) else "cls"
         pad = self.config.pad_token_id
         if mask is None and how == "last" and input_ids is not None and pad is not None:
             mask = (input_ids != pad).int()
@@ -169,7 +169,9 @@ def _classifier_dropout(config: FeedbackConfig) -> float:
     return next((float(value) for value in values if value is not None), 0.0)
 
 
-def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = None) -> FeedbackForSequenceClassification:
+def add_feedback(
+    task_model: PreTrainedModel, config: FeedbackConfig | None = None
+) -> FeedbackForSequenceClassification:
     """Adds fresh feedback to a fine-tuned task model; its head is kept, and it answers exactly as before.
 
     Args:

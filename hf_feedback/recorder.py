@@ -34,8 +34,8 @@ class LayerCall:
         module: the layer itself.
         args, kwargs: what it was called with besides the hidden states.
         keyword: name under which it got the hidden states; `None` where they came first by position.
-        hidden: the hidden states that it got, `(B, T, d)`, if they are kept.
-        output: what it returned in the latest iteration, if that is kept.
+        hidden: the hidden states that it got, `(B, T, d)`; `None` if they are not kept.
+        output: what it returned in the latest iteration; `None` if that is not kept.
         extras: what it returned in iteration 1 besides the hidden states.
     """
 
@@ -44,7 +44,7 @@ class LayerCall:
     args: tuple
     kwargs: dict[str, Any]
     keyword: str | None
-    hidden: torch.Tensor | None
+    hidden: Any
     output: Any
     extras: tuple
 
@@ -114,7 +114,9 @@ class Run:
     def _call(
         self, layer: int, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any], output: Any
     ) -> LayerCall:
-        hidden, others = (args[0], kwargs) if args else (kwargs[keyword], {k: kwargs[k] for k in kwargs if k != keyword})
+        hidden, others = (
+            (args[0], kwargs) if args else (kwargs[keyword], {k: kwargs[k] for k in kwargs if k != keyword})
+        )
         return LayerCall(
             layer=layer,
             module=module,

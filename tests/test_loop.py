@@ -10,7 +10,7 @@ from families import speak, tiny_backbone, tiny_batch, tiny_config
 from torch import nn
 from transformers import AutoModel
 
-from hf_feedback import FeedbackForSequenceClassification, FeedbackModel, UnsupportedBackboneError
+from hf_feedback import FeedbackModel, UnsupportedBackboneError
 from hf_feedback.recorder import _RUN, LayerHook
 
 FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
@@ -294,4 +294,3 @@ def test_set_num_iterations():
     with pytest.raises(ValueError, match="num_iterations"):
         model.set_num_iterations(0)
     assert model.config.num_iterations == 5
-    assert FeedbackForSequenceClassification is not None

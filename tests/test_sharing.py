@@ -32,7 +32,13 @@ from hf_feedback import (
 
 def tiny_tokenizer():
     """A word tokenizer with the special tokens that the tiny backbones know."""
-    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *"where is my parcel the refund has not come please help it a".split()]
+    words = [
+        "[UNK]",
+        "[PAD]",
+        "[CLS]",
+        "[SEP]",
+        *["where", "is", "my", "parcel", "the", "refund", "has", "not", "come", "please", "help", "it", "a"],
+    ]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -81,7 +87,9 @@ def test_bfloat16_and_attention_implementation(tmp_path):
     wide = {dtype: AutoModel.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     for dtype, found in wide.items():
         assert {p.dtype for p in found.parameters()} == {dtype}
-    eager = FeedbackForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32)
+    eager = FeedbackForSequenceClassification.from_pretrained(
+        tmp_path, attn_implementation="eager", dtype=torch.float32
+    )
     assert eager.backbone.config._attn_implementation == "eager"
     sdpa = FeedbackForSequenceClassification.from_pretrained(tmp_path, attn_implementation="sdpa", dtype=torch.float32)
     assert sdpa.backbone.config._attn_implementation == "sdpa"
@@ -109,9 +117,7 @@ def test_base_model_and_head_read_each_others_folders(tmp_path):
 def test_backbone_layers_are_picked_once_and_for_all(tmp_path):
     backbone = tiny_backbone("qwen3")
     third = backbone.layers[3].mlp.up_proj.weight.clone()
-    model = speak(
-        FeedbackForSequenceClassification.from_backbone(backbone, backbone_layers=[0, 2, 3], feedback_rank=8)
-    )
+    model = speak(FeedbackForSequenceClassification.from_backbone(backbone, backbone_layers=[0, 2, 3], feedback_rank=8))
     assert model.config.backbone_config.num_hidden_layers == 4
     assert model.backbone.config.num_hidden_layers == 3
     assert model.backbone.config.layer_types == [model.config.backbone_config.layer_types[i] for i in (0, 2, 3)]
@@ -124,7 +130,7 @@ def test_backbone_layers_are_picked_once_and_for_all(tmp_path):
 
 def test_plain_backbone_folder_loads_with_fresh_feedback(tmp_path, caplog):
     tiny_backbone("bert").save_pretrained(tmp_path)
-    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
+    with caplog.at_level("WARNING", logger="hf_feedback.loading"):
         model = FeedbackForSequenceClassification.from_pretrained(
             tmp_path, num_labels=5, num_iterations=4, feedback_rank=8, dtype=torch.float64
         )
@@ -228,10 +234,16 @@ def test_foreign_weights(tmp_path):
 
 def test_unsupported_backbone_is_refused_by_name(tmp_path):
     config = AutoConfig.for_model(
-        "vit", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4
+        "vit",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=8,
+        image_size=8,
+        patch_size=4,
     )
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedBackboneError, match="ViTModel cannot be used .* not text"):
+    with pytest.raises(UnsupportedBackboneError, match=r"ViTModel cannot be used .* not text"):
         FeedbackModel.from_backbone(tmp_path, feedback_rank=8)
 
 
@@ -288,7 +300,8 @@ def test_folder_works_without_the_package(tmp_path):
         model.save_pretrained("again")
         model = AutoModelForSequenceClassification.from_pretrained("again", trust_remote_code=True)
         assert torch.equal(model(**expected["batch"]).logits, expected["logits"])
-        print(config.num_iterations, pipeline("text-classification", "out", trust_remote_code=True)("where?")[0]["label"])
+        classify = pipeline("text-classification", "out", trust_remote_code=True)
+        print(config.num_iterations, classify("where?")[0]["label"])
         """,
         tmp_path,
     )

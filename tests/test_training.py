@@ -61,9 +61,9 @@ def test_every_parameter_has_the_part_one_expects(family):
     assert {part for name, part in parts.items() if name.startswith("classifier")} == {"head"}
     assert {part for name, part in parts.items() if name.startswith("feedback")} == {"feedback"}
     if family in ("modernbert", "llama", "qwen3"):
-        assert {part for name, part in parts.items() if name in ("backbone.norm.weight", "backbone.final_norm.weight")} == {
-            "backbone"
-        }
+        assert {
+            part for name, part in parts.items() if name in ("backbone.norm.weight", "backbone.final_norm.weight")
+        } == {"backbone"}
 
 
 def rates_by_name(model, **options):
@@ -122,7 +122,10 @@ def test_table_shows_every_group():
     assert len(table) == len(groups) + 1
     counted = sum(int(line.split()[-3].replace(",", "")) for line in table[1:])
     assert counted == sum(p.numel() for p in model.parameters())
-    assert any(line.split() == ["layer", "3", "6", f"{6 * 32 * 32 - 2 * 32 * 32 + 2 * 37 * 32:,}", "2e-05", "0.01"] for line in table)
+    assert any(
+        line.split() == ["layer", "3", "6", f"{6 * 32 * 32 - 2 * 32 * 32 + 2 * 37 * 32:,}", "2e-05", "0.01"]
+        for line in table
+    )
 
 
 FROZEN = {
@@ -306,9 +309,7 @@ def test_trainer_prints_its_groups_and_keeps_their_rates(tmp_path, capsys):
 
 
 def test_optimizers_with_groups_of_their_own_are_refused(tmp_path):
-    trainer = FeedbackTrainer(
-        model=make(), args=arguments(tmp_path, optim="lomo"), train_dataset=tiny_data()
-    )
+    trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path, optim="lomo"), train_dataset=tiny_data())
     trainer.get_optimizer_cls_and_kwargs = lambda args, model: (object, {"params": []})
     with pytest.raises(ValueError, match="makes its own parameter groups"):
         trainer.create_optimizer()

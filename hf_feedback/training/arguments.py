@@ -1,8 +1,12 @@
-"""`FeedbackTrainingArguments`: transformers' own, with freezing and discriminative learning rates."""
+"""Arguments of training: transformers' own with freezing and discriminative rates; data and model of the commands."""
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+
+from ..configuration_feedback import FeedbackConfig
 
 
 @dataclass
@@ -25,8 +29,77 @@ class FeedbackTrainingArguments(TrainingArguments):
     head_lr: float | None = field(default=None, metadata={"help": "Rate of the head (default: learning rate)."})
     layer_lr_decay: float = field(default=1.0, metadata={"help": "Factor on the rate from a layer to the one below."})
     learning_rate_mapping: dict | str | None = field(
-        default=None, metadata={"help": 'Regular expression over parameter names to rate, as JSON: {"LayerNorm": 1e-5}.'}
+        default=None,
+        metadata={"help": 'Regular expression over parameter names to rate, as JSON: {"LayerNorm": 1e-5}.'},
     )
 
     # Options that transformers reads as JSON when they come as text.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rate_mapping"]  # noqa: RUF012
+
+
+@dataclass
+class DataArguments:
+    """Where the texts are."""
+
+    train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSON-lines or parquet file to train on."})
+    validation_file: str | None = field(default=None, metadata={"help": "File to validate on after every epoch."})
+    test_file: str | None = field(default=None, metadata={"help": "File to test the finished model on, once."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A hub data set instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the hub data set."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the texts (found if left out)."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of second texts, for pairs."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels (found if left out)."})
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "Kind of labels (found if left out).",
+            "choices": ["single_label_classification", "multi_label_classification", "regression"],
+        },
+    )
+    metrics: list[str] | None = field(default=None, metadata={"help": "Metrics; the first chooses the best epoch."})
+    max_length: int | None = field(default=None, metadata={"help": "Cut texts at so many tokens."})
+
+
+@dataclass
+class ModelArguments:
+    """The model to start from and the options of `FeedbackConfig`."""
+
+    model: str = field(metadata={"help": "Hub id or folder of a backbone, or of a feedback model to train further."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the hub repository."})
+    num_iterations: int | None = field(default=None, metadata={"help": "K, passes through the looped layers (2)."})
+    feedback_topology: str | None = field(default=None, metadata={"help": "top (the default), adjacent or dense."})
+    feedback_edges: str | None = field(default=None, metadata={"help": "Edges as JSON: [[source, target], …]."})
+    feedback_layers: list[int] | None = field(default=None, metadata={"help": "Lowest and highest target layer."})
+    feedback_type: str | None = field(default=None, metadata={"help": "How a message is made (additive)."})
+    feedback_activation: str | None = field(default=None, metadata={"help": "Activation of the messages (swish)."})
+    feedback_rank: str | None = field(
+        default=None, metadata={"help": "Inner width of a message (32), or 'none' for full rank."}
+    )
+    feedback_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the messages (0)."})
+    feedback_scale: float | None = field(default=None, metadata={"help": "Factor on the messages (1)."})
+    backbone_layers: list[int] | None = field(default=None, metadata={"help": "Layers of the backbone to keep (all)."})
+    head: str | None = field(default=None, metadata={"help": "new, or backbone for the family's own task head (new)."})
+    pooling: str | None = field(default=None, metadata={"help": "auto, cls, mean or last (auto)."})
+    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout before the classifier."})
+
+    def feedback_options(self) -> dict[str, Any]:
+        """The options that were given, as `from_backbone` takes them.
+
+        Raises:
+            ValueError: rank or edges cannot be read.
+        """
+        options = {name: getattr(self, name, None) for name in FeedbackConfig.option_names()}
+        options = {name: value for name, value in options.items() if value is not None}
+        if self.feedback_rank is not None:
+            rank = self.feedback_rank.lower()
+            if rank != "none" and not rank.isdecimal():
+                raise ValueError(f"`feedback_rank` must be a number or 'none', got {self.feedback_rank!r}.")
+            options["feedback_rank"] = None if rank == "none" else int(rank)
+        if self.feedback_edges is not None:
+            try:
+                options["feedback_edges"] = json.loads(self.feedback_edges)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`feedback_edges` must be JSON such as [[3, 0], [3, 1]], got {self.feedback_edges!r} ({error})."
+                ) from error
+        return options

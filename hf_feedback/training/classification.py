@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,9 @@ import torch
 from datasets import Dataset, load_dataset
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    PreTrainedModel,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -26,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..configuration_feedback import FeedbackConfig
 from ..model_card import RunFacts, write_model_card
 from ..modeling_feedback import FeedbackForSequenceClassification
-from .arguments import FeedbackTrainingArguments
+from .arguments import DataArguments, FeedbackTrainingArguments, ModelArguments
 from .callbacks import InterruptCallback
 from .data import Columns, LabelSet, encode, find_columns, read_file
 from .metrics import decide, default_metrics, make_compute_metrics
@@ -35,70 +32,6 @@ from .trainer import FeedbackTrainer
 
 class Interrupted(Exception):
     """Training was stopped by Ctrl-C; the message says where it can go on from."""
-
-
-@dataclass
-class DataArguments:
-    """Where the texts are."""
-
-    train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSON-lines or parquet file to train on."})
-    validation_file: str | None = field(default=None, metadata={"help": "File to validate on after every epoch."})
-    test_file: str | None = field(default=None, metadata={"help": "File to test the finished model on, once."})
-    dataset_name: str | None = field(default=None, metadata={"help": "A hub data set instead of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the hub data set."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of the texts (found if left out)."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column of second texts, for pairs."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels (found if left out)."})
-    problem_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "Kind of labels (found if left out).",
-            "choices": ["single_label_classification", "multi_label_classification", "regression"],
-        },
-    )
-    metrics: list[str] | None = field(default=None, metadata={"help": "Metrics; the first chooses the best epoch."})
-    max_length: int | None = field(default=None, metadata={"help": "Cut texts at so many tokens."})
-
-
-@dataclass
-class ModelArguments:
-    """The model to start from and the options of `FeedbackConfig`."""
-
-    model: str = field(metadata={"help": "Hub id or folder of a backbone, or of a feedback model to train further."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the hub repository."})
-    num_iterations: int = field(default=2, metadata={"help": "K, passes through the looped layers."})
-    feedback_topology: str | None = field(default=None, metadata={"help": "top (default), adjacent or dense."})
-    feedback_edges: str | None = field(default=None, metadata={"help": "Edges as JSON: [[source, target], …]."})
-    feedback_layers: list[int] | None = field(default=None, metadata={"help": "Lowest and highest target layer."})
-    feedback_type: str = field(default="additive", metadata={"help": "How a message is made."})
-    feedback_activation: str = field(default="swish", metadata={"help": "Activation of the messages."})
-    feedback_rank: str = field(default="32", metadata={"help": "Inner width of a message, or 'none' for full rank."})
-    feedback_dropout: float = field(default=0.0, metadata={"help": "Dropout inside the messages."})
-    feedback_scale: float = field(default=1.0, metadata={"help": "Factor on the messages."})
-    backbone_layers: list[int] | None = field(default=None, metadata={"help": "Layers of the backbone to keep."})
-    head: str = field(default="new", metadata={"help": "new, or backbone for the family's own task head."})
-    pooling: str = field(default="auto", metadata={"help": "auto, cls, mean or last."})
-    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout before the classifier."})
-
-    def feedback_options(self) -> dict[str, Any]:
-        """The options as `from_backbone` takes them.
-
-        Raises:
-            ValueError: rank or edges cannot be read.
-        """
-        options = {name: getattr(self, name) for name in FeedbackConfig.option_names() if hasattr(self, name)}
-        rank = self.feedback_rank.lower()
-        if rank != "none" and not rank.isdecimal():
-            raise ValueError(f"`feedback_rank` must be a number or 'none', got {self.feedback_rank!r}.")
-        options["feedback_rank"] = None if rank == "none" else int(rank)
-        if self.feedback_edges is not None:
-            try:
-                options["feedback_edges"] = json.loads(self.feedback_edges)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"`feedback_edges` must be JSON such as [[3, 0], [3, 1]], got {self.feedback_edges!r} ({error})."
-                ) from error
-        return options
 
 
 def bf16_is_fast() -> bool:
@@ -150,33 +83,52 @@ def _check_writable(folder: str) -> None:
 # Models
 
 
+def _is_feedback_model(name: str, revision: str | None = None) -> bool:
+    hub = {} if revision is None else {"revision": revision}
+    return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type") == FeedbackConfig.model_type
+
+
 def _make_model(
     args: ModelArguments, labels: LabelSet, tokenizer: PreTrainedTokenizerBase
 ) -> FeedbackForSequenceClassification:
     hub = {} if args.revision is None else {"revision": args.revision}
-    names = labels.names or ("value",)
-    about_labels = {
-        "problem_type": labels.problem_type,
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
-    config_file = Path(args.model) / "config.json"
-    if config_file.is_file() and json.loads(config_file.read_text()).get("model_type") == FeedbackConfig.model_type:
-        model = FeedbackForSequenceClassification.from_pretrained(args.model, **hub)
-        if tuple(model.config.id2label.values()) != names:
-            raise ValueError(
-                f"`model`: {args.model} was trained for the labels {', '.join(model.config.id2label.values())}, the "
-                f"data has {', '.join(names)}; start from its backbone, or map the labels."
-            )
+    if _is_feedback_model(args.model, args.revision):
+        model = _load_to_go_on(args, labels, hub)
     else:
+        names = labels.names or ("value",)
+        about_labels: dict[str, Any] = {
+            "problem_type": labels.problem_type,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
         model = FeedbackForSequenceClassification.from_backbone(
             args.model, backbone_kwargs=hub, **args.feedback_options(), **about_labels
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
-        for config in {id(c): c for c in (model.config.text_config, model.backbone.config.get_text_config())}.values():
+        for config in (model.config.text_config, model.backbone.config.get_text_config()):
             config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _load_to_go_on(args: ModelArguments, labels: LabelSet, hub: dict[str, str]) -> FeedbackForSequenceClassification:
+    """A feedback model to train further: only K can be changed."""
+    model = FeedbackForSequenceClassification.from_pretrained(args.model, **hub)
+    for option, value in args.feedback_options().items():
+        if option == "num_iterations":
+            model.set_num_iterations(value)
+        elif value != (there := getattr(model.config, option)):
+            raise ValueError(
+                f"`{option}`: {args.model} is a feedback model already, with {there!r}, and cannot be changed to "
+                f"{value!r}; leave the option out, or start from its backbone."
+            )
+    names = tuple(map(str, (model.config.id2label or {}).values()))
+    if names != (labels.names or ("value",)):
+        raise ValueError(
+            f"`model`: {args.model} was trained for the labels {', '.join(names)}, the data has "
+            f"{', '.join(labels.names) or 'numbers'}; start from its backbone, or map the labels."
+        )
     return model
 
 
@@ -195,7 +147,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
         UnsupportedBackboneError: the backbone cannot be looped exactly.
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
-    _check_writable(args.output_dir)
+    output_dir = str(args.output_dir)
+    _check_writable(output_dir)
     set_seed(args.seed)
     splits = _read_splits(data_args)
     if "train" not in splits:
@@ -213,10 +166,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
         if split in ("train", "validation", "test")
     }
     if "validation" in encoded and args.eval_strategy == "no":
-        args.eval_strategy = args.save_strategy = "epoch"  # type: ignore[assignment]
-        args.load_best_model_at_end = True
-        args.metric_for_best_model, args.greater_is_better = f"eval_{names[0]}", True
-        args.save_total_limit = args.save_total_limit or 1
+        args.eval_strategy = "epoch"
+        if args.save_strategy == "epoch":  # keep the best epoch
+            args.load_best_model_at_end = True
+            args.metric_for_best_model, args.greater_is_better = f"eval_{names[0]}", True
+            args.save_total_limit = args.save_total_limit or 1
     interrupt = InterruptCallback()
     trainer = FeedbackTrainer(
         model=model,
@@ -231,7 +185,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     print(model.feedback_summary(), flush=True)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if interrupt.interrupted:
-        checkpoint = get_last_checkpoint(args.output_dir)
+        checkpoint = get_last_checkpoint(output_dir)
         raise Interrupted(
             f"Stopped after step {trainer.state.global_step}. To go on: the same command with "
             f"--resume-from-checkpoint {checkpoint}"
@@ -250,35 +204,43 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
             metrics={key: value for key, value in found.items() if key.split("_", 1)[-1] in names},
             arguments=args,
         )
-        write_model_card(Path(args.output_dir), model.config, facts)
+        write_model_card(Path(output_dir), model.config, facts)
     return found
 
 
-def load_for_inference(folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_for_inference(folder: str) -> tuple[FeedbackForSequenceClassification, PreTrainedTokenizerBase]:
     """A trained model and its tokenizer.
 
     Raises:
         ValueError: the folder has no usable model; OSError: it is damaged.
     """
-    if not Path(folder).is_dir() and os.path.sep in folder and not folder.count("/") == 1:
-        raise ValueError(f"`model`: there is no folder {folder}.")
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    if not _is_feedback_model(folder):
+        raise ValueError(f"`model`: {folder} is no feedback model; make one with `hf-feedback train`.")
+    model = FeedbackForSequenceClassification.from_pretrained(folder)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def _labels_of(model: PreTrainedModel) -> LabelSet:
+def _labels_of(model: FeedbackForSequenceClassification) -> LabelSet:
     problem = model.config.problem_type or (
         "regression" if model.config.num_labels == 1 else "single_label_classification"
     )
-    names = () if problem == "regression" else tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+    names = () if problem == "regression" else tuple(map(str, (model.config.id2label or {}).values()))
     return LabelSet(problem, names)
 
 
 def _inference_trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, bf16: bool, compute_metrics: Any = None
+    model: FeedbackForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    bf16: bool,
+    compute_metrics: Any = None,
 ) -> FeedbackTrainer:
     args = FeedbackTrainingArguments(
-        output_dir=tempfile.gettempdir(), per_device_eval_batch_size=batch_size, bf16=bf16, report_to=[], use_cpu=not torch.accelerator.is_available()
+        output_dir=tempfile.gettempdir(),
+        per_device_eval_batch_size=batch_size,
+        bf16=bf16,
+        report_to=[],
+        use_cpu=not torch.accelerator.is_available(),
     )
     return FeedbackTrainer(
         model=model,
@@ -367,6 +329,10 @@ def _answers(data: Dataset, columns: Columns, logits: np.ndarray, labels: LabelS
             continue
         named = {name: round(p, 6) for name, p in zip(labels.names, row, strict=True)}
         if several:
-            yield {**line, "labels": [n for n, yes in zip(labels.names, answer, strict=True) if yes], "probabilities": named}
+            yield {
+                **line,
+                "labels": [n for n, yes in zip(labels.names, answer, strict=True) if yes],
+                "probabilities": named,
+            }
         else:
             yield {**line, "label": labels.names[int(answer)], "score": max(named.values()), "probabilities": named}

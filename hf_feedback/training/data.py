@@ -52,10 +52,10 @@ def read_file(file: str | Path) -> Dataset:
     try:
         data = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
     except Exception as error:
+        if "no data" in str(error):
+            raise ValueError(f"{file}: the file has no rows.") from error
         cause = error.__cause__ or error
         raise ValueError(f"{file}: cannot be read as {FORMATS[path.suffix]} ({cause}).") from error
-    if len(data) == 0:
-        raise ValueError(f"{file}: the file has no rows.")
     return data
 
 
@@ -229,7 +229,9 @@ def encode(
 
     encoded = data.map(tokenize, batched=True, remove_columns=data.column_names, load_from_cache_file=False)
     if counts["long"]:
-        logger.warning(f"{source}: {counts['long']} of {len(data)} texts are longer than {max_length} tokens and were cut.")
+        logger.warning(
+            f"{source}: {counts['long']} of {len(data)} texts are longer than {max_length} tokens and were cut."
+        )
     if counts["empty"]:
         logger.warning(f"{source}: {counts['empty']} of {len(data)} texts are empty.")
     if labels is not None and columns.label is not None:

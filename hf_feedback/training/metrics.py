@@ -115,7 +115,7 @@ def make_compute_metrics(problem_type: str, names: Sequence[str]) -> Callable[[E
 
 
 def decide(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Logits `(N, C)` → class numbers `(N,)`; values `(N,)` for regression; zeros and ones `(N, C)` for several labels."""
+    """Logits `(N, C)` → class numbers `(N,)`, values `(N,)` for regression, or zeros and ones `(N, C)`."""
     if problem_type == "regression":
         return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
     return (logits > 0).astype(int) if problem_type == "multi_label_classification" else logits.argmax(-1)

@@ -30,7 +30,11 @@ def parts_of(model: nn.Module) -> dict[str, str]:
     """
     prefix, core = feedback_model_in(model)
     layers = f"backbone.{core._stack_name}."
-    base = next(f"backbone.{name}." if name else "backbone." for name, m in core.backbone.named_modules() if m is core.backbone.base_model)
+    base = next(
+        f"backbone.{name}." if name else "backbone."
+        for name, m in core.backbone.named_modules()
+        if m is core.backbone.base_model
+    )
     embeddings = {
         f"backbone.{name}."
         for name, module in core.backbone.named_modules()
@@ -148,9 +152,10 @@ def parameter_groups(
     """
     mapping = dict(learning_rate_mapping or {})
     rates = {"learning_rate": learning_rate, "backbone_lr": backbone_lr, "feedback_lr": feedback_lr, "head_lr": head_lr}
-    for option, rate in [*rates.items(), *((f"learning_rate_mapping[{p!r}]", rate) for p, rate in mapping.items())]:
-        if rate is not None and not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
-            raise ValueError(f"`{option}` must be a finite number of at least 0, got {rate!r}.")
+    rates |= {f"learning_rate_mapping[{pattern!r}]": rate for pattern, rate in mapping.items()}
+    for option, value in rates.items():
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"`{option}` must be a finite number of at least 0, got {value!r}.")
     if not 0 < layer_lr_decay <= 1:
         raise ValueError(f"`layer_lr_decay` must be in (0, 1], got {layer_lr_decay!r}; 1 gives all layers one rate.")
     parts = parts_of(model)
@@ -166,9 +171,9 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         part = parts[name]
-        pattern = next((p for p in mapping if _search("learning_rate_mapping", p, name)), None)
-        if pattern is not None:
-            part, rate = pattern, mapping[pattern]
+        winner = next((p for p in mapping if _search("learning_rate_mapping", p, name)), None)
+        if winner is not None:
+            part, rate = winner, mapping[winner]
         elif part in named:
             rate = named[part]
         else:

@@ -48,15 +48,16 @@ class FeedbackTrainer(Trainer):
         """
         if self.optimizer is not None:
             return self.optimizer
-        args, model = self.args, self.model if model is None else model
-        optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
+        args: FeedbackTrainingArguments = self.args
+        trained: Any = self.model if model is None else model
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, trained)
         if {"params", "model", "optimizer_dict"} & options.keys():
             raise ValueError(
                 f"`optim`={args.optim!s} makes its own parameter groups and cannot take those of FeedbackTrainer; use "
                 "an AdamW variant, or the plain Trainer."
             )
         groups = parameter_groups(
-            model,
+            trained,
             args.learning_rate,
             weight_decay=args.weight_decay,
             backbone_lr=args.backbone_lr,

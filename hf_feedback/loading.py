@@ -1,0 +1,177 @@
+"""From a pretrained backbone, or a saved folder, to a feedback model."""
+
+import copy
+from pathlib import Path
+from typing import Any, Self, cast
+
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .backbones import drop_pooler, select_part
+from .configuration_feedback import FeedbackConfig
+from .modeling_base import FeedbackPreTrainedModel
+from .pooling import find_pooling
+
+logger = logging.get_logger(__name__)
+
+# The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_feedback.FeedbackConfig",
+    "AutoModel": "modeling_feedback.FeedbackModel",
+    "AutoModelForSequenceClassification": "modeling_feedback.FeedbackForSequenceClassification",
+}
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
+
+
+class LoadableFeedbackModel(FeedbackPreTrainedModel):
+    """The ways to get a feedback model: `from_backbone` and `from_pretrained`; and `save_pretrained`."""
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        *,
+        head: str = "new",
+        backbone_kwargs: dict[str, Any] | None = None,
+        config_overrides: dict[str, Any] | None = None,
+        backbone_part: str = "auto",
+        **feedback_options: Any,
+    ) -> Self:
+        """Adds fresh feedback to a pretrained backbone. In evaluation mode the result equals the backbone exactly.
+
+        Args:
+            backbone: a hub id, a local folder, or a transformers model (which is used as it is, not copied).
+            head: `"new"` for a new pooling and classifier, `"backbone"` for the family's own task head.
+            backbone_kwargs: passed to the backbone's `from_pretrained`: `dtype`, `attn_implementation`, `revision`, …
+            config_overrides: options of the backbone's own config to change, such as `{"layerdrop": 0.0}`.
+            backbone_part: the half of an encoder–decoder to use.
+            **feedback_options: the options of `FeedbackConfig`, `num_labels` and `id2label` included.
+
+        Raises:
+            ValueError: an option is not allowed.
+            UnsupportedBackboneError: the backbone cannot be looped exactly; says why.
+            OSError: the folder or repository is missing or damaged.
+
+        Example:
+
+        ```python
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackForSequenceClassification
+        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=3, num_iterations=2)
+        >>> model.check_equivalence({"input_ids": torch.tensor([[5, 6, 7]])})
+        0.0
+
+        ```
+        """
+        config = FeedbackConfig(head=head, backbone_part=backbone_part, **feedback_options)
+        backbone_kwargs = dict(backbone_kwargs or {})
+        if not isinstance(backbone, PreTrainedModel):
+            hub_kwargs = {key: backbone_kwargs[key] for key in HUB_KWARGS if key in backbone_kwargs}
+            if config.pooling == "auto" and head == "new":
+                config.pooling = find_pooling(backbone, **hub_kwargs) or "auto"
+            backbone = cls._load_backbone(backbone, config, config_overrides, backbone_kwargs, hub_kwargs)
+        elif config_overrides or backbone_kwargs:
+            raise ValueError(
+                "`config_overrides` and `backbone_kwargs` are for loading a backbone by name; set them on the model "
+                f"that is passed instead (got a {type(backbone).__name__})."
+            )
+        elif head == "new":
+            backbone = select_part(cast(PreTrainedModel, backbone.base_model), backbone_part)
+        return cls._wrap(backbone, config)
+
+    @classmethod
+    def _load_backbone(
+        cls,
+        name: str | Path,
+        config: FeedbackConfig,
+        overrides: dict[str, Any] | None,
+        backbone_kwargs: dict[str, Any],
+        hub_kwargs: dict[str, Any],
+    ) -> PreTrainedModel:
+        backbone_config = AutoConfig.from_pretrained(name, **hub_kwargs)
+        if isinstance(backbone_config, FeedbackConfig):
+            raise ValueError(f"{str(name)!r} holds a feedback model already; load it with `from_pretrained`.")
+        for key, value in (overrides or {}).items():
+            if not hasattr(backbone_config, key):
+                raise ValueError(f"`config_overrides`: {key!r} is not an option of {type(backbone_config).__name__}.")
+            setattr(backbone_config, key, value)
+        if config.head == "backbone":
+            if cls._backbone_task_class is None:
+                raise ValueError(f"`head='backbone'` needs a class with a task head; {cls.__name__} has none.")
+            backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
+            return cls._backbone_task_class.from_pretrained(name, config=backbone_config, **backbone_kwargs)
+        loaded = AutoModel.from_pretrained(name, config=backbone_config, **backbone_kwargs)
+        return select_part(loaded, config.backbone_part)
+
+    @classmethod
+    def _wrap(cls, backbone: PreTrainedModel, config: FeedbackConfig) -> Self:
+        """A feedback model around a loaded backbone; `config` has everything but the `backbone_config`."""
+        if config.head == "new":
+            drop_pooler(backbone)
+        config.backbone_config = backbone.config if config.backbone_layers is None else copy.deepcopy(backbone.config)
+        config.check_options()
+        model = cls(config, backbone=backbone)
+        for child in model.children():
+            if child is not backbone:
+                child.to(device=backbone.device, dtype=backbone.dtype)
+        config.dtype = backbone.dtype
+        model.probe_backbone()
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a saved feedback model; from the folder or repository of a plain backbone, does `from_backbone`.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub id.
+            **kwargs: as in transformers; for a plain backbone, also the options of `from_backbone`.
+
+        Raises:
+            OSError: the weights are missing, damaged or belong to another model.
+        """
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+        if found.get("model_type") != FeedbackConfig.model_type:
+            logger.warning(
+                f"{pretrained_model_name_or_path} is a plain {found.get('model_type')} model: adding fresh feedback."
+            )
+            return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)
+        kwargs["output_loading_info"] = True
+        try:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} are damaged or truncated ({error}); copy or download "
+                "them again."
+            ) from error
+        model, info = loaded
+        missing = sorted(key for key in info["missing_keys"] if key.startswith(("backbone.", "feedback.")))
+        if missing:
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} do not belong to the config beside them: "
+                f"{len(missing)} tensors are missing, among them {missing[0]}. Load the folder with the options it was "
+                "saved with, or start anew with `from_backbone`."
+            )
+        model.probe_backbone()
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_plain(cls, name: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> Self:
+        options = FeedbackConfig.option_names() | {"num_labels", "config_overrides"}
+        mine = {key: value for key, value in kwargs.items() if key in options}
+        rest = {key: value for key, value in kwargs.items() if key not in options}
+        config = rest.pop("config", None)
+        if isinstance(config, FeedbackConfig):
+            mine = {**config.options(), **mine}
+        return cls.from_backbone(name, backbone_kwargs={**rest, **hub_kwargs}, **mine)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)

@@ -1,0 +1,339 @@
+"""From raw text to predictions, and what happens when the input is bad."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from families import tiny_backbone
+from huggingface_hub import ModelCard
+from test_sharing import tiny_tokenizer
+
+from hf_feedback.cli import main
+from hf_feedback.training.data import LabelSet, find_columns, read_file
+
+ROOT = Path(__file__).parent.parent
+WORDS = {"late": "where is my parcel", "lost": "the refund has not come", "fine": "please help it"}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """Folder of a tiny backbone with its tokenizer."""
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("bert").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def rows(count=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = list(WORDS)
+    found = []
+    for i in range(count):
+        words = WORDS[labels[i % 3]].split()
+        order = torch.randperm(len(words), generator=generator).tolist()
+        found.append({"text": " ".join(words[j] for j in order), "label": labels[i % 3]})
+    return found
+
+
+def write(folder, name, records):
+    """Writes records in the format that the name's ending says."""
+    file = folder / name
+    if file.suffix == ".jsonl":
+        file.write_text("\n".join(json.dumps(record) for record in records))
+    elif file.suffix == ".parquet":
+        from datasets import Dataset
+
+        Dataset.from_list(records).to_parquet(file)
+    else:
+        import csv
+
+        with file.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(records[0]), delimiter="\t" if file.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(records)
+    return str(file)
+
+
+def train_command(backbone, folder, *more, train="train.csv", validation="validation.csv"):
+    files = ["--train-file", train] + (["--validation-file", validation] if validation else [])
+    fast = "--num-train-epochs 2 --per-device-train-batch-size 8 --disable-tqdm True --feedback-rank 4 --bf16 False"
+    return ["train", "--model", backbone, *files, "--output-dir", str(folder), *fast.split(), *more]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_from_text_to_predictions(backbone, tmp_path, capsys, ending):
+    train = write(tmp_path, f"train.{ending}", rows(48))
+    validation = write(tmp_path, f"validation.{ending}", rows(12, seed=1))
+    out = tmp_path / "out"
+    more = ["--test-file", validation, "--learning-rate", "1e-2", "--num-train-epochs", "6"]
+    assert main(train_command(backbone, out, *more, train=train, validation=validation)) == 0
+    printed = capsys.readouterr().out
+    assert "layer 3" in printed  # the groups
+    assert "test_accuracy" in printed
+    results = json.loads((out / "all_results.json").read_text())
+    assert results["test_accuracy"] > 0.9
+    assert results["test_accuracy"] == results["eval_accuracy"]
+
+    assert main(["evaluate", "--model", str(out), "--file", validation]) == 0
+    assert f"{results['test_accuracy']:.4f}" in capsys.readouterr().out
+
+    new = write(tmp_path, f"new.{ending}", [{"text": row["text"]} for row in rows(6)])
+    assert main(["predict", "--model", str(out), "--file", new, "--output", str(tmp_path / "p.jsonl")]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert len(answers) == 6
+    assert set(answers[0]) == {"text", "label", "score", "probabilities"}
+    assert sum(answers[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert sum(a["label"] == r["label"] for a, r in zip(answers, rows(6), strict=True)) >= 5
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_model_card(backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "train.csv", rows())
+    write(tmp_path, "validation.csv", rows(6))
+    assert main(train_command(backbone, "out", "--layer-lr-decay", "0.9", "--freeze", "embeddings")) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    data = yaml.safe_load(card.data.to_yaml())
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "text-classification"
+    assert "hf_feedback" in data["tags"]
+    found = {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert found[("validation", "accuracy")] == pytest.approx(results["eval_accuracy"], abs=1e-4)
+    for words in (
+        "3 → 0",
+        "| frozen | embeddings |",
+        "24 texts from train.csv",
+        "nothing about whether feedback helped",
+    ):
+        assert words in card.text, words
+
+
+def test_regression_pairs_and_several_labels(backbone, tmp_path, capsys):
+    pairs = [{"text_a": r["text"], "text_b": "help it", "label": i / 7} for i, r in enumerate(rows())]
+    train = write(tmp_path, "pairs.csv", pairs)
+    assert main(train_command(backbone, tmp_path / "r", train=train, validation=train)) == 0
+    assert "eval_pearson" in capsys.readouterr().out
+    assert (
+        main(["predict", "--model", str(tmp_path / "r"), "--file", train, "--output", str(tmp_path / "r.jsonl")]) == 0
+    )
+    line = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
+    assert set(line) == {"text", "text_pair", "value"}
+
+    several = [{"text": r["text"], "label": [r["label"], "any"] if i % 2 else []} for i, r in enumerate(rows())]
+    train = write(tmp_path, "several.jsonl", several)
+    assert main(train_command(backbone, tmp_path / "s", train=train, validation=train)) == 0
+    assert (
+        main(["predict", "--model", str(tmp_path / "s"), "--file", train, "--output", str(tmp_path / "s.jsonl")]) == 0
+    )
+    line = json.loads((tmp_path / "s.jsonl").read_text().splitlines()[1])
+    assert set(line["probabilities"]) == {"late", "lost", "fine", "any"}
+
+
+def test_decoder_without_padding_token(tmp_path):
+    folder = tmp_path / "llama"
+    backbone = tiny_backbone("llama")
+    backbone.config.pad_token_id = None
+    backbone.save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    tokenizer.save_pretrained(folder)
+    train = write(tmp_path, "train.csv", [*rows(), {"text": "", "label": "late"}])
+    assert main(train_command(str(folder), tmp_path / "out", train=train, validation=train)) == 0
+    assert main(["evaluate", "--model", str(tmp_path / "out"), "--file", train]) == 0
+
+
+def test_training_goes_on_from_a_feedback_model(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", rows())
+    assert main(train_command(backbone, tmp_path / "one", train=train, validation=None)) == 0
+    assert main(train_command(str(tmp_path / "one"), tmp_path / "two", train=train, validation=None)) == 0
+    assert main(["evaluate", "--model", backbone, "--file", train]) == 2
+    assert "is no feedback model" in capsys.readouterr().err
+    rank = train_command(str(tmp_path / "one"), tmp_path / "x", "--feedback-rank", "5", train=train, validation=None)
+    assert main(rank) == 2
+    assert "with 4, and cannot be changed to 5" in capsys.readouterr().err
+    other = write(tmp_path, "other.csv", [{**row, "label": row["label"].upper()} for row in rows()])
+    capsys.readouterr()
+    assert main(train_command(str(tmp_path / "one"), tmp_path / "three", train=other, validation=None)) == 2
+    assert "was trained for the labels fine, late, lost" in capsys.readouterr().err
+
+
+def with_label(index, value):
+    found = rows()
+    found[index]["label"] = value
+    return found
+
+
+BAD = {
+    # what is in train.csv, in validation.csv, further options → words on stderr
+    "empty file": ("", rows(), [], "train.csv: the file is empty"),
+    "only a header": ("text,label\n", rows(), [], "train.csv: the file has no rows"),
+    "missing file": (None, rows(), [], "train.csv: there is no such file"),
+    "missing column": (rows(), rows(), ["--text-column", "body"], "there is no column 'body'; "),
+    "no text column": ("a,label\nx,y\n", rows(), [], "No column of texts was found"),
+    "no label column": ("text,b\nx,y\n", rows(), [], "No column of labels was found"),
+    "unknown label in validation": (rows(), with_label(4, "odd"), [], "label 'odd' in row 5 is not among the training"),
+    "NaN label": (with_label(2, "nan"), rows(), [], "the label is missing in column 'label', row 3"),
+    "missing label": (with_label(2, ""), rows(), [], "the label is missing in column 'label', row 3"),
+    "one label": ([{"text": "a", "label": "x"}] * 4, rows(), [], "fewer than two different labels"),
+    "K of zero": (rows(), rows(), ["--num-iterations", "0"], "`num_iterations` must be an integer of at least 1"),
+    "edge upwards": (rows(), rows(), ["--feedback-edges", "[[0, 2]]"], "does not point downwards"),
+    "edge out of range": (rows(), rows(), ["--feedback-edges", "[[7, 2]]"], "[7, 2] is out of range"),
+    "edges that are no JSON": (rows(), rows(), ["--feedback-edges", "3>0"], "must be JSON"),
+    "edges and topology": (
+        rows(),
+        rows(),
+        ["--feedback-edges", "[[2, 0]]", "--feedback-topology", "top"],
+        "exclude each other",
+    ),
+    "unknown activation": (rows(), rows(), ["--feedback-activation", "swishy"], "did you mean 'swish'"),
+    "rank above the hidden size": (rows(), rows(), ["--feedback-rank", "64"], "at most the backbone's hidden size 32"),
+    "rank that is no number": (rows(), rows(), ["--feedback-rank", "many"], "must be a number or 'none'"),
+    "too long": (rows(), rows(), ["--max-length", "9999"], "`max_length` must be between 1 and the 32 tokens"),
+    "freezing nothing": (rows(), rows(), ["--freeze", "bakbone"], "'bakbone' matches no parameter"),
+    "unknown metric": (rows(), rows(), ["--metrics", "acuracy"], "'acuracy' is none of accuracy"),
+    "not a model": (rows(), rows(), ["--model", "/nowhere/to/be/found"], "/nowhere/to/be/found"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(backbone, tmp_path, capsys, case):
+    train, validation, more, words = BAD[case]
+    for name, content in (("train.csv", train), ("validation.csv", validation)):
+        if isinstance(content, str):
+            (tmp_path / name).write_text(content)
+        elif content is not None:
+            write(tmp_path, name, content)
+    files = {"train": str(tmp_path / "train.csv"), "validation": str(tmp_path / "validation.csv")}
+    assert main(train_command(backbone, tmp_path / "out", *more, **files)) == 2
+    error = capsys.readouterr().err
+    assert f"error: {error.split('error: ')[-1]}" in error
+    assert words in error
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_folder_that_is_not_writable(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", rows())
+    (tmp_path / "file").write_text("in the way")
+    assert main(train_command(backbone, tmp_path / "file" / "out", train=train, validation=None)) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_long_and_empty_texts_are_counted(backbone, tmp_path, caplog):
+    texts = [*rows(), {"text": "parcel " * 50, "label": "late"}, {"text": "", "label": "fine"}]
+    train = write(tmp_path, "train.csv", texts)
+    with caplog.at_level("WARNING", logger="hf_feedback.training.data"):
+        assert main(train_command(backbone, tmp_path / "out", train=train, validation=None)) == 0
+    assert "1 of 26 texts are longer than 32 tokens and were cut" in caplog.text
+    assert "1 of 26 texts are empty" in caplog.text
+
+
+def test_words_that_look_like_gaps_are_texts(tmp_path):
+    file = write(tmp_path, "t.csv", [{"text": "NA", "label": "None"}, {"text": "null", "label": "n/a"}])
+    data = read_file(file)
+    assert data["text"][:] == ["NA", "null"]
+    assert LabelSet.of(data, "label", file).names == ("None", "n/a")
+
+
+LABELS = {
+    "words": (["b", "a", "b"], ("single_label_classification", ("a", "b")), [1, 0, 1]),
+    "numbers": ([10, 9, 10], ("single_label_classification", ("9", "10")), [1, 0, 1]),
+    "whole numbers written with a point": ([1.0, 0.0], ("single_label_classification", ("0", "1")), [1, 0]),
+    "values": ([0.5, 2, 1], ("regression", ()), [0.5, 2.0, 1.0]),
+    "lists": ([["x"], [], ["x", "y"]], ("multi_label_classification", ("x", "y")), [[1, 0], [0, 0], [1, 1]]),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_kinds_of_labels(case):
+    from datasets import Dataset
+
+    values, expected, encoded = LABELS[case]
+    data = Dataset.from_dict({"label": values})
+    labels = LabelSet.of(data, "label", "here")
+    assert (labels.problem_type, labels.names) == expected
+    assert labels.encode(data["label"], "label", "here") == encoded
+
+
+COLUMNS = {
+    ("text", "label"): ("text", None, "label"),
+    ("label", "sentence"): ("sentence", None, "label"),
+    ("text_a", "text_b", "label"): ("text_a", "text_b", "label"),
+    ("premise", "hypothesis", "target"): ("premise", "hypothesis", "target"),
+}
+
+
+@pytest.mark.parametrize("names", COLUMNS)
+def test_columns_are_found(names):
+    found = find_columns(names, "here")
+    assert (found.text, found.text_pair, found.label) == COLUMNS[names]
+
+
+def test_help_and_unknown_command(capsys):
+    assert main([]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert main(["tain"]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    assert "--num-iterations" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_interrupt_leaves_a_complete_checkpoint_to_go_on_from(backbone, tmp_path):
+    train = write(tmp_path, "train.csv", rows(48))
+    command = train_command(backbone, tmp_path / "out", train=train, validation=None)
+    command = [*command, "--max-steps", "20000", "--logging-steps", "1", "--save-strategy", "no"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_feedback.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
+    for line in process.stdout:
+        if "'loss'" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "--resume-from-checkpoint" in error
+    checkpoint = error.strip().split()[-1]
+    step = int(checkpoint.rsplit("-", 1)[1])
+    assert Path(checkpoint, "optimizer.pt").is_file()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    resumed = [*command, "--resume-from-checkpoint", checkpoint, "--max-steps", str(step + 2)]
+    assert main(resumed) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == step + 2
+
+
+@pytest.mark.slow
+def test_two_processes(backbone, tmp_path):
+    """The example under torchrun: two processes, one model, no idle parameter, K = 1 included."""
+    train = write(tmp_path, "train.csv", rows(48))
+    for k in ("2", "1"):
+        command = train_command(backbone, tmp_path / f"out{k}", train=train, validation=train)[1:]
+        found = subprocess.run(
+            [
+                *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"],
+                *[str(ROOT / "examples" / "run_classification.py"), *command, "--num-iterations", k],
+                *["--ddp-find-unused-parameters", "False", "--ddp-backend", "gloo"],
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+        )
+        assert found.returncode == 0, found.stderr[-3000:]
+        state = json.loads((tmp_path / f"out{k}" / "trainer_state.json").read_text())
+        assert state["global_step"] == 2 * 48 // (8 * 2)  # the world has two processes
+        assert found.stdout.count("Model, tokenizer and model card are in") == 1
