@@ -56,6 +56,7 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         Example:
 
         ```python
+        >>> import torch
         >>> from transformers import BertConfig, BertModel
         >>> from hf_feedback import FeedbackForSequenceClassification
         >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)

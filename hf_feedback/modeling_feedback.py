@@ -186,6 +186,7 @@ def add_feedback(
     Example:
 
     ```python
+    >>> import torch
     >>> from transformers import BertConfig, BertForSequenceClassification
     >>> from hf_feedback import FeedbackConfig, add_feedback
     >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
