@@ -2,14 +2,15 @@
 
 import copy
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .recorder import Run, first_argument, hidden_of, recording
+from .recorder import OutOfOrderError, Run, first_argument, hidden_of, recording
 
 
 class UnsupportedBackboneError(ValueError):
@@ -49,23 +50,32 @@ def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
 
 
 def find_layers(backbone: nn.Module, num_layers: int) -> str:
-    """The name of the backbone's layer stack: its largest `ModuleList` of `num_layers` layers.
+    """The name of the backbone's layer stack: its largest `ModuleList` of `num_layers` layers, or else of a divisor of
+    that number, each layer then being called several times in a row (as in ALBERT).
 
     Raises:
         UnsupportedBackboneError: it has none.
     """
-    lists = {
-        name: sum(parameter.numel() for parameter in module.parameters())
+    sizes = {
+        name: (len(module), sum(parameter.numel() for parameter in module.parameters()))
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+        if isinstance(module, nn.ModuleList) and len(module) > 0
     }
-    if not lists:
+    whole = [name for name, (length, _) in sizes.items() if length == num_layers]
+    shared = [name for name, (length, _) in sizes.items() if num_layers % length == 0]
+    candidates = whole or shared
+    if not candidates:
         raise refuse(
             backbone,
             f"it has no list of {num_layers} layers, the `num_hidden_layers` of its config.",
             "Use a backbone whose layers are a plain stack.",
         )
-    return max(lists, key=lambda name: lists[name])
+    return max(candidates, key=lambda name: (sizes[name][1], -len(name)))
+
+
+def layers_in_order(stack: nn.ModuleList, num_layers: int) -> list[nn.Module]:
+    """The layers in the order of the calls; a shared layer stands there once for each of its calls."""
+    return [stack[i * len(stack) // num_layers] for i in range(num_layers)]
 
 
 def keep_layers(backbone: PreTrainedModel, name: str, keep: list[int]) -> None:
@@ -73,10 +83,12 @@ def keep_layers(backbone: PreTrainedModel, name: str, keep: list[int]) -> None:
 
     The config is replaced by a copy; per-layer lists in it (such as `layer_types`) are cut with the layers.
     """
-    stack = backbone.get_submodule(name)
-    total = len(stack)  # type: ignore[arg-type]
+    stack = cast(nn.ModuleList, backbone.get_submodule(name))
+    total = len(stack)
+    if total != backbone.config.get_text_config().num_hidden_layers:
+        raise refuse(backbone, "its layers are shared, so none can be left out.", "Leave `backbone_layers` out.")
     parent, _, attribute = name.rpartition(".")
-    kept = nn.ModuleList(stack[i] for i in keep)  # type: ignore[index]
+    kept = nn.ModuleList(stack[i] for i in keep)
     setattr(backbone.get_submodule(parent), attribute, kept)
     for index, layer in enumerate(kept):  # a layer's place, by which it finds its slot in a cache
         for module in layer.modules():
@@ -109,28 +121,56 @@ def check_static(backbone: PreTrainedModel) -> None:
             )
 
 
-def probe_inputs(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A tiny batch for the backbone: two rows of eight tokens, the second one with two padding tokens."""
-    if backbone.main_input_name != "input_ids":
-        raise refuse(
-            backbone,
-            f"its main input is `{backbone.main_input_name}`, not text.",
-            "Use a backbone that reads token ids.",
-        )
-    text_config = backbone.config.get_text_config()
-    pad = getattr(text_config, "pad_token_id", None)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(min(5, text_config.vocab_size - 1), text_config.vocab_size, (2, 8), generator=generator)
-    if isinstance(pad, int):
-        ids = torch.where(ids == pad, (ids + 1) % text_config.vocab_size, ids)
+def _token_ids(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Two rows of eight tokens, the second one with two padding tokens."""
+    ids = torch.randint(min(5, config.vocab_size - 1), config.vocab_size, (2, 8), generator=generator)
+    if isinstance(pad := getattr(config, "pad_token_id", None), int):
+        ids = torch.where(ids == pad, (ids + 1) % config.vocab_size, ids)
     mask = torch.ones_like(ids)
     mask[1, -2:] = 0
-    device: Any = backbone.get_input_embeddings().weight.device
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _pixels(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    size = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size, config.image_size)
+    return {"pixel_values": torch.randn((2, config.num_channels, *size), generator=generator)}
+
+
+def _waves(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"input_values": torch.randn((2, 4000), generator=generator)}
+
+
+def _spectra(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    shape = (2, config.num_mel_bins, 2 * config.max_source_positions)
+    return {"input_features": torch.randn(shape, generator=generator)}
+
+
+# What a backbone reads, by the name of its main input: a tiny batch of two.
+PROBE_INPUTS: dict[str, Callable[[Any, torch.Generator], dict[str, torch.Tensor]]] = {
+    "input_ids": _token_ids,
+    "pixel_values": _pixels,
+    "input_values": _waves,
+    "input_features": _spectra,
+}
+
+
+def probe_inputs(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A tiny batch of two for the backbone, on its device and in its dtype.
+
+    Raises:
+        UnsupportedBackboneError: what it reads is not known.
+    """
+    name = backbone.main_input_name
+    if name not in PROBE_INPUTS:
+        known = ", ".join(PROBE_INPUTS)
+        raise refuse(backbone, f"its main input is `{name}`.", f"Use a backbone that reads one of {known}.")
+    weight = next(backbone.parameters())
+    inputs = PROBE_INPUTS[name](backbone.config.get_text_config(), torch.Generator().manual_seed(0))
+    return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
 
 @torch.no_grad()
-def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int) -> None:
+def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int) -> int:
     """Runs the backbone twice, the second time with the segment's input disturbed, and checks that replaying the
     first record from the disturbed input gives exactly the second run.
 
@@ -138,6 +178,9 @@ def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: 
         backbone: the model, its layers hooked.
         layers: the layer stack.
         first, last: the segment to be looped.
+
+    Returns:
+        Which dimension of the layers' hidden states is the batch: 0 nearly always, 1 in XLNet.
 
     Raises:
         UnsupportedBackboneError: layers are skipped or routed, something is computed between them, or another
@@ -150,6 +193,7 @@ def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: 
         plain = _recorded(backbone, layers, first, last, inputs, disturb=False)
         disturbed = _recorded(backbone, layers, first, last, inputs, disturb=True)
         _check_record(backbone, plain, disturbed)
+        return 0 if plain.segment[0].hidden.shape[0] == 2 else 1
     finally:
         backbone.train(was_training)
 
@@ -161,6 +205,8 @@ def _recorded(
     keyword = first_argument(layers[first])
 
     def add_noise(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if run.position != first:  # a shared layer is called elsewhere too
+            return args, kwargs
         if args:
             return (_disturbed(args[0]), *args[1:]), kwargs
         return args, {**kwargs, keyword: _disturbed(kwargs[keyword])}
@@ -169,10 +215,11 @@ def _recorded(
     try:
         with recording(run):
             backbone(**inputs, **no_cache(backbone))
-    except RuntimeError as error:
-        if "out of order" in str(error):
-            raise refuse(backbone, str(error), "") from error
-        raise
+    except OutOfOrderError as error:
+        raise refuse(backbone, str(error), "") from error
+    except Exception as error:
+        reason = f"it failed on a tiny batch of {', '.join(inputs)} ({type(error).__name__}: {error})."
+        raise refuse(backbone, reason, "Check that it runs by itself.") from error
     finally:
         if handle is not None:
             handle.remove()

@@ -35,22 +35,25 @@ class IterationTrace:
 
     Args:
         mask: `(B, T)`, 0 at padding, which residuals leave out.
+        batch_dim: which dimension of the states is the batch.
     """
 
-    def __init__(self, mask: torch.Tensor | None) -> None:
+    def __init__(self, mask: torch.Tensor | None, batch_dim: int = 0) -> None:
         self.mask = mask
+        self.batch_dim = batch_dim
         self.latest: dict[int, torch.Tensor] = {}
         self.ends: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
 
     def __call__(self, k: int, h: dict[int, torch.Tensor]) -> None:
+        states = {layer: state.transpose(0, self.batch_dim) for layer, state in h.items()}
         if k > 1:
-            self.residuals.append(relative_residual(h, self.latest, self.mask).detach())
-        self.latest = h
+            self.residuals.append(relative_residual(states, self.latest, self.mask).detach())
+        self.latest = states
         self.ends.append(h[max(h)])
 
     def fields(self) -> dict[str, torch.Tensor]:
         """`residuals` `(B, K − 1)` and `iterations` `(B,)`."""
-        end = self.ends[0]
+        end = self.latest[max(self.latest)]
         residuals = torch.stack(self.residuals, 1) if self.residuals else end.new_zeros((end.shape[0], 0))
         return {"residuals": residuals, "iterations": torch.full((end.shape[0],), len(self.ends), device=end.device)}

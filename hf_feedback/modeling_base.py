@@ -18,6 +18,7 @@ from .backbones import (
     find_layers,
     forward_arguments,
     keep_layers,
+    layers_in_order,
     no_cache,
     probe,
     select_part,
@@ -69,6 +70,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                 module._is_hf_initialized = True  # type: ignore[assignment]
         check_static(backbone)
         self.backbone = backbone
+        self.main_input_name = backbone.main_input_name
         self._stack_name = find_layers(backbone, config.text_config.num_hidden_layers)
         if config.backbone_layers is not None:
             keep_layers(backbone, self._stack_name, config.backbone_layers)
@@ -79,6 +81,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         self._backbone_arguments = forward_arguments(backbone)
         self._no_cache = no_cache(backbone)
         self._disabled_compiled = 0
+        self._batch_dim = 0  # of the layers' hidden states; the probe finds it out
         install_hooks(layers)
 
     def _new_backbone(self, config: FeedbackConfig) -> PreTrainedModel:
@@ -101,7 +104,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
     # The loop
 
     def _layers(self) -> list[nn.Module]:
-        return list(cast(nn.ModuleList, self.backbone.get_submodule(self._stack_name)))
+        stack = cast(nn.ModuleList, self.backbone.get_submodule(self._stack_name))
+        return layers_in_order(stack, cast(int, self.config.num_hidden_layers))
 
     def probe_backbone(self) -> None:
         """Checks on a tiny batch that the backbone can be replayed exactly.
@@ -110,7 +114,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             UnsupportedBackboneError: it cannot; says why and what to do.
         """
         if self.device.type != "meta":
-            probe(cast(PreTrainedModel, self.backbone.base_model), self._layers(), *self._segment)
+            self._batch_dim = probe(cast(PreTrainedModel, self.backbone.base_model), self._layers(), *self._segment)
 
     def _iterations(self, num_iterations: int | None) -> int:
         """K for this call."""
@@ -158,24 +162,26 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             return self.backbone(**inputs)
 
     def _mend_collected(self, run: Run, outputs: Any, num_iterations: int) -> None:
-        """Makes `hidden_states` and `attentions` those of the last iteration, one for each layer."""
-        first, last, calls = run.first, run.last, run.segment
+        """Makes `hidden_states` and `attentions` those of the last iteration, one for each layer.
+
+        transformers appends at every call of a layer, replays included; some families collect in a loop of their own,
+        which sees iteration 1 only.
+        """
+        first, calls = run.first, run.segment
         if outputs.get("hidden_states") is not None:
-            states = list(outputs.hidden_states)
-            if len(states) > len(run.layers) + 1:
-                states = _without_replays(states, first + 1, (last - first) * (num_iterations - 1))
-            states[first + 1 : last + 1] = [hidden_of(call.output) for call in calls[:-1]]
+            states = _without_replays(outputs.hidden_states, len(run.layers) + 1, first + 1, calls, num_iterations)
+            for call in calls[:-1]:
+                state = hidden_of(call.output)
+                states[call.layer + 1] = state.transpose(0, 1) if self._batch_dim == 1 else state
             outputs.hidden_states = tuple(states)
         if outputs.get("attentions") is not None:
-            replayed = (last - first + 1) * (num_iterations - 1)
-            if len(outputs.attentions) > len(run.layers):
-                outputs.attentions = tuple(_without_replays(outputs.attentions, first, replayed))
-            else:  # the family collects them itself, from the layers' outputs in iteration 1
-                attentions = list(outputs.attentions)
+            replayed = len(outputs.attentions) > len(run.layers)
+            attentions = _without_replays(outputs.attentions, len(run.layers), first, calls, num_iterations)
+            if not replayed:
                 for call in calls[:-1]:
                     place = next(i for i, extra in enumerate(call.extras) if extra is attentions[call.layer])
                     attentions[call.layer] = call.output[1 + place]
-                outputs.attentions = tuple(attentions)
+            outputs.attentions = tuple(attentions)
 
     def _inputs(self, output_hidden_states: Any, output_attentions: Any, **tensors: Any) -> dict[str, Any]:
         """What the backbone is called with: everything given that it takes.
@@ -284,5 +290,13 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         self.backbone.set_input_embeddings(value)
 
 
-def _without_replays(collected: Any, start: int, count: int) -> list[Any]:
-    return [*collected[:start], *collected[start + count :]]
+def _without_replays(collected: Any, expected: int, start: int, calls: list[Any], num_iterations: int) -> list[Any]:
+    """Drops what was collected from all iterations but the last, counted from place `start`."""
+    extra = len(collected) - expected
+    # the segment's last layer replays inside its own call, so what hangs on the layer itself misses it
+    if extra not in {0, (len(calls) - 1) * (num_iterations - 1), len(calls) * (num_iterations - 1)}:
+        raise RuntimeError(
+            f"The backbone collected {len(collected)} tensors where {expected} or a multiple of its replays was "
+            "expected; call it without `output_hidden_states` and `output_attentions`."
+        )
+    return [*collected[:start], *collected[start + extra :]]

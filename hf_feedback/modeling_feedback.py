@@ -58,7 +58,7 @@ class FeedbackModel(LoadableFeedbackModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        trace = IterationTrace(attention_mask) if output_iterations else None
+        trace = IterationTrace(attention_mask, self._batch_dim) if output_iterations else None
         outputs = self._run_backbone(inputs, num_iterations, trace)
         return FeedbackModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -123,7 +123,7 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        trace = IterationTrace(attention_mask) if output_iterations else None
+        trace = IterationTrace(attention_mask, self._batch_dim) if output_iterations else None
         outputs = self._run_backbone(inputs, num_iterations, trace)
         logits = self._logits(outputs, input_ids, attention_mask)
         fields: dict[str, Any] = {}

@@ -68,6 +68,10 @@ class LayerCall:
         return output
 
 
+class OutOfOrderError(RuntimeError):
+    """The backbone did not call its layers one after the other."""
+
+
 class Run:
     """The state of one forward call: how far up the stack it is, and what it recorded.
 
@@ -95,7 +99,7 @@ class Run:
     def record(self, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Takes down one layer call; after the segment's last layer, lets the loop replace its output."""
         if self.position >= len(self.layers) or module is not self.layers[self.position]:
-            raise RuntimeError(
+            raise OutOfOrderError(
                 f"The backbone called its layers out of order: expected layer {self.position} of {len(self.layers)}, "
                 f"got a {type(module).__name__}. Layers that are skipped at random (LayerDrop) or routed cannot be "
                 "looped; set the option that skips them to 0."

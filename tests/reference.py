@@ -16,16 +16,6 @@ ACTIVATIONS = {
 }
 
 
-def stack_of(backbone):
-    """The list of layers, by the names that the families use."""
-    for path in ("encoder.layer", "layers", "transformer.layer"):
-        try:
-            return backbone.get_submodule(path)
-        except AttributeError:
-            continue
-    raise AssertionError(f"where are the layers of {type(backbone).__name__}?")
-
-
 def message(parameters, prefix, index, h, activation, scale):
     """`scale · up(activation(down(LayerNorm(h))))` of one edge, its slice of the stacked parameters cut by hand."""
     up = parameters[f"{prefix}.up.weight"][index]  # (d, r)
@@ -40,45 +30,43 @@ def message(parameters, prefix, index, h, activation, scale):
     return scale * (z @ up.T)
 
 
-def run_reference(backbone, parameters, edges, inputs, num_iterations, activation="swish", scale=1.0):
-    """The last hidden state after K whole passes, `(B, T, d)`, and the residual-free states of every layer.
+def run_reference(backbone, stack, passes, parameters, edges, inputs, num_iterations, activation="swish", scale=1.0):
+    """The last hidden state after K whole passes, `(B, T, d)`, and the last states of all layers.
 
     Args:
         backbone: the bare backbone.
+        stack: the name of its list of layers.
+        passes: how many calls each of them gets in one pass.
         parameters: the feedback parameters by name, e.g. `sources.3.up.weight`.
         edges: `(source, target)` pairs.
     """
-    layers = list(stack_of(backbone))
+    layers = list(backbone.get_submodule(stack))
     targets_of = {source: sorted(t for s, t in edges if s == source) for source, _ in edges}
-    previous, current = {}, {}
+    previous, current = {}, []
 
-    def add_messages(index):
-        def hook(module, args, kwargs):
-            x = args[0] if args else kwargs["hidden_states"]
-            for source, target in edges:
-                if target == index and previous:
-                    place = targets_of[source].index(target)
-                    x = x + message(parameters, f"sources.{source}", place, previous[source], activation, scale)
-            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+    def add_messages(module, args, kwargs):
+        index = len(current)
+        x = args[0] if args else kwargs["hidden_states"]
+        for source, target in edges:
+            if target == index and previous:
+                place = targets_of[source].index(target)
+                x = x + message(parameters, f"sources.{source}", place, previous[source], activation, scale)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
-        return hook
-
-    def keep_state(index):
-        def hook(module, args, output):
-            current[index] = output[0] if isinstance(output, tuple) else output
-
-        return hook
+    def keep_state(module, args, output):
+        current.append(output[0] if isinstance(output, tuple) else output)
 
     handles = []
-    for index, layer in enumerate(layers):
-        handles.append(layer.register_forward_pre_hook(add_messages(index), with_kwargs=True))
-        handles.append(layer.register_forward_hook(keep_state(index)))
+    for layer in layers:
+        handles.append(layer.register_forward_pre_hook(add_messages, with_kwargs=True))
+        handles.append(layer.register_forward_hook(keep_state))
     try:
         for _ in range(num_iterations):
-            current = {}
+            current.clear()
             output = backbone(**inputs)
-            previous = current
+            assert len(current) == len(layers) * passes
+            previous = dict(enumerate(current))
     finally:
         for handle in handles:
             handle.remove()
-    return output.last_hidden_state, [current[index] for index in range(len(layers))]
+    return output.last_hidden_state, [previous[index] for index in range(len(previous))]

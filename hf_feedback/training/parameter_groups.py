@@ -40,13 +40,17 @@ def parts_of(model: nn.Module) -> dict[str, str]:
         for name, module in core.backbone.named_modules()
         if isinstance(module, nn.Embedding) and not f"backbone.{name}.".startswith(layers)
     }
+    stack = core.backbone.get_submodule(core._stack_name)
+    in_order = core._layers()
+    # a layer that is called several times counts as the highest of them
+    highest = [max(i for i, layer in enumerate(in_order) if layer is module) for module in stack.children()]
     parts, below = {}, True
     for full_name, _ in model.named_parameters():
         name = full_name.removeprefix(prefix)
         if name.startswith("feedback."):
             part = "feedback"
         elif name.startswith(layers):
-            part, below = f"layer {name.removeprefix(layers).split('.')[0]}", False
+            part, below = f"layer {highest[int(name.removeprefix(layers).split('.')[0])]}", False
         elif not name.startswith(base):
             part = "head"
         else:
