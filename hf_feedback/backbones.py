@@ -110,8 +110,11 @@ def check_static(backbone: PreTrainedModel) -> None:
     """Refuses what the config alone shows to be impossible.
 
     Raises:
-        UnsupportedBackboneError: layers are skipped at random.
+        UnsupportedBackboneError: it is no stack of layers of one width, or layers are skipped at random.
     """
+    for key in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(backbone.config.get_text_config(), key, None), int):
+            raise refuse(backbone, f"its config has no `{key}`.", "Use a backbone of equal transformer layers.")
     for key, value in vars(backbone.config).items():
         if "layerdrop" in key and isinstance(value, float) and value > 0:
             raise refuse(

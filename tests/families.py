@@ -96,7 +96,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family({**SLIDING, "head_dim": 8, "sliding_window_pattern": 2}, **LLAMA_LIKE, model_type="gemma3_text"),
     "phi3": Family(GROUPED, **LLAMA_LIKE),
     # norms after each block only: with tiny embeddings their gradient is mostly rounding
-    "olmo2": Family({**GROUPED, "initializer_range": 0.1}, **LLAMA_LIKE),
+    "olmo2": Family({**GROUPED, "initializer_range": 1.0}, **LLAMA_LIKE),
     "smollm3": Family({**GROUPED, "no_rope_layer_interval": 2}, **LLAMA_LIKE),
     "vit": Family(
         dict(

@@ -233,17 +233,9 @@ def test_foreign_weights(tmp_path):
 
 
 def test_unsupported_backbone_is_refused_by_name(tmp_path):
-    config = AutoConfig.for_model(
-        "vit",
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=8,
-        image_size=8,
-        patch_size=4,
-    )
+    config = AutoConfig.for_model("resnet", embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedBackboneError, match=r"ViTModel cannot be used .* not text"):
+    with pytest.raises(UnsupportedBackboneError, match=r"ResNetModel cannot be used .* no `num_hidden_layers`"):
         FeedbackModel.from_backbone(tmp_path, feedback_rank=8)
 
 
