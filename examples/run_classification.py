@@ -11,4 +11,4 @@ import sys
 from hf_feedback.cli import guarded, run_train
 
 if __name__ == "__main__":
-    sys.exit(guarded(run_train))
+    sys.exit(guarded(run_train, sys.argv[1:]))

@@ -54,4 +54,5 @@ def check_activation(name: str) -> None:
 def make_activation(name: str, num_edges: int) -> nn.Module:
     """The activation of that name, for `num_edges` edges at once; it maps `(..., n, r)` to `(..., n, r)`."""
     check_activation(name)
-    return ACTIVATIONS[name](num_edges) if name in ACTIVATIONS else ACT2FN[name]
+    found = ACTIVATIONS[name](num_edges) if name in ACTIVATIONS else ACT2FN[name]
+    return found.to(torch.get_default_dtype())  # some come with parameters in bfloat16

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from .recorder import OutOfOrderError, Run, first_argument, hidden_of, recording
@@ -24,10 +24,10 @@ def refuse(backbone: nn.Module, reason: str, remedy: str) -> UnsupportedBackbone
     )
 
 
-def is_decoder(config: PreTrainedConfig) -> bool:
-    """Whether the backbone reads from left to right, as language models do that predict the next token."""
+def is_decoder(config: PreTrainedConfig, part: str = "auto") -> bool:
+    """Whether the backbone, or that half of it, reads from left to right as language models do."""
     if getattr(config, "is_encoder_decoder", False):
-        return False
+        return part == "decoder"
     next_token_only = (
         config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -85,7 +85,7 @@ def keep_layers(backbone: PreTrainedModel, name: str, keep: list[int]) -> None:
     """
     stack = cast(nn.ModuleList, backbone.get_submodule(name))
     total = len(stack)
-    if total != backbone.config.get_text_config().num_hidden_layers:
+    if keep[-1] >= total:
         raise refuse(backbone, "its layers are shared, so none can be left out.", "Leave `backbone_layers` out.")
     parent, _, attribute = name.rpartition(".")
     kept = nn.ModuleList(stack[i] for i in keep)
@@ -112,6 +112,8 @@ def check_static(backbone: PreTrainedModel) -> None:
     Raises:
         UnsupportedBackboneError: it is no stack of layers of one width, or layers are skipped at random.
     """
+    if backbone.config.model_type not in CONFIG_MAPPING:
+        raise refuse(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
     for key in ("num_hidden_layers", "hidden_size"):
         if not isinstance(getattr(backbone.config.get_text_config(), key, None), int):
             raise refuse(backbone, f"its config has no `{key}`.", "Use a backbone of equal transformer layers.")

@@ -1,15 +1,24 @@
 """`hf-feedback train | evaluate | predict`."""
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import HfArgumentParser
 
-from .training.arguments import DataArguments, FeedbackTrainingArguments, ModelArguments
-from .training.classification import Interrupted, bf16_is_fast, evaluate, predict, train
+from .training.arguments import (
+    DataArguments,
+    FeedbackTrainingArguments,
+    LabelArguments,
+    ModelArguments,
+    TextArguments,
+)
+from .training.classification import Answering, Interrupted, bf16_is_fast, train
 
 USAGE = """usage: hf-feedback {train,evaluate,predict} ...
 
@@ -17,7 +26,8 @@ USAGE = """usage: hf-feedback {train,evaluate,predict} ...
   evaluate  measure a trained model on labelled texts
   predict   answer for texts, as JSON lines
 
-`hf-feedback COMMAND --help` lists the options. Every option of transformers' TrainingArguments works with `train`."""
+`hf-feedback COMMAND --help` lists the options. Every option of transformers' TrainingArguments works with `train`,
+which also takes a YAML or JSON file of options as its first argument."""
 
 
 @dataclass
@@ -26,10 +36,17 @@ class InferenceArguments:
 
     model: str = field(metadata={"help": "Folder or hub id of a trained model."})
     file: str = field(metadata={"help": "CSV, TSV, JSON-lines or parquet file of texts."})
-    output: str = field(default="predictions.jsonl", metadata={"help": "Where `predict` writes its JSON lines."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the hub repository."})
     batch_size: int = field(default=32, metadata={"help": "Texts a batch."})
     num_iterations: int | None = field(default=None, metadata={"help": "K; the model's own if left out."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16."})
+
+
+@dataclass
+class OutputArguments:
+    """Where `predict` writes."""
+
+    output: str = field(default="predictions.jsonl", metadata={"help": "JSON-lines file to write."})
 
 
 def _parser(command: str, *parts: Any) -> HfArgumentParser:
@@ -43,56 +60,64 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     return "\n".join(f"  {key.ljust(width)}  {value}" for key, value in rows)
 
 
-def run_train(arguments: Sequence[str] | None = None) -> int:
+def _from_file(arguments: Sequence[str]) -> list[str]:
+    """Options, with those of a leading YAML or JSON file (`{"model": …, "freeze": ["embeddings"]}`) before them."""
+    if not arguments or not arguments[0].endswith((".json", ".yaml", ".yml")):
+        return list(arguments)
+    try:
+        values = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))  # JSON is YAML too
+    except yaml.YAMLError as error:
+        raise ValueError(f"{arguments[0]}: cannot be read ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{arguments[0]}: must hold option names with their values.")
+    found: list[str] = []
+    for name, value in values.items():
+        cells = value if isinstance(value, list) and name != "feedback_edges" else [value]
+        found += [f"--{name}", *(json.dumps(c) if isinstance(c, dict | list) else str(c) for c in cells)]
+    return [*found, *arguments[1:]]
+
+
+def run_train(arguments: Sequence[str]) -> int:
     """`hf-feedback train`, also behind `examples/run_classification.py`. Returns the exit status."""
+    arguments = _from_file(arguments)
     parser = _parser("train", ModelArguments, DataArguments, FeedbackTrainingArguments)
-    parser.set_defaults(
-        bf16=bf16_is_fast(),
-        use_cpu=not torch.accelerator.is_available(),
-        report_to=["none"],
-        logging_steps=50,
-        learning_rate=5e-5,
-    )
-    parser.set_defaults(
-        save_strategy="epoch", per_device_train_batch_size=16, per_device_eval_batch_size=32, warmup_steps=0.1
-    )
-    if arguments is None and len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
-        read = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
-        model_args, data_args, args = read(sys.argv[1])
-    else:
-        model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    use_bf16 = bf16_is_fast() and not any(argument.startswith("--fp16") for argument in arguments)
+    parser.set_defaults(bf16=use_bf16, use_cpu=not torch.accelerator.is_available(), report_to=["none"])
+    parser.set_defaults(learning_rate=5e-5, warmup_steps=0.1, logging_steps=50, save_strategy="epoch")
+    parser.set_defaults(per_device_train_batch_size=16, per_device_eval_batch_size=32)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
     found = train(model_args, data_args, args)
     if args.process_index == 0:
         print(f"\nTrained from {model_args.model}:")
-        print(
-            format_metrics({key: value for key, value in found.items() if not key.endswith(("_flos", "_per_second"))})
-        )
+        print(format_metrics({k: v for k, v in found.items() if not k.endswith(("_flos", "_per_second"))}))
         print(f"\nModel, tokenizer and model card are in {args.output_dir}")
     return 0
 
 
-def run_evaluate(arguments: Sequence[str] | None = None) -> int:
+def _answering(args: InferenceArguments, text_args: TextArguments) -> Answering:
+    return Answering(args=text_args, **vars(args))
+
+
+def run_evaluate(arguments: Sequence[str]) -> int:
     """`hf-feedback evaluate`. Returns the exit status."""
-    parser = _parser("evaluate", InferenceArguments, DataArguments)
-    args, data_args = parser.parse_args_into_dataclasses(arguments)
-    found = evaluate(args.model, args.file, data_args, args.batch_size, args.num_iterations, args.bf16)
-    print(format_metrics(found))
+    args, label_args = _parser("evaluate", InferenceArguments, LabelArguments).parse_args_into_dataclasses(arguments)
+    print(format_metrics(_answering(args, label_args).evaluate()))
     return 0
 
 
-def run_predict(arguments: Sequence[str] | None = None) -> int:
+def run_predict(arguments: Sequence[str]) -> int:
     """`hf-feedback predict`. Returns the exit status."""
-    parser = _parser("predict", InferenceArguments, DataArguments)
-    args, data_args = parser.parse_args_into_dataclasses(arguments)
-    count = predict(args.model, args.file, args.output, data_args, args.batch_size, args.num_iterations, args.bf16)
-    print(f"{count} predictions are in {args.output}")
+    parser = _parser("predict", InferenceArguments, TextArguments, OutputArguments)
+    args, text_args, output_args = parser.parse_args_into_dataclasses(arguments)
+    count = _answering(args, text_args).predict(output_args.output)
+    print(f"{count} predictions are in {output_args.output}")
     return 0
 
 
 COMMANDS = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict}
 
 
-def guarded(command: Any, arguments: Sequence[str] | None = None) -> int:
+def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Runs a command; what is wrong with its input is one line on stderr and exit status 2."""
     try:
         return command(arguments)

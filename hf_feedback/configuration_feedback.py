@@ -29,7 +29,8 @@ TRANSFORMERS_KEYS = {
     "torch_dtype",
 }
 
-CHOICES = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
     "feedback_type": ("additive",),
     "pooling": ("auto", "cls", "mean", "last"),
     "head": ("new", "backbone"),
@@ -160,9 +161,15 @@ class FeedbackConfig(PreTrainedConfig):
     @property
     def num_hidden_layers(self) -> int | None:
         """L, the number of layers that are kept."""
-        if self.backbone_layers is not None:
-            return len(self.backbone_layers)
-        return getattr(self.text_config, "num_hidden_layers", None)
+        return self.num_backbone_layers if self.backbone_layers is None else len(self.backbone_layers)
+
+    @property
+    def num_backbone_layers(self) -> int | None:
+        """How many layers the backbone (or the half of it that is used) was pretrained with."""
+        config = self.text_config
+        if self.backbone_part == "decoder" and getattr(config, "is_encoder_decoder", False):
+            return getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)
+        return getattr(config, "num_hidden_layers", None)
 
     @property
     def vocab_size(self) -> int | None:
@@ -171,8 +178,12 @@ class FeedbackConfig(PreTrainedConfig):
 
     @property
     def pad_token_id(self) -> int | None:
-        """The backbone's padding token."""
+        """The backbone's padding token; set here, it is set there."""
         return getattr(self.text_config, "pad_token_id", None)
+
+    @pad_token_id.setter
+    def pad_token_id(self, value: int | None) -> None:
+        self.text_config.pad_token_id = value
 
     def edges(self, num_layers: int | None = None) -> list[tuple[int, int]]:
         """The edges that the options stand for, as sorted `(source, target)` pairs.
@@ -205,6 +216,8 @@ class FeedbackConfig(PreTrainedConfig):
         for name in ("feedback_scale", "initializer_range"):
             if not _is_number(getattr(self, name)):
                 raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)!r}.")
+        if not self.id2label:
+            raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels!r}.")
         self._check_rank()
         self._check_layers()
         self._check_edges()
@@ -233,7 +246,7 @@ class FeedbackConfig(PreTrainedConfig):
             raise ValueError(
                 f"`backbone_layers` must be a list of layer numbers, ascending and counted from 0, got {layers!r}."
             )
-        total = getattr(self.text_config, "num_hidden_layers", None)
+        total = self.num_backbone_layers
         if total is not None and layers[-1] >= total:
             raise ValueError(f"`backbone_layers` must be below the backbone's {total} layers, got {layers!r}.")
 
@@ -259,9 +272,8 @@ class FeedbackConfig(PreTrainedConfig):
                 )
             return {key: value for key, value in kwargs.items() if key not in unknown}
         for key in unknown:
-            near = get_close_matches(key, ours, n=1, cutoff=0.85)
-            if near:
-                raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near[0]}`?")
+            if near := nearest_option(key):
+                raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
             if key.startswith("feedback_"):
                 valid = ", ".join(sorted(name for name in ours if name.startswith("feedback_")))
                 raise ValueError(f"`{key}` is not an option of FeedbackConfig; the feedback options are: {valid}.")
@@ -270,6 +282,14 @@ class FeedbackConfig(PreTrainedConfig):
     def to_dict(self) -> dict:
         """As in transformers, with the version of hf_feedback that writes it."""
         return {**super().to_dict(), "hf_feedback_version": HF_FEEDBACK_VERSION}
+
+
+def nearest_option(key: str) -> str | None:
+    """The option that a misspelt or shortened name (`num_iteration`, `rank`) seems to mean, if any."""
+    names = {name: name for name in FeedbackConfig.option_names() | {"backbone_config", "num_labels"}}
+    short = {name.removeprefix("feedback_"): name for name in names if name.startswith("feedback_")}
+    found = get_close_matches(key, names, n=1, cutoff=0.85)
+    return found[0] if found else {**short, "iterations": "num_iterations"}.get(key)
 
 
 def _config_from_dict(values: dict) -> PreTrainedConfig:
@@ -295,7 +315,7 @@ def _check_integer(name: str, value: object, least: int, hint: str) -> None:
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r} ({hint}).")
 
 
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 

@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 
 
 class StackedLinear(nn.Linear):
-    """The down-projections of all edges of one source as one matrix: `(..., d)` → `(..., n, r)`."""
+    """The down-projections of all n edges of one source as one matrix: `(..., d)` → `(..., n·r)`."""
 
     def __init__(self, in_features: int, num_edges: int, out_features: int) -> None:
         super().__init__(in_features, num_edges * out_features)
-        self.num_edges = num_edges
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x).unflatten(-1, (self.num_edges, -1))
 
 
 class ZeroLinear(nn.Module):
@@ -57,6 +53,7 @@ class AdditiveConnection(nn.Module):
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int) -> None:
         super().__init__()
         rank = hidden_size if config.feedback_rank is None else config.feedback_rank
+        self.num_edges = num_edges
         self.scale = config.feedback_scale
         self.norm = nn.LayerNorm(hidden_size)
         self.down = StackedLinear(hidden_size, num_edges, rank)
@@ -65,7 +62,8 @@ class AdditiveConnection(nn.Module):
         self.up = ZeroLinear(rank, num_edges, hidden_size)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.activation(self.down(self.norm(h.to(self.norm.weight.device)))))
+        z = self.down(self.norm(h.to(self.norm.weight.device))).unflatten(-1, (self.num_edges, -1))
+        return self.dropout(self.activation(z))
 
     def message(self, said: torch.Tensor, edge: int, receiver: torch.Tensor) -> torch.Tensor:
         message = self.up(said[..., edge, :], edge)

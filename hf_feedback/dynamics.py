@@ -38,9 +38,9 @@ class IterationTrace:
         batch_dim: which dimension of the states is the batch.
     """
 
-    def __init__(self, mask: torch.Tensor | None, batch_dim: int = 0) -> None:
+    def __init__(self, mask: torch.Tensor | None, batch_dim: int | None = 0) -> None:
         self.mask = mask
-        self.batch_dim = batch_dim
+        self.batch_dim = batch_dim or 0
         self.latest: dict[int, torch.Tensor] = {}
         self.ends: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []

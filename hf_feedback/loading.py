@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from .backbones import drop_pooler, select_part
-from .configuration_feedback import FeedbackConfig
+from .configuration_feedback import FeedbackConfig, nearest_option
 from .modeling_base import FeedbackPreTrainedModel
 from .pooling import find_pooling
 
@@ -21,7 +21,7 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_feedback.FeedbackForSequenceClassification",
 }
 
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "token", "trust_remote_code")
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
 
 class LoadableFeedbackModel(FeedbackPreTrainedModel):
@@ -41,7 +41,8 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         """Adds fresh feedback to a pretrained backbone. In evaluation mode the result equals the backbone exactly.
 
         Args:
-            backbone: a hub id, a local folder, or a transformers model (which is used as it is, not copied).
+            backbone: a hub id, a local folder, or a transformers model, which is used as it is, not copied: with
+                `head="new"` it loses its pooler and task head, with `backbone_layers` some of its layers.
             head: `"new"` for a new pooling and classifier, `"backbone"` for the family's own task head.
             backbone_kwargs: passed to the backbone's `from_pretrained`: `dtype`, `attn_implementation`, `revision`, …
             config_overrides: options of the backbone's own config to change, such as `{"layerdrop": 0.0}`.
@@ -66,21 +67,38 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
 
         ```
         """
+        _check_names(feedback_options)
         config = FeedbackConfig(head=head, backbone_part=backbone_part, **feedback_options)
+        labels_given = bool({"num_labels", "id2label", "label2id"} & feedback_options.keys())
         backbone_kwargs = dict(backbone_kwargs or {})
-        if not isinstance(backbone, PreTrainedModel):
-            hub_kwargs = {key: backbone_kwargs[key] for key in HUB_KWARGS if key in backbone_kwargs}
-            if config.pooling == "auto" and head == "new":
-                config.pooling = find_pooling(backbone, **hub_kwargs) or "auto"
-            backbone = cls._load_backbone(backbone, config, config_overrides, backbone_kwargs, hub_kwargs)
-        elif config_overrides or backbone_kwargs:
-            raise ValueError(
-                "`config_overrides` and `backbone_kwargs` are for loading a backbone by name; set them on the model "
-                f"that is passed instead (got a {type(backbone).__name__})."
+        if isinstance(backbone, PreTrainedModel):
+            if config_overrides or backbone_kwargs:
+                raise ValueError(
+                    "`config_overrides` and `backbone_kwargs` are for loading a backbone by name; set them on the "
+                    f"model that is passed instead (got a {type(backbone).__name__})."
+                )
+            if head == "backbone":
+                cls._check_task_model(backbone)
+                _adopt_labels(config, backbone.config, labels_given)
+            else:
+                backbone = select_part(cast(PreTrainedModel, backbone.base_model), backbone_part)
+        elif isinstance(backbone, str | Path):
+            backbone = cls._load_backbone(backbone, config, config_overrides, backbone_kwargs, labels_given)
+        else:
+            raise TypeError(
+                "`backbone` must be a hub id, a folder or a transformers PreTrainedModel, got a "
+                f"{type(backbone).__name__}. (Add feedback first, and PEFT adapters to the feedback model.)"
             )
-        elif head == "new":
-            backbone = select_part(cast(PreTrainedModel, backbone.base_model), backbone_part)
         return cls._wrap(backbone, config)
+
+    @classmethod
+    def _check_task_model(cls, model: PreTrainedModel) -> None:
+        known = () if cls._backbone_task_class is None else cls._backbone_task_class._model_mapping.values()
+        if type(model) not in {kind for found in known for kind in (found if isinstance(found, tuple) else (found,))}:
+            raise ValueError(
+                f"`head='backbone'` of {cls.__name__} takes a transformers model that has its task head, got "
+                f"{type(model).__name__}; use `head='new'`."
+            )
 
     @classmethod
     def _load_backbone(
@@ -89,8 +107,9 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         config: FeedbackConfig,
         overrides: dict[str, Any] | None,
         backbone_kwargs: dict[str, Any],
-        hub_kwargs: dict[str, Any],
+        labels_given: bool,
     ) -> PreTrainedModel:
+        hub_kwargs = {key: backbone_kwargs[key] for key in HUB_KWARGS if key in backbone_kwargs}
         backbone_config = AutoConfig.from_pretrained(name, **hub_kwargs)
         if isinstance(backbone_config, FeedbackConfig):
             raise ValueError(f"{str(name)!r} holds a feedback model already; load it with `from_pretrained`.")
@@ -101,8 +120,13 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         if config.head == "backbone":
             if cls._backbone_task_class is None:
                 raise ValueError(f"`head='backbone'` needs a class with a task head; {cls.__name__} has none.")
-            backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
+            if any("ForSequenceClassification" in kind for kind in backbone_config.architectures or ()):
+                _adopt_labels(config, backbone_config, labels_given)
+            else:
+                backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
             return cls._backbone_task_class.from_pretrained(name, config=backbone_config, **backbone_kwargs)
+        if config.pooling == "auto":
+            config.pooling = find_pooling(name, **hub_kwargs) or "auto"
         loaded = AutoModel.from_pretrained(name, config=backbone_config, **backbone_kwargs)
         return select_part(loaded, config.backbone_part)
 
@@ -118,7 +142,6 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
             if child is not backbone:
                 child.to(device=backbone.device, dtype=backbone.dtype)
         config.dtype = backbone.dtype
-        model.probe_backbone()
         return model.eval()
 
     @classmethod
@@ -136,7 +159,8 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
         if found.get("model_type") != FeedbackConfig.model_type:
             logger.warning(
-                f"{pretrained_model_name_or_path} is a plain {found.get('model_type')} model: adding fresh feedback."
+                f"{pretrained_model_name_or_path} is a plain {found.get('model_type')} model: adding fresh feedback. "
+                "A task head of its own is left out unless `head='backbone'`."
             )
             return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
@@ -165,6 +189,8 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
     @classmethod
     def _from_plain(cls, name: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> Self:
         options = FeedbackConfig.option_names() | {"num_labels", "config_overrides"}
+        if kwargs.pop("output_loading_info", False):
+            raise ValueError("`output_loading_info` is for saved feedback models; this folder holds a plain backbone.")
         mine = {key: value for key, value in kwargs.items() if key in options}
         rest = {key: value for key, value in kwargs.items() if key not in options}
         config = rest.pop("config", None)
@@ -176,3 +202,30 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Refuses whatever is no option: nothing that is misspelt, or meant for loading, goes unnoticed into the config."""
+    for key in options.keys() - FeedbackConfig.option_names() - {"num_labels"}:
+        near = nearest_option(key)
+        hint = (
+            f"did you mean `{near}`?"
+            if near
+            else f"if it is for loading the backbone, pass `backbone_kwargs={{{key!r}: …}}`; the options are: "
+            f"{', '.join(sorted(FeedbackConfig.option_names()))}."
+        )
+        raise ValueError(f"`{key}` is not an option of `from_backbone`; {hint}")
+
+
+def _adopt_labels(config: FeedbackConfig, task_config: PreTrainedConfig, given: bool) -> None:
+    """A head that is trained already keeps its labels, in their order; they may be given other names."""
+    own, asked = task_config.id2label or {}, config.id2label or {}
+    if given and (len(asked) != len(own) or (asked != own and set(asked.values()) == set(own.values()))):
+        raise ValueError(
+            f"`head='backbone'`: the head was trained for the labels {list(own.values())} in this order, got "
+            f"{list(asked.values())}; leave `num_labels` and `id2label` out, or use `head='new'`."
+        )
+    names = ("problem_type",) if given else ("id2label", "label2id", "problem_type")
+    for name in names:
+        if getattr(task_config, name) is not None:
+            setattr(config, name, copy.deepcopy(getattr(task_config, name)))

@@ -20,12 +20,14 @@ class RunFacts:
     Args:
         backbone: hub id or folder that it started from.
         data: split → (source, number of texts).
+        dataset: hub id of the data, if they came from there.
         metrics: `eval_…` and `test_…` figures.
         arguments: the training arguments.
     """
 
     backbone: str
     data: dict[str, tuple[str, int]]
+    dataset: str | None
     metrics: dict[str, float]
     arguments: "FeedbackTrainingArguments"
 
@@ -37,8 +39,8 @@ def card_data(config: FeedbackConfig, facts: RunFacts) -> ModelCardData:
     results = [
         EvalResult(
             task_type="text-classification",
-            dataset_type="text",
-            dataset_name=Path(facts.data[splits[key.split("_", 1)[0]]][0]).name,
+            dataset_type=facts.dataset or "text",
+            dataset_name=facts.dataset or Path(facts.data[splits[key.split("_", 1)[0]]][0]).name,
             dataset_split=splits[key.split("_", 1)[0]],
             metric_type=key.split("_", 1)[1],
             metric_value=round(value, 4),
@@ -49,6 +51,7 @@ def card_data(config: FeedbackConfig, facts: RunFacts) -> ModelCardData:
     return ModelCardData(
         base_model=facts.backbone if is_hub_id else None,
         library_name="transformers",
+        datasets=facts.dataset,
         pipeline_tag="text-classification",
         tags=["hf_feedback", "feedback"],
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -75,8 +78,8 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         "learning rate": args.learning_rate,
         "backbone, feedback, head rate": (args.backbone_lr, args.feedback_lr, args.head_lr),
         "layer-wise decay of the rate": args.layer_lr_decay,
-        "frozen": ", ".join(args.freeze or []) or "nothing",
-        "schedule": f"{args.lr_scheduler_type}, warm-up {args.warmup_steps}",
+        "frozen": ", ".join([args.freeze] if isinstance(args.freeze, str) else args.freeze or []) or "nothing",
+        "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, warm-up {args.warmup_steps}",
         "weight decay": args.weight_decay,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,

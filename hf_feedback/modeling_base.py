@@ -71,7 +71,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         check_static(backbone)
         self.backbone = backbone
         self.main_input_name = backbone.main_input_name
-        self._stack_name = find_layers(backbone, config.text_config.num_hidden_layers)
+        self._stack_name = find_layers(backbone, cast(int, config.num_backbone_layers))
         if config.backbone_layers is not None:
             keep_layers(backbone, self._stack_name, config.backbone_layers)
         layers = self._layers()
@@ -81,8 +81,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         self._backbone_arguments = forward_arguments(backbone)
         self._no_cache = no_cache(backbone)
         self._disabled_compiled = 0
-        self._batch_dim = 0  # of the layers' hidden states; the probe finds it out
+        self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
         install_hooks(layers)
+        self.probe_backbone()
 
     def _new_backbone(self, config: FeedbackConfig) -> PreTrainedModel:
         backbone_config = config.backbone_config
@@ -113,7 +114,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         Raises:
             UnsupportedBackboneError: it cannot; says why and what to do.
         """
-        if self.device.type != "meta":
+        if self.backbone.device.type != "meta":
             self._batch_dim = probe(cast(PreTrainedModel, self.backbone.base_model), self._layers(), *self._segment)
 
     def _iterations(self, num_iterations: int | None) -> int:
@@ -133,6 +134,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
 
     def _run_backbone(self, inputs: dict[str, Any], num_iterations: int, observe: Any = None) -> Any:
         """The backbone's own output after K iterations."""
+        if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
+            self.probe_backbone()
         first, last = self._segment
         if num_iterations == 1 and observe is None:
             run = None
@@ -174,7 +177,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                 state = hidden_of(call.output)
                 states[call.layer + 1] = state.transpose(0, 1) if self._batch_dim == 1 else state
             outputs.hidden_states = tuple(states)
-        if outputs.get("attentions") is not None:
+        if outputs.get("attentions"):  # empty where the attention implementation gives none
             replayed = len(outputs.attentions) > len(run.layers)
             attentions = _without_replays(outputs.attentions, len(run.layers), first, calls, num_iterations)
             if not replayed:
@@ -253,7 +256,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         Returns:
             The largest |Δ| of a logit (for `FeedbackModel`, of a hidden state). Exactly 0.0 for fresh feedback.
         """
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             inputs = {
@@ -265,7 +268,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             with self.feedback_disabled():
                 bare = self(**inputs, return_dict=True)
         finally:
-            self.train(was_training)
+            for module in training:
+                module.training = True
         key = "logits" if "logits" in looped else "last_hidden_state"
         return (looped[key].double() - bare[key].double()).abs().max().item()
 

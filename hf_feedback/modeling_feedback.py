@@ -1,12 +1,10 @@
 """The feedback models: the plain one and its heads."""
 
-import copy
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from .backbones import is_decoder
@@ -145,7 +143,8 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
             return outputs.logits
         how = self.config.pooling
         if how == "auto":
-            how = "last" if is_decoder(cast(PreTrainedConfig, self.config.backbone_config)) else "cls"
+            config = cast(PreTrainedConfig, self.config.backbone_config)
+            how = "last" if is_decoder(config, self.config.backbone_part) else "cls"
         pad = self.config.pad_token_id
         if mask is None and how == "last" and input_ids is not None and pad is not None:
             mask = (input_ids != pad).int()
@@ -153,9 +152,8 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
         return self.classifier(self.dropout(pool(hidden, mask, how).to(self.classifier.weight.device)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.config.problem_type != "single_label_classification" and (
-            self.config.num_labels == 1 or labels.is_floating_point()
-        ):
+        problem = self.config.problem_type
+        if problem == "multi_label_classification" or self.config.num_labels == 1 or labels.is_floating_point():
             labels = labels.to(logits.dtype)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
@@ -196,19 +194,12 @@ def add_feedback(
 
     ```
     """
-    if type(task_model).__name__ not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
-        raise ValueError(
-            f"`add_feedback` takes a transformers model for sequence classification, got {type(task_model).__name__}; "
-            "for a model without a task head use `FeedbackForSequenceClassification.from_backbone(model)`."
-        )
     if config is None:
         config = FeedbackConfig()
     if config.backbone_config is not None:
         raise ValueError(
             "`add_feedback` takes the feedback options alone; got a config with a `backbone_config`. Leave it out."
         )
-    config = copy.deepcopy(config)
-    config.head = "backbone"
-    for name in ("id2label", "label2id", "problem_type"):
-        setattr(config, name, copy.deepcopy(getattr(task_model.config, name)))
-    return FeedbackForSequenceClassification._wrap(task_model, config)
+    labels = ("id2label", "label2id", "problem_type", "head")
+    options = {name: value for name, value in config.options().items() if name not in labels}
+    return FeedbackForSequenceClassification.from_backbone(task_model, head="backbone", **options)

@@ -241,6 +241,146 @@ def test_words_that_look_like_gaps_are_texts(tmp_path):
     assert LabelSet.of(data, "label", file).names == ("None", "n/a")
 
 
+def test_cells_stay_what_they_are(tmp_path):
+    (tmp_path / "t[1].csv").write_bytes('\ufefftext,label\n007,01\n"a, b",true\n1.50,inf\n'.encode())
+    data = read_file(tmp_path / "t[1].csv")
+    assert data.column_names == ["text", "label"]
+    assert data["text"][:] == ["007", "a, b", "1.50"]
+    assert LabelSet.of(data, "label", "here").names == ("01", "inf", "true")
+    (tmp_path / "q.TSV").write_text('text\tlabel\n"so he said\tx\nfine\ty\n')
+    assert read_file(tmp_path / "q.TSV")["text"][:] == ['"so he said', "fine"]
+
+
+BROKEN = {
+    "a comma too many": ("t.csv", b"text,label\na,b,x\n", "row 1 has 3 cells, the header has 2"),
+    "not UTF-8": ("t.csv", b"text,label\n\xff\xfe,x\n", "is not UTF-8"),
+    "no JSON": ("t.jsonl", b"{text: 1\n", "cannot be read as json"),
+    "no parquet": ("t.parquet", b"PAR", "cannot be read as parquet"),
+    "unknown kind": ("t.xlsx", b"x", "unknown kind of file"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files(tmp_path, case):
+    name, content, words = BROKEN[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        read_file(tmp_path / name)
+    assert words in str(caught.value)
+
+
+def test_several_labels_need_lists():
+    from datasets import ClassLabel, Dataset, Features, List, Value
+
+    words = Dataset.from_dict({"label": ["ab c", "bd"]})
+    with pytest.raises(ValueError, match="lists of labels in every row"):
+        LabelSet.of(words, "label", "here", "multi_label_classification")
+    gaps = Dataset.from_dict({"label": [["x", None], ["y"]]})
+    with pytest.raises(ValueError, match="label is missing"):
+        LabelSet.of(gaps, "label", "here")
+    features = Features({"text": Value("string"), "label": List(ClassLabel(names=["no", "yes"]))})
+    named = Dataset.from_dict({"text": ["a", "b"], "label": [[0], [0, 1]]}, features=features)
+    assert LabelSet.of(named, "label", "here").names == ("no", "yes")
+
+
+def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog):
+    """As the Hub's data sets often are: named classes, and -1 for all labels of the test split."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["late", "lost", "fine"])})
+    (tmp_path / "data").mkdir()
+    for split, hidden in (("train", False), ("validation", False), ("test", True)):
+        numbers = [-1 if hidden else ["late", "lost", "fine"].index(row["label"]) for row in rows()]
+        texts = [row["text"] for row in rows()]
+        data = Dataset.from_dict({"sentence": texts, "label": numbers}, features=features)
+        data.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    command = train_command(backbone, tmp_path / "out", "--dataset-name", str(tmp_path / "data"))
+    both, alone = command, [part for i, part in enumerate(command) if i not in (3, 4, 5, 6)]
+    assert main(both) == 2
+    with caplog.at_level("WARNING", logger="hf_feedback.training.classification"):
+        assert main(alone) == 0
+    assert "has no labels and is left out" in caplog.text
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert "eval_accuracy" in results
+    assert "test_accuracy" not in results
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["late", "lost", "fine"]
+
+
+def test_options_from_a_file_and_k_at_evaluation(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", rows())
+    options = dict(
+        model=backbone, train_file=train, output_dir=str(tmp_path / "out"), num_train_epochs=3, learning_rate=1e-2,
+        feedback_rank=4, feedback_edges=[[3, 0], [2, 1]], freeze=["embeddings", "layers:0"], bf16=False,
+        disable_tqdm=True, num_iterations=3,
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(options))
+    assert main(["train", str(tmp_path / "run.yaml"), "--num-train-epochs", "2"]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["feedback_edges"] == [[3, 0], [2, 1]]
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2 * 2  # the defaults of the command hold: 16 texts a batch
+    capsys.readouterr()
+    losses = set()
+    for k in ("1", "3", "6"):
+        assert main(["evaluate", "--model", str(tmp_path / "out"), "--file", train, "--num-iterations", k]) == 0
+        losses.add(next(line for line in capsys.readouterr().out.splitlines() if "eval_loss" in line))
+    assert len(losses) == 3
+
+
+def test_the_best_epoch_is_kept(backbone, tmp_path):
+    train, validation = write(tmp_path, "train.csv", rows()), write(tmp_path, "validation.csv", rows(12, seed=3))
+    more = ["--learning-rate", "3e-2", "--num-train-epochs", "5", "--lr-scheduler-type", "constant"]
+    assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=validation)) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    seen = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["eval_accuracy"] == max(seen)
+    assert state["best_model_checkpoint"]
+    by_loss = ["--metric-for-best-model", "eval_loss"]
+    assert main(train_command(backbone, tmp_path / "loss", *more, *by_loss, train=train, validation=validation)) == 0
+    state = json.loads((tmp_path / "loss" / "trainer_state.json").read_text())
+    assert state["best_metric"] == min(e["eval_loss"] for e in state["log_history"] if "eval_loss" in e)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "matthews"])
+def test_metrics_that_do_not_suit(backbone, tmp_path, capsys, name):
+    train = write(tmp_path, "train.csv", [{**row, "label": i / 7} for i, row in enumerate(rows())])
+    assert main(train_command(backbone, tmp_path / "out", "--metrics", name, train=train, validation=None)) == 2
+    assert "does not suit regression; use pearson, spearman" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_tokenizer(tmp_path, capsys):
+    tiny_backbone("bert").save_pretrained(tmp_path / "backbone")
+    train = write(tmp_path, "train.csv", rows())
+    assert main(train_command(str(tmp_path / "backbone"), tmp_path / "out", train=train, validation=None)) == 2
+    assert "there is no tokenizer in" in capsys.readouterr().err
+
+
+def test_positions_counted_from_the_padding_token(tmp_path):
+    folder = tmp_path / "roberta"
+    tiny_backbone("roberta").save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(folder)
+    train = write(tmp_path, "train.csv", [*rows(), {"text": "parcel " * 99, "label": "late"}])
+    assert main(train_command(str(folder), tmp_path / "out", train=train, validation=None)) == 0
+
+
+def test_a_tuned_head_goes_on_with_its_own_label_order(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    config = tiny_backbone("bert").config
+    config.id2label, config.label2id = {0: "lost", 1: "late", 2: "fine"}, {"lost": 0, "late": 1, "fine": 2}
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "tuned")
+    tiny_tokenizer().save_pretrained(tmp_path / "tuned")
+    train = write(tmp_path, "train.csv", rows())
+    more = ["--head", "backbone"]
+    assert main(train_command(str(tmp_path / "tuned"), tmp_path / "out", *more, train=train, validation=train)) == 0
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(saved["id2label"].values()) == ["lost", "late", "fine"]
+
+
 LABELS = {
     "words": (["b", "a", "b"], ("single_label_classification", ("a", "b")), [1, 0, 1]),
     "numbers": ([10, 9, 10], ("single_label_classification", ("9", "10")), [1, 0, 1]),

@@ -10,7 +10,7 @@ from families import speak, tiny_backbone, tiny_batch, tiny_config
 from torch import nn
 from transformers import AutoModel
 
-from hf_feedback import FeedbackModel, UnsupportedBackboneError
+from hf_feedback import FeedbackForSequenceClassification, FeedbackModel, UnsupportedBackboneError
 from hf_feedback.recorder import _RUN, LayerHook
 
 FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
@@ -39,11 +39,17 @@ def test_prefix_and_suffix_run_once(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_users_hooks_on_the_last_layer_fire_once_with_the_final_output(family):
-    model, seen = make(family), []
-    model._layers()[-1].register_forward_hook(lambda module, args, output: seen.append(output))
+    backbone, seen = tiny_backbone(family), []
+    stack = "encoder.layer" if family in ("bert", "deberta-v2") else "layers"
+    last = backbone.get_submodule(stack)[-1]
+    last.register_forward_hook(lambda module, args, output: seen.append(output))  # before ours is there
+    model = speak(FeedbackModel.from_backbone(backbone, num_iterations=3, feedback_rank=8))
+    last.register_forward_hook(lambda module, args, output: seen.append(output))
+    seen.clear()
     output = model(**tiny_batch(), output_hidden_states=True)
-    assert len(seen) == 1
+    assert len(seen) == 2
     hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert hidden is (seen[1][0] if isinstance(seen[1], tuple) else seen[1])
     if family in ("bert", "deberta-v2"):  # the others norm afterwards
         assert torch.equal(hidden, output.last_hidden_state)
 
@@ -69,6 +75,39 @@ def test_collected_states_are_those_of_the_last_iteration(family, edges):
         assert torch.equal(found.attentions[layer], once.attentions[layer]) == same, layer
     for layer in range(first + 1, last + 2):
         assert not torch.equal(found.hidden_states[layer], once.hidden_states[layer])
+
+
+def test_no_attentions_where_the_backbone_gives_none():
+    model, batch = make(), tiny_batch()  # sdpa
+    bare = model(**batch, num_iterations=1, output_attentions=True)
+    assert model(**batch, output_attentions=True).attentions == bare.attentions
+
+
+def test_layouts_with_the_batch_second(tmp_path):
+    """XLNet's layers see (tokens, batch, d)."""
+    model, batch = make("xlnet"), tiny_batch()
+    found = model(**batch, output_iterations=True, output_hidden_states=True)
+    assert found.residuals.shape == (2, 2)
+    assert all(state.shape == (2, 9, 32) for state in found.hidden_states)
+    late = AutoModel.from_config(model.config).eval()  # built without weights of its own, loaded afterwards
+    late.load_state_dict(model.state_dict())
+    assert torch.equal(late(**batch, output_iterations=True).residuals, found.residuals)
+
+
+def test_decoder_half_pools_its_last_token():
+    from transformers import AutoConfig, BartModel
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=3, max_position_embeddings=64)
+    heads = dict(encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=37)
+    bart = BartModel(AutoConfig.for_model("bart", **sizes, **heads, pad_token_id=1)).eval()
+    model = FeedbackForSequenceClassification.from_backbone(bart, backbone_part="decoder", feedback_rank=8)
+    assert model.config.edges() == [(2, 0), (2, 1)]
+    one, other = tiny_batch(0), tiny_batch(1)
+    assert model.check_equivalence(one) == 0.0
+    assert not torch.allclose(model(**one).logits, model(**other).logits)
+    encoder = FeedbackForSequenceClassification.from_backbone(BartModel(bart.config), feedback_rank=8)
+    assert encoder.config.edges() == [(1, 0)]
 
 
 def test_forward_that_dies_leaves_nothing_behind():

@@ -193,12 +193,65 @@ def test_head_of_the_backbone_from_a_folder(tmp_path):
 
 
 def test_add_feedback_refuses_what_it_cannot_wrap():
-    with pytest.raises(ValueError, match="model for sequence classification, got BertModel"):
+    with pytest.raises(ValueError, match="has its task head, got BertModel"):
         add_feedback(tiny_backbone("bert"))
     with pytest.raises(ValueError, match="`backbone_config`"):
         add_feedback(tuned_model(), FeedbackConfig(backbone_config=tiny_config("bert")))
     with pytest.raises(ValueError, match="at most the backbone's hidden size 32"):
         add_feedback(tuned_model(), FeedbackConfig(feedback_rank=64))
+
+
+def test_a_trained_head_keeps_its_labels(tmp_path):
+    tuned = tuned_model()
+    tuned.save_pretrained(tmp_path)
+    for backbone in (tuned, tmp_path):
+        kept = FeedbackForSequenceClassification.from_backbone(backbone, head="backbone", feedback_rank=8)
+        assert kept.config.id2label == {0: "a", 1: "b", 2: "c"}
+        assert kept(**tiny_batch(), labels=torch.tensor([0, 2])).logits.shape == (2, 3)
+        for wrong in ({"num_labels": 4}, {"id2label": {0: "c", 1: "b", 2: "a"}}):
+            with pytest.raises(ValueError, match="was trained for the labels"):
+                FeedbackForSequenceClassification.from_backbone(backbone, head="backbone", feedback_rank=8, **wrong)
+        with pytest.raises(ValueError, match="has its task head"):
+            FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert"), head="backbone")
+
+
+LEAKS = {
+    "token": ("hf_secret", "pass `backbone_kwargs={'token'"),
+    "revision": ("abc", "pass `backbone_kwargs={'revision'"),
+    "rank": (4, "did you mean `feedback_rank`"),
+    "iterations": (4, "did you mean `num_iterations`"),
+    "edges": ([[1, 0]], "did you mean `feedback_edges`"),
+    "num_iteration": (4, "did you mean `num_iterations`"),
+    "banana": (1, "is not an option of `from_backbone`"),
+}
+
+
+@pytest.mark.parametrize("key", LEAKS)
+def test_what_is_no_option_is_refused(key):
+    value, words = LEAKS[key]
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        FeedbackModel.from_backbone(tiny_backbone("bert"), **{key: value})
+    assert words in str(caught.value)
+    assert "hf_secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backbone", [None, torch.nn.Linear(2, 2), 3], ids=str)
+def test_what_is_no_backbone_is_refused(backbone):
+    with pytest.raises(TypeError, match="hub id, a folder or a transformers PreTrainedModel"):
+        FeedbackModel.from_backbone(backbone)
+
+
+def test_padding_token_is_set_as_everywhere():
+    model = make("llama")
+    model.config.pad_token_id = 7
+    assert model.config.pad_token_id == model.backbone.config.pad_token_id == 7
+
+
+def test_activations_with_parameters_of_their_own_are_saved_exactly(tmp_path):
+    model = make(feedback_activation="xielu")
+    model.save_pretrained(tmp_path)
+    loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
 
 
 def test_a_config_alone_makes_a_random_model():

@@ -275,7 +275,7 @@ def test_accumulated_batches_give_the_loss_of_one(tmp_path):
     logged = []
     for size, steps in ((8, 1), (4, 2)):
         torch.manual_seed(0)
-        model, losses = make(hidden_dropout=0.0), Losses()
+        model, losses = make(), Losses()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -313,6 +313,86 @@ def test_optimizers_with_groups_of_their_own_are_refused(tmp_path):
     trainer.get_optimizer_cls_and_kwargs = lambda args, model: (object, {"params": []})
     with pytest.raises(ValueError, match="makes its own parameter groups"):
         trainer.create_optimizer()
+
+
+def test_feedback_trained_at_k1_wakes_up_with_k(tmp_path):
+    model = make(num_iterations=1)
+    FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data()).train()
+    assert not any(p.requires_grad for p in model.feedback.parameters())
+    model.set_num_iterations(2)
+    FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data()).train()
+    assert model.feedback.sources["3"].up.weight.abs().max() > 0
+    FeedbackTrainer(model=model, args=arguments(tmp_path, freeze=["feedback"]), train_dataset=tiny_data())
+    assert not any(p.requires_grad for p in model.feedback.parameters())
+
+
+def test_model_init_is_frozen_too(tmp_path):
+    trainer = FeedbackTrainer(model_init=make, args=arguments(tmp_path, freeze=["backbone"]), train_dataset=tiny_data())
+    trainer.train()
+    assert not any(p.requires_grad for p in trainer.model.backbone.parameters())
+    assert trainer.model.classifier.weight.requires_grad
+
+
+def test_another_optimizer(tmp_path):
+    trainer = FeedbackTrainer(
+        model=make(),
+        args=arguments(tmp_path, backbone_lr=1e-4),
+        train_dataset=tiny_data(),
+        optimizer_cls_and_kwargs=(torch.optim.SGD, {"momentum": 0.9}),
+    )
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3, 1e-4}
+
+
+def test_pattern_named_like_a_part_changes_nothing_else():
+    model = make()
+    model.register_parameter("header", nn.Parameter(torch.zeros(3)))
+    found = rates_by_name(model, head_lr=1e-4, learning_rate_mapping={"head": 5e-3})
+    assert found["header"][0] == 5e-3
+    assert found["classifier.weight"][0] == 1e-4
+    assert found["classifier.bias"][0] == 1e-4
+
+
+def test_only_logits_are_predicted(tmp_path):
+    trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path), train_dataset=tiny_data())
+    trainer.model.config.output_hidden_states = True
+    assert trainer.predict(tiny_data(4)).predictions.shape == (4, 3)
+
+
+def test_dropout_inside_the_messages():
+    model, batch = speak(make(feedback_dropout=0.5)), tiny_batch()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module is not model.feedback.sources["3"].dropout:
+            module.p = 0.0
+    assert torch.equal(model(**batch).logits, model(**batch).logits)
+    model.train()
+    assert not torch.equal(model(**batch).logits, model(**batch).logits)
+    assert torch.equal(model(**batch, num_iterations=1).logits, model(**batch, num_iterations=1).logits)
+
+
+def test_last_token_without_a_mask():
+    model = speak(make("llama"))
+    batch = tiny_batch()
+    alone = model(input_ids=batch["input_ids"][1:, :6]).logits
+    padded = model(input_ids=batch["input_ids"][1:]).logits  # padding is known by its token
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_whole_number_targets_for_several_labels():
+    model = make(problem_type="multi_label_classification")
+    targets = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    torch.testing.assert_close(
+        model(**tiny_batch(), labels=targets).loss, model(**tiny_batch(), labels=targets.float()).loss
+    )
+
+
+def test_check_equivalence_leaves_modes_alone():
+    model = make().train()
+    model.backbone.eval()
+    model.check_equivalence(tiny_batch())
+    assert model.training
+    assert not model.backbone.training
 
 
 def test_wrong_arguments_class(tmp_path):

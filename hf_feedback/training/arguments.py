@@ -38,17 +38,31 @@ class FeedbackTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class DataArguments:
-    """Where the texts are."""
+class TextArguments:
+    """What of a file is the text."""
+
+    text_column: str | None = field(default=None, metadata={"help": "Column of the texts (found if left out)."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of second texts, for pairs."})
+    max_length: int | None = field(default=None, metadata={"help": "Cut texts at so many tokens."})
+
+
+@dataclass
+class LabelArguments(TextArguments):
+    """What of a file is the label, and how answers are measured."""
+
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels (found if left out)."})
+    metrics: list[str] | None = field(default=None, metadata={"help": "Metrics; the first chooses the best epoch."})
+
+
+@dataclass
+class DataArguments(LabelArguments):
+    """Where the texts to train on are."""
 
     train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSON-lines or parquet file to train on."})
     validation_file: str | None = field(default=None, metadata={"help": "File to validate on after every epoch."})
     test_file: str | None = field(default=None, metadata={"help": "File to test the finished model on, once."})
     dataset_name: str | None = field(default=None, metadata={"help": "A hub data set instead of files."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the hub data set."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of the texts (found if left out)."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column of second texts, for pairs."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels (found if left out)."})
     problem_type: str | None = field(
         default=None,
         metadata={
@@ -56,8 +70,6 @@ class DataArguments:
             "choices": ["single_label_classification", "multi_label_classification", "regression"],
         },
     )
-    metrics: list[str] | None = field(default=None, metadata={"help": "Metrics; the first chooses the best epoch."})
-    max_length: int | None = field(default=None, metadata={"help": "Cut texts at so many tokens."})
 
 
 @dataclass
@@ -78,9 +90,11 @@ class ModelArguments:
     feedback_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the messages (0)."})
     feedback_scale: float | None = field(default=None, metadata={"help": "Factor on the messages (1)."})
     backbone_layers: list[int] | None = field(default=None, metadata={"help": "Layers of the backbone to keep (all)."})
+    backbone_part: str | None = field(default=None, metadata={"help": "Half of an encoder-decoder (the encoder)."})
     head: str | None = field(default=None, metadata={"help": "new, or backbone for the family's own task head (new)."})
     pooling: str | None = field(default=None, metadata={"help": "auto, cls, mean or last (auto)."})
     classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout before the classifier."})
+    initializer_range: float | None = field(default=None, metadata={"help": "Spread of a new classifier (0.02)."})
 
     def feedback_options(self) -> dict[str, Any]:
         """The options that were given, as `from_backbone` takes them.

@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -11,18 +11,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class InterruptCallback(TrainerCallback):
     """Ctrl-C ends training after the running step, with a complete checkpoint to resume from.
 
-    A second Ctrl-C stops at once. `interrupted` tells afterwards whether it happened.
+    To be used as a context around `trainer.train()`. A second Ctrl-C stops at once. `interrupted` tells afterwards
+    whether it happened.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
         self._before: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:
@@ -35,10 +40,3 @@ class InterruptCallback(TrainerCallback):
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         return control
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None

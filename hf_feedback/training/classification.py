@@ -4,30 +4,36 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from ..configuration_feedback import FeedbackConfig
-from ..model_card import RunFacts, write_model_card
+from ..model_card import RunFacts
 from ..modeling_feedback import FeedbackForSequenceClassification
-from .arguments import DataArguments, FeedbackTrainingArguments, ModelArguments
+from .arguments import DataArguments, FeedbackTrainingArguments, LabelArguments, ModelArguments, TextArguments
 from .callbacks import InterruptCallback
-from .data import Columns, LabelSet, encode, find_columns, read_file
-from .metrics import decide, default_metrics, make_compute_metrics
+from .data import Columns, LabelSet, encode, find_columns, has_labels, read_file
+from .metrics import METRICS, decide, default_metrics, make_compute_metrics
 from .trainer import FeedbackTrainer
+
+logger = logging.get_logger(__name__)
 
 
 class Interrupted(Exception):
@@ -50,24 +56,37 @@ def bf16_is_fast() -> bool:
 def _read_splits(args: DataArguments) -> dict[str, tuple[Dataset, str]]:
     """The splits that are there, each with its name for messages."""
     if args.dataset_name is not None:
+        if args.train_file or args.validation_file or args.test_file:
+            raise ValueError("`dataset_name` and files exclude each other; give one or the other.")
         loaded = load_dataset(args.dataset_name, args.dataset_config_name)
         return {split: (loaded[split], f"{args.dataset_name}/{split}") for split in loaded}
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     return {split: (read_file(file), file) for split, file in files.items() if file is not None}
 
 
-def _find_columns(data: Dataset, source: str, args: DataArguments, needs_label: bool = True) -> Columns:
-    return find_columns(
-        data.column_names, source, args.text_column, args.text_pair_column, args.label_column, needs_label
-    )
+def _find_columns(data: Dataset, source: str, args: TextArguments, needs_label: bool = True) -> Columns:
+    label = getattr(args, "label_column", None)
+    return find_columns(data.column_names, source, args.text_column, args.text_pair_column, label, needs_label)
 
 
-def _max_length(asked: int | None, tokenizer: PreTrainedTokenizerBase, config: FeedbackConfig) -> int:
-    positions = getattr(config.text_config, "max_position_embeddings", None) or math.inf
+def _max_length(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: FeedbackForSequenceClassification) -> int:
+    positions = getattr(model.config.text_config, "max_position_embeddings", None) or math.inf
+    for name, module in model.backbone.named_modules():
+        # families that count positions from the padding token on (RoBERTa) have fewer of them
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = module.num_embeddings - module.padding_idx - 1
     longest = min(tokenizer.model_max_length, positions)
     if asked is not None and not 0 < asked <= longest:
         raise ValueError(f"`max_length` must be between 1 and the {longest} tokens that the model reads, got {asked}.")
     return int(min(asked or math.inf, longest, 1_000_000))
+
+
+def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model; transformers makes up an empty one where there is none, which is refused."""
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"`model`: there is no tokenizer in {name}; save the one that the backbone was trained with.")
+    return tokenizer
 
 
 def _check_writable(folder: str) -> None:
@@ -83,53 +102,55 @@ def _check_writable(folder: str) -> None:
 # Models
 
 
-def _is_feedback_model(name: str, revision: str | None = None) -> bool:
-    hub = {} if revision is None else {"revision": revision}
+def _is_feedback_model(name: str, hub: dict[str, str]) -> bool:
     return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type") == FeedbackConfig.model_type
 
 
-def _make_model(
-    args: ModelArguments, labels: LabelSet, tokenizer: PreTrainedTokenizerBase
-) -> FeedbackForSequenceClassification:
+def _make_model(args: ModelArguments, labels: LabelSet) -> FeedbackForSequenceClassification:
+    """The model to train: a feedback model goes on (only its K can be changed), a backbone gets fresh feedback. A head
+    that is trained already has to know the labels of the data."""
     hub = {} if args.revision is None else {"revision": args.revision}
-    if _is_feedback_model(args.model, args.revision):
-        model = _load_to_go_on(args, labels, hub)
+    options = args.feedback_options()
+    if _is_feedback_model(args.model, hub):
+        model = FeedbackForSequenceClassification.from_pretrained(args.model, **hub)
+        for option, value in options.items():
+            if option == "num_iterations":
+                model.set_num_iterations(value)
+            elif value != (there := getattr(model.config, option)):
+                raise ValueError(
+                    f"`{option}`: {args.model} is a feedback model already, with {there!r}, and cannot be changed to "
+                    f"{value!r}; leave the option out, or start from its backbone."
+                )
     else:
-        names = labels.names or ("value",)
-        about_labels: dict[str, Any] = {
-            "problem_type": labels.problem_type,
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
-        model = FeedbackForSequenceClassification.from_backbone(
-            args.model, backbone_kwargs=hub, **args.feedback_options(), **about_labels
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        for config in (model.config.text_config, model.backbone.config.get_text_config()):
-            config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-def _load_to_go_on(args: ModelArguments, labels: LabelSet, hub: dict[str, str]) -> FeedbackForSequenceClassification:
-    """A feedback model to train further: only K can be changed."""
-    model = FeedbackForSequenceClassification.from_pretrained(args.model, **hub)
-    for option, value in args.feedback_options().items():
-        if option == "num_iterations":
-            model.set_num_iterations(value)
-        elif value != (there := getattr(model.config, option)):
-            raise ValueError(
-                f"`{option}`: {args.model} is a feedback model already, with {there!r}, and cannot be changed to "
-                f"{value!r}; leave the option out, or start from its backbone."
-            )
-    names = tuple(map(str, (model.config.id2label or {}).values()))
-    if names != (labels.names or ("value",)):
+        config = AutoConfig.from_pretrained(args.model, **hub)
+        trained_head = any("ForSequenceClassification" in kind for kind in config.architectures or ())
+        if options.get("head") != "backbone" or not trained_head:
+            names = labels.names or ("value",)
+            options["problem_type"] = labels.problem_type
+            options["id2label"] = dict(enumerate(names))
+            options["label2id"] = {name: i for i, name in enumerate(names)}
+        model = FeedbackForSequenceClassification.from_backbone(args.model, backbone_kwargs=hub, **options)
+    known = LabelSet.of_model(model)
+    if (known.problem_type, set(known.names)) != (labels.problem_type, set(labels.names)):
         raise ValueError(
-            f"`model`: {args.model} was trained for the labels {', '.join(names)}, the data has "
+            f"`model`: {args.model} was trained for the labels {', '.join(known.names) or 'numbers'}, the data has "
             f"{', '.join(labels.names) or 'numbers'}; start from its backbone, or map the labels."
         )
     return model
+
+
+def _set_padding(model: FeedbackForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Decoders often come without a padding token: the end of text serves."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.backbone.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the backbone only {rows}: they do not belong together."
+        )
 
 
 # The three commands
@@ -154,23 +175,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     if "train" not in splits:
         raise ValueError("There is nothing to train on: give `--train-file` or `--dataset-name`.")
     columns = _find_columns(*splits["train"], data_args)
+    print(f"Columns: {columns}", flush=True)
     labels = LabelSet.of(splits["train"][0], columns.label or "", splits["train"][1], data_args.problem_type)
     names = data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
     compute_metrics = make_compute_metrics(labels.problem_type, names)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model, revision=model_args.revision or "main")
-    model = _make_model(model_args, labels, tokenizer)
-    max_length = _max_length(data_args.max_length, tokenizer, model.config)
-    encoded = {
-        split: encode(data, _find_columns(data, source, data_args), tokenizer, max_length, source, labels)
-        for split, (data, source) in splits.items()
-        if split in ("train", "validation", "test")
-    }
-    if "validation" in encoded and args.eval_strategy == "no":
-        args.eval_strategy = "epoch"
-        if args.save_strategy == "epoch":  # keep the best epoch
-            args.load_best_model_at_end = True
-            args.metric_for_best_model, args.greater_is_better = f"eval_{names[0]}", True
-            args.save_total_limit = args.save_total_limit or 1
+    tokenizer = _load_tokenizer(model_args.model, model_args.revision)
+    model = _make_model(model_args, labels)
+    _set_padding(model, tokenizer)
+    max_length = _max_length(data_args.max_length, tokenizer, model)
+    encoded: dict[str, Dataset] = {}
+    for split in ("train", "validation", "test"):
+        if split in splits:
+            data, source = splits[split]
+            found = _find_columns(data, source, data_args)
+            if split == "test" and not has_labels(data, found.label):
+                logger.warning(f"{source} has no labels and is left out.")
+                continue
+            encoded[split] = encode(data, found, tokenizer, max_length, source, LabelSet.of_model(model))
+    if "validation" in encoded:
+        _keep_best_epoch(args, names[0])
     interrupt = InterruptCallback()
     trainer = FeedbackTrainer(
         model=model,
@@ -183,136 +206,143 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
         callbacks=[interrupt],
     )
     print(model.feedback_summary(), flush=True)
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    with interrupt:
+        metrics = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
     if interrupt.interrupted:
-        checkpoint = get_last_checkpoint(output_dir)
+        checkpoint = Path(output_dir) / f"checkpoint-{trainer.state.global_step}"
         raise Interrupted(
             f"Stopped after step {trainer.state.global_step}. To go on: the same command with "
             f"--resume-from-checkpoint {checkpoint}"
         )
-    found = dict(result.metrics)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in encoded:
-            found.update(trainer.evaluate(encoded[split], metric_key_prefix=prefix))
+            metrics.update(trainer.evaluate(encoded[split], metric_key_prefix=prefix))
+    measured = ("loss", "runtime", "samples_per_second", "steps_per_second")
+    trainer.card_facts = RunFacts(
+        backbone=model_args.model,
+        data={split: (source, len(data)) for split, (data, source) in splits.items() if split in encoded},
+        dataset=data_args.dataset_name,
+        metrics={
+            key: value
+            for key, value in metrics.items()
+            if key.startswith(("eval_", "test_")) and not key.endswith(measured)
+        },
+        arguments=args,
+    )
     trainer.save_model()
+    trainer.create_model_card()
     trainer.save_state()
-    trainer.save_metrics("all", found)
-    if trainer.is_world_process_zero():
-        facts = RunFacts(
-            backbone=model_args.model,
-            data={split: (source, len(data)) for split, (data, source) in splits.items()},
-            metrics={key: value for key, value in found.items() if key.split("_", 1)[-1] in names},
-            arguments=args,
+    trainer.save_metrics("all", metrics)
+    return metrics
+
+
+def _keep_best_epoch(args: FeedbackTrainingArguments, metric: str) -> None:
+    """Validates after every epoch and keeps the best, where the user said nothing else."""
+    if args.eval_strategy == "no":
+        args.eval_strategy = "epoch"
+    if args.eval_strategy == "epoch" and args.save_strategy == "epoch":
+        args.load_best_model_at_end = True
+        args.save_total_limit = args.save_total_limit or 1
+        if args.metric_for_best_model is None:  # of a metric that is not ours, nobody knows which way is better
+            args.metric_for_best_model = f"eval_{metric}" if metric in METRICS else "eval_loss"
+        if args.greater_is_better is None:
+            args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+
+
+def load_for_inference(
+    name: str, revision: str | None = None
+) -> tuple[FeedbackForSequenceClassification, PreTrainedTokenizerBase]:
+    """A trained model and its tokenizer, from a folder or hub id.
+
+    Raises:
+        ValueError: it is no feedback model; OSError: it is missing or damaged.
+    """
+    hub = {} if revision is None else {"revision": revision}
+    if not _is_feedback_model(name, hub):
+        raise ValueError(f"`model`: {name} is no feedback model; make one with `hf-feedback train`.")
+    return FeedbackForSequenceClassification.from_pretrained(name, **hub), _load_tokenizer(name, revision)
+
+
+@dataclass
+class Answering:
+    """A trained model with a file of texts to answer.
+
+    Args:
+        model: folder or hub id of the model.
+        file: the texts.
+        args: columns, `max_length` and, with labels, metrics.
+        revision: of the hub repository.
+        num_iterations: K; the model's own by default.
+        batch_size: texts a batch.
+        bf16: compute in bfloat16.
+    """
+
+    model: str
+    file: str
+    args: TextArguments = field(default_factory=LabelArguments)
+    revision: str | None = None
+    num_iterations: int | None = None
+    batch_size: int = 32
+    bf16: bool = False
+
+    def _prepare(self, metrics: Sequence[str] | None, labelled: bool) -> tuple[FeedbackTrainer, Dataset, Dataset]:
+        model, tokenizer = load_for_inference(self.model, self.revision)
+        if self.num_iterations is not None:
+            model.set_num_iterations(self.num_iterations)
+        data, labels = read_file(self.file), LabelSet.of_model(model)
+        columns = _find_columns(data, self.file, self.args, needs_label=labelled)
+        max_length = _max_length(self.args.max_length, tokenizer, model)
+        encoded = encode(data, columns, tokenizer, max_length, self.file, labels if labelled else None)
+        args = FeedbackTrainingArguments(
+            output_dir=tempfile.gettempdir(),
+            per_device_eval_batch_size=self.batch_size,
+            bf16=self.bf16,
+            report_to=[],
+            use_cpu=not torch.accelerator.is_available(),
         )
-        write_model_card(Path(output_dir), model.config, facts)
-    return found
+        names = metrics or default_metrics(labels.problem_type, labels.num_labels)
+        trainer = FeedbackTrainer(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=make_compute_metrics(labels.problem_type, names) if labelled else None,
+        )
+        return trainer, data, encoded
 
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the model on the file, which has labels.
 
-def load_for_inference(folder: str) -> tuple[FeedbackForSequenceClassification, PreTrainedTokenizerBase]:
-    """A trained model and its tokenizer.
+        Raises:
+            ValueError: the model, the file or a label is not as it must be.
+        """
+        trainer, _, encoded = self._prepare(getattr(self.args, "metrics", None), labelled=True)
+        return trainer.evaluate(encoded)
 
-    Raises:
-        ValueError: the folder has no usable model; OSError: it is damaged.
-    """
-    if not _is_feedback_model(folder):
-        raise ValueError(f"`model`: {folder} is no feedback model; make one with `hf-feedback train`.")
-    model = FeedbackForSequenceClassification.from_pretrained(folder)
-    return model, AutoTokenizer.from_pretrained(folder)
+    def predict(self, output: str) -> int:
+        """Writes the answers as JSON lines: the text, the label and all probabilities.
 
+        The output appears when it is complete; a run that dies half-way leaves none.
 
-def _labels_of(model: FeedbackForSequenceClassification) -> LabelSet:
-    problem = model.config.problem_type or (
-        "regression" if model.config.num_labels == 1 else "single_label_classification"
-    )
-    names = () if problem == "regression" else tuple(map(str, (model.config.id2label or {}).values()))
-    return LabelSet(problem, names)
+        Args:
+            output: the file to write.
 
+        Returns:
+            The number of lines.
 
-def _inference_trainer(
-    model: FeedbackForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    batch_size: int,
-    bf16: bool,
-    compute_metrics: Any = None,
-) -> FeedbackTrainer:
-    args = FeedbackTrainingArguments(
-        output_dir=tempfile.gettempdir(),
-        per_device_eval_batch_size=batch_size,
-        bf16=bf16,
-        report_to=[],
-        use_cpu=not torch.accelerator.is_available(),
-    )
-    return FeedbackTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=compute_metrics,
-    )
-
-
-def evaluate(
-    folder: str, file: str, data_args: DataArguments, batch_size: int = 32, num_iterations: int | None = None,
-    bf16: bool = False,
-) -> dict[str, float]:  # fmt: skip
-    """Metrics of a trained model on a labelled file.
-
-    Args:
-        folder: the model, a folder or hub id.
-        file: the texts with labels.
-        data_args: columns, metrics and `max_length`.
-        num_iterations: K; the model's own by default.
-
-    Raises:
-        ValueError: the model, the file or a label is not as it must be.
-    """
-    model, tokenizer = load_for_inference(folder)
-    if num_iterations is not None:
-        model.set_num_iterations(num_iterations)
-    data, labels = read_file(file), _labels_of(model)
-    names = data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
-    max_length = _max_length(data_args.max_length, tokenizer, model.config)
-    encoded = encode(data, _find_columns(data, file, data_args), tokenizer, max_length, file, labels)
-    compute_metrics = make_compute_metrics(labels.problem_type, names)
-    trainer = _inference_trainer(model, tokenizer, batch_size, bf16, compute_metrics)
-    return trainer.evaluate(encoded)
-
-
-def predict(
-    folder: str, file: str, output: str, data_args: DataArguments, batch_size: int = 32,
-    num_iterations: int | None = None, bf16: bool = False,
-) -> int:  # fmt: skip
-    """Writes a trained model's answers as JSON lines: the text, the label and all probabilities.
-
-    The output appears when it is complete; a run that dies half-way leaves none.
-
-    Args:
-        folder: the model, a folder or hub id.
-        file: the texts; labels are not needed.
-        output: the JSON-lines file to write.
-        data_args: columns and `max_length`.
-        num_iterations: K; the model's own by default.
-
-    Returns:
-        The number of lines.
-
-    Raises:
-        ValueError: the model or the file is not as it must be.
-    """
-    _check_writable(str(Path(output).parent))
-    model, tokenizer = load_for_inference(folder)
-    if num_iterations is not None:
-        model.set_num_iterations(num_iterations)
-    data, labels = read_file(file), _labels_of(model)
-    columns = _find_columns(data, file, data_args, needs_label=False)
-    max_length = _max_length(data_args.max_length, tokenizer, model.config)
-    encoded = encode(data, columns, tokenizer, max_length, file)
-    logits = _inference_trainer(model, tokenizer, batch_size, bf16).predict(encoded).predictions
-    lines = [json.dumps(answer, ensure_ascii=False) for answer in _answers(data, columns, np.asarray(logits), labels)]
-    partial = Path(f"{output}.partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(output)
-    return len(lines)
+        Raises:
+            ValueError: the model or the file is not as it must be.
+        """
+        _check_writable(str(Path(output).parent))
+        trainer, data, encoded = self._prepare(None, labelled=False)
+        logits = np.asarray(trainer.predict(encoded).predictions)
+        columns = _find_columns(data, self.file, self.args, needs_label=False)
+        labels = LabelSet.of_model(cast(PreTrainedModel, trainer.model))
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in _answers(data, columns, logits, labels)]
+        partial = Path(f"{output}.partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(output)
+        return len(lines)
 
 
 def _answers(data: Dataset, columns: Columns, logits: np.ndarray, labels: LabelSet) -> Iterator[dict[str, Any]]:

@@ -1,13 +1,16 @@
 """From files of labelled texts to what a model reads."""
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
-from transformers import PreTrainedTokenizerBase
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -20,6 +23,7 @@ PAIR_NAMES = (
     ("premise", "hypothesis"),
     ("text", "text_pair"),
     ("question1", "question2"),
+    ("question", "sentence"),
 )
 LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "score")
 
@@ -34,29 +38,43 @@ class Columns:
 
 
 def read_file(file: str | Path) -> Dataset:
-    """Reads a CSV, TSV, JSON-lines or parquet file.
+    """Reads a CSV, TSV, JSON-lines or parquet file. Cells of CSV and TSV stay the text that they are: `007`, `NA` and
+    `None` too. Quotes mean nothing in a TSV file.
 
     Raises:
         ValueError: the file is missing, empty, of an unknown kind or cannot be read.
     """
     path = Path(file)
-    if path.suffix not in FORMATS:
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
         raise ValueError(f"{file}: unknown kind of file; use one of {', '.join(FORMATS)}.")
     if not path.is_file():
         raise ValueError(f"{file}: there is no such file.")
     if path.stat().st_size == 0:
         raise ValueError(f"{file}: the file is empty.")
-    options: dict[str, Any] = {}
-    if FORMATS[path.suffix] == "csv":  # words like "NA" or "None" are texts, not gaps
-        options = {"keep_default_na": False, "sep": "\t" if path.suffix == ".tsv" else ","}
     try:
-        data = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **options)
-    except Exception as error:
-        if "no data" in str(error):
-            raise ValueError(f"{file}: the file has no rows.") from error
-        cause = error.__cause__ or error
-        raise ValueError(f"{file}: cannot be read as {FORMATS[path.suffix]} ({cause}).") from error
+        data = _read_cells(path) if kind == "csv" else load_dataset(kind, data_files=escape(str(path)), split="train")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: is not UTF-8 ({error}); save it as UTF-8.") from error
+    except (DatasetGenerationError, csv.Error) as error:
+        raise ValueError(f"{file}: cannot be read as {kind} ({error.__cause__ or error}).") from error
+    if len(data) == 0:
+        raise ValueError(f"{file}: the file has no rows.")
     return data
+
+
+def _read_cells(path: Path) -> Dataset:
+    csv.field_size_limit(2**31 - 1)
+    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header, *rows = [row for row in csv.reader(stream, **options) if row] or [[]]
+    wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{path}: row {wrong + 1} has {len(rows[wrong])} cells, the header has {len(header)}; put texts that hold "
+            "the separator in quotes."
+        )
+    return Dataset.from_dict({name: [row[i] for row in rows] for i, name in enumerate(header)})
 
 
 def find_columns(
@@ -106,6 +124,13 @@ class LabelSet:
         return max(1, len(self.names))
 
     @classmethod
+    def of_model(cls, model: PreTrainedModel) -> "LabelSet":
+        """The labels that a model was trained for."""
+        names = tuple(map(str, (model.config.id2label or {}).values()))
+        problem = model.config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")
+        return cls(problem, () if problem == "regression" else names)
+
+    @classmethod
     def of(cls, data: Dataset, column: str, source: str, problem_type: str | None = None) -> "LabelSet":
         """Finds out from the training labels: lists → several labels at once, numbers that are not whole →
         regression, anything else → classes.
@@ -114,10 +139,19 @@ class LabelSet:
             ValueError: a label is missing, or there are fewer than two classes.
         """
         feature = data.features[column]
-        if isinstance(feature, ClassLabel) and problem_type != "regression":
-            return cls("single_label_classification", tuple(feature.names))
+        inner = getattr(feature, "feature", feature)
         values = data[column]
         _refuse_missing(values, column, source)
+        lists = [isinstance(value, list | tuple) for value in values]
+        several = problem_type == "multi_label_classification"
+        if any(lists) != all(lists) or (problem_type is not None and several != all(lists)):
+            raise ValueError(
+                f"{source}: column {column!r} must hold {'lists of labels' if several or any(lists) else 'one label'} "
+                f"in every row for {problem_type or 'multi_label_classification'}, as JSON lines or parquet files can."
+            )
+        if isinstance(inner, ClassLabel) and problem_type != "regression":
+            kind = "multi_label_classification" if all(lists) else "single_label_classification"
+            return cls(kind, tuple(inner.names))
         if problem_type is None:
             problem_type = _guess_problem(values)
         if problem_type == "regression":
@@ -178,7 +212,7 @@ def _is_float(value: Any) -> bool:
 
 def _name(value: Any) -> str:
     """1, 1.0 and "1" are the same label."""
-    if isinstance(value, float) and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
 
@@ -187,6 +221,8 @@ def _refuse_missing(values: Sequence[Any], column: str, source: str) -> None:
     def is_missing(value: Any) -> bool:
         if isinstance(value, str):
             return value.strip() == "" or value.strip().lower() == "nan"
+        if isinstance(value, list | tuple):
+            return any(is_missing(one) for one in value)
         return value is None or (isinstance(value, float) and math.isnan(value))
 
     missing = [i for i, value in enumerate(values) if is_missing(value)]
@@ -198,6 +234,25 @@ def _rows(indices: Sequence[int]) -> str:
     """Rows counted from 1, the header left out."""
     shown = ", ".join(str(i + 1) for i in indices[:5])
     return f"row {shown}" if len(indices) == 1 else f"rows {shown}{', …' if len(indices) > 5 else ''}"
+
+
+def _named(values: Sequence[Any], feature: Any) -> list[Any]:
+    """Numbers of a `ClassLabel` column → names; -1, which the Hub's hidden test labels are, → `None`."""
+    inner = getattr(feature, "feature", feature)
+    if not isinstance(inner, ClassLabel):
+        return list(values)
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [name(one) for one in value]
+        return None if value is None or value < 0 else inner.int2str(value)
+
+    return [name(value) for value in values]
+
+
+def has_labels(data: Dataset, column: str | None) -> bool:
+    """Whether any row has a label; the Hub's test splits often hide them all."""
+    return column is not None and any(value is not None for value in _named(data[column], data.features[column]))
 
 
 def encode(
@@ -236,8 +291,6 @@ def encode(
         logger.warning(f"{source}: {counts['empty']} of {len(data)} texts are empty.")
     if labels is not None and columns.label is not None:
         values = data[columns.label]
-        feature = data.features[columns.label]
-        if isinstance(feature, ClassLabel):
-            values = [None if v is None or v < 0 else feature.int2str(v) for v in values]
+        values = _named(values, data.features[columns.label])
         encoded = encoded.add_column("labels", labels.encode(list(values), columns.label, source))
     return encoded

@@ -26,13 +26,15 @@ def _correlation(function: Callable) -> Callable:
     return compute
 
 
-# name → (what it compares, function of references and predictions)
-METRICS: dict[str, tuple[str, Callable]] = {
-    "accuracy": ("int64", sk.accuracy_score),
-    "macro_f1": ("int64", _macro_f1),
-    "matthews": ("int64", sk.matthews_corrcoef),
-    "pearson": ("float64", _correlation(stats.pearsonr)),
-    "spearman": ("float64", _correlation(stats.spearmanr)),
+SINGLE, SEVERAL, VALUES = "single_label_classification", "multi_label_classification", "regression"
+
+# name → (the problems that it suits, function of references and predictions); more is better for all of them
+METRICS: dict[str, tuple[tuple[str, ...], Callable]] = {
+    "accuracy": ((SINGLE, SEVERAL), sk.accuracy_score),
+    "macro_f1": ((SINGLE, SEVERAL), _macro_f1),
+    "matthews": ((SINGLE,), sk.matthews_corrcoef),
+    "pearson": ((VALUES,), _correlation(stats.pearsonr)),
+    "spearman": ((VALUES,), _correlation(stats.spearmanr)),
 }
 
 
@@ -50,7 +52,7 @@ class LocalMetric(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        kind = METRICS[self.config_name][0]
+        kind = "float64" if METRICS[self.config_name][0] == (VALUES,) else "int64"
         feature = datasets.Value(kind)
         # rows of zeros and ones where a text has several labels at once
         several = {"predictions": datasets.Sequence(feature), "references": datasets.Sequence(feature)}
@@ -87,9 +89,9 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
 
 def default_metrics(problem_type: str, num_labels: int) -> list[str]:
     """The metrics that suit a problem; the first one chooses the best checkpoint."""
-    if problem_type == "regression":
+    if problem_type == VALUES:
         return ["pearson", "spearman"]
-    binary = problem_type == "single_label_classification" and num_labels == 2
+    binary = problem_type == SINGLE and num_labels == 2
     return ["accuracy", "macro_f1", "matthews"] if binary else ["accuracy", "macro_f1"]
 
 
@@ -97,8 +99,12 @@ def make_compute_metrics(problem_type: str, names: Sequence[str]) -> Callable[[E
     """`compute_metrics` for a Trainer: logits and labels → the metrics `names`.
 
     Raises:
-        ValueError: a metric cannot be reached.
+        ValueError: a metric cannot be reached, or does not suit the problem.
     """
+    for name in names:
+        if name in METRICS and problem_type not in METRICS[name][0]:
+            suited = ", ".join(other for other, (problems, _) in METRICS.items() if problem_type in problems)
+            raise ValueError(f"`metrics`: {name!r} does not suit {problem_type}; use {suited}.")
     modules = [load_metric(name) for name in names]
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

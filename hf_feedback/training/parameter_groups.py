@@ -60,7 +60,7 @@ def parts_of(model: nn.Module) -> dict[str, str]:
 
 
 def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> list[str]:
-    """Stops parameters from training.
+    """Stops parameters from training. What is frozen already stays so; `requires_grad_(True)` thaws.
 
     Args:
         model: a feedback model, wrapped or not.
@@ -170,7 +170,7 @@ def parameter_groups(
     named = {part: learning_rate if rate is None else rate for part, rate in (
         ("backbone", backbone_lr), ("feedback", feedback_lr), ("head", head_lr)
     )}  # fmt: skip
-    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -184,7 +184,7 @@ def parameter_groups(
             power = num_layers if part == "embeddings" else num_layers - 1 - int(part.removeprefix("layer "))
             rate = named["backbone"] * layer_lr_decay**power
         decay = weight_decay if parameter.ndim >= 2 else 0.0
-        group = groups.setdefault((part, decay), {"params": [], "lr": rate, "weight_decay": decay, "name": part})
+        group = groups.setdefault((part, rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "name": part})
         group["params"].append(parameter)
     if not groups:
         raise ValueError("Every parameter is frozen: nothing is left to train. Freeze less.")

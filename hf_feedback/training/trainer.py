@@ -1,16 +1,33 @@
 """`FeedbackTrainer`: transformers' Trainer with freezing and discriminative learning rates."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import Trainer
 from transformers.utils import logging
 
+from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
 from .parameter_groups import feedback_model_in, format_groups, freeze_parameters, parameter_groups
 
 logger = logging.get_logger(__name__)
+
+
+def prepare_for_training(model: nn.Module, args: FeedbackTrainingArguments) -> None:
+    """Freezes what `args.freeze` names and, with K = 1, the feedback, until K is raised again: nothing reads it, and
+    distributed training refuses idle parameters.
+
+    Raises:
+        ValueError: something in `args.freeze` matches no parameter.
+    """
+    core = feedback_model_in(model)[1]
+    idle = core.config.num_iterations == 1
+    if idle or getattr(core.feedback, "_was_idle", False):
+        core.feedback.requires_grad_(not idle)
+        core.feedback._was_idle = idle  # type: ignore[assignment]
+    freeze_parameters(model, args.freeze)
 
 
 class FeedbackTrainer(Trainer):
@@ -33,12 +50,27 @@ class FeedbackTrainer(Trainer):
         if args is not None and not isinstance(args, FeedbackTrainingArguments):
             raise TypeError(f"`args` must be FeedbackTrainingArguments, got {type(args).__name__}.")
         args = FeedbackTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        self.card_facts: RunFacts | None = None
         if model is not None:
-            freeze_parameters(model, args.freeze)
-            core = feedback_model_in(model)[1]
-            if core.config.num_iterations == 1:  # nothing reads it: distributed training refuses idle parameters
-                core.feedback.requires_grad_(False)
+            prepare_for_training(model, args)
         super().__init__(model=model, args=args, **kwargs)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As in transformers; the new model is frozen as `args.freeze` says."""
+        model = super().call_model_init(trial)
+        prepare_for_training(model, self.args)
+        return model
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of the run's facts where `card_facts` is set (it is pushed with the model), else transformers'."""
+        if self.card_facts is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_model_card(
+                Path(str(self.args.output_dir)),
+                feedback_model_in(cast(nn.Module, self.model))[1].config,
+                self.card_facts,
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that `args.optim` names, over `parameter_groups`; prints them as a table.
@@ -50,7 +82,8 @@ class FeedbackTrainer(Trainer):
             return self.optimizer
         args: FeedbackTrainingArguments = self.args
         trained: Any = self.model if model is None else model
-        optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, trained)
+        given = self.optimizer_cls_and_kwargs
+        optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(args, trained)
         if {"params", "model", "optimizer_dict"} & options.keys():
             raise ValueError(
                 f"`optim`={args.optim!s} makes its own parameter groups and cannot take those of FeedbackTrainer; use "
@@ -69,4 +102,7 @@ class FeedbackTrainer(Trainer):
         if self.is_world_process_zero():
             print(format_groups(groups), flush=True)
         self.optimizer_cls_and_kwargs = (optimizer_class, {**options, "params": groups})
-        return super().create_optimizer(model)
+        try:
+            return super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = given
