@@ -327,7 +327,9 @@ def test_feedback_trained_at_k1_wakes_up_with_k(tmp_path):
 
 
 def test_model_init_is_frozen_too(tmp_path):
-    trainer = FeedbackTrainer(model_init=make, args=arguments(tmp_path, freeze=["backbone"]), train_dataset=tiny_data())
+    trainer = FeedbackTrainer(
+        model_init=lambda: make(), args=arguments(tmp_path, freeze=["backbone"]), train_dataset=tiny_data()
+    )
     trainer.train()
     assert not any(p.requires_grad for p in trainer.model.backbone.parameters())
     assert trainer.model.classifier.weight.requires_grad

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -56,7 +57,7 @@ def read_file(file: str | Path) -> Dataset:
         data = _read_cells(path) if kind == "csv" else load_dataset(kind, data_files=escape(str(path)), split="train")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: is not UTF-8 ({error}); save it as UTF-8.") from error
-    except (DatasetGenerationError, csv.Error) as error:
+    except (DatasetGenerationError, ArrowInvalid, csv.Error) as error:
         raise ValueError(f"{file}: cannot be read as {kind} ({error.__cause__ or error}).") from error
     if len(data) == 0:
         raise ValueError(f"{file}: the file has no rows.")
