@@ -30,6 +30,7 @@ class FeedbackModel(LoadableFeedbackModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Any = None,
         num_iterations: int | None = None,
         output_iterations: bool = False,
         output_hidden_states: bool | None = None,
@@ -40,6 +41,7 @@ class FeedbackModel(LoadableFeedbackModel):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: `(B, T)`; inputs_embeds: `(B, T, d)`.
+            past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `residuals` and `iterations`.
             output_hidden_states, output_attentions: also return those of the last iteration.
@@ -52,6 +54,7 @@ class FeedbackModel(LoadableFeedbackModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             **kwargs,
@@ -92,6 +95,7 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        past_key_values: Any = None,
         num_iterations: int | None = None,
         output_iterations: bool = False,
         output_hidden_states: bool | None = None,
@@ -104,6 +108,7 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
             input_ids, attention_mask, token_type_ids, position_ids: `(B, T)`; inputs_embeds: `(B, T, d)`.
             labels: `(B,)` class numbers, `(B,)` or `(B, num_labels)` targets for regression, `(B, num_labels)` zeros
                 and ones for several labels at once.
+            past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Each iteration but the
                 last then costs one more pass through the backbone.
@@ -117,6 +122,7 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             **kwargs,
