@@ -21,7 +21,7 @@ class RunFacts:
         backbone: hub id or folder that it started from.
         data: split → (source, number of texts).
         dataset: hub id of the data, if they came from there.
-        metrics: `eval_…` and `test_…` figures.
+        metrics: what the Trainer measured, `eval_…` and `test_…`.
         arguments: the training arguments.
     """
 
@@ -32,20 +32,32 @@ class RunFacts:
     arguments: "FeedbackTrainingArguments"
 
 
-def card_data(config: FeedbackConfig, facts: RunFacts) -> ModelCardData:
+SPLITS = {"eval": "validation", "test": "test"}
+NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def _figures(facts: RunFacts) -> dict[tuple[str, str], float]:
+    """(split, metric) → value, without losses and times."""
+    found = {}
+    for key, value in facts.metrics.items():
+        prefix, _, metric = key.partition("_")
+        if prefix in SPLITS and metric not in NO_FIGURES:
+            found[SPLITS[prefix], metric] = value
+    return found
+
+
+def card_data(facts: RunFacts) -> ModelCardData:
     """The card's metadata, as the Hub understands it."""
-    name = Path(facts.arguments.output_dir or "model").name
-    splits = {"eval": "validation", "test": "test"}
     results = [
         EvalResult(
             task_type="text-classification",
             dataset_type=facts.dataset or "text",
-            dataset_name=facts.dataset or Path(facts.data[splits[key.split("_", 1)[0]]][0]).name,
-            dataset_split=splits[key.split("_", 1)[0]],
-            metric_type=key.split("_", 1)[1],
+            dataset_name=facts.dataset or Path(facts.data[split][0]).name,
+            dataset_split=split,
+            metric_type=metric,
             metric_value=round(value, 4),
         )
-        for key, value in facts.metrics.items()
+        for (split, metric), value in _figures(facts).items()
     ]
     is_hub_id = not Path(facts.backbone).exists() and facts.backbone.count("/") <= 1
     return ModelCardData(
@@ -55,28 +67,33 @@ def card_data(config: FeedbackConfig, facts: RunFacts) -> ModelCardData:
         pipeline_tag="text-classification",
         tags=["hf_feedback", "feedback"],
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=name,
+        model_name=Path(facts.arguments.output_dir or "model").name,
         eval_results=results or None,
     )
 
 
-def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> Path:
-    """Writes `README.md` beside the model."""
-    args = facts.arguments
-    options = {
+def _model_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]:
+    rank = "full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"
+    return {
         "backbone": Path(facts.backbone).name if Path(facts.backbone).exists() else facts.backbone,
         "iterations (K)": config.num_iterations,
-        "edges (source → target)": ", ".join(f"{s} → {t}" for s, t in config.edges()),
-        "message": f"{config.feedback_type}, {config.feedback_activation}, "
-        + ("full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"),
+        "edges (source → target)": ", ".join(f"{source} → {target}" for source, target in config.edges()),
+        "message": f"{config.feedback_type}, {config.feedback_activation}, {rank}",
         "head": "the backbone's own" if config.head == "backbone" else f"linear over {config.pooling} pooling",
         "labels": ", ".join(map(str, (config.id2label or {}).values())),
     }
-    training = {
+
+
+def _training_rows(args: "FeedbackTrainingArguments") -> dict[str, object]:
+    return {
         "epochs": args.num_train_epochs,
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size),
         "learning rate": args.learning_rate,
-        "backbone, feedback, head rate": (args.backbone_lr, args.feedback_lr, args.head_lr),
+        **{
+            f"rate of the {part}": rate
+            for part, rate in (("backbone", args.backbone_lr), ("feedback", args.feedback_lr), ("head", args.head_lr))
+            if rate is not None
+        },
         "layer-wise decay of the rate": args.layer_lr_decay,
         "frozen": ", ".join([args.freeze] if isinstance(args.freeze, str) else args.freeze or []) or "nothing",
         "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, warm-up {args.warmup_steps}",
@@ -84,20 +101,16 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
-    data = {split: f"{count} texts from {Path(source).name}" for split, (source, count) in facts.data.items()}
-    figures = {
-        key.replace("eval_", "validation ").replace("test_", "test "): f"{value:.4f}"
-        for key, value in facts.metrics.items()
-    }
 
-    def table(values: dict) -> str:
-        return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())])
 
-    body = f"""# {Path(args.output_dir or "model").name}
+def _table(rows: dict[str, object]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
-A text classifier with top-down feedback, made with hf_feedback {HF_FEEDBACK_VERSION} and transformers
-{transformers.__version__}. From the second of its {config.num_iterations} iterations on, lower layers read what higher
-layers said in the one before.
+
+BODY = """# {name}
+
+A text classifier with top-down feedback, made with hf_feedback {version} and transformers {transformers}. From the
+second of its {iterations} iteration(s) on, lower layers read what higher layers said in the one before.
 
 ```python
 from transformers import pipeline
@@ -107,23 +120,39 @@ classify = pipeline("text-classification", "path/or/id", trust_remote_code=True)
 
 ## Model
 
-{table(options)}
+{model}
 
 ## Data
 
-{table(data)}
+{data}
 
 ## Training
 
-{table(training)}
+{training}
 
 ## Results
 
-{table(figures)}
+{results}
 
 One run with one seed: these figures say nothing about whether feedback helped. That takes the same run with
 `num_iterations=1`, several seeds and an interval.
 """
+
+
+def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> Path:
+    """Writes `README.md` beside the model."""
+    body = BODY.format(
+        name=Path(facts.arguments.output_dir or "model").name,
+        version=HF_FEEDBACK_VERSION,
+        transformers=transformers.__version__,
+        iterations=config.num_iterations,
+        model=_table(_model_rows(config, facts)),
+        data=_table(
+            {split: f"{count} texts from {Path(source).name}" for split, (source, count) in facts.data.items()}
+        ),
+        training=_table(_training_rows(facts.arguments)),
+        results=_table({f"{split} {metric}": f"{value:.4f}" for (split, metric), value in _figures(facts).items()}),
+    )
     file = folder / "README.md"
-    file.write_text(f"---\n{card_data(config, facts).to_yaml()}\n---\n\n{body}", encoding="utf-8")
+    file.write_text(f"---\n{card_data(facts).to_yaml()}\n---\n\n{body}", encoding="utf-8")
     return file

@@ -15,7 +15,6 @@ from huggingface_hub import ModelCard
 from test_sharing import tiny_tokenizer
 
 from hf_feedback.cli import main
-from hf_feedback.training.data import LabelSet, find_columns, read_file
 
 ROOT = Path(__file__).parent.parent
 WORDS = {"late": "where is my parcel", "lost": "the refund has not come", "fine": "please help it"}
@@ -234,55 +233,6 @@ def test_long_and_empty_texts_are_counted(backbone, tmp_path, caplog):
     assert "1 of 26 texts are empty" in caplog.text
 
 
-def test_words_that_look_like_gaps_are_texts(tmp_path):
-    file = write(tmp_path, "t.csv", [{"text": "NA", "label": "None"}, {"text": "null", "label": "n/a"}])
-    data = read_file(file)
-    assert data["text"][:] == ["NA", "null"]
-    assert LabelSet.of(data, "label", file).names == ("None", "n/a")
-
-
-def test_cells_stay_what_they_are(tmp_path):
-    (tmp_path / "t[1].csv").write_bytes('\ufefftext,label\n007,01\n"a, b",true\n1.50,inf\n'.encode())
-    data = read_file(tmp_path / "t[1].csv")
-    assert data.column_names == ["text", "label"]
-    assert data["text"][:] == ["007", "a, b", "1.50"]
-    assert LabelSet.of(data, "label", "here").names == ("01", "inf", "true")
-    (tmp_path / "q.TSV").write_text('text\tlabel\n"so he said\tx\nfine\ty\n')
-    assert read_file(tmp_path / "q.TSV")["text"][:] == ['"so he said', "fine"]
-
-
-BROKEN = {
-    "a comma too many": ("t.csv", b"text,label\na,b,x\n", "row 1 has 3 cells, the header has 2"),
-    "not UTF-8": ("t.csv", b"text,label\n\xff\xfe,x\n", "is not UTF-8"),
-    "no JSON": ("t.jsonl", b"{text: 1\n", "cannot be read as json"),
-    "no parquet": ("t.parquet", b"PAR", "cannot be read as parquet"),
-    "unknown kind": ("t.xlsx", b"x", "unknown kind of file"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_broken_files(tmp_path, case):
-    name, content, words = BROKEN[case]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        read_file(tmp_path / name)
-    assert words in str(caught.value)
-
-
-def test_several_labels_need_lists():
-    from datasets import ClassLabel, Dataset, Features, List, Value
-
-    words = Dataset.from_dict({"label": ["ab c", "bd"]})
-    with pytest.raises(ValueError, match="lists of labels in every row"):
-        LabelSet.of(words, "label", "here", "multi_label_classification")
-    gaps = Dataset.from_dict({"label": [["x", None], ["y"]]})
-    with pytest.raises(ValueError, match="label is missing"):
-        LabelSet.of(gaps, "label", "here")
-    features = Features({"text": Value("string"), "label": List(ClassLabel(names=["no", "yes"]))})
-    named = Dataset.from_dict({"text": ["a", "b"], "label": [[0], [0, 1]]}, features=features)
-    assert LabelSet.of(named, "label", "here").names == ("no", "yes")
-
-
 def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog):
     """As the Hub's data sets often are: named classes, and -1 for all labels of the test split."""
     from datasets import ClassLabel, Dataset, Features, Value
@@ -379,40 +329,6 @@ def test_a_tuned_head_goes_on_with_its_own_label_order(tmp_path):
     assert main(train_command(str(tmp_path / "tuned"), tmp_path / "out", *more, train=train, validation=train)) == 0
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(saved["id2label"].values()) == ["lost", "late", "fine"]
-
-
-LABELS = {
-    "words": (["b", "a", "b"], ("single_label_classification", ("a", "b")), [1, 0, 1]),
-    "numbers": ([10, 9, 10], ("single_label_classification", ("9", "10")), [1, 0, 1]),
-    "whole numbers written with a point": ([1.0, 0.0], ("single_label_classification", ("0", "1")), [1, 0]),
-    "values": ([0.5, 2, 1], ("regression", ()), [0.5, 2.0, 1.0]),
-    "lists": ([["x"], [], ["x", "y"]], ("multi_label_classification", ("x", "y")), [[1, 0], [0, 0], [1, 1]]),
-}
-
-
-@pytest.mark.parametrize("case", LABELS)
-def test_kinds_of_labels(case):
-    from datasets import Dataset
-
-    values, expected, encoded = LABELS[case]
-    data = Dataset.from_dict({"label": values})
-    labels = LabelSet.of(data, "label", "here")
-    assert (labels.problem_type, labels.names) == expected
-    assert labels.encode(data["label"], "label", "here") == encoded
-
-
-COLUMNS = {
-    ("text", "label"): ("text", None, "label"),
-    ("label", "sentence"): ("sentence", None, "label"),
-    ("text_a", "text_b", "label"): ("text_a", "text_b", "label"),
-    ("premise", "hypothesis", "target"): ("premise", "hypothesis", "target"),
-}
-
-
-@pytest.mark.parametrize("names", COLUMNS)
-def test_columns_are_found(names):
-    found = find_columns(names, "here")
-    assert (found.text, found.text_pair, found.label) == COLUMNS[names]
 
 
 def test_help_and_unknown_command(capsys):

@@ -182,16 +182,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     tokenizer = _load_tokenizer(model_args.model, model_args.revision)
     model = _make_model(model_args, labels)
     _set_padding(model, tokenizer)
-    max_length = _max_length(data_args.max_length, tokenizer, model)
-    encoded: dict[str, Dataset] = {}
-    for split in ("train", "validation", "test"):
-        if split in splits:
-            data, source = splits[split]
-            found = _find_columns(data, source, data_args)
-            if split == "test" and not has_labels(data, found.label):
-                logger.warning(f"{source} has no labels and is left out.")
-                continue
-            encoded[split] = encode(data, found, tokenizer, max_length, source, LabelSet.of_model(model))
+    encoded = _encode_splits(splits, data_args, tokenizer, model)
     if "validation" in encoded:
         _keep_best_epoch(args, names[0])
     interrupt = InterruptCallback()
@@ -217,16 +208,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in encoded:
             metrics.update(trainer.evaluate(encoded[split], metric_key_prefix=prefix))
-    measured = ("loss", "runtime", "samples_per_second", "steps_per_second")
     trainer.card_facts = RunFacts(
         backbone=model_args.model,
-        data={split: (source, len(data)) for split, (data, source) in splits.items() if split in encoded},
+        data={split: (splits[split][1], len(data)) for split, data in encoded.items()},
         dataset=data_args.dataset_name,
-        metrics={
-            key: value
-            for key, value in metrics.items()
-            if key.startswith(("eval_", "test_")) and not key.endswith(measured)
-        },
+        metrics=metrics,
         arguments=args,
     )
     trainer.save_model()
@@ -234,6 +220,27 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     trainer.save_state()
     trainer.save_metrics("all", metrics)
     return metrics
+
+
+def _encode_splits(
+    splits: dict[str, tuple[Dataset, str]],
+    args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    model: FeedbackForSequenceClassification,
+) -> dict[str, Dataset]:
+    """The splits as token ids and label numbers; a test split without labels is left out."""
+    max_length, labels = _max_length(args.max_length, tokenizer, model), LabelSet.of_model(model)
+    encoded: dict[str, Dataset] = {}
+    for split in ("train", "validation", "test"):
+        if split not in splits:
+            continue
+        data, source = splits[split]
+        columns = _find_columns(data, source, args)
+        if split == "test" and not has_labels(data, columns.label):
+            logger.warning(f"{source} has no labels and is left out.")
+            continue
+        encoded[split] = encode(data, columns, tokenizer, max_length, source, labels)
+    return encoded
 
 
 def _keep_best_epoch(args: FeedbackTrainingArguments, metric: str) -> None:

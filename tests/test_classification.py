@@ -1,0 +1,98 @@
+"""`FeedbackForSequenceClassification`: its inputs, outputs and losses."""
+
+import torch
+from families import speak, tiny_backbone, tiny_batch
+from torch import nn
+
+from hf_feedback import FeedbackForSequenceClassification
+
+
+def make(family="bert", **options):
+    options = {"feedback_rank": 8, "num_labels": 3, **options}
+    return FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options)
+
+
+def test_regression_and_several_labels():
+    batch = tiny_batch()
+    one = make(num_labels=1)
+    loss = one(**batch, labels=torch.tensor([1, 2])).loss
+    torch.testing.assert_close(loss, ((one(**batch).logits.squeeze(-1) - torch.tensor([1.0, 2.0])) ** 2).mean())
+    several = make(problem_type="multi_label_classification")
+    targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    logits = several(**batch).logits
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    torch.testing.assert_close(several(**batch, labels=targets).loss, expected)
+
+
+def test_pairs_and_embeddings_as_input():
+    model = speak(make())
+    batch = tiny_batch()
+    types = torch.zeros_like(batch["input_ids"])
+    types[:, 4:] = 1
+    assert not torch.equal(model(**batch, token_type_ids=types).logits, model(**batch).logits)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    found = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(found, model(**batch).logits)
+    without_types = speak(make("llama"))
+    assert torch.equal(without_types(**batch, token_type_ids=types).logits, without_types(**batch).logits)
+
+
+def test_output_iterations():
+    model, batch = speak(make(num_iterations=4)), tiny_batch()
+    found = model(**batch, output_iterations=True)
+    assert len(found.iteration_logits) == 4
+    for k, logits in enumerate(found.iteration_logits, 1):
+        assert torch.equal(logits, model(**batch, num_iterations=k).logits)
+    assert found.residuals.shape == (2, 3)
+    assert (found.residuals > 0).all()
+    assert found.iterations.tolist() == [4, 4]
+    one = model(**batch, num_iterations=1, output_iterations=True)
+    assert len(one.iteration_logits) == 1
+    assert one.residuals.shape == (2, 0)
+    quiet = model(**batch)
+    assert quiet.iteration_logits is quiet.residuals is quiet.iterations is None
+    fresh = make(num_iterations=3)
+    assert fresh(**batch, output_iterations=True).residuals.abs().max() == 0
+
+
+def test_tuple_output():
+    model, batch = make(), tiny_batch()
+    found = model(**batch, labels=torch.tensor([0, 1]), return_dict=False)
+    assert isinstance(found, tuple)
+    assert len(found) == 2
+    assert found[1].shape == (2, 3)
+
+
+def test_dropout_inside_the_messages():
+    model, batch = speak(make(feedback_dropout=0.5)), tiny_batch()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module is not model.feedback.sources["3"].dropout:
+            module.p = 0.0
+    assert torch.equal(model(**batch).logits, model(**batch).logits)
+    model.train()
+    assert not torch.equal(model(**batch).logits, model(**batch).logits)
+    assert torch.equal(model(**batch, num_iterations=1).logits, model(**batch, num_iterations=1).logits)
+
+
+def test_last_token_without_a_mask():
+    model = speak(make("llama"))
+    batch = tiny_batch()
+    alone = model(input_ids=batch["input_ids"][1:, :6]).logits
+    padded = model(input_ids=batch["input_ids"][1:]).logits  # padding is known by its token
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_whole_number_targets_for_several_labels():
+    model = make(problem_type="multi_label_classification")
+    targets = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    torch.testing.assert_close(
+        model(**tiny_batch(), labels=targets).loss, model(**tiny_batch(), labels=targets.float()).loss
+    )
+
+
+def test_check_equivalence_leaves_modes_alone():
+    model = make().train()
+    model.backbone.eval()
+    model.check_equivalence(tiny_batch())
+    assert model.training
+    assert not model.backbone.training
