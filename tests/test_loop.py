@@ -6,11 +6,11 @@ import threading
 
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch, tiny_config
+from families import speak, tiny_backbone, tiny_batch
 from torch import nn
 from transformers import AutoModel
 
-from hf_feedback import FeedbackForSequenceClassification, FeedbackModel, UnsupportedBackboneError
+from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
 from hf_feedback.recorder import _RUN, LayerHook
 
 FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
@@ -244,74 +244,6 @@ def test_data_parallel_is_refused():
 def test_a_cache_is_refused():
     with pytest.raises(ValueError, match="prefix-tuning"):
         make("llama")(**tiny_batch(), past_key_values=object())
-
-
-def test_layerdrop_is_refused_with_its_cure():
-    config = tiny_config("bert")
-    config.layerdrop = 0.1
-    with pytest.raises(UnsupportedBackboneError, match=r"config_overrides=\{'layerdrop': 0.0\}"):
-        FeedbackModel.from_backbone(AutoModel.from_config(config), feedback_rank=8)
-
-
-def test_computation_between_layers_is_refused():
-    """DeBERTa-v2's convolution comes between layers 0 and 1."""
-    backbone = tiny_backbone("deberta-v2", conv_kernel_size=3)
-    with pytest.raises(UnsupportedBackboneError, match="between layers 0 and 1"):
-        FeedbackModel.from_backbone(backbone, feedback_rank=8)
-    model = speak(FeedbackModel.from_backbone(backbone, feedback_rank=8, feedback_layers=[1, 3]))
-    assert model.check_equivalence(tiny_batch()) > 0
-
-
-class Routed(nn.Module):
-    """A layer that is given something computed from the state below."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, hidden_states, *args, hint=None, **kwargs):
-        return self.layer(hidden_states + hint.mean(), *args, **kwargs)
-
-
-def test_arguments_that_depend_on_the_state_are_refused():
-    backbone = tiny_backbone("bert")
-    encoder = backbone.encoder
-    encoder.layer[2] = Routed(encoder.layer[2])
-
-    def forward(hidden_states, attention_mask=None, **kwargs):
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
-
-        for layer in encoder.layer:
-            more = {"hint": hidden_states} if isinstance(layer, Routed) else {}
-            hidden_states = layer(hidden_states, attention_mask, **more)
-        return Output(last_hidden_state=hidden_states)
-
-    encoder.forward = forward
-    with pytest.raises(UnsupportedBackboneError, match="an argument of layer 2 depends on the hidden states"):
-        FeedbackModel.from_backbone(backbone, feedback_rank=8)
-
-
-def test_skipped_layers_are_refused():
-    backbone = tiny_backbone("bert")
-    encoder = backbone.encoder
-
-    def forward(hidden_states, attention_mask=None, **kwargs):
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
-
-        for layer in list(encoder.layer)[::2]:
-            hidden_states = layer(hidden_states, attention_mask)
-        return Output(last_hidden_state=hidden_states)
-
-    encoder.forward = forward
-    with pytest.raises(UnsupportedBackboneError, match="out of order"):
-        FeedbackModel.from_backbone(backbone, feedback_rank=8)
-
-
-def test_a_model_without_a_layer_stack_is_refused():
-    backbone = tiny_backbone("bert")
-    backbone.encoder.layer = nn.ModuleList([*backbone.encoder.layer, nn.Identity()])
-    with pytest.raises(UnsupportedBackboneError, match="no list of 4 layers"):
-        FeedbackModel.from_backbone(backbone, feedback_rank=8)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])

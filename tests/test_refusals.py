@@ -1,0 +1,110 @@
+"""What cannot be looped exactly is refused when the model is built, with the reason and what to do: one table."""
+
+import pytest
+import torch
+from families import speak, tiny_backbone, tiny_batch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
+
+from hf_feedback import FeedbackModel, UnsupportedBackboneError
+
+
+def with_layerdrop():
+    return tiny_backbone("opt", layerdrop=0.1)
+
+
+def with_convolution():
+    return tiny_backbone("deberta-v2", conv_kernel_size=3)
+
+
+def without_layers():
+    return AutoModel.from_config(AutoConfig.for_model("resnet", embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
+
+
+def without_a_stack():
+    backbone = tiny_backbone("bert")
+    backbone.encoder.layer = nn.ModuleList([*backbone.encoder.layer, nn.Identity()])
+    return backbone
+
+
+def with_code_of_its_own():
+    backbone = tiny_backbone("bert")
+    backbone.config.__class__ = type("NovelConfig", (type(backbone.config),), {"model_type": "novel"})
+    return backbone
+
+
+def with_another_forward(forward):
+    backbone = tiny_backbone("bert")
+    backbone.encoder.forward = lambda hidden, attention_mask=None, **kwargs: Output(
+        last_hidden_state=forward(list(backbone.encoder.layer), hidden, attention_mask)
+    )
+    return backbone
+
+
+def with_a_hint():
+    def forward(layers, hidden, mask):
+        for layer in layers:
+            hidden = layer(hidden, hidden.mean() * torch.ones(2, 1, hidden.shape[1], hidden.shape[1]))
+        return hidden
+
+    return with_another_forward(forward)
+
+
+def with_skipped_layers():
+    def forward(layers, hidden, mask):
+        for layer in layers[::2]:
+            hidden = layer(hidden, mask)
+        return hidden
+
+    return with_another_forward(forward)
+
+
+def with_layers_left_out_at_the_top():
+    def forward(layers, hidden, mask):
+        for layer in layers[:-1]:
+            hidden = layer(hidden, mask)
+        return hidden
+
+    return with_another_forward(forward)
+
+
+def that_dies():
+    def forward(layers, hidden, mask):
+        raise RuntimeError("out of luck")
+
+    return with_another_forward(forward)
+
+
+REFUSED = {
+    "LayerDrop (Wav2Vec2 as it comes)": (with_layerdrop, r"config_overrides=\{'layerdrop': 0.0\}"),
+    "DeBERTa-v2's convolution, inside the segment": (with_convolution, "between layers 0 and 1"),
+    "models that are no stack of equal layers (ResNet)": (without_layers, "no `num_hidden_layers`"),
+    "models whose layers are not in one list": (without_a_stack, "no list of 4 layers"),
+    "models that are not part of transformers": (with_code_of_its_own, "not part of transformers"),
+    "layers that are given something made of the state": (with_a_hint, "an argument of layer 1 depends"),
+    "layers that are skipped or routed": (with_skipped_layers, "out of order"),
+    "layers that are not all called": (with_layers_left_out_at_the_top, "called 3 of its 4 layers"),
+    "models that fail on a tiny batch": (that_dies, "RuntimeError: out of luck"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSED)
+def test_refused_when_built(refusal, record_property):
+    backbone, words = REFUSED[refusal]
+    with pytest.raises(UnsupportedBackboneError, match=words) as caught:
+        FeedbackModel.from_backbone(backbone(), feedback_rank=8)
+    record_property("reason", str(caught.value))
+
+
+def test_above_the_convolution_it_works():
+    model = FeedbackModel.from_backbone(with_convolution(), feedback_rank=8, feedback_layers=[1, 3])
+    assert model.check_equivalence(tiny_batch()) == 0.0
+    assert speak(model).check_equivalence(tiny_batch()) > 0
+
+
+def test_without_layerdrop_it_works(tmp_path):
+    with_layerdrop().save_pretrained(tmp_path)
+    model = FeedbackModel.from_backbone(tmp_path, feedback_rank=8, config_overrides={"layerdrop": 0.0})
+    assert model.backbone.config.layerdrop == 0.0
+    assert torch.isfinite(speak(model)(**tiny_batch()).last_hidden_state).all()
