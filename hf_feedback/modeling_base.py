@@ -293,6 +293,12 @@ class FeedbackPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the backbone's own config follows where it is a copy (`backbone_layers`)."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.backbone.config.get_text_config().vocab_size = self.config.vocab_size
+        return embeddings
+
 
 def _without_replays(collected: Any, expected: int, start: int, calls: list[Any], num_iterations: int) -> list[Any]:
     """Drops what was collected from all iterations but the last, counted from place `start`."""
