@@ -142,6 +142,7 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
             if child is not backbone:
                 child.to(device=backbone.device, dtype=backbone.dtype)
         config.dtype = backbone.dtype
+        _warn_if_offloaded(backbone)
         return model.eval()
 
     @classmethod
@@ -184,6 +185,7 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
                 "saved with, or start anew with `from_backbone`."
             )
         model.probe_backbone()
+        _warn_if_offloaded(model)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -202,6 +204,15 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _warn_if_offloaded(model: PreTrainedModel) -> None:
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        logger.warning(
+            "Some layers are offloaded: their weights are loaded anew in every iteration, which is slow. Keep the looped "
+            "layers on one device (`device_map`), or loop fewer of them (`feedback_layers`)."
+        )
 
 
 def _check_names(options: dict[str, Any]) -> None:

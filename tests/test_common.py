@@ -88,6 +88,17 @@ def test_device_map(tmp_path):
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.parametrize(
+    ("device_map", "warns"), [({"": "cpu"}, False), ({"a": 0, "b": "cpu"}, True), ({"": "disk"}, True)], ids=str
+)
+def test_offloaded_layers_are_warned_of(device_map, warns, caplog):
+    backbone = tiny_backbone("bert")
+    backbone.hf_device_map = device_map
+    with caplog.at_level("WARNING", logger="hf_feedback.loading"):
+        FeedbackModel.from_backbone(backbone, feedback_rank=8)
+    assert ("loaded anew in every iteration" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "qwen3"])
 def test_one_by_one_equals_a_batch(family):
     model, batch = make(family), tiny_batch()
