@@ -71,9 +71,19 @@ def _from_file(arguments: Sequence[str]) -> list[str]:
     if not isinstance(values, dict):
         raise ValueError(f"{arguments[0]}: must hold option names with their values.")
     found: list[str] = []
-    for name, value in values.items():
-        cells = value if isinstance(value, list) and name != "feedback_edges" else [value]
-        found += [f"--{name}", *(json.dumps(c) if isinstance(c, dict | list) else str(c) for c in cells)]
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name == "feedback_rank" and value is None:
+            value = "none"
+        if value is None or value == []:  # as if it were not there
+            continue
+        if name.endswith("strategy") and value is False:  # YAML reads `no` as false
+            value = "no"
+        if name == "learning_rate_mapping":  # YAML reads 1e-5 as text
+            value = {pattern: float(rate) for pattern, rate in value.items()}
+        if isinstance(value, dict) or name == "feedback_edges":
+            value = json.dumps(value)
+        found += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
     return [*found, *arguments[1:]]
 
 
@@ -83,6 +93,9 @@ def run_train(arguments: Sequence[str]) -> int:
     parser = _parser("train", ModelArguments, DataArguments, FeedbackTrainingArguments)
     use_bf16 = bf16_is_fast() and not any(argument.startswith("--fp16") for argument in arguments)
     parser.set_defaults(bf16=use_bf16, use_cpu=not torch.accelerator.is_available(), report_to=["none"])
+    if any(argument.replace("_", "-").startswith(("--validation-file", "--dataset-name")) for argument in arguments):
+        parser.set_defaults(eval_strategy="epoch")
+    parser.set_defaults(hub_strategy="end")  # the code files come with the finished model
     parser.set_defaults(learning_rate=5e-5, warmup_steps=0.1, logging_steps=50, save_strategy="epoch")
     parser.set_defaults(per_device_train_batch_size=16, per_device_eval_batch_size=32)
     model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)

@@ -22,6 +22,7 @@ AUTO_MAP = {
 }
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 class LoadableFeedbackModel(FeedbackPreTrainedModel):
@@ -68,9 +69,12 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         ```
         """
         _check_names(feedback_options)
+        feedback_options = _whole_labels(feedback_options)
         config = FeedbackConfig(head=head, backbone_part=backbone_part, **feedback_options)
-        labels_given = bool({"num_labels", "id2label", "label2id"} & feedback_options.keys())
+        labels_given = {name for name in LABEL_OPTIONS if feedback_options.get(name) is not None}
         backbone_kwargs = dict(backbone_kwargs or {})
+        if isinstance(backbone, FeedbackPreTrainedModel):
+            raise ValueError("`backbone` is a feedback model already; pass its `.backbone` to start anew.")
         if isinstance(backbone, PreTrainedModel):
             if config_overrides or backbone_kwargs:
                 raise ValueError(
@@ -107,7 +111,7 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         config: FeedbackConfig,
         overrides: dict[str, Any] | None,
         backbone_kwargs: dict[str, Any],
-        labels_given: bool,
+        labels_given: set[str],
     ) -> PreTrainedModel:
         hub_kwargs = {key: backbone_kwargs[key] for key in HUB_KWARGS if key in backbone_kwargs}
         backbone_config = AutoConfig.from_pretrained(name, **hub_kwargs)
@@ -120,7 +124,7 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         if config.head == "backbone":
             if cls._backbone_task_class is None:
                 raise ValueError(f"`head='backbone'` needs a class with a task head; {cls.__name__} has none.")
-            if any("ForSequenceClassification" in kind for kind in backbone_config.architectures or ()):
+            if has_trained_head(backbone_config):
                 _adopt_labels(config, backbone_config, labels_given)
             else:
                 backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
@@ -155,6 +159,7 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
 
         Raises:
             OSError: the weights are missing, damaged or belong to another model.
+            RuntimeError: they do not fit the options that were given.
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
@@ -166,6 +171,9 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
             return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
+        for key in kwargs.keys() - FeedbackConfig.option_names() - {"num_labels"}:
+            if near := nearest_option(key):
+                raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
         kwargs["output_loading_info"] = True
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -196,8 +204,17 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         mine = {key: value for key, value in kwargs.items() if key in options}
         rest = {key: value for key, value in kwargs.items() if key not in options}
         config = rest.pop("config", None)
-        if isinstance(config, FeedbackConfig):
-            mine = {**config.options(), **mine}
+        if config is not None and not isinstance(config, FeedbackConfig):
+            raise ValueError(
+                f"`config` must be a FeedbackConfig, got a {type(config).__name__}; change options of the backbone's own "
+                "config with `config_overrides`."
+            )
+        if config is not None:
+            options_of_config = config.options()
+            if options_of_config["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:  # nobody named any
+                del options_of_config["id2label"], options_of_config["label2id"]
+            mine = {**options_of_config, **mine}
+        rest.update(rest.pop("backbone_kwargs", None) or {})
         return cls.from_backbone(name, backbone_kwargs={**rest, **hub_kwargs}, **mine)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -210,8 +227,8 @@ def _warn_if_offloaded(model: PreTrainedModel) -> None:
     places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
     if "disk" in places or ("cpu" in places and len(places) > 1):
         logger.warning(
-            "Some layers are offloaded: their weights are loaded anew in every iteration, which is slow. Keep the looped "
-            "layers on one device (`device_map`), or loop fewer of them (`feedback_layers`)."
+            "Some layers are offloaded: their weights are loaded anew in every iteration, which is slow. Keep the "
+            "looped layers on one device (`device_map`), or loop fewer of them (`feedback_edges`)."
         )
 
 
@@ -228,15 +245,43 @@ def _check_names(options: dict[str, Any]) -> None:
         raise ValueError(f"`{key}` is not an option of `from_backbone`; {hint}")
 
 
-def _adopt_labels(config: FeedbackConfig, task_config: PreTrainedConfig, given: bool) -> None:
-    """A head that is trained already keeps its labels, in their order; they may be given other names."""
-    own, asked = task_config.id2label or {}, config.id2label or {}
-    if given and (len(asked) != len(own) or (asked != own and set(asked.values()) == set(own.values()))):
+def has_trained_head(config: PreTrainedConfig) -> bool:
+    """Whether the folder of this config holds a model with a classification head."""
+    return any("ForSequenceClassification" in kind for kind in config.architectures or ())
+
+
+def _whole_labels(options: dict[str, Any]) -> dict[str, Any]:
+    """`label2id` alone says `id2label` too; `num_labels` must not contradict it."""
+    if options.get("label2id") and not options.get("id2label"):
+        options = {**options, "id2label": {number: name for name, number in options["label2id"].items()}}
+    names, count = options.get("id2label"), options.get("num_labels")
+    if names and count is not None and len(names) != count:
+        raise ValueError(
+            f"`num_labels`={count!r} contradicts `id2label`, which names {len(names)} labels; leave one out."
+        )
+    return options
+
+
+def _adopt_labels(config: FeedbackConfig, task_config: PreTrainedConfig, given: set[str]) -> None:
+    """A head that is trained already keeps its labels, in their order; all of them may be given new names.
+
+    Args:
+        config: gets the head's labels.
+        task_config: the head's own.
+        given: which of `LABEL_OPTIONS` the user gave.
+    """
+    own: dict[Any, Any] = dict(task_config.id2label or {})
+    asked = config.id2label or {}
+    named = "id2label" in given
+    moved = named and any(own.get(i) != name and name in own.values() for i, name in asked.items())
+    if (given & {"num_labels", "id2label"} and len(asked) != len(own)) or moved:
         raise ValueError(
             f"`head='backbone'`: the head was trained for the labels {list(own.values())} in this order, got "
             f"{list(asked.values())}; leave `num_labels` and `id2label` out, or use `head='new'`."
         )
-    names = ("problem_type",) if given else ("id2label", "label2id", "problem_type")
-    for name in names:
+    problem = task_config.problem_type
+    if "problem_type" in given and problem not in (None, config.problem_type):
+        raise ValueError(f"`problem_type`: the head was trained for {problem!r}, got {config.problem_type!r}.")
+    for name in ("problem_type",) if named else LABEL_OPTIONS[1:]:
         if getattr(task_config, name) is not None:
             setattr(config, name, copy.deepcopy(getattr(task_config, name)))

@@ -24,16 +24,15 @@ def iterate(run: Run, feedback: FeedbackConnections, num_iterations: int, observ
         run: the record; its segment is complete.
         feedback: the connections.
         num_iterations: K.
-        observe: called after each iteration, the first included, with k and the states `{layer: (B, T, d)}` of the
-            sources and of the segment's last layer.
+        observe: called after each iteration, the first included, with k and the states `{source: (B, T, d)}`; the
+            highest source is the segment's last layer.
 
     Returns:
         The output of the segment's last layer in iteration K, as the backbone expects it (tensor or tuple).
     """
     sources = [int(source) for source in feedback.sources]
-    kept = {*sources, run.last}
     entry = run.segment[0].hidden  # (B, T, d), the same in every iteration
-    h = {call.layer: hidden_of(call.output) for call in run.segment if call.layer in kept}
+    h = {call.layer: hidden_of(call.output) for call in run.segment if call.layer in sources}
     output = run.segment[-1].output
     if observe:
         observe(1, h)
@@ -43,7 +42,7 @@ def iterate(run: Run, feedback: FeedbackConnections, num_iterations: int, observ
         for call in run.segment:
             output = call.replay(feedback.add(said, call.layer, x), hooked=call.layer != run.last)
             x = hidden_of(output)
-            if call.layer in kept:
+            if call.layer in sources:
                 h[call.layer] = x
         if observe:
             observe(k, h)

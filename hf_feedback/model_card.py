@@ -79,7 +79,7 @@ def _model_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]:
         "iterations (K)": config.num_iterations,
         "edges (source → target)": ", ".join(f"{source} → {target}" for source, target in config.edges()),
         "message": f"{config.feedback_type}, {config.feedback_activation}, {rank}",
-        "head": "the backbone's own" if config.head == "backbone" else f"linear over {config.pooling} pooling",
+        "head": "the backbone's own" if config.head == "backbone" else f"linear, pooling: {config.pooling}",
         "labels": ", ".join(map(str, (config.id2label or {}).values())),
     }
 

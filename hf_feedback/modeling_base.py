@@ -25,6 +25,7 @@ from .backbones import (
 )
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, init_connection_weights
+from .dynamics import IterationTrace
 from .loop import iterate
 from .recorder import Run, hidden_of, install_hooks, recording
 from .topology import segment
@@ -63,6 +64,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                 f"{type(self).__name__} needs a config with a `backbone_config`; use "
                 f"`{type(self).__name__}.from_backbone(...)` to start from a pretrained backbone."
             )
+        config.check_options()
         if backbone is None:
             backbone = self._new_backbone(config)
         else:  # its weights are there already: nothing of it is to be initialized again
@@ -132,10 +134,20 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             raise ValueError(f"`num_iterations` must be an integer of at least 1, got {num_iterations!r}.")
         return num_iterations
 
-    def _run_backbone(self, inputs: dict[str, Any], num_iterations: int, observe: Any = None) -> Any:
-        """The backbone's own output after K iterations."""
+    def _run(
+        self, num_iterations: int | None, output_iterations: bool, **tensors: Any
+    ) -> tuple[Any, IterationTrace | None, dict[str, Any]]:
+        """K iterations: the backbone's own output, what was noted after each iteration on request, and what the
+        backbone was called with."""
+        k = self._iterations(num_iterations)
+        inputs = self._inputs(**tensors)
         if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
             self.probe_backbone()
+        trace = IterationTrace(tensors.get("attention_mask"), self._batch_dim) if output_iterations else None
+        return self._run_backbone(inputs, k, trace), trace, inputs
+
+    def _run_backbone(self, inputs: dict[str, Any], num_iterations: int, observe: Any = None) -> Any:
+        """The backbone's own output after K iterations."""
         first, last = self._segment
         if num_iterations == 1 and observe is None:
             run = None
@@ -146,7 +158,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                 first,
                 last,
                 on_segment=lambda run: iterate(run, self.feedback, num_iterations, observe),
-                keep=None if collects else {last, *map(int, self.feedback.sources)},
+                keep=None if collects else set(map(int, self.feedback.sources)),
             )
         with recording(run):
             outputs = self.backbone(**inputs)

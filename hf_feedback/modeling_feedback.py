@@ -9,7 +9,6 @@ from transformers.utils import can_return_tuple
 
 from .backbones import is_decoder
 from .configuration_feedback import FeedbackConfig
-from .dynamics import IterationTrace
 from .loading import LoadableFeedbackModel
 from .modeling_outputs import FeedbackModelOutput, FeedbackSequenceClassifierOutput
 from .pooling import pool
@@ -47,8 +46,9 @@ class FeedbackModel(LoadableFeedbackModel):
             output_hidden_states, output_attentions: also return those of the last iteration.
             **kwargs: further inputs of the backbone.
         """
-        num_iterations = self._iterations(num_iterations)
-        inputs = self._inputs(
+        outputs, trace, _ = self._run(
+            num_iterations,
+            output_iterations,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -59,8 +59,6 @@ class FeedbackModel(LoadableFeedbackModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        trace = IterationTrace(attention_mask, self._batch_dim) if output_iterations else None
-        outputs = self._run_backbone(inputs, num_iterations, trace)
         return FeedbackModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.get("hidden_states"),
@@ -115,8 +113,9 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
             output_hidden_states, output_attentions: also return those of the last iteration.
             **kwargs: further inputs of the backbone.
         """
-        num_iterations = self._iterations(num_iterations)
-        inputs = self._inputs(
+        outputs, trace, inputs = self._run(
+            num_iterations,
+            output_iterations,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -127,8 +126,6 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        trace = IterationTrace(attention_mask, self._batch_dim) if output_iterations else None
-        outputs = self._run_backbone(inputs, num_iterations, trace)
         logits = self._logits(outputs, input_ids, attention_mask)
         fields: dict[str, Any] = {}
         if trace:

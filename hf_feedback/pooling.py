@@ -19,6 +19,8 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None, how: str) -> torch.Ten
     Returns:
         `(B, d)`.
     """
+    if how not in ("cls", "mean", "last"):
+        raise ValueError(f"`pooling` must be one of 'cls', 'mean', 'last', got {how!r}.")
     if mask is None:
         return {"cls": hidden[:, 0], "last": hidden[:, -1]}[how] if how != "mean" else hidden.mean(1)
     if mask.dim() != 2:
@@ -35,12 +37,12 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None, how: str) -> torch.Ten
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
 
 
-def find_pooling(name_or_path: str | Path, **hub_kwargs: Any) -> str | None:
+def find_pooling(name_or_path: str | Path, subfolder: str = "", **hub_kwargs: Any) -> str | None:
     """The pooling that a sentence-transformers folder or repository names; `None` where it names none of ours."""
     file = cached_file(
         str(name_or_path),
         "config.json",
-        subfolder="1_Pooling",
+        subfolder="/".join(part for part in (subfolder, "1_Pooling") if part),
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         **hub_kwargs,

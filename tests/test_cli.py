@@ -194,8 +194,9 @@ BAD = {
     "unknown activation": (rows(), rows(), ["--feedback-activation", "swishy"], "did you mean 'swish'"),
     "rank above the hidden size": (rows(), rows(), ["--feedback-rank", "64"], "at most the backbone's hidden size 32"),
     "rank that is no number": (rows(), rows(), ["--feedback-rank", "many"], "must be a number or 'none'"),
-    "too long": (rows(), rows(), ["--max-length", "9999"], "`max_length` must be between 1 and the 32 tokens"),
+    "too long": (rows(), rows(), ["--max-length", "9999"], "`max_length` must be between 4 and the 32 tokens"),
     "freezing nothing": (rows(), rows(), ["--freeze", "bakbone"], "'bakbone' matches no parameter"),
+    "unknown metric to choose by": (rows(), rows(), ["--metric-for-best-model", "acuracy"], "`metric_for_best_model`"),
     "unknown metric": (rows(), rows(), ["--metrics", "acuracy"], "'acuracy' is none of accuracy"),
     "not a model": (rows(), rows(), ["--model", "/nowhere/to/be/found"], "/nowhere/to/be/found"),
 }
@@ -291,6 +292,86 @@ def test_the_best_epoch_is_kept(backbone, tmp_path):
     assert main(train_command(backbone, tmp_path / "loss", *more, *by_loss, train=train, validation=validation)) == 0
     state = json.loads((tmp_path / "loss" / "trainer_state.json").read_text())
     assert state["best_metric"] == min(e["eval_loss"] for e in state["log_history"] if "eval_loss" in e)
+
+
+def test_validation_can_be_switched_off(backbone, tmp_path):
+    train = write(tmp_path, "train.csv", rows())
+    more = ["--eval-strategy", "no"]
+    assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=train)) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert sum("eval_loss" in entry for entry in state["log_history"]) == 1  # the final one
+
+
+def test_what_a_yaml_file_may_hold(backbone, tmp_path):
+    train = write(tmp_path, "train.csv", rows())
+    (tmp_path / "run.yaml").write_text(
+        f"""
+model: {backbone}
+train-file: {train}
+validation_file: null
+output_dir: {tmp_path / "out"}
+save_strategy: no
+freeze: []
+max_length: null
+metric_for_best_model: null
+feedback-edges: [[3, 0], [2, 1]]
+feedback_rank: null
+learning_rate_mapping: {{LayerNorm: 1e-5}}
+max_steps: 2
+"""
+    )
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["feedback_edges"] == [[3, 0], [2, 1]]
+    assert config["feedback_rank"] is None
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    (tmp_path / "list.yaml").write_text("- 1")
+    assert main(["train", str(tmp_path / "list.yaml")]) == 2
+
+
+def test_resuming(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", rows())
+    assert main(train_command(backbone, tmp_path / "out", train=train, validation=None)) == 0
+    more = ["--resume-from-checkpoint", "True", "--num-train-epochs", "3"]
+    assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=None)) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 9
+    capsys.readouterr()
+    other = [*more, "--feedback-edges", "[[2, 0]]"]
+    assert main(train_command(backbone, tmp_path / "out", *other, train=train, validation=None)) == 2
+    assert "was made with other options (feedback_edges)" in capsys.readouterr().err
+    none = ["--resume-from-checkpoint", str(tmp_path)]
+    assert main(train_command(backbone, tmp_path / "out", *none, train=train, validation=None)) == 2
+    assert "there is no checkpoint at" in capsys.readouterr().err
+
+
+def test_interrupt_after_the_last_step_loses_nothing():
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from hf_feedback.training.callbacks import InterruptCallback
+
+    args, control = TrainingArguments(output_dir="x", use_cpu=True), TrainerControl()
+    with InterruptCallback() as callback:
+        os.kill(os.getpid(), signal.SIGINT)
+        callback.on_step_end(args, TrainerState(global_step=5, max_steps=5), control)
+        assert callback.interrupted
+        assert not callback.stopped
+        assert not control.should_training_stop
+        callback.on_step_end(args, TrainerState(global_step=4, max_steps=5), control)
+        assert callback.stopped
+        assert control.should_save
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_output_that_is_a_folder(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", rows())
+    assert main(["predict", "--model", backbone, "--file", train, "--output", str(tmp_path)]) == 2
+    assert "is a folder; name a file" in capsys.readouterr().err
+    target = str(tmp_path / "train.csv" / "p.jsonl")
+    assert main(["predict", "--model", backbone, "--file", train, "--output", target]) == 2
+    assert "`output`:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["accuracy", "matthews"])

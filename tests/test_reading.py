@@ -25,6 +25,9 @@ def test_cells_stay_what_they_are(tmp_path):
 
 BROKEN = {
     "a comma too many": ("t.csv", b"text,label\na,b,x\n", "row 1 has 3 cells, the header has 2"),
+    "a stray quote": ("t.csv", b'text,label\n"So he said,x\nand "fine",y\n', "cannot be read as csv"),
+    "a quote that never ends": ("t.csv", b'text\n"so he said\nfine\n', "cannot be read as csv"),
+    "a column twice": ("t.csv", b"text,text,label\na,b,x\n", "names a column twice"),
     "not UTF-8": ("t.csv", b"text,label\n\xff\xfe,x\n", "is not UTF-8"),
     "no JSON": ("t.jsonl", b"{text: 1\n", "cannot be read as json"),
     "no parquet": ("t.parquet", b"PAR", "cannot be read as parquet"),
@@ -81,6 +84,18 @@ COLUMNS = {
     ("text_a", "text_b", "label"): ("text_a", "text_b", "label"),
     ("premise", "hypothesis", "target"): ("premise", "hypothesis", "target"),
 }
+
+
+@pytest.mark.parametrize("values", [[[1, 0, 0], [0, 1, 1]], [[0.5], [1.5, 2.0]]], ids=str)
+def test_rows_of_numbers_are_no_labels(values):
+    from datasets import Dataset
+
+    with pytest.raises(ValueError, match="give the labels that each text has by name"):
+        LabelSet.of(Dataset.from_dict({"label": values}), "label", "here")
+
+
+def test_the_second_text_alone():
+    assert find_columns(("text", "b", "label"), "here", text_pair="b").text == "text"
 
 
 @pytest.mark.parametrize("names", COLUMNS)

@@ -215,6 +215,74 @@ def test_a_trained_head_keeps_its_labels(tmp_path):
             FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert"), head="backbone")
 
 
+REFUSED_LABELS = {
+    "another number": (dict(num_labels=4), "was trained for the labels"),
+    "another order": (dict(id2label={0: "b", 1: "a", 2: "x"}), "was trained for the labels"),
+    "another problem": (dict(problem_type="regression"), "was trained for 'single_label_classification'"),
+    "two numbers": (dict(num_labels=2, id2label={0: "x", 1: "y", 2: "z"}), "contradicts `id2label`"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_LABELS)
+def test_labels_that_contradict_a_trained_head(case):
+    options, words = REFUSED_LABELS[case]
+    tuned = tuned_model(problem_type="single_label_classification")
+    with pytest.raises(ValueError, match=words):
+        FeedbackForSequenceClassification.from_backbone(tuned, head="backbone", feedback_rank=8, **options)
+
+
+def test_labels_of_a_head():
+    def labels(backbone, **options):
+        model = FeedbackForSequenceClassification.from_backbone(backbone, feedback_rank=8, **options)
+        return model.config.id2label
+
+    assert labels(tuned_model(), head="backbone", num_labels=3) == {0: "a", 1: "b", 2: "c"}
+    renamed = {0: "x", 1: "y", 2: "z"}
+    assert labels(tuned_model(), head="backbone", id2label=renamed) == renamed
+    assert labels(tiny_backbone("bert"), label2id={"x": 0, "y": 1, "z": 2}) == renamed
+
+
+def test_options_of_a_saved_model_are_checked(tmp_path):
+    make().save_pretrained(tmp_path)
+    for options, words in (
+        (dict(num_iterations=0), "`num_iterations` must be an integer of at least 1"),
+        (dict(pooling="avg"), "`pooling` must be one of"),
+        (dict(feedback_topology="tops"), "`feedback_topology` must be one of"),
+        (dict(num_iteration=3), "did you mean `num_iterations`"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            FeedbackForSequenceClassification.from_pretrained(tmp_path, **options)
+    assert FeedbackModel.from_pretrained(tmp_path, num_iterations=5).config.num_iterations == 5
+
+
+def test_subfolders(tmp_path):
+    tiny_backbone("bert").save_pretrained(tmp_path / "inner")
+    (tmp_path / "inner" / "1_Pooling").mkdir()
+    (tmp_path / "inner" / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    model = FeedbackForSequenceClassification.from_pretrained(tmp_path, subfolder="inner", feedback_rank=8)
+    assert model.config.pooling == "cls"
+    again = FeedbackForSequenceClassification.from_backbone(
+        tmp_path, backbone_kwargs={"subfolder": "inner"}, feedback_rank=8
+    )
+    assert again.check_equivalence(tiny_batch()) == 0.0
+
+
+def test_what_a_plain_folder_takes(tmp_path):
+    tuned_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`config` must be a FeedbackConfig, got a BertConfig"):
+        FeedbackModel.from_pretrained(tmp_path, config=tiny_config("bert"))
+    config = FeedbackConfig(head="backbone", feedback_rank=8)
+    model = FeedbackForSequenceClassification.from_pretrained(tmp_path, config=config)
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    wide = FeedbackModel.from_pretrained(tmp_path, backbone_kwargs={"dtype": torch.float64}, feedback_rank=8)
+    assert wide.dtype == torch.float64
+
+
+def test_a_feedback_model_is_no_backbone():
+    with pytest.raises(ValueError, match="is a feedback model already"):
+        FeedbackModel.from_backbone(make())
+
+
 LEAKS = {
     "token": ("hf_secret", "pass `backbone_kwargs={'token'"),
     "revision": ("abc", "pass `backbone_kwargs={'revision'"),

@@ -317,8 +317,11 @@ def test_optimizers_with_groups_of_their_own_are_refused(tmp_path):
 
 def test_feedback_trained_at_k1_wakes_up_with_k(tmp_path):
     model = make(num_iterations=1)
-    FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data()).train()
-    assert not any(p.requires_grad for p in model.feedback.parameters())
+    before = copy.deepcopy(model.feedback.state_dict())
+    trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data())
+    trainer.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.feedback.state_dict().items())
+    assert all(p.requires_grad for p in model.feedback.parameters())
     model.set_num_iterations(2)
     FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data()).train()
     assert model.feedback.sources["3"].up.weight.abs().max() > 0

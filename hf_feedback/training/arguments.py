@@ -51,7 +51,10 @@ class LabelArguments(TextArguments):
     """What of a file is the label, and how answers are measured."""
 
     label_column: str | None = field(default=None, metadata={"help": "Column of the labels (found if left out)."})
-    metrics: list[str] | None = field(default=None, metadata={"help": "Metrics; the first chooses the best epoch."})
+    metrics: list[str] | None = field(
+        default=None,
+        metadata={"help": "Metrics; the first, if it is one of ours, chooses the best epoch (else the loss)."},
+    )
 
 
 @dataclass

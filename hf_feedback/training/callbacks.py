@@ -5,18 +5,19 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class InterruptCallback(TrainerCallback):
     """Ctrl-C ends training after the running step, with a complete checkpoint to resume from.
 
-    To be used as a context around `trainer.train()`. A second Ctrl-C stops at once. `interrupted` tells afterwards
-    whether it happened.
+    To be used as a context around `trainer.train()`. A second Ctrl-C stops at once. `stopped` tells afterwards whether
+    training ended early. In a distributed run all processes stop at the same step.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.interrupted = self.stopped = False
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -37,6 +38,11 @@ class InterruptCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
+        interrupted = self.interrupted
+        if args.world_size > 1:
+            flag = torch.tensor(int(interrupted), device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            interrupted = bool(flag)
+        if interrupted and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
         return control

@@ -22,11 +22,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..configuration_feedback import FeedbackConfig
+from ..loading import has_trained_head
 from ..model_card import RunFacts
 from ..modeling_feedback import FeedbackForSequenceClassification
+from ..topology import resolve_edges
 from .arguments import DataArguments, FeedbackTrainingArguments, LabelArguments, ModelArguments, TextArguments
 from .callbacks import InterruptCallback
 from .data import Columns, LabelSet, encode, find_columns, has_labels, read_file
@@ -76,8 +79,11 @@ def _max_length(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: Fe
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions = module.num_embeddings - module.padding_idx - 1
     longest = min(tokenizer.model_max_length, positions)
-    if asked is not None and not 0 < asked <= longest:
-        raise ValueError(f"`max_length` must be between 1 and the {longest} tokens that the model reads, got {asked}.")
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if asked is not None and not least <= asked <= longest:
+        raise ValueError(
+            f"`max_length` must be between {least} and the {longest} tokens that the model reads, got {asked}."
+        )
     return int(min(asked or math.inf, longest, 1_000_000))
 
 
@@ -89,14 +95,14 @@ def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_writable(folder: str) -> None:
+def _check_writable(folder: str, option: str = "output_dir") -> None:
     """Raises `ValueError` before any work is done where the results could not be written."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"`output_dir`: {folder} cannot be written to ({error.strerror}); choose another.") from error
+        raise ValueError(f"`{option}`: {folder} cannot be written to ({error.strerror}); choose another.") from error
 
 
 # Models
@@ -116,14 +122,21 @@ def _make_model(args: ModelArguments, labels: LabelSet) -> FeedbackForSequenceCl
         for option, value in options.items():
             if option == "num_iterations":
                 model.set_num_iterations(value)
+            elif option in ("feedback_topology", "feedback_edges", "feedback_layers"):
+                asked = {name: options.get(name) for name in ("feedback_topology", "feedback_edges", "feedback_layers")}
+                edges = resolve_edges(len(model._layers()), *asked.values())
+                if edges != model.config.edges():
+                    raise ValueError(
+                        f"`{option}`: {args.model} is a feedback model already, with the edges {model.config.edges()}, "
+                        f"not {edges}; leave the option out, or start from its backbone."
+                    )
             elif value != (there := getattr(model.config, option)):
                 raise ValueError(
                     f"`{option}`: {args.model} is a feedback model already, with {there!r}, and cannot be changed to "
                     f"{value!r}; leave the option out, or start from its backbone."
                 )
     else:
-        config = AutoConfig.from_pretrained(args.model, **hub)
-        trained_head = any("ForSequenceClassification" in kind for kind in config.architectures or ())
+        trained_head = has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
         if options.get("head") != "backbone" or not trained_head:
             names = labels.names or ("value",)
             options["problem_type"] = labels.problem_type
@@ -131,7 +144,7 @@ def _make_model(args: ModelArguments, labels: LabelSet) -> FeedbackForSequenceCl
             options["label2id"] = {name: i for i, name in enumerate(names)}
         model = FeedbackForSequenceClassification.from_backbone(args.model, backbone_kwargs=hub, **options)
     known = LabelSet.of_model(model)
-    if (known.problem_type, set(known.names)) != (labels.problem_type, set(labels.names)):
+    if known.problem_type != labels.problem_type or not set(labels.names) <= set(known.names):
         raise ValueError(
             f"`model`: {args.model} was trained for the labels {', '.join(known.names) or 'numbers'}, the data has "
             f"{', '.join(labels.names) or 'numbers'}; start from its backbone, or map the labels."
@@ -140,10 +153,10 @@ def _make_model(args: ModelArguments, labels: LabelSet) -> FeedbackForSequenceCl
 
 
 def _set_padding(model: FeedbackForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Decoders often come without a padding token: the end of text serves."""
+    """Decoders often come without a padding token: the end of text serves. Model and tokenizer have to agree."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
+    if model.config.pad_token_id != tokenizer.pad_token_id:
         model.config.pad_token_id = tokenizer.pad_token_id
         model.backbone.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
@@ -175,7 +188,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     if "train" not in splits:
         raise ValueError("There is nothing to train on: give `--train-file` or `--dataset-name`.")
     columns = _find_columns(*splits["train"], data_args)
-    print(f"Columns: {columns}", flush=True)
+    if args.process_index == 0:
+        print(f"Columns: {columns}", flush=True)
     labels = LabelSet.of(splits["train"][0], columns.label or "", splits["train"][1], data_args.problem_type)
     names = data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
     compute_metrics = make_compute_metrics(labels.problem_type, names)
@@ -183,8 +197,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     model = _make_model(model_args, labels)
     _set_padding(model, tokenizer)
     encoded = _encode_splits(splits, data_args, tokenizer, model)
-    if "validation" in encoded:
-        _keep_best_epoch(args, names[0])
+    _keep_best_epoch(args, names, "validation" in encoded)
     interrupt = InterruptCallback()
     trainer = FeedbackTrainer(
         model=model,
@@ -196,10 +209,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
         compute_metrics=compute_metrics,
         callbacks=[interrupt],
     )
-    print(model.feedback_summary(), flush=True)
+    if args.process_index == 0:
+        print(model.feedback_summary(), flush=True)
+    checkpoint_to_resume = _checkpoint_to_resume(args, model)
     with interrupt:
-        metrics = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-    if interrupt.interrupted:
+        metrics = dict(trainer.train(resume_from_checkpoint=checkpoint_to_resume).metrics)
+    if interrupt.stopped:
         checkpoint = Path(output_dir) / f"checkpoint-{trainer.state.global_step}"
         raise Interrupted(
             f"Stopped after step {trainer.state.global_step}. To go on: the same command with "
@@ -243,17 +258,42 @@ def _encode_splits(
     return encoded
 
 
-def _keep_best_epoch(args: FeedbackTrainingArguments, metric: str) -> None:
-    """Validates after every epoch and keeps the best, where the user said nothing else."""
-    if args.eval_strategy == "no":
-        args.eval_strategy = "epoch"
-    if args.eval_strategy == "epoch" and args.save_strategy == "epoch":
-        args.load_best_model_at_end = True
-        args.save_total_limit = args.save_total_limit or 1
-        if args.metric_for_best_model is None:  # of a metric that is not ours, nobody knows which way is better
-            args.metric_for_best_model = f"eval_{metric}" if metric in METRICS else "eval_loss"
-        if args.greater_is_better is None:
-            args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+def _keep_best_epoch(args: FeedbackTrainingArguments, metrics: Sequence[str], validated: bool) -> None:
+    """Keeps the best epoch, where there is one to know it by and the user said nothing else."""
+    if not validated:
+        args.eval_strategy, args.load_best_model_at_end = "no", False
+    if (args.eval_strategy, args.save_strategy) != ("epoch", "epoch"):
+        return
+    args.load_best_model_at_end = True
+    args.save_total_limit = args.save_total_limit or 1
+    if args.metric_for_best_model is None:  # of a metric that is not ours, nobody knows which way is better
+        args.metric_for_best_model = metrics[0] if metrics[0] in METRICS else "loss"
+    chosen = args.metric_for_best_model.removeprefix("eval_")
+    if all(name in METRICS for name in metrics) and chosen not in (*metrics, "loss"):
+        known = ", ".join((*metrics, "loss"))
+        raise ValueError(f"`metric_for_best_model` must be one of {known}, got {args.metric_for_best_model!r}.")
+    if args.greater_is_better is None:
+        args.greater_is_better = not chosen.endswith("loss")
+
+
+def _checkpoint_to_resume(
+    args: FeedbackTrainingArguments, model: FeedbackForSequenceClassification
+) -> str | bool | None:
+    """The checkpoint that `resume_from_checkpoint` names (`True`: the latest one), made by the same model."""
+    asked = args.resume_from_checkpoint
+    if asked is None or str(asked).lower() == "false":
+        return None
+    folder = get_last_checkpoint(str(args.output_dir)) if str(asked).lower() == "true" else str(asked)
+    if folder is None or not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint at {folder or args.output_dir}.")
+    there, here = FeedbackConfig.from_pretrained(folder).options(), model.config.options()
+    changed = [name for name in here if here[name] != there[name] and name not in ("num_iterations", "problem_type")]
+    if changed:
+        raise ValueError(
+            f"`resume_from_checkpoint`: {folder} was made with other options ({', '.join(changed)}); resume with the "
+            "same command, or train that checkpoint further with `--model`."
+        )
+    return folder
 
 
 def load_for_inference(
@@ -340,7 +380,9 @@ class Answering:
         Raises:
             ValueError: the model or the file is not as it must be.
         """
-        _check_writable(str(Path(output).parent))
+        _check_writable(str(Path(output).parent), "output")
+        if Path(output).is_dir():
+            raise ValueError(f"`output`: {output} is a folder; name a file.")
         trainer, data, encoded = self._prepare(None, labelled=False)
         logits = np.asarray(trainer.predict(encoded).predictions)
         columns = _find_columns(data, self.file, self.args, needs_label=False)
@@ -360,7 +402,7 @@ def _answers(data: Dataset, columns: Columns, logits: np.ndarray, labels: LabelS
     several = labels.problem_type == "multi_label_classification"
     probabilities = scores.sigmoid() if several else F.softmax(scores, -1)
     for text, pair, answer, row in zip(texts, pairs, decided, probabilities.tolist(), strict=True):
-        line: dict[str, Any] = {"text": text} if pair is None else {"text": text, "text_pair": pair}
+        line: dict[str, Any] = {"text": str(text)} if pair is None else {"text": str(text), "text_pair": str(pair)}
         if labels.problem_type == "regression":
             yield {**line, "value": float(answer)}
             continue

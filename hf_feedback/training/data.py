@@ -66,9 +66,13 @@ def read_file(file: str | Path) -> Dataset:
 
 def _read_cells(path: Path) -> Dataset:
     csv.field_size_limit(2**31 - 1)
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
+    options: dict[str, Any] = {"strict": True}
+    if path.suffix.lower() == ".tsv":
+        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with path.open(encoding="utf-8-sig", newline="") as stream:
         header, *rows = [row for row in csv.reader(stream, **options) if row] or [[]]
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: the header names a column twice: {', '.join(header)}; rename one.")
     wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
     if wrong is not None:
         raise ValueError(
@@ -95,7 +99,9 @@ def find_columns(
     for option, value in (("--text-column", text), ("--text-pair-column", text_pair), ("--label-column", label)):
         if value is not None and value not in names and (option != "--label-column" or needs_label):
             raise ValueError(f"`{option}`: there is no column {value!r}; {there}")
-    if text is None and text_pair is None:
+    if text is None and text_pair is not None:
+        text = next((name for name in TEXT_NAMES if name in names and name != text_pair), None)
+    elif text is None:
         pair = next((pair for pair in PAIR_NAMES if set(pair) <= set(names)), None)
         text, text_pair = pair or (next((name for name in TEXT_NAMES if name in names), None), None)
     if text is None:
@@ -143,6 +149,7 @@ class LabelSet:
         inner = getattr(feature, "feature", feature)
         values = data[column]
         _refuse_missing(values, column, source)
+        _refuse_multi_hot(values, column, source)
         lists = [isinstance(value, list | tuple) for value in values]
         several = problem_type == "multi_label_classification"
         if any(lists) != all(lists) or (problem_type is not None and several != all(lists)):
@@ -196,6 +203,17 @@ class LabelSet:
         return [number[row[0]] for row in rows]
 
 
+def _refuse_multi_hot(values: Sequence[Any], column: str, source: str) -> None:
+    rows = [value for value in values if isinstance(value, list | tuple)]
+    same = len(rows) == len(values) and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1
+    cells = [cell for row in rows for cell in row]
+    if (same and set(cells) <= {0, 1}) or any(isinstance(cell, float) for cell in cells):
+        raise ValueError(
+            f"{source}: column {column!r} holds rows of numbers; give the labels that each text has by name, "
+            'such as ["late", "lost"].'
+        )
+
+
 def _guess_problem(values: Sequence[Any]) -> str:
     if all(isinstance(value, list | tuple) for value in values):
         return "multi_label_classification"
@@ -212,7 +230,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _name(value: Any) -> str:
-    """1, 1.0 and "1" are the same label."""
+    """The number 1.0 is the label "1"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()

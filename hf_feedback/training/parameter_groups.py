@@ -157,38 +157,41 @@ def parameter_groups(
     mapping = dict(learning_rate_mapping or {})
     rates = {"learning_rate": learning_rate, "backbone_lr": backbone_lr, "feedback_lr": feedback_lr, "head_lr": head_lr}
     rates |= {f"learning_rate_mapping[{pattern!r}]": rate for pattern, rate in mapping.items()}
-    for option, value in rates.items():
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-            raise ValueError(f"`{option}` must be a finite number of at least 0, got {value!r}.")
-    if not 0 < layer_lr_decay <= 1:
-        raise ValueError(f"`layer_lr_decay` must be in (0, 1], got {layer_lr_decay!r}; 1 gives all layers one rate.")
+    _check_rates(rates, layer_lr_decay)
     parts = parts_of(model)
     for pattern in mapping:
         if not any(_search("learning_rate_mapping", pattern, name) for name in parts):
             raise ValueError(f"`learning_rate_mapping`: {pattern!r} matches no parameter, e.g. {next(iter(parts))!r}.")
     num_layers = len(feedback_model_in(model)[1]._layers())
-    named = {part: learning_rate if rate is None else rate for part, rate in (
-        ("backbone", backbone_lr), ("feedback", feedback_lr), ("head", head_lr)
-    )}  # fmt: skip
+    named = {"backbone": backbone_lr, "feedback": feedback_lr, "head": head_lr}
+    named = {part: learning_rate if rate is None else rate for part, rate in named.items()}
+
+    def rate_of(part: str) -> float:
+        if part in named:
+            return named[part]  # type: ignore[return-value]
+        below = num_layers if part == "embeddings" else num_layers - 1 - int(part.removeprefix("layer "))
+        return named["backbone"] * layer_lr_decay**below  # type: ignore[operator]
+
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = parts[name]
         winner = next((p for p in mapping if _search("learning_rate_mapping", p, name)), None)
-        if winner is not None:
-            part, rate = winner, mapping[winner]
-        elif part in named:
-            rate = named[part]
-        else:
-            power = num_layers if part == "embeddings" else num_layers - 1 - int(part.removeprefix("layer "))
-            rate = named["backbone"] * layer_lr_decay**power
+        part, rate = (parts[name], rate_of(parts[name])) if winner is None else (winner, mapping[winner])
         decay = weight_decay if parameter.ndim >= 2 else 0.0
-        group = groups.setdefault((part, rate, decay), {"params": [], "lr": rate, "weight_decay": decay, "name": part})
-        group["params"].append(parameter)
+        group = {"params": [], "lr": rate, "weight_decay": decay, "name": part}
+        groups.setdefault((part, rate, decay), group)["params"].append(parameter)
     if not groups:
         raise ValueError("Every parameter is frozen: nothing is left to train. Freeze less.")
     return list(groups.values())
+
+
+def _check_rates(rates: Mapping[str, float | None], layer_lr_decay: float) -> None:
+    for option, rate in rates.items():
+        if rate is not None and not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"`{option}` must be a finite number of at least 0, got {rate!r}.")
+    if not 0 < layer_lr_decay <= 1:
+        raise ValueError(f"`layer_lr_decay` must be in (0, 1], got {layer_lr_decay!r}; 1 gives all layers one rate.")
 
 
 def format_groups(groups: Sequence[Mapping[str, Any]]) -> str:

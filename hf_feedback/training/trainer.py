@@ -6,28 +6,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.utils import logging
+from transformers.trainer_utils import TrainOutput
 
 from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
 from .parameter_groups import feedback_model_in, format_groups, freeze_parameters, parameter_groups
-
-logger = logging.get_logger(__name__)
-
-
-def prepare_for_training(model: nn.Module, args: FeedbackTrainingArguments) -> None:
-    """Freezes what `args.freeze` names and, with K = 1, the feedback, until K is raised again: nothing reads it, and
-    distributed training refuses idle parameters.
-
-    Raises:
-        ValueError: something in `args.freeze` matches no parameter.
-    """
-    core = feedback_model_in(model)[1]
-    idle = core.config.num_iterations == 1
-    if idle or getattr(core.feedback, "_was_idle", False):
-        core.feedback.requires_grad_(not idle)
-        core.feedback._was_idle = idle  # type: ignore[assignment]
-    freeze_parameters(model, args.freeze)
 
 
 class FeedbackTrainer(Trainer):
@@ -51,15 +34,36 @@ class FeedbackTrainer(Trainer):
             raise TypeError(f"`args` must be FeedbackTrainingArguments, got {type(args).__name__}.")
         args = FeedbackTrainingArguments(output_dir="tmp_trainer") if args is None else args
         self.card_facts: RunFacts | None = None
+        self._resting: list[nn.Parameter] = []
         if model is not None:
-            prepare_for_training(model, args)
+            freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As in transformers; the new model is frozen as `args.freeze` says."""
         model = super().call_model_init(trial)
-        prepare_for_training(model, self.args)
+        freeze_parameters(model, self.args.freeze)
+        self._rest_idle_feedback(model)
         return model
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in transformers. With K = 1 nothing reads the feedback, and distributed training refuses idle parameters:
+        it rests while training lasts."""
+        self._rest_idle_feedback(cast(nn.Module, self.model))
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for parameter in self._resting:
+                parameter.requires_grad_(True)
+            self._resting = []
+
+    def _rest_idle_feedback(self, model: nn.Module) -> None:
+        core = feedback_model_in(model)[1]
+        if core.config.num_iterations == 1:
+            idle = [parameter for parameter in core.feedback.parameters() if parameter.requires_grad]
+            self._resting += idle
+            for parameter in idle:
+                parameter.requires_grad_(False)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of the run's facts where `card_facts` is set (it is pushed with the model), else transformers'."""
