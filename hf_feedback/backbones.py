@@ -128,7 +128,7 @@ def check_static(backbone: PreTrainedModel) -> None:
 
 def _token_ids(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Two rows of eight tokens, the second one with two padding tokens."""
-    ids = torch.randint(min(5, config.vocab_size - 1), config.vocab_size, (2, 8), generator=generator)
+    ids = torch.randint(min(5, config.vocab_size - 1), config.vocab_size, (2, 8), generator=generator, device="cpu")
     if isinstance(pad := getattr(config, "pad_token_id", None), int):
         ids = torch.where(ids == pad, (ids + 1) % config.vocab_size, ids)
     mask = torch.ones_like(ids)
@@ -138,16 +138,16 @@ def _token_ids(config: Any, generator: torch.Generator) -> dict[str, torch.Tenso
 
 def _pixels(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
     size = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size, config.image_size)
-    return {"pixel_values": torch.randn((2, config.num_channels, *size), generator=generator)}
+    return {"pixel_values": torch.randn((2, config.num_channels, *size), generator=generator, device="cpu")}
 
 
 def _waves(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return {"input_values": torch.randn((2, 4000), generator=generator)}
+    return {"input_values": torch.randn((2, 4000), generator=generator, device="cpu")}
 
 
 def _spectra(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
     shape = (2, config.num_mel_bins, 2 * config.max_source_positions)
-    return {"input_features": torch.randn(shape, generator=generator)}
+    return {"input_features": torch.randn(shape, generator=generator, device="cpu")}
 
 
 # What a backbone reads, by the name of its main input: a tiny batch of two.
@@ -170,7 +170,7 @@ def probe_inputs(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
         known = ", ".join(PROBE_INPUTS)
         raise refuse(backbone, f"its main input is `{name}`.", f"Use a backbone that reads one of {known}.")
     weight = next(backbone.parameters())
-    inputs = PROBE_INPUTS[name](backbone.config.get_text_config(), torch.Generator().manual_seed(0))
+    inputs = PROBE_INPUTS[name](backbone.config.get_text_config(), torch.Generator("cpu").manual_seed(0))
     return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
 

@@ -206,8 +206,8 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         config = rest.pop("config", None)
         if config is not None and not isinstance(config, FeedbackConfig):
             raise ValueError(
-                f"`config` must be a FeedbackConfig, got a {type(config).__name__}; change options of the backbone's own "
-                "config with `config_overrides`."
+                f"`config` must be a FeedbackConfig, got a {type(config).__name__}; change options of the backbone's "
+                "own config with `config_overrides`."
             )
         if config is not None:
             options_of_config = config.options()

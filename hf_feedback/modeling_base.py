@@ -123,8 +123,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         """K for this call."""
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
-                "nn.DataParallel copies the model without its hooks' order; start one process per GPU instead, with "
-                "`torchrun --nproc_per_node N` or `accelerate launch`."
+                "nn.DataParallel is not supported; start one process per GPU instead, with `torchrun --nproc_per_node "
+                "N` or `accelerate launch`."
             )
         if self._is_disabled():
             return 1
@@ -162,6 +162,11 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             )
         with recording(run):
             outputs = self.backbone(**inputs)
+        if run is not None and len(run.segment) != last - first + 1:
+            raise RuntimeError(
+                "The backbone's layers did not report to the loop: they were replaced after the model was built. Build a "
+                "new model with `from_backbone`."
+            )
         if run is not None and num_iterations > 1:
             self._mend_collected(run, outputs, num_iterations)
         return outputs

@@ -234,6 +234,16 @@ def test_replaced_connections_are_the_ones_that_speak():
     assert not torch.equal(model(**batch).last_hidden_state, before)
 
 
+def test_replaced_layers_are_noticed():
+    model = make()
+    model.backbone.encoder.layer = copy.deepcopy(model.backbone.encoder.layer)
+    model(**tiny_batch())  # copies bring their hooks along
+    for layer in model.backbone.encoder.layer:
+        layer._forward_hooks.clear()
+    with pytest.raises(RuntimeError, match="replaced after the model was built"):
+        model(**tiny_batch())
+
+
 def test_data_parallel_is_refused():
     model = make()
     model._is_replica = True
