@@ -164,8 +164,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             outputs = self.backbone(**inputs)
         if run is not None and len(run.segment) != last - first + 1:
             raise RuntimeError(
-                "The backbone's layers did not report to the loop: they were replaced after the model was built. Build a "
-                "new model with `from_backbone`."
+                "The backbone's layers did not report to the loop: they were replaced after the model was built. Build "
+                "a new model with `from_backbone`."
             )
         if run is not None and num_iterations > 1:
             self._mend_collected(run, outputs, num_iterations)
