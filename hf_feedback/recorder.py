@@ -36,7 +36,7 @@ class LayerCall:
         keyword: name under which it got the hidden states; `None` where they came first by position.
         hidden: the hidden states that it got, `(B, T, d)`; `None` if they are not kept.
         output: what it returned in the latest iteration; `None` if that is not kept.
-        extras: what it returned in iteration 1 besides the hidden states.
+        extras: what it returned in iteration 1 besides the hidden states, if that is kept.
     """
 
     layer: int
@@ -129,7 +129,7 @@ class Run:
             keyword=None if args else keyword,
             hidden=hidden if self.keep is None or layer == self.first else None,
             output=output if self.keep is None or layer in self.keep else None,
-            extras=output[1:] if isinstance(output, tuple) else (),
+            extras=output[1:] if self.keep is None and isinstance(output, tuple) else (),
         )
 
 
