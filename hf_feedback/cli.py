@@ -54,8 +54,9 @@ def _parser(command: str, *parts: Any) -> HfArgumentParser:
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Metrics as a table, one a line."""
-    rows = [(k, f"{v:.4f}" if isinstance(v, float) else str(v)) for k, v in metrics.items()]
+    """Metrics as a table, one a line; what the Trainer counts besides is left out."""
+    besides = ("_flos", "_per_second", "_preparation_time", "epoch")
+    rows = [(k, f"{v:.4f}" if isinstance(v, float) else str(v)) for k, v in metrics.items() if not k.endswith(besides)]
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"  {key.ljust(width)}  {value}" for key, value in rows)
 
@@ -102,7 +103,7 @@ def run_train(arguments: Sequence[str]) -> int:
     found = train(model_args, data_args, args)
     if args.process_index == 0:
         print(f"\nTrained from {model_args.model}:")
-        print(format_metrics({k: v for k, v in found.items() if not k.endswith(("_flos", "_per_second"))}))
+        print(format_metrics(found))
         print(f"\nModel, tokenizer and model card are in {args.output_dir}")
     return 0
 

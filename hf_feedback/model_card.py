@@ -75,7 +75,7 @@ def card_data(facts: RunFacts) -> ModelCardData:
 def _model_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]:
     rank = "full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"
     return {
-        "backbone": Path(facts.backbone).name if Path(facts.backbone).exists() else facts.backbone,
+        "backbone": "/".join(Path(facts.backbone).parts[-2:]),  # a hub id, or the end of a folder's path
         "iterations (K)": config.num_iterations,
         "edges (source → target)": ", ".join(f"{source} → {target}" for source, target in config.edges()),
         "message": f"{config.feedback_type}, {config.feedback_activation}, {rank}",
