@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from .training.answering import Answering
 from .training.arguments import (
     DataArguments,
     FeedbackTrainingArguments,
@@ -18,7 +19,7 @@ from .training.arguments import (
     ModelArguments,
     TextArguments,
 )
-from .training.classification import Answering, Interrupted, bf16_is_fast, train
+from .training.classification import Interrupted, bf16_is_fast, train
 
 USAGE = """usage: hf-feedback {train,evaluate,predict} ...
 

@@ -161,6 +161,8 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
             OSError: the weights are missing, damaged or belong to another model.
             RuntimeError: they do not fit the options that were given.
         """
+        if pretrained_model_name_or_path is None:  # config and state_dict given instead
+            return super().from_pretrained(None, *args, **kwargs)
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
         if found.get("model_type") != FeedbackConfig.model_type:

@@ -1,24 +1,19 @@
 """Fine-tune, evaluate and predict on labelled texts: the one implementation behind the CLI and the example script."""
 
-import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 from torch import nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -30,10 +25,10 @@ from ..loading import has_trained_head
 from ..model_card import RunFacts
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..topology import resolve_edges
-from .arguments import DataArguments, FeedbackTrainingArguments, LabelArguments, ModelArguments, TextArguments
+from .arguments import DataArguments, FeedbackTrainingArguments, ModelArguments, TextArguments
 from .callbacks import InterruptCallback
 from .data import Columns, LabelSet, encode, find_columns, has_labels, read_file
-from .metrics import METRICS, decide, default_metrics, make_compute_metrics
+from .metrics import METRICS, default_metrics, make_compute_metrics
 from .trainer import FeedbackTrainer
 
 logger = logging.get_logger(__name__)
@@ -67,12 +62,20 @@ def _read_splits(args: DataArguments) -> dict[str, tuple[Dataset, str]]:
     return {split: (read_file(file), file) for split, file in files.items() if file is not None}
 
 
-def _find_columns(data: Dataset, source: str, args: TextArguments, needs_label: bool = True) -> Columns:
+def columns_of(data: Dataset, source: str, args: TextArguments, needs_label: bool = True) -> Columns:
+    """The columns that the arguments name, or that are found; see `find_columns`."""
     label = getattr(args, "label_column", None)
     return find_columns(data.column_names, source, args.text_column, args.text_pair_column, label, needs_label)
 
 
-def _max_length(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: FeedbackForSequenceClassification) -> int:
+def max_length_of(
+    asked: int | None, tokenizer: PreTrainedTokenizerBase, model: FeedbackForSequenceClassification
+) -> int:
+    """How many tokens a text may have: what was asked for, or what tokenizer and model read.
+
+    Raises:
+        ValueError: the model does not read so many, or nothing but special tokens would be left.
+    """
     positions = getattr(model.config.text_config, "max_position_embeddings", None) or math.inf
     for name, module in model.backbone.named_modules():
         # families that count positions from the padding token on (RoBERTa) have fewer of them
@@ -87,7 +90,7 @@ def _max_length(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: Fe
     return int(min(asked or math.inf, longest, 1_000_000))
 
 
-def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model; transformers makes up an empty one where there is none, which is refused."""
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -95,7 +98,7 @@ def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_writable(folder: str, option: str = "output_dir") -> None:
+def check_writable(folder: str, option: str = "output_dir") -> None:
     """Raises `ValueError` before any work is done where the results could not be written."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -108,7 +111,8 @@ def _check_writable(folder: str, option: str = "output_dir") -> None:
 # Models
 
 
-def _is_feedback_model(name: str, hub: dict[str, str]) -> bool:
+def is_feedback_model(name: str, hub: dict[str, str]) -> bool:
+    """Whether the folder or hub repository holds a feedback model."""
     return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type") == FeedbackConfig.model_type
 
 
@@ -117,7 +121,7 @@ def _make_model(args: ModelArguments, labels: LabelSet) -> FeedbackForSequenceCl
     that is trained already has to know the labels of the data."""
     hub = {} if args.revision is None else {"revision": args.revision}
     options = args.feedback_options()
-    if _is_feedback_model(args.model, hub):
+    if is_feedback_model(args.model, hub):
         model = FeedbackForSequenceClassification.from_pretrained(args.model, **hub)
         for option, value in options.items():
             if option == "num_iterations":
@@ -182,18 +186,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
     output_dir = str(args.output_dir)
-    _check_writable(output_dir)
+    check_writable(output_dir)
     set_seed(args.seed)
     splits = _read_splits(data_args)
     if "train" not in splits:
         raise ValueError("There is nothing to train on: give `--train-file` or `--dataset-name`.")
-    columns = _find_columns(*splits["train"], data_args)
+    columns = columns_of(*splits["train"], data_args)
     if args.process_index == 0:
         print(f"Columns: {columns}", flush=True)
     labels = LabelSet.of(splits["train"][0], columns.label or "", splits["train"][1], data_args.problem_type)
     names = data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
     compute_metrics = make_compute_metrics(labels.problem_type, names)
-    tokenizer = _load_tokenizer(model_args.model, model_args.revision)
+    tokenizer = load_tokenizer(model_args.model, model_args.revision)
     model = _make_model(model_args, labels)
     _set_padding(model, tokenizer)
     encoded = _encode_splits(splits, data_args, tokenizer, model)
@@ -244,13 +248,13 @@ def _encode_splits(
     model: FeedbackForSequenceClassification,
 ) -> dict[str, Dataset]:
     """The splits as token ids and label numbers; a test split without labels is left out."""
-    max_length, labels = _max_length(args.max_length, tokenizer, model), LabelSet.of_model(model)
+    max_length, labels = max_length_of(args.max_length, tokenizer, model), LabelSet.of_model(model)
     encoded: dict[str, Dataset] = {}
     for split in ("train", "validation", "test"):
         if split not in splits:
             continue
         data, source = splits[split]
-        columns = _find_columns(data, source, args)
+        columns = columns_of(data, source, args)
         if split == "test" and not has_labels(data, columns.label):
             logger.warning(f"{source} has no labels and is left out.")
             continue
@@ -294,124 +298,3 @@ def _checkpoint_to_resume(
             "same command, or train that checkpoint further with `--model`."
         )
     return folder
-
-
-def load_for_inference(
-    name: str, revision: str | None = None
-) -> tuple[FeedbackForSequenceClassification, PreTrainedTokenizerBase]:
-    """A trained model and its tokenizer, from a folder or hub id.
-
-    Raises:
-        ValueError: it is no feedback model; OSError: it is missing or damaged.
-    """
-    hub = {} if revision is None else {"revision": revision}
-    if not _is_feedback_model(name, hub):
-        raise ValueError(f"`model`: {name} is no feedback model; make one with `hf-feedback train`.")
-    return FeedbackForSequenceClassification.from_pretrained(name, **hub), _load_tokenizer(name, revision)
-
-
-@dataclass
-class Answering:
-    """A trained model with a file of texts to answer.
-
-    Args:
-        model: folder or hub id of the model.
-        file: the texts.
-        args: columns, `max_length` and, with labels, metrics.
-        revision: of the hub repository.
-        num_iterations: K; the model's own by default.
-        batch_size: texts a batch.
-        bf16: compute in bfloat16.
-    """
-
-    model: str
-    file: str
-    args: TextArguments = field(default_factory=LabelArguments)
-    revision: str | None = None
-    num_iterations: int | None = None
-    batch_size: int = 32
-    bf16: bool = False
-
-    def _prepare(self, metrics: Sequence[str] | None, labelled: bool) -> tuple[FeedbackTrainer, Dataset, Dataset]:
-        model, tokenizer = load_for_inference(self.model, self.revision)
-        if self.num_iterations is not None:
-            model.set_num_iterations(self.num_iterations)
-        data, labels = read_file(self.file), LabelSet.of_model(model)
-        columns = _find_columns(data, self.file, self.args, needs_label=labelled)
-        max_length = _max_length(self.args.max_length, tokenizer, model)
-        encoded = encode(data, columns, tokenizer, max_length, self.file, labels if labelled else None)
-        args = FeedbackTrainingArguments(
-            output_dir=tempfile.gettempdir(),
-            per_device_eval_batch_size=self.batch_size,
-            bf16=self.bf16,
-            report_to=[],
-            use_cpu=not torch.accelerator.is_available(),
-        )
-        names = metrics or default_metrics(labels.problem_type, labels.num_labels)
-        trainer = FeedbackTrainer(
-            model=model,
-            args=args,
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=make_compute_metrics(labels.problem_type, names) if labelled else None,
-        )
-        return trainer, data, encoded
-
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of the model on the file, which has labels.
-
-        Raises:
-            ValueError: the model, the file or a label is not as it must be.
-        """
-        trainer, _, encoded = self._prepare(getattr(self.args, "metrics", None), labelled=True)
-        return trainer.evaluate(encoded)
-
-    def predict(self, output: str) -> int:
-        """Writes the answers as JSON lines: the text, the label and all probabilities.
-
-        The output appears when it is complete; a run that dies half-way leaves none.
-
-        Args:
-            output: the file to write.
-
-        Returns:
-            The number of lines.
-
-        Raises:
-            ValueError: the model or the file is not as it must be.
-        """
-        _check_writable(str(Path(output).parent), "output")
-        if Path(output).is_dir():
-            raise ValueError(f"`output`: {output} is a folder; name a file.")
-        trainer, data, encoded = self._prepare(None, labelled=False)
-        logits = np.asarray(trainer.predict(encoded).predictions)
-        columns = _find_columns(data, self.file, self.args, needs_label=False)
-        labels = LabelSet.of_model(cast(PreTrainedModel, trainer.model))
-        lines = [json.dumps(answer, ensure_ascii=False) for answer in _answers(data, columns, logits, labels)]
-        partial = Path(f"{output}.partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(output)
-        return len(lines)
-
-
-def _answers(data: Dataset, columns: Columns, logits: np.ndarray, labels: LabelSet) -> Iterator[dict[str, Any]]:
-    texts: Sequence[str | None] = data[columns.text]
-    pairs = data[columns.text_pair] if columns.text_pair else [None] * len(texts)
-    decided = decide(logits, labels.problem_type)
-    scores = torch.as_tensor(logits).float()
-    several = labels.problem_type == "multi_label_classification"
-    probabilities = scores.sigmoid() if several else F.softmax(scores, -1)
-    for text, pair, answer, row in zip(texts, pairs, decided, probabilities.tolist(), strict=True):
-        line: dict[str, Any] = {"text": str(text)} if pair is None else {"text": str(text), "text_pair": str(pair)}
-        if labels.problem_type == "regression":
-            yield {**line, "value": float(answer)}
-            continue
-        named = {name: round(p, 6) for name, p in zip(labels.names, row, strict=True)}
-        if several:
-            yield {
-                **line,
-                "labels": [n for n, yes in zip(labels.names, answer, strict=True) if yes],
-                "probabilities": named,
-            }
-        else:
-            yield {**line, "label": labels.names[int(answer)], "score": max(named.values()), "probabilities": named}

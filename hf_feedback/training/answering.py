@@ -1,0 +1,142 @@
+"""A trained model answers texts: `evaluate` and `predict`."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling_feedback import FeedbackForSequenceClassification
+from .arguments import FeedbackTrainingArguments, LabelArguments, TextArguments
+from .classification import check_writable, columns_of, is_feedback_model, load_tokenizer, max_length_of
+from .data import Columns, LabelSet, encode, read_file
+from .metrics import decide, default_metrics, make_compute_metrics
+from .trainer import FeedbackTrainer
+
+
+def load_for_inference(
+    name: str, revision: str | None = None
+) -> tuple[FeedbackForSequenceClassification, PreTrainedTokenizerBase]:
+    """A trained model and its tokenizer, from a folder or hub id.
+
+    Raises:
+        ValueError: it is no feedback model; OSError: it is missing or damaged.
+    """
+    hub = {} if revision is None else {"revision": revision}
+    if not is_feedback_model(name, hub):
+        raise ValueError(f"`model`: {name} is no feedback model; make one with `hf-feedback train`.")
+    return FeedbackForSequenceClassification.from_pretrained(name, **hub), load_tokenizer(name, revision)
+
+
+@dataclass
+class Answering:
+    """A trained model with a file of texts to answer.
+
+    Args:
+        model: folder or hub id of the model.
+        file: the texts.
+        args: columns, `max_length` and, with labels, metrics.
+        revision: of the hub repository.
+        num_iterations: K; the model's own by default.
+        batch_size: texts a batch.
+        bf16: compute in bfloat16.
+    """
+
+    model: str
+    file: str
+    args: TextArguments = field(default_factory=LabelArguments)
+    revision: str | None = None
+    num_iterations: int | None = None
+    batch_size: int = 32
+    bf16: bool = False
+
+    def _prepare(self, metrics: Sequence[str] | None, labelled: bool) -> tuple[FeedbackTrainer, Dataset, Dataset]:
+        model, tokenizer = load_for_inference(self.model, self.revision)
+        if self.num_iterations is not None:
+            model.set_num_iterations(self.num_iterations)
+        data, labels = read_file(self.file), LabelSet.of_model(model)
+        columns = columns_of(data, self.file, self.args, needs_label=labelled)
+        max_length = max_length_of(self.args.max_length, tokenizer, model)
+        encoded = encode(data, columns, tokenizer, max_length, self.file, labels if labelled else None)
+        args = FeedbackTrainingArguments(
+            output_dir=tempfile.gettempdir(),
+            per_device_eval_batch_size=self.batch_size,
+            bf16=self.bf16,
+            report_to=[],
+            use_cpu=not torch.accelerator.is_available(),
+        )
+        names = metrics or default_metrics(labels.problem_type, labels.num_labels)
+        trainer = FeedbackTrainer(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=make_compute_metrics(labels.problem_type, names) if labelled else None,
+        )
+        return trainer, data, encoded
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the model on the file, which has labels.
+
+        Raises:
+            ValueError: the model, the file or a label is not as it must be.
+        """
+        trainer, _, encoded = self._prepare(getattr(self.args, "metrics", None), labelled=True)
+        return trainer.evaluate(encoded)
+
+    def predict(self, output: str) -> int:
+        """Writes the answers as JSON lines: the text, the label and all probabilities.
+
+        The output appears when it is complete; a run that dies half-way leaves none.
+
+        Args:
+            output: the file to write.
+
+        Returns:
+            The number of lines.
+
+        Raises:
+            ValueError: the model or the file is not as it must be.
+        """
+        check_writable(str(Path(output).parent), "output")
+        if Path(output).is_dir():
+            raise ValueError(f"`output`: {output} is a folder; name a file.")
+        trainer, data, encoded = self._prepare(None, labelled=False)
+        logits = np.asarray(trainer.predict(encoded).predictions)
+        columns = columns_of(data, self.file, self.args, needs_label=False)
+        labels = LabelSet.of_model(cast(PreTrainedModel, trainer.model))
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in _answers(data, columns, logits, labels)]
+        partial = Path(f"{output}.partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(output)
+        return len(lines)
+
+
+def _answers(data: Dataset, columns: Columns, logits: np.ndarray, labels: LabelSet) -> Iterator[dict[str, Any]]:
+    texts: Sequence[str | None] = data[columns.text]
+    pairs = data[columns.text_pair] if columns.text_pair else [None] * len(texts)
+    decided = decide(logits, labels.problem_type)
+    scores = torch.as_tensor(logits).float()
+    several = labels.problem_type == "multi_label_classification"
+    probabilities = scores.sigmoid() if several else F.softmax(scores, -1)
+    for text, pair, answer, row in zip(texts, pairs, decided, probabilities.tolist(), strict=True):
+        line: dict[str, Any] = {"text": str(text)} if pair is None else {"text": str(text), "text_pair": str(pair)}
+        if labels.problem_type == "regression":
+            yield {**line, "value": float(answer)}
+            continue
+        named = {name: round(p, 6) for name, p in zip(labels.names, row, strict=True)}
+        if several:
+            yield {
+                **line,
+                "labels": [n for n, yes in zip(labels.names, answer, strict=True) if yes],
+                "probabilities": named,
+            }
+        else:
+            yield {**line, "label": labels.names[int(answer)], "score": max(named.values()), "probabilities": named}
