@@ -36,6 +36,6 @@ def write_table(file, outcomes, reasons):
             f"| {name} | {kind} | {READS[family.reads]} | {direction} | {exact} | {passed} of {passed + failed} |"
         )
     lines += ["", "## Refused", "", "| what | why, and what to do |", "|---|---|"]
-    lines += [f"| {name} | {reason} |" for name, reason in reasons.items()]
+    lines += [f"| {name} | {reason} |" for name, reason in sorted(reasons.items())]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")

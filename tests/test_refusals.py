@@ -1,8 +1,10 @@
 """What cannot be looped exactly is refused when the model is built, with the reason and what to do: one table."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch
+from families import FAMILIES, speak, tiny_backbone, tiny_batch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
@@ -108,3 +110,12 @@ def test_without_layerdrop_it_works(tmp_path):
     model = FeedbackModel.from_backbone(tmp_path, feedback_rank=8, config_overrides={"layerdrop": 0.0})
     assert model.backbone.config.layerdrop == 0.0
     assert torch.isfinite(speak(model)(**tiny_batch()).last_hidden_state).all()
+
+
+def test_the_guide_has_every_row():
+    """The written table is of these families and refusals, all of them exact."""
+    guide = (Path(__file__).parent.parent / "examples" / "guides" / "backbones.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in guide.splitlines() if line.startswith("| ")]
+    exact = {row[0]: row[4] for row in rows if len(row) == 6 and row[0] != "family"}
+    assert exact == dict.fromkeys(FAMILIES, "yes")
+    assert {row[0] for row in rows if len(row) == 2 and row[0] != "what"} == set(REFUSED)
