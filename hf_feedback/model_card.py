@@ -109,8 +109,8 @@ def _table(rows: dict[str, object]) -> str:
 
 BODY = """# {name}
 
-A text classifier with top-down feedback, made with hf_feedback {version} and transformers {transformers}. From the
-second of its {iterations} iteration(s) on, lower layers read what higher layers said in the one before.
+A text classifier with top-down feedback, made with hf_feedback {version} and transformers {transformers}.
+{reading}
 
 ```python
 from transformers import pipeline
@@ -145,7 +145,9 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         name=Path(facts.arguments.output_dir or "model").name,
         version=HF_FEEDBACK_VERSION,
         transformers=transformers.__version__,
-        iterations=config.num_iterations,
+        reading="With one iteration nothing is fed back: this is the plain backbone."
+        if config.num_iterations == 1
+        else f"From the second of its {config.num_iterations} iterations on, lower layers read what higher layers said.",
         model=_table(_model_rows(config, facts)),
         data=_table(
             {split: f"{count} texts from {Path(source).name}" for split, (source, count) in facts.data.items()}
