@@ -147,7 +147,7 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         transformers=transformers.__version__,
         reading="With one iteration nothing is fed back: this is the plain backbone."
         if config.num_iterations == 1
-        else f"From the second of its {config.num_iterations} iterations on, lower layers read what higher layers said.",
+        else f"From the second of its {config.num_iterations} iterations on, lower layers read what higher ones said.",
         model=_table(_model_rows(config, facts)),
         data=_table(
             {split: f"{count} texts from {Path(source).name}" for split, (source, count) in facts.data.items()}
