@@ -42,6 +42,12 @@ def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
     return backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
 
 
+def place_of_part(model: PreTrainedModel, part: str) -> str:
+    """The name inside a task model of the backbone whose layers are looped; empty where it is the model itself."""
+    inner = select_part(cast(PreTrainedModel, model.base_model), part)
+    return next(name for name, module in model.named_modules() if module is inner)
+
+
 def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
     """Drops a pooler that nothing would read: distributed training refuses parameters without a gradient."""
     if getattr(backbone, "pooler", None) is not None:
@@ -49,9 +55,14 @@ def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
     return backbone
 
 
-def find_layers(backbone: nn.Module, num_layers: int) -> str:
+def find_layers(backbone: nn.Module, num_layers: int, within: str = "") -> str:
     """The name of the backbone's layer stack: its largest `ModuleList` of `num_layers` layers, or else of a divisor of
     that number, each layer then being called several times in a row (as in ALBERT).
+
+    Args:
+        backbone: a model, with or without a task head.
+        num_layers: L.
+        within: the module in which to look.
 
     Raises:
         UnsupportedBackboneError: it has none.
@@ -59,7 +70,9 @@ def find_layers(backbone: nn.Module, num_layers: int) -> str:
     sizes = {
         name: (len(module), sum(parameter.numel() for parameter in module.parameters()))
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 0
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 0
+        and f"{name}.".startswith(f"{within}." if within else "")
     }
     whole = [name for name, (length, _) in sizes.items() if length == num_layers]
     shared = [name for name, (length, _) in sizes.items() if num_layers % length == 0]

@@ -111,6 +111,9 @@ class FeedbackConfig(PreTrainedConfig):
         "iterations",
     ]
 
+    # A new masked-LM head is tied to the input embeddings; the backbone's own head follows the backbone's config.
+    tie_word_embeddings: ClassVar[bool] = True
+
     backbone_config: dict | PreTrainedConfig | None = None
     num_iterations: int = 2
     feedback_topology: str | None = None

@@ -1,13 +1,15 @@
 """From a pretrained backbone, or a saved folder, to a feedback model."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, Self, cast
 
+import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .backbones import drop_pooler, select_part
+from .backbones import drop_pooler, place_of_part, select_part
 from .configuration_feedback import FeedbackConfig, nearest_option
 from .modeling_base import FeedbackPreTrainedModel
 from .pooling import find_pooling
@@ -18,7 +20,18 @@ logger = logging.get_logger(__name__)
 AUTO_MAP = {
     "AutoConfig": "configuration_feedback.FeedbackConfig",
     "AutoModel": "modeling_feedback.FeedbackModel",
-    "AutoModelForSequenceClassification": "modeling_feedback.FeedbackForSequenceClassification",
+    **{
+        f"AutoModel{task}": f"modeling_feedback.Feedback{task}"
+        for task in (
+            "ForSequenceClassification",
+            "ForTokenClassification",
+            "ForQuestionAnswering",
+            "ForMultipleChoice",
+            "ForMaskedLM",
+            "ForImageClassification",
+            "ForAudioClassification",
+        )
+    },
 }
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
@@ -81,9 +94,11 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
                     "`config_overrides` and `backbone_kwargs` are for loading a backbone by name; set them on the "
                     f"model that is passed instead (got a {type(backbone).__name__})."
                 )
-            if head == "backbone":
+            config.head = cls._choose_head(head, backbone)
+            if config.head == "backbone":
                 cls._check_task_model(backbone)
-                _adopt_labels(config, backbone.config, labels_given)
+                if cls._labelled:
+                    _adopt_labels(config, backbone.config, labels_given)
             else:
                 backbone = select_part(cast(PreTrainedModel, backbone.base_model), backbone_part)
         elif isinstance(backbone, str | Path):
@@ -96,9 +111,32 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         return cls._wrap(backbone, config)
 
     @classmethod
+    def _task_models(cls, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
+        """The transformers classes of that family with a head for this class' task; usually one, maybe none."""
+        mapping = {} if cls._backbone_task_class is None else cls._backbone_task_class._model_mapping
+        found = mapping.get(type(config), ())
+        return found if isinstance(found, tuple) else (found,)
+
+    @classmethod
+    def _is_task_model(cls, backbone: PreTrainedModel | PreTrainedConfig) -> bool:
+        """Whether it has a head for this class' task; for a config, whether its family has one."""
+        if isinstance(backbone, PreTrainedConfig):
+            return bool(cls._task_models(backbone))
+        return type(backbone) in cls._task_models(backbone.config)
+
+    @classmethod
+    def has_trained_head(cls, config: PreTrainedConfig) -> bool:
+        """Whether the folder of this config holds a transformers model that was trained for this class' task."""
+        return any(kind.__name__ in (config.architectures or ()) for kind in cls._task_models(config))
+
+    @classmethod
+    def _choose_head(cls, head: str, backbone: PreTrainedModel | PreTrainedConfig) -> str:
+        """The value of `config.head` for a backbone, or a backbone to be loaded by its config."""
+        return head
+
+    @classmethod
     def _check_task_model(cls, model: PreTrainedModel) -> None:
-        known = () if cls._backbone_task_class is None else cls._backbone_task_class._model_mapping.values()
-        if type(model) not in {kind for found in known for kind in (found if isinstance(found, tuple) else (found,))}:
+        if not cls._is_task_model(model):
             raise ValueError(
                 f"`head='backbone'` of {cls.__name__} takes a transformers model that has its task head, got "
                 f"{type(model).__name__}; use `head='new'`."
@@ -121,14 +159,19 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
             if not hasattr(backbone_config, key):
                 raise ValueError(f"`config_overrides`: {key!r} is not an option of {type(backbone_config).__name__}.")
             setattr(backbone_config, key, value)
+        config.head = cls._choose_head(config.head, backbone_config)
         if config.head == "backbone":
             if cls._backbone_task_class is None:
                 raise ValueError(f"`head='backbone'` needs a class with a task head; {cls.__name__} has none.")
-            if has_trained_head(backbone_config):
+            if cls._labelled and cls.has_trained_head(backbone_config):
                 _adopt_labels(config, backbone_config, labels_given)
-            else:
+            elif cls._labelled:
                 backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
-            return cls._backbone_task_class.from_pretrained(name, config=backbone_config, **backbone_kwargs)
+            task_model, info = cls._backbone_task_class.from_pretrained(
+                name, config=backbone_config, output_loading_info=True, **backbone_kwargs
+            )
+            _warn_of_new_head(name, task_model, info["missing_keys"])
+            return task_model
         if config.pooling == "auto":
             config.pooling = find_pooling(name, **hub_kwargs) or "auto"
         loaded = AutoModel.from_pretrained(name, config=backbone_config, **backbone_kwargs)
@@ -177,6 +220,9 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
             if near := nearest_option(key):
                 raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
         kwargs["output_loading_info"] = True
+        saved_by = _class_called(*found.get("architectures") or ()) or cls
+        other = cls._other_head(saved_by, found, kwargs)
+        kwargs.update(other)
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception as error:
@@ -187,7 +233,11 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
                 "them again."
             ) from error
         model, info = loaded
-        missing = sorted(key for key in info["missing_keys"] if key.startswith(("backbone.", "feedback.")))
+        if "key_mapping" in other:  # the model is saved under its own keys, not those of the folder
+            model._weight_conversions = None
+        # of a task model of another kind, everything but the layers may be new
+        theirs = "backbone." if saved_by is cls else f"backbone.{model._stack_name}."
+        missing = sorted(key for key in info["missing_keys"] if key.startswith((theirs, "feedback.")))
         if missing:
             raise OSError(
                 f"The weights in {pretrained_model_name_or_path} do not belong to the config beside them: "
@@ -197,6 +247,40 @@ class LoadableFeedbackModel(FeedbackPreTrainedModel):
         model.probe_backbone()
         _warn_if_offloaded(model)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _other_head(
+        cls, saved_by: "type[LoadableFeedbackModel]", found: dict[str, Any], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What `from_pretrained` needs besides, where the model is to have another head than the folder's.
+
+        Args:
+            saved_by: the class of the folder.
+            found: its config.
+            kwargs: what `from_pretrained` got.
+        """
+        given = kwargs.get("config")
+        asked = kwargs.get("head", found["head"] if given is None else given.head)
+        backbone_config = cast(
+            PreTrainedConfig, FeedbackConfig(backbone_config=dict(found["backbone_config"])).backbone_config
+        )
+        if saved_by is not cls and "head" not in kwargs:
+            asked = cls._choose_head("new", backbone_config)
+        if asked == found["head"]:
+            return {}
+        with torch.device("meta"):
+            with_head = (saved_by if asked == "new" else cls)._backbone_task_class.from_config(backbone_config)
+            place = place_of_part(with_head, found["backbone_part"])
+        keys = {rf"^backbone\.{re.escape(place)}\.": "backbone."}
+        if asked == "backbone":
+            keys = {r"^backbone\.": f"backbone.{place}."}
+        changes: dict[str, Any] = {"key_mapping": {**keys, **(kwargs.get("key_mapping") or {})} if place else None}
+        if given is None:
+            return {**changes, "head": asked}
+        kwargs.pop("head", None)
+        config = copy.deepcopy(given)
+        config.head = asked
+        return {**changes, "config": config}
 
     @classmethod
     def _from_plain(cls, name: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]) -> Self:
@@ -247,9 +331,26 @@ def _check_names(options: dict[str, Any]) -> None:
         raise ValueError(f"`{key}` is not an option of `from_backbone`; {hint}")
 
 
-def has_trained_head(config: PreTrainedConfig) -> bool:
-    """Whether the folder of this config holds a model with a classification head."""
-    return any("ForSequenceClassification" in kind for kind in config.architectures or ())
+def _warn_of_new_head(name: Any, task_model: PreTrainedModel, missing: Any) -> None:
+    if missing:
+        output = task_model.get_output_embeddings()
+        inputs = task_model.get_input_embeddings()
+        tied = output is not None and getattr(output, "weight", None) is getattr(inputs, "weight", 0)
+        logger.warning(
+            f"{name} has no trained head for this task: a new one is made{', tied to the input embeddings' * tied} "
+            f"({', '.join(sorted(missing)[:3])}{', …' * (len(missing) > 3)}). It knows nothing yet; train it."
+        )
+
+
+def _class_called(*names: str) -> "type[LoadableFeedbackModel] | None":
+    """The feedback model class of one of these names."""
+    waiting: list[type[LoadableFeedbackModel]] = [LoadableFeedbackModel]
+    while waiting:
+        kind = waiting.pop()
+        if kind.__name__ in names:
+            return kind
+        waiting += kind.__subclasses__()
+    return None
 
 
 def _whole_labels(options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import TransformersKwargs
 
 from .backbones import (
@@ -20,6 +20,7 @@ from .backbones import (
     keep_layers,
     layers_in_order,
     no_cache,
+    place_of_part,
     probe,
     select_part,
 )
@@ -56,6 +57,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # The auto class of the backbone when `head="backbone"`; a class without one takes the plain backbone.
     _backbone_task_class: Any = None
+    # Whether the head's outputs are the labels of the config.
+    _labelled = True
 
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -73,7 +76,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         check_static(backbone)
         self.backbone = backbone
         self.main_input_name = backbone.main_input_name
-        self._stack_name = find_layers(backbone, cast(int, config.num_backbone_layers))
+        self._part_name = place_of_part(backbone, config.backbone_part)
+        self._stack_name = find_layers(backbone, cast(int, config.num_backbone_layers), self._part_name)
         if config.backbone_layers is not None:
             keep_layers(backbone, self._stack_name, config.backbone_layers)
         layers = self._layers()
@@ -82,13 +86,15 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         self.feedback = FeedbackConnections(config, edges, config.hidden_size)
         self._backbone_arguments = forward_arguments(backbone)
         self._no_cache = no_cache(backbone)
+        if config.head == "backbone" and self._no_cache:  # some task models do not pass the argument on
+            backbone.config.get_text_config().use_cache = False
         self._disabled_compiled = 0
         self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
         install_hooks(layers)
         self.probe_backbone()
 
     def _new_backbone(self, config: FeedbackConfig) -> PreTrainedModel:
-        backbone_config = config.backbone_config
+        backbone_config = cast(PreTrainedConfig, config.backbone_config)
         if config.backbone_layers is not None:  # it is going to be changed with the layers
             backbone_config = copy.deepcopy(backbone_config)
         if config.head == "backbone":
@@ -97,6 +103,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                     f"{type(self).__name__} has no head of the backbone's own; `head='backbone'` is for the models "
                     "with a task head, such as FeedbackForSequenceClassification."
                 )
+            if self._labelled:
+                backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
             return self._backbone_task_class.from_config(backbone_config)
         return drop_pooler(select_part(AutoModel.from_config(backbone_config), config.backbone_part))
 
@@ -116,8 +124,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         Raises:
             UnsupportedBackboneError: it cannot; says why and what to do.
         """
-        if self.backbone.device.type != "meta":
-            self._batch_dim = probe(cast(PreTrainedModel, self.backbone.base_model), self._layers(), *self._segment)
+        if not any(parameter.is_meta for parameter in self.backbone.parameters()):
+            part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
+            self._batch_dim = probe(part, self._layers(), *self._segment)
 
     def _iterations(self, num_iterations: int | None) -> int:
         """K for this call."""
@@ -188,20 +197,30 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         which sees iteration 1 only.
         """
         first, calls = run.first, run.segment
-        if outputs.get("hidden_states") is not None:
-            states = _without_replays(outputs.hidden_states, len(run.layers) + 1, first + 1, calls, num_iterations)
+        states_key, attentions_key = (self._collected_key(outputs, name) for name in ("hidden_states", "attentions"))
+        if outputs.get(states_key) is not None:
+            states = _without_replays(outputs[states_key], len(run.layers) + 1, first + 1, calls, num_iterations)
             for call in calls[:-1]:
                 state = hidden_of(call.output)
                 states[call.layer + 1] = state.transpose(0, 1) if self._batch_dim == 1 else state
-            outputs.hidden_states = tuple(states)
-        if outputs.get("attentions"):  # empty where the attention implementation gives none
-            replayed = len(outputs.attentions) > len(run.layers)
-            attentions = _without_replays(outputs.attentions, len(run.layers), first, calls, num_iterations)
+            outputs[states_key] = tuple(states)
+        if outputs.get(attentions_key):  # empty where the attention implementation gives none
+            replayed = len(outputs[attentions_key]) > len(run.layers)
+            attentions = _without_replays(outputs[attentions_key], len(run.layers), first, calls, num_iterations)
             if not replayed:
                 for call in calls[:-1]:
                     place = next(i for i, extra in enumerate(call.extras) if extra is attentions[call.layer])
                     attentions[call.layer] = call.output[1 + place]
-            outputs.attentions = tuple(attentions)
+            outputs[attentions_key] = tuple(attentions)
+
+    def _collected_key(self, outputs: Any, name: str) -> str:
+        """Where `hidden_states` or `attentions` of the looped layers are: whole encoder–decoders have two of each."""
+        half = f"{'decoder' if self.config.backbone_part == 'decoder' else 'encoder'}_{name}"
+        return half if half in outputs and name not in outputs else name
+
+    def _collected(self, outputs: Any) -> dict[str, Any]:
+        """`hidden_states` and `attentions` for our own output."""
+        return {name: outputs.get(self._collected_key(outputs, name)) for name in ("hidden_states", "attentions")}
 
     def _inputs(self, output_hidden_states: Any, output_attentions: Any, **tensors: Any) -> dict[str, Any]:
         """What the backbone is called with: everything given that it takes.
@@ -287,8 +306,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         finally:
             for module in training:
                 module.training = True
-        key = "logits" if "logits" in looped else "last_hidden_state"
-        return (looped[key].double() - bare[key].double()).abs().max().item()
+        keys = [key for key in looped if key.endswith("logits")] or ["last_hidden_state"]
+        return max((looped[key].double() - bare[key].double()).abs().max().item() for key in keys)
 
     def feedback_summary(self) -> str:
         """A table of the feedback edges with the parameters of each source, beside the backbone's."""

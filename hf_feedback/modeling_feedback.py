@@ -4,14 +4,26 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-from transformers.utils import can_return_tuple
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import can_return_tuple, logging
 
-from .backbones import is_decoder
 from .configuration_feedback import FeedbackConfig
 from .loading import LoadableFeedbackModel
-from .modeling_outputs import FeedbackModelOutput, FeedbackSequenceClassifierOutput
-from .pooling import pool
+from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
+from .modeling_task import FeedbackTaskModel, FeedbackTextModel, PooledHead, classifier_dropout
+
+logger = logging.get_logger(__name__)
 
 
 class FeedbackModel(LoadableFeedbackModel):
@@ -59,30 +71,49 @@ class FeedbackModel(LoadableFeedbackModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        return FeedbackModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-            **(trace.fields() if trace else {}),
-        )
+        fields: dict[str, Any] = {**self._collected(outputs), **(trace.fields() if trace else {})}
+        return FeedbackModelOutput(last_hidden_state=outputs.last_hidden_state, **fields)
 
 
-class FeedbackForSequenceClassification(LoadableFeedbackModel):
+class FeedbackForSequenceClassification(PooledHead, FeedbackTextModel):
     """A backbone with feedback and a classifier (or, with one label, a regressor) over the whole text.
 
     With `head="new"`, `model.classifier` reads the pooled last hidden state; with `head="backbone"`, the backbone is
     the family's own `…ForSequenceClassification` and its head answers.
+
+    Shapes:
+        labels: `(B,)` class numbers, `(B,)` or `(B, num_labels)` targets for regression, `(B, num_labels)` zeros and
+            ones for several labels at once; logits: `(B, num_labels)`.
     """
 
     _backbone_task_class = AutoModelForSequenceClassification
 
-    def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
-        super().__init__(config, backbone)
-        self.num_labels = config.num_labels
-        if config.head == "new":
-            self.dropout = nn.Dropout(_classifier_dropout(config))
-            self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
-        self.post_init()
+
+class FeedbackForTokenClassification(FeedbackTextModel):
+    """A backbone with feedback and a classifier over every token.
+
+    Shapes:
+        labels: `(B, T)` class numbers, −100 where there is none; logits: `(B, T, num_labels)`.
+    """
+
+    _backbone_task_class = AutoModelForTokenClassification
+
+    def _make_head(self, config: FeedbackConfig) -> None:
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
+
+    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        return self.classifier(self.dropout(hidden.to(self.classifier.weight.device)))
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss_function(logits, labels, self.config)
+
+
+class FeedbackForQuestionAnswering(FeedbackTaskModel):
+    """A backbone with feedback and a head that finds the answer to a question in a text: where it starts and ends."""
+
+    _backbone_task_class = AutoModelForQuestionAnswering
+    _labelled = False
 
     @can_return_tuple
     def forward(
@@ -92,91 +123,258 @@ class FeedbackForSequenceClassification(LoadableFeedbackModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
         past_key_values: Any = None,
         num_iterations: int | None = None,
         output_iterations: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> FeedbackSequenceClassifierOutput:
-        """Runs K iterations and classifies.
+    ) -> FeedbackQuestionAnsweringOutput:
+        """Runs K iterations and answers.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: `(B, T)`; inputs_embeds: `(B, T, d)`.
-            labels: `(B,)` class numbers, `(B,)` or `(B, num_labels)` targets for regression, `(B, num_labels)` zeros
-                and ones for several labels at once.
-            past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
-            num_iterations: K for this call; the config's by default.
-            output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Each iteration but the
-                last then costs one more pass through the backbone.
-            output_hidden_states, output_attentions: also return those of the last iteration.
-            **kwargs: further inputs of the backbone.
+            start_positions, end_positions: `(B,)`, the tokens where the answer starts and ends; those outside the text
+                are left out of the loss.
+            (the others): as in `FeedbackTextModel.forward`.
         """
-        outputs, trace, inputs = self._run(
+        labels = None if start_positions is None or end_positions is None else (start_positions, end_positions)
+        return cast(
+            FeedbackQuestionAnsweringOutput,
+            self._answer(
+                labels,
+                num_iterations,
+                output_iterations,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                past_key_values=past_key_values,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                **kwargs,
+            ),
+        )
+
+    def _make_head(self, config: FeedbackConfig) -> None:
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        return self.qa_outputs(hidden.to(self.qa_outputs.weight.device))
+
+    def _logits(self, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """`(B, T, 2)`: start and end."""
+        if self.config.head == "backbone":
+            return torch.stack((outputs.start_logits, outputs.end_logits), -1)
+        return super()._logits(outputs, inputs)
+
+    def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return self.loss_function(*logits.unbind(-1), *labels)
+
+    def _output(self, logits: torch.Tensor, **fields: Any) -> FeedbackQuestionAnsweringOutput:
+        start, end = (part.contiguous() for part in logits.unbind(-1))
+        return FeedbackQuestionAnsweringOutput(start_logits=start, end_logits=end, **fields)
+
+
+class FeedbackForMultipleChoice(PooledHead, FeedbackTextModel):
+    """A backbone with feedback and a head that chooses one of C texts.
+
+    Shapes:
+        inputs: `(B, C, T)`; labels: `(B,)` numbers of the right choices; logits: `(B, C)`; states, residuals and
+            iterations: every choice counts as one of B·C texts.
+    """
+
+    _backbone_task_class = AutoModelForMultipleChoice
+    _labelled = False
+
+    def _num_outputs(self, config: FeedbackConfig) -> int:
+        return 1
+
+    def _run(self, *args: Any, **tensors: Any) -> Any:
+        if self.config.head == "new":  # the backbone's own head does this itself
+            tensors = {k: v.flatten(0, 1) if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
+        return super()._run(*args, **tensors)
+
+    def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
+        mask = super()._mask(hidden, inputs)
+        return None if mask is None else mask.flatten(0, 1)
+
+    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        text = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
+        return super()._head(hidden, inputs).view(text.shape[:2])
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, labels.to(logits.device))
+
+
+class MaskedLMHead(nn.Module):
+    """`decoder(LayerNorm(gelu(dense(h))))`; the decoder's weight is that of the input embeddings.
+
+    Shapes:
+        `(B, T, d)` → `(B, T, V)`.
+    """
+
+    def __init__(self, hidden_size: int, embeddings: nn.Embedding) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, embeddings.embedding_dim)
+        self.norm = nn.LayerNorm(embeddings.embedding_dim)
+        self.decoder = nn.Linear(embeddings.embedding_dim, embeddings.num_embeddings)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.norm(F.gelu(self.dense(hidden.to(self.dense.weight.device)))))
+
+
+class FeedbackForMaskedLM(FeedbackTextModel):
+    """A backbone with feedback and a masked-language-model head: the backbone's own, its tied embeddings kept.
+
+    Where the family has no such head, a new one is made that is tied to the input embeddings (`config.head == "new"`);
+    where only its weights are missing, they are new. Either is said in a warning: such a head must be trained.
+
+    Shapes:
+        labels: `(B, T)` token ids, −100 where nothing is to be predicted; logits: `(B, T, V)`.
+    """
+
+    _backbone_task_class = AutoModelForMaskedLM
+    _labelled = False
+
+    @classmethod
+    def _choose_head(cls, head: str, backbone: PreTrainedModel | PreTrainedConfig) -> str:
+        if cls._is_task_model(backbone):
+            return "backbone"
+        logger.warning(
+            f"{type(backbone).__name__} has no masked-LM head: a new one is made, tied to the input embeddings. It "
+            "knows nothing yet; train it."
+        )
+        return "new"
+
+    def _make_head(self, config: FeedbackConfig) -> None:
+        embeddings = cast(nn.Embedding, self.get_input_embeddings())
+        place = next(name for name, module in self.named_modules() if module is embeddings)
+        self.lm_head = MaskedLMHead(config.hidden_size, embeddings)
+        self._tied_weights_keys = {"lm_head.decoder.weight": f"{place}.weight"}
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder if self.config.head == "new" else self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        if self.config.head == "new":
+            self.lm_head.decoder = value
+        else:
+            self.backbone.set_output_embeddings(value)
+
+    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        return self.lm_head(hidden)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss_function(logits, labels, vocab_size=logits.shape[-1])
+
+
+class FeedbackForImageClassification(PooledHead):
+    """A vision backbone with feedback and a classifier over the whole image.
+
+    Shapes:
+        labels: as in `FeedbackForSequenceClassification`; logits: `(B, num_labels)`.
+    """
+
+    _backbone_task_class = AutoModelForImageClassification
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_iterations: int | None = None,
+        output_iterations: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> FeedbackTaskOutput:
+        """Runs K iterations and answers.
+
+        Args:
+            pixel_values: `(B, channels, height, width)`.
+            (the others): as in `FeedbackTextModel.forward`.
+        """
+        return self._answer(
+            labels,
             num_iterations,
             output_iterations,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
+            pixel_values=pixel_values,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             **kwargs,
         )
-        logits = self._logits(outputs, input_ids, attention_mask)
-        fields: dict[str, Any] = {}
-        if trace:
-            earlier = [self._run_from(inputs, state) for state in trace.ends[:-1]]
-            fields.update(trace.fields())
-            fields["iteration_logits"] = (*(self._logits(o, input_ids, attention_mask) for o in earlier), logits)
-        return FeedbackSequenceClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels),
-            logits=logits,
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-            **fields,
+
+
+class FeedbackForAudioClassification(PooledHead):
+    """An audio backbone with feedback and a classifier over the whole recording (`pooling="auto"`: the mean).
+
+    Shapes:
+        labels: as in `FeedbackForSequenceClassification`; logits: `(B, num_labels)`.
+    """
+
+    _backbone_task_class = AutoModelForAudioClassification
+    _auto_pooling = "mean"
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_iterations: int | None = None,
+        output_iterations: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> FeedbackTaskOutput:
+        """Runs K iterations and answers.
+
+        Args:
+            input_values: `(B, samples)` waves, or input_features: `(B, bins, frames)` spectra, whichever the backbone
+                reads; attention_mask: `(B, samples)` or `(B, frames)`.
+            (the others): as in `FeedbackTextModel.forward`.
+        """
+        return self._answer(
+            labels,
+            num_iterations,
+            output_iterations,
+            input_values=input_values,
+            input_features=input_features,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **kwargs,
         )
 
-    def _logits(self, outputs: Any, input_ids: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
-        """`(B, num_labels)` from the backbone's output."""
-        if self.config.head == "backbone":
-            return outputs.logits
-        how = self.config.pooling
-        if how == "auto":
-            config = cast(PreTrainedConfig, self.config.backbone_config)
-            how = "last" if is_decoder(config, self.config.backbone_part) else "cls"
-        pad = self.config.pad_token_id
-        if mask is None and how == "last" and input_ids is not None and pad is not None:
-            mask = (input_ids != pad).int()
-        hidden = outputs.last_hidden_state
-        return self.classifier(self.dropout(pool(hidden, mask, how).to(self.classifier.weight.device)))
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        problem = self.config.problem_type
-        if problem == "multi_label_classification" or self.config.num_labels == 1 or labels.is_floating_point():
-            labels = labels.to(logits.dtype)
-        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+    def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Recordings become shorter on the way to the last hidden state; transformers' audio families say how much."""
+        mask, shorten = inputs.get("attention_mask"), getattr(self.backbone, "_get_feature_vector_attention_mask", None)
+        if mask is None or mask.shape[-1] == hidden.shape[1]:
+            return mask
+        return None if shorten is None else shorten(hidden.shape[1], mask)
 
 
-def _classifier_dropout(config: FeedbackConfig) -> float:
-    """The option, or the first that the backbone's config has of its own classifier, hidden or general dropout."""
-    if config.classifier_dropout is not None:
-        return config.classifier_dropout
-    names = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout")
-    values = (getattr(config.text_config, name, None) for name in names)
-    return next((float(value) for value in values if value is not None), 0.0)
+HEADS: tuple[type[FeedbackTaskModel], ...] = (
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+    FeedbackForQuestionAnswering,
+    FeedbackForMultipleChoice,
+    FeedbackForMaskedLM,
+    FeedbackForImageClassification,
+    FeedbackForAudioClassification,
+)
 
 
-def add_feedback(
-    task_model: PreTrainedModel, config: FeedbackConfig | None = None
-) -> FeedbackForSequenceClassification:
+def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = None) -> FeedbackTaskModel:
     """Adds fresh feedback to a fine-tuned task model; its head is kept, and it answers exactly as before.
 
     Args:
-        task_model: a transformers model for sequence classification; it is used as it is, not copied.
+        task_model: a transformers model for sequence, token, image or audio classification, question answering,
+            multiple choice or masked language modelling; it is used as it is, not copied.
         config: the feedback options, without a `backbone_config`; the defaults of `FeedbackConfig` if left out.
             Labels are the task model's.
 
@@ -205,4 +403,11 @@ def add_feedback(
         )
     labels = ("id2label", "label2id", "problem_type", "head")
     options = {name: value for name, value in config.options().items() if name not in labels}
-    return FeedbackForSequenceClassification.from_backbone(task_model, head="backbone", **options)
+    for head in HEADS:
+        if head._is_task_model(task_model):
+            return head.from_backbone(task_model, head="backbone", **options)
+    kinds = ", ".join(head.__name__.removeprefix("Feedback") for head in HEADS)
+    raise ValueError(
+        f"`task_model` must be a transformers model of one of the kinds {kinds}, got a {type(task_model).__name__}; "
+        "a backbone without a head becomes a feedback model with `from_backbone`."
+    )

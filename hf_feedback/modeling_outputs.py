@@ -26,18 +26,39 @@ class FeedbackModelOutput(ModelOutput):
 
 
 @dataclass
-class FeedbackSequenceClassifierOutput(ModelOutput):
-    """Output of `FeedbackForSequenceClassification`.
+class FeedbackTaskOutput(ModelOutput):
+    """Output of the models with a task head.
 
     Args:
         loss: scalar, where `labels` were given.
-        logits: `(B, num_labels)`.
+        logits: `(B, num_labels)`; the shapes of other tasks stand at their classes.
         hidden_states, attentions, residuals, iterations: as in `FeedbackModelOutput`.
-        iteration_logits: K tensors `(B, num_labels)`, the answer after each iteration, with `output_iterations=True`.
+        iteration_logits: K tensors of the shape of `logits`, one an iteration, with `output_iterations=True`.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    iteration_logits: tuple[torch.Tensor, ...] | None = None
+    residuals: torch.Tensor | None = None
+    iterations: torch.Tensor | None = None
+
+
+@dataclass
+class FeedbackQuestionAnsweringOutput(ModelOutput):
+    """Output of `FeedbackForQuestionAnswering`.
+
+    Args:
+        loss: scalar, where `start_positions` and `end_positions` were given.
+        start_logits, end_logits: `(B, T)`.
+        hidden_states, attentions, residuals, iterations: as in `FeedbackModelOutput`.
+        iteration_logits: K tensors `(B, T, 2)`, start and end after each iteration, with `output_iterations=True`.
+    """
+
+    loss: torch.Tensor | None = None
+    start_logits: torch.Tensor | None = None
+    end_logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     iteration_logits: tuple[torch.Tensor, ...] | None = None

@@ -74,7 +74,17 @@ FAMILIES: dict[str, Family] = {
     "eurobert": Family({**GROUPED, "mask_token_id": 4}, "layers", casts=True),
     "xlnet": Family(dict(vocab_size=99, d_model=32, n_layer=4, n_head=4, d_inner=37, pad_token_id=1), "layer"),
     "t5": Family(
-        dict(vocab_size=99, d_model=32, d_kv=8, d_ff=37, num_layers=4, num_heads=4, pad_token_id=1),
+        dict(
+            vocab_size=99,
+            d_model=32,
+            d_kv=8,
+            d_ff=37,
+            num_layers=4,
+            num_heads=4,
+            pad_token_id=1,
+            eos_token_id=3,
+            decoder_start_token_id=1,
+        ),
         "block",
         casts=True,
     ),

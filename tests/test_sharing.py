@@ -193,7 +193,7 @@ def test_head_of_the_backbone_from_a_folder(tmp_path):
 
 
 def test_add_feedback_refuses_what_it_cannot_wrap():
-    with pytest.raises(ValueError, match="has its task head, got BertModel"):
+    with pytest.raises(ValueError, match=r"one of the kinds .* got a BertModel"):
         add_feedback(tiny_backbone("bert"))
     with pytest.raises(ValueError, match="`backbone_config`"):
         add_feedback(tuned_model(), FeedbackConfig(backbone_config=tiny_config("bert")))

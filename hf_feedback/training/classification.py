@@ -21,7 +21,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..configuration_feedback import FeedbackConfig
-from ..loading import has_trained_head
 from ..model_card import RunFacts
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..topology import resolve_edges
@@ -140,7 +139,7 @@ def _make_model(args: ModelArguments, labels: LabelSet) -> FeedbackForSequenceCl
                     f"{value!r}; leave the option out, or start from its backbone."
                 )
     else:
-        trained_head = has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
+        trained_head = FeedbackForSequenceClassification.has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
         if options.get("head") != "backbone" or not trained_head:
             names = labels.names or ("value",)
             options["problem_type"] = labels.problem_type

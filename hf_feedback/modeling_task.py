@@ -1,0 +1,154 @@
+"""What all heads share: from the K iterations to logits, their loss, and the answers of earlier iterations."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from .backbones import is_decoder
+from .configuration_feedback import FeedbackConfig
+from .loading import LoadableFeedbackModel
+from .modeling_outputs import FeedbackTaskOutput
+from .pooling import pool
+
+
+class FeedbackTaskModel(LoadableFeedbackModel):
+    """A feedback model with a task head: the backbone's own with `head="backbone"`, else the one of `_make_head`."""
+
+    def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config, backbone)
+        self.num_labels = config.num_labels
+        if config.head == "new":
+            self._make_head(config)
+        self.post_init()
+
+    def _make_head(self, config: FeedbackConfig) -> None:
+        """Adds the modules of a new head."""
+        raise NotImplementedError
+
+    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """What a new head makes of the last hidden state `(B, T, d)`."""
+        raise NotImplementedError
+
+    def _logits(self, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The answer that the backbone's output holds."""
+        return outputs.logits if self.config.head == "backbone" else self._head(outputs.last_hidden_state, inputs)
+
+    def _loss(self, logits: torch.Tensor, labels: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _output(self, logits: torch.Tensor, **fields: Any) -> Any:
+        return FeedbackTaskOutput(logits=logits, **fields)
+
+    def _answer(
+        self, labels: Any, num_iterations: int | None, output_iterations: bool, **inputs: Any
+    ) -> FeedbackTaskOutput:
+        """K iterations on the inputs, and the output that goes with them."""
+        outputs, trace, called_with = self._run(num_iterations, output_iterations, **inputs)
+        logits = self._logits(outputs, inputs)
+        fields: dict[str, Any] = {}
+        if trace:
+            earlier = [self._logits(self._run_from(called_with, state), inputs) for state in trace.ends[:-1]]
+            fields = {**trace.fields(), "iteration_logits": (*earlier, logits)}
+        return self._output(
+            logits,
+            loss=None if labels is None else self._loss(logits, labels),
+            **self._collected(outputs),
+            **fields,
+        )
+
+
+class FeedbackTextModel(FeedbackTaskModel):
+    """A task model that reads token ids and answers with one tensor of logits."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        num_iterations: int | None = None,
+        output_iterations: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> FeedbackTaskOutput:
+        """Runs K iterations and answers.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: `(B, T)`; inputs_embeds: `(B, T, d)`. (With a
+                dimension for the choices after the first in `FeedbackForMultipleChoice`.)
+            labels: what is right; its shape stands at the class.
+            past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
+            num_iterations: K for this call; the config's by default.
+            output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Each iteration but the
+                last then costs one more pass through the backbone.
+            output_hidden_states, output_attentions: also return those of the last iteration.
+            **kwargs: further inputs of the backbone.
+        """
+        return self._answer(
+            labels,
+            num_iterations,
+            output_iterations,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **kwargs,
+        )
+
+
+class PooledHead(FeedbackTaskModel):
+    """One answer per input: dropout and a linear `classifier` over the pooled last hidden state."""
+
+    # The pooling that `"auto"` stands for where the backbone reads in both directions.
+    _auto_pooling = "cls"
+
+    def _num_outputs(self, config: FeedbackConfig) -> int:
+        return len(config.id2label or {})
+
+    def _make_head(self, config: FeedbackConfig) -> None:
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, self._num_outputs(config))
+
+    def _pooling(self) -> str:
+        if self.config.pooling != "auto":
+            return self.config.pooling
+        config = cast(PreTrainedConfig, self.config.backbone_config)
+        return "last" if is_decoder(config, self.config.backbone_part) else self._auto_pooling
+
+    def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """`(B, T)`, 0 where the last hidden state stands for padding."""
+        mask, input_ids, pad = inputs.get("attention_mask"), inputs.get("input_ids"), self.config.pad_token_id
+        if mask is None and input_ids is not None and pad is not None and self._pooling() == "last":
+            mask = (input_ids != pad).int()
+        return mask
+
+    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        pooled = pool(hidden, self._mask(hidden, inputs), self._pooling())
+        return self.classifier(self.dropout(pooled.to(self.classifier.weight.device)))
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        problem = self.config.problem_type
+        if problem == "multi_label_classification" or self.config.num_labels == 1 or labels.is_floating_point():
+            labels = labels.to(logits.dtype)
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+
+
+def classifier_dropout(config: FeedbackConfig) -> float:
+    """The option, or the first that the backbone's config has of its own classifier, hidden or general dropout."""
+    if config.classifier_dropout is not None:
+        return config.classifier_dropout
+    names = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout")
+    values = (getattr(config.text_config, name, None) for name in names)
+    return next((float(value) for value in values if value is not None), 0.0)

@@ -1,0 +1,332 @@
+"""Every head on every family that has one: exact at the start, right losses, saved equal to loaded."""
+
+import copy
+
+import pytest
+import torch
+from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
+    BertForMaskedLM,
+)
+
+from hf_feedback import (
+    HEADS,
+    FeedbackConfig,
+    FeedbackForAudioClassification,
+    FeedbackForMaskedLM,
+    FeedbackForMultipleChoice,
+    FeedbackForQuestionAnswering,
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+    FeedbackModel,
+    add_feedback,
+)
+
+NAMES = {head.__name__.removeprefix("FeedbackFor"): head for head in HEADS}
+READS = {"ImageClassification": ("pixels",), "AudioClassification": ("wave", "spectrum")}
+PAIRS = [
+    (name, family, kind)
+    for name, head in NAMES.items()
+    for family, row in FAMILIES.items()
+    if row.reads in READS.get(name, ("tokens",))
+    for kind in head._task_models(tiny_config(family))
+]
+REPRESENTATIVE = {"ImageClassification": "vit", "AudioClassification": "wav2vec2"}
+SMALL = FeedbackConfig(num_iterations=3, feedback_rank=8, num_labels=3)
+
+
+def batch_for(name, family="bert"):
+    """Inputs of the task; the last token of every text is its end."""
+    batch = tiny_batch(family=family)
+    if "input_ids" in batch:
+        batch["input_ids"][0, -1] = batch["input_ids"][1, -4] = 3
+    if name == "MultipleChoice":
+        batch = {key: torch.stack([value, value.flip(0)], 1) for key, value in batch.items()}
+    return batch
+
+
+def targets_for(name):
+    """Labels of the task, as keyword arguments."""
+    if name == "QuestionAnswering":
+        return {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 4])}
+    if name in ("TokenClassification", "MaskedLM"):
+        labels = torch.arange(18).view(2, 9) % 3
+        labels[0, :3] = -100
+        return {"labels": labels}
+    return {"labels": torch.tensor([0, 1])}
+
+
+def fresh(name, head="new", family=None, **options):
+    """A feedback model of the task over a tiny backbone."""
+    family = family or REPRESENTATIVE.get(name, "bert")
+    options = {"num_labels": 3} | options if NAMES[name]._labelled else options
+    options = {"num_iterations": 3, "feedback_rank": 8, **options}
+    if head == "new":
+        return NAMES[name].from_backbone(tiny_backbone(family), **options)
+    config = FeedbackConfig(**options)
+    torch.manual_seed(0)
+    task_model = NAMES[name]._task_models(tiny_config(family))[0](tiny_config(family, num_labels=3)).eval()
+    if name == "QuestionAnswering":
+        task_model = NAMES[name]._task_models(tiny_config(family))[0](tiny_config(family)).eval()
+    return add_feedback(task_model, config)
+
+
+def answers(output):
+    return {key: value for key, value in output.items() if key.endswith("logits") and torch.is_tensor(value)}
+
+
+@pytest.mark.parametrize(("name", "family", "kind"), PAIRS, ids=[f"{n}-{f}" for n, f, _ in PAIRS])
+def test_a_tuned_model_starts_out_as_it_was(name, family, kind):
+    torch.manual_seed(0)
+    tuned = kind(tiny_config(family, **({"num_labels": 3} if NAMES[name]._labelled else {}))).eval()
+    batch = batch_for(name, family)
+    expected = answers(tuned(**batch))
+    model = add_feedback(tuned, SMALL)
+    assert type(model) is NAMES[name]
+    found = answers(model(**batch))
+    assert found.keys() == expected.keys()
+    for key in expected:
+        assert torch.equal(found[key], expected[key])
+    assert speak(model).check_equivalence(batch) > 1e-5
+    with model.feedback_disabled():
+        again = answers(model(**batch))
+    for key in expected:
+        assert torch.equal(again[key], expected[key])
+
+
+@pytest.mark.parametrize("head", ["new", "backbone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_equals_loaded(name, head, tmp_path):
+    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model.save_pretrained(tmp_path)
+    auto = NAMES[name]._backbone_task_class
+    loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is NAMES[name]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    expected = answers(model(**batch))
+    for key, value in answers(loaded(**batch)).items():
+        assert torch.equal(value, expected[key])
+    made = auto.from_config(copy.deepcopy(model.config)).eval()
+    assert made.check_equivalence(batch) == 0.0
+
+
+@pytest.mark.parametrize("head", ["new", "backbone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plain_model_reads_the_folder_of_every_head(name, head, tmp_path, caplog):
+    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model.save_pretrained(tmp_path / "head")
+    base, info = AutoModel.from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert type(base) is FeedbackModel
+    assert not info["missing_keys"]
+    flat = {key: value.flatten(0, 1) for key, value in batch.items()} if name == "MultipleChoice" else batch
+    expected = model(**batch, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(base(**flat, output_hidden_states=True).hidden_states[-1], expected)
+    base.save_pretrained(tmp_path / "base")
+    again, info = AutoModel.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.equal(again(**flat).last_hidden_state, base(**flat).last_hidden_state)
+    back = NAMES[name].from_pretrained(tmp_path / "base")
+    torch.testing.assert_close(back(**batch, output_hidden_states=True).hidden_states[-1], expected)
+
+
+@pytest.mark.parametrize("head", ["new", "backbone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_gradients(name, head):
+    model, batch = speak(fresh(name, head)).train(), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    targets = targets_for(name)
+    output = model(**batch, **targets)
+    if name == "QuestionAnswering":
+        start, end = (F.cross_entropy(output[f"{k}_logits"], targets[f"{k}_positions"]) for k in ("start", "end"))
+        expected = (start + end) / 2
+    else:
+        labels = targets["labels"]
+        expected = F.cross_entropy(output.logits.view(-1, output.logits.shape[-1]), labels.view(-1))
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    idle = [key for key, p in model.named_parameters() if p.grad is None]
+    assert [key for key in idle if not key.endswith("masked_spec_embed")] == []  # SpecAugment needs longer sounds
+
+
+@pytest.mark.parametrize("head", ["new", "backbone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_of_every_iteration(name, head):
+    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    found = model(**batch, output_iterations=True)
+    assert len(found.iteration_logits) == 3
+    for k, logits in enumerate(found.iteration_logits, 1):
+        expected = list(answers(model(**batch, num_iterations=k)).values())
+        expected = expected[0] if len(expected) == 1 else torch.stack(expected, -1)
+        assert torch.equal(logits, expected)
+    texts = 4 if name == "MultipleChoice" else 2
+    assert found.residuals.shape == (texts, 2)
+    assert found.iterations.tolist() == [3] * texts
+
+
+def test_choices_are_read_one_by_one():
+    model = speak(fresh("MultipleChoice"))
+    batch = batch_for("MultipleChoice")
+    logits = model(**batch).logits
+    for choice in range(2):
+        alone = {key: value[:, choice : choice + 1] for key, value in batch.items()}
+        torch.testing.assert_close(model(**alone).logits, logits[:, choice : choice + 1])
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    found = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(found, logits)
+    residuals = model(**batch, output_iterations=True).residuals
+    short = {key: value[1:, :1, :6] for key, value in batch.items()}  # the same text without its padding
+    torch.testing.assert_close(model(**short, output_iterations=True).residuals[0], residuals[2])
+
+
+# The masked-LM head
+
+
+def test_the_backbones_own_lm_head_stays_tied(tmp_path):
+    torch.manual_seed(0)
+    tuned = BertForMaskedLM(tiny_config("bert")).eval()
+    model = speak(add_feedback(tuned, SMALL))
+    weight = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is weight
+    model.save_pretrained(tmp_path)
+    loaded = FeedbackForMaskedLM.from_pretrained(tmp_path)
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("family", ["llama", "xlnet", "t5"])
+def test_a_family_without_an_lm_head_gets_a_new_one(family, tmp_path, caplog):
+    tiny_backbone(family).save_pretrained(tmp_path / "plain")
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        model = FeedbackForMaskedLM.from_backbone(tiny_backbone(family), num_iterations=3, feedback_rank=8)
+    assert "has no masked-LM head: a new one is made, tied to the input embeddings" in caplog.text
+    assert model.config.head == "new"
+    batch = batch_for("MaskedLM")
+    assert model.check_equivalence(batch) == 0.0
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    speak(model)
+    model.save_pretrained(tmp_path / "ours")
+    loaded, info = FeedbackForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_an_electra_gets_a_head_of_the_width_of_its_embeddings():
+    model = FeedbackForMaskedLM.from_backbone(tiny_backbone("electra"), num_iterations=2, feedback_rank=8)
+    assert model(**batch_for("MaskedLM")).logits.shape == (2, 9, 99)
+
+
+def test_a_folder_without_the_heads_weights_says_so(tmp_path, caplog):
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        model = FeedbackForMaskedLM.from_backbone(tmp_path, num_iterations=2, feedback_rank=8)
+    assert "a new one is made, tied to the input embeddings (cls.predictions" in caplog.text
+    assert model.config.head == "backbone"
+    assert type(model.backbone) is BertForMaskedLM
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.check_equivalence(batch_for("MaskedLM")) == 0.0
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_resized_vocabulary_of_a_masked_lm(family, tmp_path):
+    model = speak(fresh("MaskedLM", "backbone" if family == "bert" else "new", family))
+    batch = batch_for("MaskedLM")
+    expected = model(**batch).logits
+    model.resize_token_embeddings(120)
+    found = model(**batch).logits
+    assert found.shape == (2, 9, 120)
+    torch.testing.assert_close(found[..., :99], expected)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    assert torch.equal(FeedbackForMaskedLM.from_pretrained(tmp_path)(**batch).logits, found)
+
+
+def test_pretrained_with_feedback_then_fine_tuned(tmp_path):
+    """The folder of a masked-LM feedback model is where a classifier starts; layers and feedback come along."""
+    model = speak(fresh("MaskedLM", "backbone"))
+    model.save_pretrained(tmp_path)
+    batch = batch_for("SequenceClassification")
+    states = model(**batch, output_hidden_states=True).hidden_states[-1]
+    for head in ("new", "backbone"):
+        tuned = FeedbackForSequenceClassification.from_pretrained(tmp_path, head=head, num_labels=5)
+        assert torch.equal(tuned(**batch, output_hidden_states=True).hidden_states[-1], states)
+        assert tuned(**batch).logits.shape == (2, 5)
+        tuned.save_pretrained(tmp_path / head)
+        loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / head, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert torch.equal(loaded(**batch).logits, tuned(**batch).logits)
+    assert FeedbackForTokenClassification.from_pretrained(tmp_path).config.head == "new"
+    back = FeedbackForMaskedLM.from_pretrained(tmp_path / "new")
+    assert back.config.head == "backbone"
+    assert torch.equal(back(**batch, output_hidden_states=True).hidden_states[-1], states)
+
+
+# Whole encoder–decoders with a head
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_either_half_of_a_whole_encoder_decoder(part):
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=99, d_model=32, encoder_layers=3, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=37, max_position_embeddings=64, pad_token_id=1,
+        eos_token_id=3, num_labels=3,
+    )  # fmt: skip
+    tuned, batch = BartForSequenceClassification(config).eval(), batch_for("SequenceClassification")
+    expected = tuned(**batch, output_hidden_states=True)
+    model = add_feedback(tuned, FeedbackConfig(num_iterations=3, feedback_rank=8, backbone_part=part))
+    assert model._stack_name == f"model.{part}.layers"
+    assert torch.equal(model(**batch).logits, expected.logits)
+    assert speak(model).check_equivalence(batch) > 1e-6
+    states = model(**batch, output_hidden_states=True).hidden_states
+    plain = expected[f"{part}_hidden_states"]
+    assert len(states) == len(plain) == 4
+    assert torch.equal(states[0], plain[0])
+    assert not torch.equal(states[-1], plain[-1])
+
+
+# Sound
+
+
+def test_padding_of_a_recording_is_left_out_of_the_mean():
+    model = speak(fresh("AudioClassification", family="wav2vec2"))
+    wave = torch.randn(1, 400, generator=torch.Generator().manual_seed(0))
+    mask = torch.cat([torch.ones(1, 400), torch.zeros(1, 100)], 1).long()
+    padded = torch.cat([wave, torch.zeros(1, 100)], 1)
+    hidden = model(padded, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+    frames = int(model.backbone._get_feat_extract_output_lengths(400))
+    assert frames < hidden.shape[1]
+    expected = model.classifier(hidden[:, :frames].mean(1))
+    torch.testing.assert_close(model(padded, attention_mask=mask).logits, expected)
+    assert not torch.allclose(model(padded).logits, expected)
+
+
+def test_spectra_are_heard_too():
+    model = FeedbackForAudioClassification.from_backbone(tiny_backbone("whisper"), num_labels=3, feedback_rank=8)
+    assert model(**tiny_batch(family="whisper")).logits.shape == (2, 3)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("name", ["TokenClassification", "ImageClassification"])
+def test_a_trained_head_keeps_its_labels(name):
+    model = fresh(name, "backbone")
+    with pytest.raises(ValueError, match="was trained for the labels"):
+        NAMES[name].from_backbone(model.backbone, head="backbone", num_labels=7, feedback_rank=8)
+
+
+@pytest.mark.parametrize("head", [FeedbackForQuestionAnswering, FeedbackForMultipleChoice])
+def test_a_backbone_without_the_head_is_refused(head):
+    with pytest.raises(ValueError, match="takes a transformers model that has its task head, got BertModel"):
+        head.from_backbone(tiny_backbone("bert"), head="backbone")
