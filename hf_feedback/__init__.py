@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModel
 from .backbones import UnsupportedBackboneError
 from .configuration_feedback import HF_FEEDBACK_VERSION as __version__
 from .configuration_feedback import FeedbackConfig
-from .loading import LoadableFeedbackModel
+from .loading import LoadableFeedbackModel, load_feedback
 from .modeling_feedback import (
     HEADS,
     FeedbackForAudioClassification,
@@ -44,4 +44,5 @@ __all__ = [
     "UnsupportedBackboneError",
     "__version__",
     "add_feedback",
+    "load_feedback",
 ]

@@ -48,6 +48,13 @@ def place_of_part(model: PreTrainedModel, part: str) -> str:
     return next(name for name, module in model.named_modules() if module is inner)
 
 
+def place_of_core(model: PreTrainedModel, part: str) -> str:
+    """The name inside a task model of everything below its head; empty where that is the model itself."""
+    if model.base_model is model:
+        return place_of_part(model, part)
+    return next(name for name, module in model.named_modules() if module is model.base_model)
+
+
 def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
     """Drops a pooler that nothing would read: distributed training refuses parameters without a gradient."""
     if getattr(backbone, "pooler", None) is not None:

@@ -15,6 +15,24 @@ logger = logging.get_logger(__name__)
 
 HF_FEEDBACK_VERSION = "0.1.0"
 
+# The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_feedback.FeedbackConfig",
+    "AutoModel": "modeling_feedback.FeedbackModel",
+    **{
+        f"AutoModel{task}": f"modeling_feedback.Feedback{task}"
+        for task in (
+            "ForSequenceClassification",
+            "ForTokenClassification",
+            "ForQuestionAnswering",
+            "ForMultipleChoice",
+            "ForMaskedLM",
+            "ForImageClassification",
+            "ForAudioClassification",
+        )
+    },
+}
+
 # What transformers adds to a config by itself; neither ours nor a misspelling of ours.
 TRANSFORMERS_KEYS = {
     "_attn_implementation",
@@ -82,6 +100,9 @@ class FeedbackConfig(PreTrainedConfig):
             Dropout before the new classifier; `None`: the backbone's own classifier or hidden dropout.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of a new classifier's initial weights.
+        backbone_source (`dict`, *optional*):
+            Where the backbone came from (`name_or_path`, `revision`, `subfolder`); written by `from_backbone`. A
+            feedback-only checkpoint also has the `fingerprint` of its weights there.
         num_labels, id2label, label2id, problem_type:
             As in every transformers configuration.
 
@@ -130,6 +151,7 @@ class FeedbackConfig(PreTrainedConfig):
     pooling: str = "auto"
     classifier_dropout: float | None = None
     initializer_range: float = 0.02
+    backbone_source: dict | None = None
     hf_feedback_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -143,7 +165,11 @@ class FeedbackConfig(PreTrainedConfig):
     def option_names(cls) -> set[str]:
         """The names of all options that are ours or about labels; `backbone_config` is not among them."""
         ours = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
-        return (ours | {"id2label", "label2id", "problem_type"}) - {"backbone_config", "hf_feedback_version"}
+        return (ours | {"id2label", "label2id", "problem_type"}) - {
+            "backbone_config",
+            "backbone_source",
+            "hf_feedback_version",
+        }
 
     def options(self) -> dict[str, Any]:
         """The values of all options in `option_names`, as `from_backbone` takes them."""

@@ -1,0 +1,309 @@
+"""Feedback-only checkpoints: small, exact, and never on the wrong backbone."""
+
+import threading
+
+import pytest
+import torch
+from families import FAMILIES, speak, tiny_backbone, tiny_batch
+from safetensors.torch import load_file
+from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh
+from test_sharing import run_without_package, tiny_tokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+
+from hf_feedback import (
+    FeedbackForMaskedLM,
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+    FeedbackModel,
+    load_feedback,
+)
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """Folder of a plain backbone."""
+    tiny_backbone("bert").save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def make(backbone, seed=1, **options):
+    options = {"feedback_rank": 8, "num_iterations": 3, "num_labels": 3, **options}
+    model = speak(FeedbackForSequenceClassification.from_backbone(backbone, **options), seed)
+    torch.nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def test_only_feedback_head_and_config_are_written(bert, tmp_path):
+    model = make(bert)
+    model.save_feedback(tmp_path / "out")
+    written = load_file(tmp_path / "out" / "feedback.safetensors")
+    assert written.keys() == {name for name in model.state_dict() if not name.startswith("backbone.")}
+    for name, tensor in written.items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    others = {file.name for file in (tmp_path / "out").iterdir() if file.suffix != ".py"}
+    assert others == {"config.json", "feedback.safetensors"}
+
+
+LOADERS = {
+    "load_feedback": load_feedback,
+    "class": FeedbackForSequenceClassification.from_pretrained,
+    "auto": AutoModelForSequenceClassification.from_pretrained,
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_it_fetches_the_backbone_that_it_names(load, bert, tmp_path):
+    model, batch = make(bert), tiny_batch()
+    model.save_feedback(tmp_path / "out")
+    loaded = load(tmp_path / "out")
+    assert type(loaded) is FeedbackForSequenceClassification
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert not loaded.training
+    loaded.save_pretrained(tmp_path / "whole")  # and from there on it is like any other
+    again, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("head", ["new", "backbone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_head(name, head, tmp_path):
+    family = REPRESENTATIVE.get(name, "bert")
+    model, batch = speak(fresh(name, head)), batch_for(name, family)
+    backbone = model.backbone
+    model.save_feedback(tmp_path)
+    core = {n for n in model.state_dict() if "encoder.layer" in n or "encoder.layers" in n or ".layers." in n}
+    assert core
+    assert not core & load_file(tmp_path / "feedback.safetensors").keys()
+    loaded = load_feedback(tmp_path, backbone)
+    expected = answers(model(**batch))
+    for key, value in answers(loaded(**batch)).items():
+        assert torch.equal(value, expected[key])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family, tmp_path):
+    backbone, batch = tiny_backbone(family), tiny_batch(family=family)
+    model = speak(FeedbackModel.from_backbone(backbone, feedback_rank=8, num_iterations=3))
+    model.save_feedback(tmp_path)
+    loaded = load_feedback(tmp_path, model.backbone)
+    assert torch.equal(loaded(**batch).last_hidden_state, model(**batch).last_hidden_state)
+    other = tiny_backbone(family, seed=5)
+    with pytest.raises(ValueError, match="its weights are others"):
+        load_feedback(tmp_path, other)
+
+
+def test_several_on_one_backbone(bert, tmp_path):
+    batch, names = tiny_batch(), ("a", "b")
+    expected = {}
+    for seed, name in enumerate(names):
+        model = make(bert, seed, feedback_topology=("top", "dense")[seed], num_labels=2 + seed)
+        model.save_feedback(tmp_path / name)
+        expected[name] = model(**batch).logits
+    backbone = AutoModel.from_pretrained(bert)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    models = {name: load_feedback(tmp_path / name, backbone) for name in names}
+    models["b"] = load_feedback(tmp_path / "b", models["a"])  # a feedback model stands for its backbone
+    weight = backbone.get_input_embeddings().weight
+    for name in (*names, *names):
+        assert models[name].get_input_embeddings().weight is weight
+        assert torch.equal(models[name](**batch).logits, expected[name])
+    assert backbone.pooler is not None  # it is as it was
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_several_at_the_same_time(bert, tmp_path):
+    make(bert, 0).save_feedback(tmp_path / "a")
+    make(bert, 1, num_iterations=4).save_feedback(tmp_path / "b")
+    backbone, batch = AutoModel.from_pretrained(bert), tiny_batch()
+    models = [load_feedback(tmp_path / name, backbone) for name in "ab"]
+    expected = [model(**batch).logits for model in models]
+    wrong = []
+
+    def ask(which):
+        for _ in range(20):
+            with torch.no_grad():
+                if not torch.equal(models[which](**batch).logits, expected[which]):
+                    wrong.append(which)
+
+    threads = [threading.Thread(target=ask, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_head_of_a_task_model_does_not_leak_into_the_next(tmp_path):
+    """Two trained heads on one task model: the model itself keeps its own."""
+    one, batch = speak(fresh("SequenceClassification", "backbone")), batch_for("SequenceClassification")
+    task_model = one.backbone
+    plain = task_model(**batch).logits
+    one.save_feedback(tmp_path / "a")
+    with torch.no_grad():
+        one.backbone.classifier.weight.mul_(-2)
+    changed = one(**batch).logits
+    one.save_feedback(tmp_path / "b")
+    with torch.no_grad():
+        one.backbone.classifier.weight.div_(-2)
+    second = load_feedback(tmp_path / "b", task_model)
+    assert torch.equal(second(**batch).logits, changed)
+    assert torch.equal(task_model(**batch).logits, plain)
+
+
+def test_tied_embeddings_are_not_saved_but_stay_tied(tmp_path):
+    for head in ("new", "backbone"):
+        model = speak(fresh("MaskedLM", head))
+        model.save_feedback(tmp_path / head)
+        assert not [n for n in load_file(tmp_path / head / "feedback.safetensors") if n.endswith("decoder.weight")]
+        loaded = load_feedback(tmp_path / head, model.backbone)
+        assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+        assert torch.equal(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [(torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.bfloat16, torch.float32)],
+    ids=str,
+)
+def test_the_backbone_is_known_in_another_precision(saved, loaded, tmp_path):
+    tiny_backbone("bert").to(saved).save_pretrained(tmp_path / "bert")
+    make(tmp_path / "bert").save_feedback(tmp_path / "out")
+    model = load_feedback(tmp_path / "out", dtype=loaded)
+    assert {p.dtype for p in model.parameters()} == {loaded}
+
+
+def test_options_may_change_when_it_is_loaded(bert, tmp_path):
+    make(bert).save_feedback(tmp_path / "out")
+    model = FeedbackForSequenceClassification.from_pretrained(
+        tmp_path / "out", num_iterations=5, attn_implementation="eager"
+    )
+    assert model.config.num_iterations == 5
+    assert model.backbone.config._attn_implementation == "eager"
+    kept = make(bert, backbone_layers=[0, 2, 3])
+    kept.save_feedback(tmp_path / "kept")
+    assert torch.equal(load_feedback(tmp_path / "kept")(**tiny_batch()).logits, kept(**tiny_batch()).logits)
+    on_it = load_feedback(tmp_path / "kept", AutoModel.from_pretrained(bert))
+    assert torch.equal(on_it(**tiny_batch()).logits, kept(**tiny_batch()).logits)
+
+
+def test_another_class_takes_the_feedback_and_makes_a_head(bert, tmp_path, caplog):
+    model, batch = make(bert), tiny_batch()
+    model.save_feedback(tmp_path / "out")
+    states = model(**batch, output_hidden_states=True).hidden_states[-1]
+    base, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert torch.equal(base(**batch).last_hidden_state, states)
+    assert info["missing_keys"] == []
+    tokens = FeedbackForTokenClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(tokens(**batch, output_hidden_states=True).hidden_states[-1], states)
+    with caplog.at_level("WARNING", logger="hf_feedback.checkpoint"):
+        masked = FeedbackForMaskedLM.from_pretrained(tmp_path / "out")
+    assert "has no head for this task" in caplog.text
+    assert torch.equal(masked(**batch, output_hidden_states=True).hidden_states[-1], states)
+
+
+# What is refused
+
+
+def test_a_different_backbone_is_refused(bert, tmp_path):
+    make(bert).save_feedback(tmp_path / "out")
+    others = {
+        "its weights are others": tiny_backbone("bert", seed=3),
+        "it has `model_type` 'electra'": tiny_backbone("electra"),
+        "it has `num_hidden_layers` 3": tiny_backbone("bert", num_hidden_layers=3),
+        "it has `hidden_size` 64": tiny_backbone("bert", hidden_size=64),
+    }
+    for words, other in others.items():
+        with pytest.raises(ValueError, match=f"was trained on .*bert.*{words}.*train new feedback"):
+            load_feedback(tmp_path / "out", other)
+    tiny_backbone("bert", seed=3).save_pretrained(bert)  # the folder it names has become another
+    with pytest.raises(ValueError, match="its weights are others"):
+        load_feedback(tmp_path / "out")
+
+
+def test_a_trained_backbone_is_refused(bert, tmp_path):
+    model = make(bert)
+    with torch.no_grad():
+        model.backbone.encoder.layer[0].output.dense.weight[0, 0] += 0.01
+    with pytest.raises(ValueError, match="the backbone was trained"):
+        model.save_feedback(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    model.backbone.requires_grad_(False)  # whoever says it was not trained is found out when it is loaded
+    model.save_feedback(tmp_path / "out")
+    with pytest.raises(ValueError, match="its weights are others"):
+        load_feedback(tmp_path / "out")
+
+
+def test_adapters_are_refused(bert, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make(bert), LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match="holds adapters"):
+        model.save_feedback(tmp_path / "out")
+
+
+def test_a_backbone_without_a_name_has_to_be_passed(tmp_path):
+    model = make(tiny_backbone("bert"))
+    model.save_feedback(tmp_path)
+    with pytest.raises(ValueError, match="without a name; pass it as `backbone`"):
+        load_feedback(tmp_path)
+
+
+def test_what_is_missing_or_damaged(bert, tmp_path):
+    model = make(bert)
+    model.save_feedback(tmp_path / "out")
+    file = tmp_path / "out" / "feedback.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(OSError, match="damaged or truncated"):
+        load_feedback(tmp_path / "out")
+    file.unlink()
+    with pytest.raises(OSError, match=r"feedback\.safetensors"):
+        load_feedback(tmp_path / "out")
+    file.write_bytes(whole)
+    with pytest.raises(OSError, match="do not belong to the config beside them"):
+        load_feedback(tmp_path / "out", feedback_topology="dense")
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="holds no feedback-only checkpoint"):
+        load_feedback(tmp_path / "whole")
+    with pytest.raises(ValueError, match="`backbone` is for feedback-only checkpoints"):
+        FeedbackForSequenceClassification.from_pretrained(tmp_path / "whole", backbone=tiny_backbone("bert"))
+    with pytest.raises(ValueError, match="`dtype` is for loading a backbone"):
+        load_feedback(tmp_path / "out", model.backbone, dtype=torch.float16)
+
+
+# Elsewhere
+
+
+def test_pipeline_and_without_the_package(bert, tmp_path):
+    model, batch = make(bert), tiny_batch()
+    model.save_feedback(tmp_path / "out")
+    tiny_tokenizer().save_pretrained(tmp_path / "out")
+    answer = pipeline("text-classification", str(tmp_path / "out"))("where is my parcel?")[0]
+    torch.save({"batch": batch, "logits": model(**batch).logits.detach()}, tmp_path / "expected.pt")
+    printed = run_without_package(
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification, pipeline
+
+        expected = torch.load("expected.pt")
+        model = AutoModelForSequenceClassification.from_pretrained("out", trust_remote_code=True)
+        assert torch.equal(model(**expected["batch"]).logits, expected["logits"])
+        print(pipeline("text-classification", "out", trust_remote_code=True)("where is my parcel?")[0]["score"])
+        """,
+        tmp_path,
+    )
+    assert float(printed) == pytest.approx(answer["score"], abs=1e-6)
+
+
+def test_trained_alone(bert, tmp_path):
+    """Feedback and head train, the backbone does not: what `save_feedback` is made for."""
+    model = make(bert)
+    model.backbone.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for _ in range(3):
+        model.train()(**tiny_batch(), labels=torch.tensor([0, 2])).loss.backward()
+        optimizer.step()
+    model.eval().save_feedback(tmp_path / "out")
+    assert torch.equal(load_feedback(tmp_path / "out")(**tiny_batch()).logits, model(**tiny_batch()).logits)
