@@ -102,6 +102,15 @@ class FeedbackConnections(nn.Module):
     def forward(self, h: dict[int, torch.Tensor]) -> dict[int, Any]:
         return {source: self.sources[str(source)](h[source]) for source in h}
 
+    @property
+    def weight(self) -> None:
+        """Nothing; PEFT reads and sets it on every module in `modules_to_save` when adapters such as IA³ are merged."""
+        return None
+
+    @weight.setter
+    def weight(self, value: None) -> None:
+        pass
+
     def add(self, said: dict[int, Any], target: int, x: torch.Tensor) -> torch.Tensor:
         """`x + Σ_{s → target} message_{s→target}`, in the dtype and on the device of `x`."""
         receiver = x

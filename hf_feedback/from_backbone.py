@@ -70,6 +70,11 @@ class FromBackbone(FeedbackPreTrainedModel):
         if isinstance(backbone, FeedbackPreTrainedModel):
             raise ValueError("`backbone` is a feedback model already; pass its `.backbone` to start anew.")
         if isinstance(backbone, PreTrainedModel):
+            if any(hasattr(module, "base_layer") for module in backbone.modules()):
+                raise ValueError(
+                    "`backbone` holds adapters, which would be lost when the feedback model is saved; use "
+                    "`hf_feedback.training.from_peft` with the PeftModel, or merge them."
+                )
             if config_overrides or backbone_kwargs:
                 raise ValueError(
                     "`config_overrides` and `backbone_kwargs` are for loading a backbone by name; set them on the "
@@ -87,7 +92,7 @@ class FromBackbone(FeedbackPreTrainedModel):
         else:
             raise TypeError(
                 "`backbone` must be a hub id, a folder or a transformers PreTrainedModel, got a "
-                f"{type(backbone).__name__}. (Add feedback first, and PEFT adapters to the feedback model.)"
+                f"{type(backbone).__name__}. (For a PeftModel, use `hf_feedback.training.from_peft`.)"
             )
         if name:
             commit = getattr(backbone.config, "_commit_hash", None) or backbone_kwargs.get("revision")

@@ -1,19 +1,22 @@
 """PEFT on a feedback model: adapters in the backbone, feedback and head trained in full beside them."""
 
 import copy
+import re
 
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch
+from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from test_heads import REPRESENTATIVE, answers, batch_for, fresh, targets_for
+from transformers import AutoModelForSequenceClassification
 
-from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, parameter_groups
+from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, from_peft, parameter_groups, peft_options
 
-LORA = dict(target_modules=["query", "value"], modules_to_save=["feedback", "classifier"], task_type="SEQ_CLS")
 METHODS = {
-    "lora": lambda: LoraConfig(r=4, **LORA),
-    "ia3": lambda: IA3Config(feedforward_modules=[], **LORA),
+    "lora": lambda model: LoraConfig(r=4, **peft_options(model)),
+    "dora": lambda model: LoraConfig(r=4, use_dora=True, **peft_options(model)),
+    "ia3": lambda model: IA3Config(feedforward_modules=[], **peft_options(model)),
 }
 
 
@@ -42,7 +45,7 @@ def train(model, tmp_path, **options):
 def test_train_save_load_merge(method, tmp_path, capsys):
     base, batch = make(), tiny_batch()
     expected = base(**batch).logits
-    model = get_peft_model(copy.deepcopy(base), METHODS[method]()).eval()
+    model = get_peft_model(copy.deepcopy(base), METHODS[method](base)).eval()
     torch.testing.assert_close(model(**batch).logits, expected)
     model.print_trainable_parameters()
     assert "trainable params" in capsys.readouterr().out
@@ -59,8 +62,6 @@ def test_train_save_load_merge(method, tmp_path, capsys):
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval()
     torch.testing.assert_close(loaded(**batch).logits, found)
-    if method != "lora":  # PEFT 0.21 merges modules_to_save without a `weight` of their own for LoRA alone
-        return
     merged = loaded.merge_and_unload()
     torch.testing.assert_close(merged(**batch).logits, found, rtol=1e-4, atol=1e-5)
     assert type(merged) is FeedbackForSequenceClassification
@@ -70,7 +71,7 @@ def test_train_save_load_merge(method, tmp_path, capsys):
 
 
 def test_groups_of_a_wrapped_model():
-    model = get_peft_model(make(), METHODS["lora"]())
+    model = get_peft_model(make(), METHODS["lora"](make()))
     rates = {group["name"]: group["lr"] for group in parameter_groups(model, 1e-3, backbone_lr=1e-4)}
     assert rates["feedback"] == rates["head"] == 1e-3
     assert rates["layer 2"] == 1e-4
@@ -84,3 +85,144 @@ def test_prefix_tuning_is_refused():
     model = get_peft_model(make(), config)
     with pytest.raises(ValueError, match="prefix-tuning"):
         model(**tiny_batch())
+
+
+HEAD_MODULES = {
+    ("SequenceClassification", "new"): ["classifier"],
+    ("SequenceClassification", "backbone"): ["backbone.classifier"],
+    ("TokenClassification", "new"): ["classifier"],
+    ("QuestionAnswering", "new"): ["qa_outputs"],
+    ("QuestionAnswering", "backbone"): ["backbone.qa_outputs"],
+    ("MultipleChoice", "new"): ["classifier"],
+    ("MaskedLM", "new"): ["lm_head.dense", "lm_head.norm"],
+    ("MaskedLM", "backbone"): [
+        "backbone.cls.predictions.transform.dense",
+        "backbone.cls.predictions.transform.LayerNorm",
+    ],
+    ("ImageClassification", "backbone"): ["backbone.classifier"],
+    ("AudioClassification", "backbone"): ["backbone.projector", "backbone.classifier"],
+}
+
+
+@pytest.mark.parametrize(("name", "head"), HEAD_MODULES)
+def test_options_of_every_head(name, head, tmp_path):
+    """What they say is trained, learns; it is all saved; what is tied stays tied."""
+    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    options = peft_options(model)
+    assert options["modules_to_save"] == ["feedback", *HEAD_MODULES[name, head]]
+    start = copy.deepcopy(model)
+    expected = answers(model(**batch))
+    tuned = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, **options))
+    trainable = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, 1e-2)
+    for _ in range(2):
+        tuned.train()(**batch, **targets_for(name)).loss.backward()
+        optimizer.step()
+    assert [p.shape for p in trainable if p.grad is None] == []
+    tuned.eval()
+    found = answers(tuned(**batch))
+    assert any(not torch.allclose(found[key], expected[key], atol=1e-3) for key in expected)
+    core = tuned.base_model.model
+    if name == "MaskedLM":
+        assert core.get_output_embeddings().weight is core.get_input_embeddings().weight
+    tuned.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(start, tmp_path).eval()
+    merged = PeftModel.from_pretrained(copy.deepcopy(loaded.unload()), tmp_path).merge_and_unload()
+    loaded = PeftModel.from_pretrained(loaded.unload(), tmp_path).eval()
+    for key, value in found.items():
+        torch.testing.assert_close(answers(loaded(**batch))[key], value)
+        torch.testing.assert_close(answers(merged(**batch))[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_adapters_go_into_the_layers_of_every_family(family):
+    model = FeedbackModel.from_backbone(tiny_backbone(family), feedback_rank=8)
+    stack = f"backbone.{model._stack_name}."
+    options = peft_options(model)
+    tuned = get_peft_model(model, LoraConfig(r=2, **options))
+    adapted = {name for name, p in tuned.base_model.model.named_parameters() if "lora_" in name}
+    assert adapted
+    assert all(name.startswith(stack) for name in adapted)
+    touched = {re.match(rf"{re.escape(stack)}(\d+)", name)[1] for name in adapted}
+    assert len(touched) == len(model.backbone.get_submodule(model._stack_name))
+
+
+# Adapters that were there first
+
+
+def adapted(method, kind="plain"):
+    """A tiny backbone or classifier with an adapter that has learnt something."""
+    if kind == "plain":
+        base, options = tiny_backbone("bert"), {}
+    else:
+        torch.manual_seed(0)
+        base = AutoModelForSequenceClassification.from_config(tiny_config("bert", num_labels=3)).eval()
+        options = {"modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
+    config = {
+        "lora": lambda: LoraConfig(r=4, target_modules=["query", "output.dense"], init_lora_weights=False, **options),
+        "ia3": lambda: IA3Config(
+            target_modules=["key", "output.dense"],
+            feedforward_modules=["output.dense"],
+            init_ia3_weights=False,
+            **options,
+        ),
+    }[method]()
+    model = get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", ["plain", "task", "task model's backbone"])
+def test_feedback_after_the_adapters(method, kind, tmp_path, capsys):
+    peft_model, batch = adapted(method, kind), tiny_batch()
+    head = "backbone" if kind == "task" else "new"
+    if head == "backbone":
+        expected = peft_model(**batch).logits
+    else:
+        inner = peft_model.base_model.model.base_model
+        expected = inner(**batch).last_hidden_state
+    model = from_peft(
+        FeedbackForSequenceClassification, peft_model, head=head, num_labels=3, feedback_rank=8, num_iterations=3
+    )
+    assert isinstance(model, PeftModel)
+    core = model.base_model.model
+
+    def answer(of):
+        return of(**batch).logits if head == "backbone" else of(**batch, output_hidden_states=True).hidden_states[-1]
+
+    torch.testing.assert_close(answer(model), expected)
+    assert core.check_equivalence(batch) == 0.0
+    model.print_trainable_parameters()
+    assert "trainable params" in capsys.readouterr().out
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    train(model, tmp_path)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name
+    found = model(**batch).logits
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(model.unload(), tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(**batch).logits, found)
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(merged(**batch).logits, found, rtol=1e-4, atol=1e-5)
+
+
+def test_what_from_peft_refuses():
+    config = PrefixTuningConfig(
+        task_type="FEATURE_EXTRACTION", num_virtual_tokens=2, token_dim=32, num_layers=4, num_attention_heads=4
+    )
+    with pytest.raises(ValueError, match="PREFIX_TUNING adapters, which work through the cache"):
+        from_peft(FeedbackModel, get_peft_model(tiny_backbone("bert"), config))
+    two = adapted("lora")
+    two.add_adapter("second", LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match="one adapter, got default, second"):
+        from_peft(FeedbackModel, two)
+    with pytest.raises(TypeError, match="use `hf_feedback"):
+        FeedbackModel.from_backbone(adapted("lora"))
+    backbone = tiny_backbone("bert")
+    backbone.add_adapter(LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match="holds adapters, which would be lost"):
+        FeedbackModel.from_backbone(backbone)

@@ -2,6 +2,14 @@
 
 from .arguments import FeedbackTrainingArguments
 from .parameter_groups import freeze_parameters, parameter_groups
+from .peft import from_peft, peft_options
 from .trainer import FeedbackTrainer
 
-__all__ = ["FeedbackTrainer", "FeedbackTrainingArguments", "freeze_parameters", "parameter_groups"]
+__all__ = [
+    "FeedbackTrainer",
+    "FeedbackTrainingArguments",
+    "freeze_parameters",
+    "from_peft",
+    "parameter_groups",
+    "peft_options",
+]

@@ -1,0 +1,136 @@
+"""PEFT on feedback models: the right options for an adapter config, and adapters that were there before feedback."""
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..modeling_feedback import FeedbackModel
+from ..modeling_task import FeedbackTaskModel
+from .parameter_groups import feedback_model_in, parts_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+TASK_TYPES = {
+    "FeedbackForSequenceClassification": "SEQ_CLS",
+    "FeedbackForTokenClassification": "TOKEN_CLS",
+    "FeedbackForQuestionAnswering": "QUESTION_ANS",
+}
+
+
+def peft_options(model: nn.Module) -> dict[str, Any]:
+    """What any PEFT config needs to know of a feedback model: adapters in the layers of the backbone, where PEFT puts
+    them in that family (else in all their linear maps); feedback and head trained in full and saved with the adapter.
+
+    A masked-LM head that is tied to the embeddings is left as it is.
+
+    Args:
+        model: a feedback model.
+
+    Returns:
+        `target_modules`, `modules_to_save` and `task_type`.
+
+    Example:
+
+    ```python
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import peft_options
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
+    >>> config = LoraConfig(r=8, **peft_options(model))
+    >>> config.modules_to_save
+    ['feedback', 'classifier']
+    >>> tuned = get_peft_model(model, config)
+
+    ```
+
+    Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
+    """
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+
+    _, core = feedback_model_in(model)
+    usual = USUAL.get(core.backbone.config.get_text_config().model_type)
+    if usual is None:
+        layers = nn.ModuleList(core._layers())
+        usual = sorted({n.split(".", 1)[1] for n, m in layers.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+    names = "|".join(map(re.escape, usual))
+    return {
+        "target_modules": rf"backbone\.{re.escape(core._stack_name)}\.(.*\.)?({names})",
+        "modules_to_save": ["feedback", *_head_modules(core)],
+        "task_type": TASK_TYPES.get(type(core).__name__),
+    }
+
+
+def _head_modules(model: nn.Module) -> list[str]:
+    """The modules that own parameters of the head, and none that is tied to the backbone."""
+    head = {name for name, part in parts_of(model).items() if part == "head"}
+    names = [(id(parameter), name) for name, parameter in model.named_parameters(remove_duplicate=False)]
+    tied = {number for number, name in names if name not in head}
+    own = {name for number, name in names if number not in tied}
+    modules = ((name, module.named_parameters(name, recurse=False)) for name, module in model.named_modules())
+    return [name for name, parameters in modules if (inside := {key for key, _ in parameters}) and inside <= own]
+
+
+def from_peft(
+    feedback_class: type[FeedbackTaskModel] | type[FeedbackModel], peft_model: "PeftModel", **options: Any
+) -> "PeftModel":
+    """Adds fresh feedback to a backbone that has PEFT adapters; they go on where they were, and train on beside it.
+
+    Args:
+        feedback_class: the feedback model to make.
+        peft_model: a backbone or task model with one adapter, such as LoRA. It is taken apart: use the result instead.
+        **options: as in `from_backbone`.
+
+    Returns:
+        The feedback model, wrapped by PEFT again: to be trained, saved, loaded and merged by PEFT's own methods. In
+        evaluation mode it starts out as exact as the adapted backbone.
+
+    Raises:
+        ValueError: the adapters are prompts or prefixes, or there are several of them.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if len(peft_model.peft_config) != 1:
+        raise ValueError(f"`peft_model` must have one adapter, got {', '.join(peft_model.peft_config)}.")
+    adapter, config = next(iter(cast(dict[str, Any], peft_model.peft_config).items()))
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"`peft_model` has {config.peft_type.value} adapters, which work through the cache or the input and not "
+            "with feedback; use LoRA or another method that adapts the layers."
+        )
+    inner = cast(nn.Module, peft_model.base_model.model)
+    old = {id(m.get_base_layer()): n for n, m in inner.named_modules() if isinstance(m, BaseTunerLayer)}
+    state = get_peft_model_state_dict(peft_model, adapter_name=adapter)
+    model = feedback_class.from_backbone(peft_model.unload(), **options)
+    new_names = {old[id(m)]: n for n, m in model.named_modules() if id(m) in old}
+    config = copy.deepcopy(config)
+    for key in ("target_modules", "feedforward_modules"):
+        chosen = getattr(config, key, None)
+        if chosen is not None:
+            kept = [n for o, n in new_names.items() if key == "target_modules" or _targets(chosen, o)]
+            setattr(config, key, kept)
+    for key in ("layers_to_transform", "layers_pattern", "exclude_modules"):
+        if hasattr(config, key):
+            setattr(config, key, None)
+    mine = peft_options(model)
+    config.modules_to_save, config.task_type = mine["modules_to_save"], mine["task_type"]
+    wrapped = get_peft_model(model, config, adapter_name=adapter)
+    moved = get_peft_model_state_dict(wrapped, adapter_name=adapter)
+    for key, tensor in state.items():
+        place = next((o for o in new_names if key.startswith(f"base_model.model.{o}.")), None)
+        if place is not None:
+            moved[key.replace(place, new_names[place], 1)] = tensor
+    set_peft_model_state_dict(wrapped, moved, adapter_name=adapter)
+    return wrapped.eval()
+
+
+def _targets(chosen: Any, name: str) -> bool:
+    if isinstance(chosen, str):
+        return re.fullmatch(chosen, name) is not None
+    return any(name == one or name.endswith(f".{one}") for one in chosen)
