@@ -1,10 +1,14 @@
 """Properties that transformers' own common model tests check."""
 
 import copy
+import pickle
+import threading
 
+import numpy as np
 import pytest
 import torch
 from families import speak, tiny_backbone, tiny_batch, tiny_config
+from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from transformers import AutoModelForSequenceClassification
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel, add_feedback
@@ -147,3 +151,195 @@ def test_gradients_reach_every_parameter():
     model = make(feedback_topology="dense").train()
     model(**tiny_batch(), labels=LABELS % 2).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+# Every head, new and the backbone's own
+
+
+HEADED = [(name, head) for name in NAMES for head in ("new", "backbone")]
+headed = pytest.mark.parametrize(("name", "head"), HEADED, ids=[f"{n}-{h}" for n, h in HEADED])
+TEXT = [(name, head) for name, head in HEADED if name not in REPRESENTATIVE]
+text_headed = pytest.mark.parametrize(("name", "head"), TEXT, ids=[f"{n}-{h}" for n, h in TEXT])
+
+
+def made(name, head, **options):
+    """A model that speaks, and a batch for it."""
+    family = REPRESENTATIVE.get(name, "bert")
+    return speak(fresh(name, head, **options)), batch_for(name, family)
+
+
+def same(one, other, **tolerance):
+    for key, value in answers(one).items():
+        torch.testing.assert_close(answers(other)[key], value, **tolerance)
+
+
+@headed
+def test_tuples_are_the_same_as_dicts(name, head):
+    model, batch = made(name, head)
+    expected = model(**batch, **targets_for(name), output_hidden_states=True)
+    found = model(**batch, **targets_for(name), output_hidden_states=True, return_dict=False)
+    assert isinstance(found, tuple)
+    assert len(found) == len([value for value in expected.values() if value is not None])
+    assert torch.equal(found[0], expected.loss)
+    assert torch.equal(found[1], next(iter(answers(expected).values())))
+
+
+@headed
+def test_numbers_and_shapes_of_states_and_attentions(name, head):
+    model, batch = made(name, head)
+    model.set_attn_implementation("eager")
+    found = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert len(found.hidden_states) == 5
+    assert len(found.attentions) == 4
+    rows, length, width = found.hidden_states[-1].shape
+    assert width == 32
+    assert {tuple(state.shape) for state in found.hidden_states} == {(rows, length, 32)}
+    assert {tuple(weights.shape) for weights in found.attentions} == {(rows, 4, length, length)}
+    for weights in found.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(rows, 4, length))
+    assert model(**batch).hidden_states is model(**batch).attentions is None
+
+
+@headed
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_gradients(name, head, reentrant):
+    """Dropout and all: what is computed again is what was computed before."""
+    model, batch = made(name, head)
+    model.train()
+
+    def gradients():
+        model.zero_grad()
+        torch.manual_seed(0)
+        np.random.seed(0)  # SpecAugment
+        model(**batch, **targets_for(name)).loss.backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointed = gradients()
+    assert plain.keys() == checkpointed.keys()
+    largest = max(gradient.abs().max() for gradient in plain.values())
+    for key, gradient in plain.items():
+        assert (gradient - checkpointed[key]).abs().max() <= 1e-5 * largest, key
+
+
+@headed
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_of_every_head(name, head, dtype):
+    model, batch = made(name, head)
+    expected = answers(model(**batch))
+    model = model.half() if dtype == torch.float16 else model.bfloat16()
+    batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
+    for key, value in answers(model(**batch)).items():
+        assert value.dtype == dtype
+        torch.testing.assert_close(value.float(), expected[key], rtol=0.1, atol=0.15)
+
+
+@headed
+def test_training_under_autocast(name, head):
+    model, batch = made(name, head)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.train()(**batch, **targets_for(name)).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_equals_eager(name):
+    torch._dynamo.reset()
+    head = "backbone" if name in ("TokenClassification", "MaskedLM", "ImageClassification") else "new"
+    model, batch = made(name, head, num_iterations=2, backbone_layers=[0, 1])
+    expected = model(**batch)
+    same(torch.compile(model, fullgraph=True, backend="aot_eager")(**batch), expected)
+
+
+@headed
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies(name, head, copied):
+    # weight norm, which Wav2Vec2 has, cannot be pickled
+    family = "whisper" if name == "AudioClassification" else REPRESENTATIVE.get(name, "bert")
+    model, batch = speak(fresh(name, head, family)), batch_for(name, family)
+    expected = model(**batch)
+    twin = copied(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    same(twin(**batch), expected, rtol=0, atol=0)
+
+
+@headed
+def test_attention_implementations(name, head):
+    model, batch = made(name, head)
+    expected = model(**batch)
+    model.set_attn_implementation("eager")
+    same(model(**batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@headed
+def test_a_batch_equals_its_rows(name, head):
+    model, batch = made(name, head)
+    together = model(**batch)
+    for row in range(2):
+        alone = model(**{key: value[row : row + 1] for key, value in batch.items()})
+        for key, value in answers(alone).items():
+            torch.testing.assert_close(value, answers(together)[key][row : row + 1], rtol=1e-4, atol=1e-5)
+
+
+@headed
+def test_threads(name, head):
+    model, batch = made(name, head)
+    ks = [1, 2, 3, 4]
+    with torch.no_grad():
+        expected = [model(**batch, num_iterations=k) for k in ks]
+    found = {}
+
+    def ask(k):
+        with torch.no_grad():
+            found[k] = [model(**batch, num_iterations=k) for _ in range(5)]
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in ks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, right in zip(ks, expected, strict=True):
+        for answer in found[k]:
+            same(answer, right, rtol=0, atol=0)
+
+
+@text_headed
+def test_embeddings_of_every_head(name, head, tmp_path):
+    model, batch = made(name, head)
+    expected = answers(model(**batch))
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    ids = batch.pop("input_ids")
+    same(model(inputs_embeds=embeddings(ids), **batch), model(input_ids=ids, **batch))
+    model.resize_token_embeddings(107)
+    for key, value in answers(model(input_ids=ids, **batch)).items():
+        torch.testing.assert_close(value[..., : expected[key].shape[-1]], expected[key])
+    model.save_pretrained(tmp_path)
+    loaded = NAMES[name].from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == loaded.get_input_embeddings().num_embeddings == 107
+    same(loaded(input_ids=ids, **batch), model(input_ids=ids, **batch), rtol=0, atol=0)
+
+
+@text_headed
+def test_feed_forward_chunks(name, head):
+    model, batch = made(name, head)
+    expected = model(**batch)
+    for layer in model._layers():
+        layer.chunk_size_feed_forward = 3
+    same(model(**batch), expected)
+
+
+@headed
+def test_dtypes_and_device_map_when_loading(name, head, tmp_path):
+    model, batch = made(name, head)
+    model.save_pretrained(tmp_path)
+    placed = NAMES[name].from_pretrained(tmp_path, device_map="auto")
+    same(placed(**batch), model(**batch), rtol=0, atol=0)
+    for dtype in (torch.bfloat16, torch.float64):
+        loaded = NAMES[name].from_pretrained(tmp_path, dtype=dtype)
+        assert {p.dtype for p in loaded.parameters()} == {dtype}
