@@ -37,9 +37,14 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
             return super().from_pretrained(None, *args, **kwargs)
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         found, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-        if found.get("model_type") != FeedbackConfig.model_type:
+        if "model_type" not in found:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no config.json that names a `model_type`. If it holds PEFT "
+                "adapters, load the feedback model that they belong to, and then `PeftModel.from_pretrained(model, …)`."
+            )
+        if found["model_type"] != FeedbackConfig.model_type:
             logger.warning(
-                f"{pretrained_model_name_or_path} is a plain {found.get('model_type')} model: adding fresh feedback. "
+                f"{pretrained_model_name_or_path} is a plain {found['model_type']} model: adding fresh feedback. "
                 "A task head of its own is left out unless `head='backbone'`."
             )
             return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)

@@ -2,20 +2,34 @@
 
 import torch
 import transformers
-from families import FAMILIES, tiny_backbone
+from families import FAMILIES, tiny_backbone, tiny_config
+
+from hf_feedback import HEADS
 
 READS = {"tokens": "text", "pixels": "images", "wave": "audio", "spectrum": "audio"}
+OWN = {
+    "FeedbackForSequenceClassification": "sequence",
+    "FeedbackForTokenClassification": "token",
+    "FeedbackForQuestionAnswering": "question",
+    "FeedbackForMultipleChoice": "choice",
+    "FeedbackForMaskedLM": "masked LM",
+    "FeedbackForImageClassification": "image",
+    "FeedbackForAudioClassification": "audio",
+}
 HEAD = """# Backbones
 
 Written by a run of the tests, which compare tiny random models of each family in float32 and float64, with explicit
 and default attention masks, left and right padding, `sdpa` and `eager` attention:
 
-    python -m pytest tests/test_equality.py tests/test_refusals.py --write-backbones examples/guides/backbones.md
+    python -m pytest tests/test_{equality,refusals,heads}.py --write-backbones examples/guides/backbones.md
 
 **Exact** means: with silent messages the model equals its backbone to the last bit, whatever K, edges, rank and
 activation; with messages that speak, outputs, hidden states and the gradients of all parameters for K = 3 equal an
 independent reference that runs the whole backbone K times and adds the messages by hand, to 1e-6 of the largest
 gradient in float32 and 1e-12 in float64 (1e-6 for families that compute in float32 inside).
+
+**Own heads** are the kinds of task models that transformers has of the family, for `add_feedback` and
+`head="backbone"`; with fresh feedback each answers exactly as it did before. A new head goes on any backbone.
 
 Nothing about a family is written in the package. A family that is not listed works if the probe that runs when a model
 is built finds no reason against it; otherwise the model is refused with that reason.
@@ -26,15 +40,17 @@ is built finds no reason against it; otherwise the model is refused with that re
 def write_table(file, outcomes, reasons):
     """`outcomes`: (kind, row, outcome) → number of tests; `reasons`: row of the refusals → the message."""
     lines = [HEAD + f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}\n"]
-    lines += ["| family | class | reads | direction | exact | tests |", "|---|---|---|---|---|---|"]
+    lines += ["| family | class | reads | direction | exact | own heads | tests |", "|---|---|---|---|---|---|---|"]
     for name, family in FAMILIES.items():
         passed, failed = (outcomes["family", name, outcome] for outcome in ("passed", "failed"))
         exact = "not tested" if not passed + failed else "yes" if not failed else "**no**"
         direction = "left to right" if family.decoder else "both"
         kind = type(tiny_backbone(name)).__name__
-        lines.append(
-            f"| {name} | {kind} | {READS[family.reads]} | {direction} | {exact} | {passed} of {passed + failed} |"
-        )
+        heads = ", ".join(OWN[head.__name__] for head in HEADS if head._task_models(tiny_config(name))) or "none"
+        tests = f"{passed} of {passed + failed}"
+        lines.append(f"| {name} | {kind} | {READS[family.reads]} | {direction} | {exact} | {heads} | {tests} |")
+    failing = sum(outcomes["family", name, "failed"] > 0 for name in FAMILIES)
+    lines += ["", f"{len(FAMILIES)} families tested: {len(FAMILIES) - failing} exact, {failing} failing."]
     lines += ["", "## Refused", "", "| what | why, and what to do |", "|---|---|"]
     lines += [f"| {name} | {reason} |" for name, reason in sorted(reasons.items())]
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def minilm():
     return str(get_model_path())
 
 
-# The compatibility table: pytest tests/test_equality.py --write-backbones examples/guides/backbones.md
+# The compatibility table: pytest tests/test_{equality,refusals,heads}.py --write-backbones examples/guides/backbones.md
 
 
 def pytest_addoption(parser):

@@ -60,6 +60,8 @@ def test_train_save_load_merge(method, tmp_path, capsys):
     found = model(**batch).logits
     assert not torch.allclose(found, expected, atol=1e-3)
     model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(OSError, match="If it holds PEFT adapters"):
+        FeedbackForSequenceClassification.from_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval()
     torch.testing.assert_close(loaded(**batch).logits, found)
     merged = loaded.merge_and_unload()
