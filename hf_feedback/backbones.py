@@ -190,7 +190,12 @@ def probe_inputs(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
         known = ", ".join(PROBE_INPUTS)
         raise refuse(backbone, f"its main input is `{name}`.", f"Use a backbone that reads one of {known}.")
     weight = next(backbone.parameters())
-    inputs = PROBE_INPUTS[name](backbone.config.get_text_config(), torch.Generator("cpu").manual_seed(0))
+    try:
+        inputs = PROBE_INPUTS[name](backbone.config.get_text_config(), torch.Generator("cpu").manual_seed(0))
+    except (AttributeError, TypeError) as error:
+        raise refuse(
+            backbone, f"its config does not tell the size of its {name} ({error}).", "Use another backbone."
+        ) from error
     return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
 

@@ -24,6 +24,11 @@ def without_layers():
     return AutoModel.from_config(AutoConfig.for_model("resnet", embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
 
 
+def that_reads_characters():
+    sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+    return AutoModel.from_config(AutoConfig.for_model("canine", **sizes, num_hash_buckets=64))
+
+
 def without_a_stack():
     backbone = tiny_backbone("bert")
     backbone.encoder.layer = nn.ModuleList([*backbone.encoder.layer, nn.Identity()])
@@ -87,6 +92,7 @@ REFUSED = {
     "layers that are given something made of the state": (with_a_hint, "an argument of layer 1 depends"),
     "layers that are skipped or routed": (with_skipped_layers, "out of order"),
     "layers that are not all called": (with_layers_left_out_at_the_top, "called 3 of its 4 layers"),
+    "models of characters (CANINE)": (that_reads_characters, "does not tell the size of its input_ids"),
     "models that fail on a tiny batch": (that_dies, "RuntimeError: out of luck"),
 }
 
