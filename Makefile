@@ -32,7 +32,7 @@ $(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback
 		--output-dir $(OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

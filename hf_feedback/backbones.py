@@ -39,7 +39,12 @@ def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
     """The half of an encoder–decoder that `backbone_part` names (`"auto"`: the encoder); other models as they are."""
     if not getattr(backbone.config, "is_encoder_decoder", False):
         return backbone
-    return backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
+    half = backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
+    if not isinstance(half, PreTrainedModel):
+        raise refuse(
+            backbone, f"its {type(half).__name__} is no transformers model by itself.", "Use another backbone."
+        )
+    return half
 
 
 def place_of_part(model: PreTrainedModel, part: str) -> str:
@@ -244,7 +249,7 @@ def _recorded(
     handle = layers[first].register_forward_pre_hook(add_noise, with_kwargs=True) if disturb else None
     try:
         with recording(run):
-            backbone(**inputs, **no_cache(backbone))
+            output = backbone(**inputs, **no_cache(backbone))
     except OutOfOrderError as error:
         raise refuse(backbone, str(error), "") from error
     except Exception as error:
@@ -253,6 +258,8 @@ def _recorded(
     finally:
         if handle is not None:
             handle.remove()
+    if getattr(output, "last_hidden_state", None) is None:
+        raise refuse(backbone, "its output has no `last_hidden_state`.", "Use the model that it is made of.")
     if run.position != len(layers):
         raise refuse(
             backbone,

@@ -130,10 +130,10 @@ class FeedbackOnlyCheckpoints(FromBackbone):
 
     def push_feedback_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Pushes what `save_feedback` writes; arguments as in `push_to_hub`."""
-        self._check_backbone_is_as_it_was()
+        self._check_backbone_is_as_it_was(**{key: kwargs[key] for key in ("token",) if key in kwargs})
         return FeedbackOnly(self).push_to_hub(repo_id, **kwargs)
 
-    def _check_backbone_is_as_it_was(self) -> None:
+    def _check_backbone_is_as_it_was(self, **hub_kwargs: Any) -> None:
         advice = "save the whole model with `save_pretrained`"
         if any(hasattr(module, "base_layer") for module in self.backbone.modules()):
             raise ValueError(
@@ -144,7 +144,7 @@ class FeedbackOnlyCheckpoints(FromBackbone):
             return  # nothing to compare with, or nothing that could have been trained
         name = source["name_or_path"]
         try:
-            found = self._named_backbone(self.config, None, {"dtype": self.backbone.dtype})
+            found = self._named_backbone(self.config, None, {"dtype": self.backbone.dtype, **hub_kwargs})
         except OSError as error:
             raise ValueError(
                 f"`save_feedback`: {name} cannot be loaded to see whether the backbone is still the same ({error}). If "
@@ -164,7 +164,8 @@ class FeedbackOnlyCheckpoints(FromBackbone):
         options = {key: kwargs.pop(key) for key in [*kwargs] if key in FeedbackConfig.option_names() | {"num_labels"}}
         rest = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
         given, backbone, wants_info = (rest.pop(key, None) for key in ("config", "backbone", "output_loading_info"))
-        rest.pop("use_safetensors", None)
+        for key in ("use_safetensors", "adapter_kwargs"):  # they are about the feedback's own folder
+            rest.pop(key, None)
         here = {key: value for key, value in hub_kwargs.items() if key != "trust_remote_code"}
         config = copy.deepcopy(given) or FeedbackConfig.from_pretrained(name, **here, **options)
         backbone_config = cast(PreTrainedConfig, config.backbone_config)

@@ -460,7 +460,6 @@ def test_code_of_a_private_repository_loads(read_again):
     assert read_again["whole"] == 2, read_again["whole"]
 
 
-@pytest.mark.xfail(strict=True, reason="the backbone is looked up at the commit of the feedback's repository")
 def test_feedback_alone_loads_without_the_package(read_again):
     assert read_again["only"] is True
 

@@ -29,6 +29,17 @@ def that_reads_characters():
     return AutoModel.from_config(AutoConfig.for_model("canine", **sizes, num_hash_buckets=64))
 
 
+def that_answers_otherwise():
+    sizes = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+    return AutoModel.from_config(AutoConfig.for_model("dpr", **sizes))
+
+
+def of_halves():
+    sizes = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4)
+    config = AutoConfig.for_model("fsmt", src_vocab_size=99, tgt_vocab_size=99, encoder_layerdrop=0.0, **sizes)
+    return AutoModel.from_config(config)
+
+
 def without_a_stack():
     backbone = tiny_backbone("bert")
     backbone.encoder.layer = nn.ModuleList([*backbone.encoder.layer, nn.Identity()])
@@ -93,6 +104,8 @@ REFUSED = {
     "layers that are skipped or routed": (with_skipped_layers, "out of order"),
     "layers that are not all called": (with_layers_left_out_at_the_top, "called 3 of its 4 layers"),
     "models of characters (CANINE)": (that_reads_characters, "does not tell the size of its input_ids"),
+    "models whose output is something else (DPR)": (that_answers_otherwise, "its output has no `last_hidden_state`"),
+    "halves that are no models by themselves (FSMT)": (of_halves, "its FSMTEncoder is no transformers model by itself"),
     "models that fail on a tiny batch": (that_dies, "RuntimeError: out of luck"),
 }
 

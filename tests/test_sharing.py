@@ -433,19 +433,3 @@ def test_only_what_is_needed_travels(tmp_path):
             words = line.split()
             if words[:1] in (["import"], ["from"]) and not words[1].startswith("."):
                 assert words[1].split(".")[0] in allowed, f"{name}: {line}"
-
-
-def test_push_to_hub_uploads_what_save_pretrained_writes(tmp_path, monkeypatch):
-    """The Hub client's own upload call gets weights, config and code."""
-    from huggingface_hub import HfApi
-
-    uploaded = {}
-
-    def upload(self, repo_id, operations, **kwargs):
-        uploaded[repo_id] = sorted(operation.path_in_repo for operation in operations)
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: type("R", (), {"repo_id": repo_id})())
-    monkeypatch.setattr(HfApi, "create_commit", upload)
-    make().push_to_hub("me/feedback-tiny", token="hf_x")
-    (files,) = uploaded.values()
-    assert {"config.json", "model.safetensors", "modeling_feedback.py", "loop.py"} <= set(files)
