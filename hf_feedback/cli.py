@@ -1,25 +1,16 @@
 """`hf-feedback train | evaluate | predict`."""
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from transformers import HfArgumentParser
 
 from .training.answering import Answering
-from .training.arguments import (
-    DataArguments,
-    FeedbackTrainingArguments,
-    LabelArguments,
-    ModelArguments,
-    TextArguments,
-)
-from .training.classification import Interrupted, bf16_is_fast, train
+from .training.arguments import DataArguments, LabelArguments, TextArguments
+from .training.classification import train
+from .training.command import format_metrics, guarded, run_training
 
 USAGE = """usage: hf-feedback {train,evaluate,predict} ...
 
@@ -54,59 +45,9 @@ def _parser(command: str, *parts: Any) -> HfArgumentParser:
     return HfArgumentParser(list(parts), prog=f"hf-feedback {command}")
 
 
-def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Metrics as a table, one a line; what the Trainer counts besides is left out."""
-    besides = ("_flos", "_per_second", "_preparation_time", "epoch")
-    rows = [(k, f"{v:.4f}" if isinstance(v, float) else str(v)) for k, v in metrics.items() if not k.endswith(besides)]
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"  {key.ljust(width)}  {value}" for key, value in rows)
-
-
-def _from_file(arguments: Sequence[str]) -> list[str]:
-    """Options, with those of a leading YAML or JSON file (`{"model": …, "freeze": ["embeddings"]}`) before them."""
-    if not arguments or not arguments[0].endswith((".json", ".yaml", ".yml")):
-        return list(arguments)
-    try:
-        values = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))  # JSON is YAML too
-    except yaml.YAMLError as error:
-        raise ValueError(f"{arguments[0]}: cannot be read ({error}).") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{arguments[0]}: must hold option names with their values.")
-    found: list[str] = []
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name == "feedback_rank" and value is None:
-            value = "none"
-        if value is None or value == []:  # as if it were not there
-            continue
-        if name.endswith("strategy") and value is False:  # YAML reads `no` as false
-            value = "no"
-        if name == "learning_rate_mapping":  # YAML reads 1e-5 as text
-            value = {pattern: float(rate) for pattern, rate in value.items()}
-        if isinstance(value, dict) or name == "feedback_edges":
-            value = json.dumps(value)
-        found += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    return [*found, *arguments[1:]]
-
-
 def run_train(arguments: Sequence[str]) -> int:
     """`hf-feedback train`, also behind `examples/run_classification.py`. Returns the exit status."""
-    arguments = _from_file(arguments)
-    parser = _parser("train", ModelArguments, DataArguments, FeedbackTrainingArguments)
-    use_bf16 = bf16_is_fast() and not any(argument.startswith("--fp16") for argument in arguments)
-    parser.set_defaults(bf16=use_bf16, use_cpu=not torch.accelerator.is_available(), report_to=["none"])
-    if any(argument.replace("_", "-").startswith(("--validation-file", "--dataset-name")) for argument in arguments):
-        parser.set_defaults(eval_strategy="epoch")
-    parser.set_defaults(hub_strategy="end")  # the code files come with the finished model
-    parser.set_defaults(learning_rate=5e-5, warmup_steps=0.1, logging_steps=50, save_strategy="epoch")
-    parser.set_defaults(per_device_train_batch_size=16, per_device_eval_batch_size=32)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
-    found = train(model_args, data_args, args)
-    if args.process_index == 0:
-        print(f"\nTrained from {model_args.model}:")
-        print(format_metrics(found))
-        print(f"\nModel, tokenizer and model card are in {args.output_dir}")
-    return 0
+    return run_training(arguments, DataArguments, train, prog="hf-feedback train")
 
 
 def _answering(args: InferenceArguments, text_args: TextArguments) -> Answering:
@@ -130,21 +71,6 @@ def run_predict(arguments: Sequence[str]) -> int:
 
 
 COMMANDS = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict}
-
-
-def guarded(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Runs a command; what is wrong with its input is one line on stderr and exit status 2."""
-    try:
-        return command(arguments)
-    except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,15 +14,118 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class TaskCard:
+    """A task in words.
+
+    Args:
+        pipeline_tag: its name on the Hub.
+        model: what a model of it is called.
+        inputs: what it reads, in the plural.
+        dataset_type: kind of a data set of such inputs, where it has no id on the Hub.
+        usage: Python lines that use a model; `{model}` stands for its place.
+        pooled: whether a new head reads one pooled vector an input.
+        labelled: whether the labels are classes with names.
+    """
+
+    pipeline_tag: str
+    model: str
+    inputs: str = "texts"
+    dataset_type: str = "text"
+    usage: str = ""
+    pooled: bool = False
+    labelled: bool = False
+
+
+def _with_pipeline(tag: str, call: str, more: str = "") -> str:
+    return f"""from transformers import pipeline
+
+answer = pipeline("{tag}", "{{model}}", trust_remote_code=True{more})
+{call}"""
+
+
+# transformers has no pipeline for these two
+QUESTIONS = """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{model}")
+model = AutoModelForQuestionAnswering.from_pretrained("{model}", trust_remote_code=True)
+question, text = "Where is the parcel?", "The parcel is at the depot."
+batch = tokenizer(question, text, return_tensors="pt")
+output = model(**batch)
+start, end = output.start_logits.argmax(), output.end_logits.argmax()
+print(tokenizer.decode(batch["input_ids"][0, start : end + 1]))"""
+
+CHOICES = """from transformers import AutoModelForMultipleChoice, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{model}")
+model = AutoModelForMultipleChoice.from_pretrained("{model}", trust_remote_code=True)
+context, choices = "Where is my parcel?", ["It comes on Monday.", "The lamp is blue."]
+batch = tokenizer([context] * len(choices), choices, padding=True, return_tensors="pt")
+batch = {{name: tensor.unsqueeze(0) for name, tensor in batch.items()}}  # (1, choices, tokens)
+print(choices[model(**batch).logits.argmax()])"""
+
+WAVE = """rate = answer.feature_extractor.sampling_rate
+print(answer({{"raw": np.zeros(rate, dtype=np.float32), "sampling_rate": rate}}))  # or the name of a file"""
+
+TASKS = {
+    "FeedbackForSequenceClassification": TaskCard(
+        "text-classification",
+        "text classifier",
+        usage=_with_pipeline("text-classification", 'print(answer("Where is my parcel?"))'),
+        pooled=True,
+        labelled=True,
+    ),
+    "FeedbackForTokenClassification": TaskCard(
+        "token-classification",
+        "token classifier",
+        usage=_with_pipeline(
+            "token-classification", 'print(answer("Where is my parcel?"))', ', aggregation_strategy="simple"'
+        ),
+        labelled=True,
+    ),
+    "FeedbackForQuestionAnswering": TaskCard(
+        "question-answering", "model that finds answers in texts", usage=QUESTIONS
+    ),
+    "FeedbackForMultipleChoice": TaskCard(
+        "multiple-choice", "model that chooses one of several texts", usage=CHOICES, pooled=True
+    ),
+    "FeedbackForMaskedLM": TaskCard(
+        "fill-mask",
+        "masked language model",
+        usage=_with_pipeline("fill-mask", 'print(answer(f"Where is my {{answer.tokenizer.mask_token}}?"))'),
+    ),
+    "FeedbackForImageClassification": TaskCard(
+        "image-classification",
+        "image classifier",
+        "images",
+        "image",
+        "from PIL import Image\n"
+        + _with_pipeline("image-classification", 'print(answer(Image.new("RGB", (32, 32))))  # or the name of a file'),
+        pooled=True,
+        labelled=True,
+    ),
+    "FeedbackForAudioClassification": TaskCard(
+        "audio-classification",
+        "audio classifier",
+        "recordings",
+        "audio",
+        "import numpy as np\n" + _with_pipeline("audio-classification", WAVE),
+        pooled=True,
+        labelled=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What a training run knows about itself.
 
     Args:
         backbone: hub id or folder that it started from.
-        data: split → (source, number of texts).
+        data: split → (source, number of examples).
         dataset: hub id of the data, if they came from there.
         metrics: what the Trainer measured, `eval_…` and `test_…`.
         arguments: the training arguments.
+        head: name of the model's class, a key of `TASKS`.
     """
 
     backbone: str
@@ -30,9 +133,26 @@ class RunFacts:
     dataset: str | None
     metrics: dict[str, float]
     arguments: "FeedbackTrainingArguments"
+    head: str = "FeedbackForSequenceClassification"
+
+    @property
+    def task(self) -> TaskCard:
+        """What the card says about the task."""
+        return TASKS[self.head]
 
 
 SPLITS = {"eval": "validation", "test": "test"}
+# Ours → its name on the Hub, where that is another.
+HUB_METRICS = {
+    "macro_f1": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "entity_f1": "f1",
+    "entity_precision": "precision",
+    "entity_recall": "recall",
+    "token_accuracy": "accuracy",
+}
 NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -50,11 +170,12 @@ def card_data(facts: RunFacts) -> ModelCardData:
     """The card's metadata, as the Hub understands it."""
     results = [
         EvalResult(
-            task_type="text-classification",
-            dataset_type=facts.dataset or "text",
+            task_type=facts.task.pipeline_tag,
+            dataset_type=facts.dataset or facts.task.dataset_type,
             dataset_name=facts.dataset or Path(facts.data[split][0]).name,
             dataset_split=split,
-            metric_type=metric,
+            metric_type=HUB_METRICS.get(metric, metric),
+            metric_name=metric,
             metric_value=round(value, 4),
         )
         for (split, metric), value in _figures(facts).items()
@@ -64,7 +185,7 @@ def card_data(facts: RunFacts) -> ModelCardData:
         base_model=facts.backbone if is_hub_id else None,
         library_name="transformers",
         datasets=facts.dataset,
-        pipeline_tag="text-classification",
+        pipeline_tag=facts.task.pipeline_tag,
         tags=["hf_feedback", "feedback"],
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=Path(facts.arguments.output_dir or "model").name,
@@ -74,14 +195,17 @@ def card_data(facts: RunFacts) -> ModelCardData:
 
 def _model_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]:
     rank = "full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"
-    return {
+    head = f"new, pooling: {config.pooling}" if facts.task.pooled else "new"
+    rows: dict[str, object] = {
         "backbone": "/".join(Path(facts.backbone).parts[-2:]),  # a hub id, or the end of a folder's path
         "iterations (K)": config.num_iterations,
         "edges (source → target)": ", ".join(f"{source} → {target}" for source, target in config.edges()),
         "message": f"{config.feedback_type}, {config.feedback_activation}, {rank}",
-        "head": "the backbone's own" if config.head == "backbone" else f"linear, pooling: {config.pooling}",
-        "labels": ", ".join(map(str, (config.id2label or {}).values())),
+        "head": "the backbone's own" if config.head == "backbone" else head,
     }
+    if facts.task.labelled:
+        rows["labels"] = ", ".join(map(str, (config.id2label or {}).values()))
+    return rows
 
 
 def _training_rows(args: "FeedbackTrainingArguments") -> dict[str, object]:
@@ -109,13 +233,11 @@ def _table(rows: dict[str, object]) -> str:
 
 BODY = """# {name}
 
-A text classifier with top-down feedback, made with hf_feedback {version} and transformers {transformers}.
+{what} with top-down feedback, made with hf_feedback {version} and transformers {transformers}.
 {reading}
 
 ```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", "path/or/id", trust_remote_code=True)
+{usage}
 ```
 
 ## Model
@@ -143,6 +265,8 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
     """Writes `README.md` beside the model."""
     body = BODY.format(
         name=Path(facts.arguments.output_dir or "model").name,
+        what=f"{'An' if facts.task.model[0] in 'aeiou' else 'A'} {facts.task.model}",
+        usage=facts.task.usage.format(model="path/or/id"),
         version=HF_FEEDBACK_VERSION,
         transformers=transformers.__version__,
         reading="With one iteration nothing is fed back: this is the plain backbone."
@@ -150,7 +274,10 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         else f"From the second of its {config.num_iterations} iterations on, lower layers read what higher ones said.",
         model=_table(_model_rows(config, facts)),
         data=_table(
-            {split: f"{count} texts from {Path(source).name}" for split, (source, count) in facts.data.items()}
+            {
+                split: f"{count} {facts.task.inputs} from {Path(source).name}"
+                for split, (source, count) in facts.data.items()
+            }
         ),
         training=_table(_training_rows(facts.arguments)),
         results=_table({f"{split} {metric}": f"{value:.4f}" for (split, metric), value in _figures(facts).items()}),

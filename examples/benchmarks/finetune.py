@@ -27,9 +27,10 @@ from transformers import (
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
-from hf_feedback.training.classification import bf16_is_fast
-from hf_feedback.training.data import LabelSet, encode, find_columns, read_file
+from hf_feedback.training.data import encode, find_columns, read_file
+from hf_feedback.training.labels import LabelSet
 from hf_feedback.training.metrics import default_metrics, make_compute_metrics
+from hf_feedback.training.run import bf16_is_fast
 
 
 def read(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Any], LabelSet]:

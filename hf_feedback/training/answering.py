@@ -15,9 +15,12 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from ..modeling_feedback import FeedbackForSequenceClassification
 from .arguments import FeedbackTrainingArguments, LabelArguments, TextArguments
-from .classification import check_writable, columns_of, is_feedback_model, load_tokenizer, max_length_of
-from .data import Columns, LabelSet, encode, read_file
+from .classification import columns_of
+from .data import Columns, encode, read_file
+from .labels import LabelSet
 from .metrics import decide, default_metrics, make_compute_metrics
+from .run import check_writable
+from .starting import is_feedback_model, load_tokenizer, max_length_of
 from .trainer import FeedbackTrainer
 
 

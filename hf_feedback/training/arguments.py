@@ -58,12 +58,19 @@ class LabelArguments(TextArguments):
 
 
 @dataclass
-class DataArguments(LabelArguments):
+class FileArguments:
+    """The files of a training run."""
+
+    train_file: str | None = field(default=None, metadata={"help": "File to train on."})
+    validation_file: str | None = field(default=None, metadata={"help": "File to validate on after every epoch."})
+    test_file: str | None = field(default=None, metadata={"help": "File to test the finished model on, once."})
+
+
+@dataclass
+class DataArguments(FileArguments, LabelArguments):
     """Where the texts to train on are."""
 
     train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSON-lines or parquet file to train on."})
-    validation_file: str | None = field(default=None, metadata={"help": "File to validate on after every epoch."})
-    test_file: str | None = field(default=None, metadata={"help": "File to test the finished model on, once."})
     dataset_name: str | None = field(default=None, metadata={"help": "A hub data set instead of files."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the hub data set."})
     problem_type: str | None = field(

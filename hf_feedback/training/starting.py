@@ -1,0 +1,136 @@
+"""What training starts from: the tokenizer, and a backbone with fresh feedback or a feedback model to go on with."""
+
+import math
+from typing import Any, TypeVar, cast
+
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..configuration_feedback import FeedbackConfig
+from ..modeling_task import FeedbackTaskModel
+from ..topology import resolve_edges
+from .arguments import ModelArguments
+from .labels import LabelSet
+
+Head = TypeVar("Head", bound=FeedbackTaskModel)
+EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
+
+
+def load_tokenizer(name: str, revision: str | None, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model; transformers makes up an empty one where there is none, which is refused."""
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", **kwargs)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(f"`model`: there is no tokenizer in {name}; save the one that the backbone was trained with.")
+    return tokenizer
+
+
+def max_length_of(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: FeedbackTaskModel) -> int:
+    """How many tokens a text may have: what was asked for, or what tokenizer and model read.
+
+    Raises:
+        ValueError: the model does not read so many, or nothing but special tokens would be left.
+    """
+    positions = getattr(model.config.text_config, "max_position_embeddings", None) or math.inf
+    for name, module in model.backbone.named_modules():
+        # families that count positions from the padding token on (RoBERTa) have fewer of them
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = module.num_embeddings - module.padding_idx - 1
+    longest = min(tokenizer.model_max_length, positions)
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if asked is not None and not least <= asked <= longest:
+        raise ValueError(
+            f"`max_length` must be between {least} and the {longest} tokens that the model reads, got {asked}."
+        )
+    return int(min(asked or math.inf, longest, 1_000_000))
+
+
+def is_feedback_model(name: str, hub: dict[str, str]) -> bool:
+    """Whether the folder or hub repository holds a feedback model."""
+    return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type") == FeedbackConfig.model_type
+
+
+def make_model(
+    head: type[Head],
+    args: ModelArguments,
+    labels: LabelSet | None = None,
+    config_overrides: dict[str, Any] | None = None,
+) -> Head:
+    """The model to train: a feedback model goes on (only its K can be changed), a backbone gets fresh feedback.
+
+    Args:
+        head: the class of the task.
+        args: which model, and the feedback options.
+        labels: of the data; a head that is trained already has to know them. `None` for tasks without labels.
+        config_overrides: see `from_backbone`.
+
+    Raises:
+        ValueError: the model cannot be what is asked for; OSError: it is missing or damaged.
+    """
+    hub = {} if args.revision is None else {"revision": args.revision}
+    options = args.feedback_options()
+    if is_feedback_model(args.model, hub):
+        architectures = PreTrainedConfig.get_config_dict(args.model, **hub)[0].get("architectures") or ()
+        new_head = head.__name__ not in architectures  # pretrained with another head, say
+        model = head.from_pretrained(args.model, **hub, **(_label_options(labels) if new_head else {}))
+        _change_iterations(model, args.model, options)
+    else:
+        trained_head = head.has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
+        if options.get("head") != "backbone" or not trained_head:
+            options |= _label_options(labels)
+        model = head.from_backbone(args.model, backbone_kwargs=hub, config_overrides=config_overrides, **options)
+    if labels is not None:
+        _check_labels(model, args.model, labels)
+    return model
+
+
+def _label_options(labels: LabelSet | None) -> dict[str, Any]:
+    if labels is None:
+        return {}
+    names = labels.names or ("value",)
+    return {
+        "problem_type": labels.problem_type,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def _change_iterations(model: FeedbackTaskModel, source: str, options: dict[str, Any]) -> None:
+    """Sets K where it was given; any other option must be what it is already."""
+    for option, value in options.items():
+        if option == "num_iterations":
+            model.set_num_iterations(value)
+        elif option in EDGE_OPTIONS:
+            edges = resolve_edges(len(model._layers()), *(options.get(name) for name in EDGE_OPTIONS))
+            if edges != model.config.edges():
+                raise ValueError(
+                    f"`{option}`: {source} is a feedback model already, with the edges {model.config.edges()}, not "
+                    f"{edges}; leave the option out, or start from its backbone."
+                )
+        elif value != (there := getattr(model.config, option)):
+            raise ValueError(
+                f"`{option}`: {source} is a feedback model already, with {there!r}, and cannot be changed to "
+                f"{value!r}; leave the option out, or start from its backbone."
+            )
+
+
+def _check_labels(model: FeedbackTaskModel, source: str, labels: LabelSet) -> None:
+    known = LabelSet.of_model(model)
+    if known.problem_type != labels.problem_type or not set(labels.names) <= set(known.names):
+        raise ValueError(
+            f"`model`: {source} was trained for the labels {', '.join(known.names) or 'numbers'}, the data has "
+            f"{', '.join(labels.names) or 'numbers'}; start from its backbone, or map the labels."
+        )
+
+
+def set_padding(model: FeedbackTaskModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Decoders often come without a padding token: the end of text serves. Model and tokenizer have to agree."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id != tokenizer.pad_token_id:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.backbone.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the backbone only {rows}: they do not belong together."
+        )
