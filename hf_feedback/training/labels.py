@@ -178,4 +178,21 @@ def has_labels(data: Dataset, column: str | None) -> bool:
 
 def label_numbers(data: Dataset, column: str, labels: LabelSet, source: str) -> list[Any]:
     """A column of labels → numbers; see `LabelSet.encode`."""
+    _refuse_absent(data, column, source)
     return labels.encode(names_of(data, column), column, source)
+
+
+def _refuse_absent(data: Dataset, column: str, source: str) -> None:
+    if column not in data.column_names:
+        there = ", ".join(data.column_names)
+        raise ValueError(f"`label_column`: there is no column {column!r}; {source} has the columns: {there}.")
+
+
+def classes_of(data: Dataset, source: str, column: str) -> LabelSet:
+    """The classes of a column that holds one label a row.
+
+    Raises:
+        ValueError: there is no such column, a label is missing, or there are fewer than two classes.
+    """
+    _refuse_absent(data, column, source)
+    return LabelSet.of(data, column, source, "single_label_classification")

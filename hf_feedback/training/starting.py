@@ -16,11 +16,24 @@ Head = TypeVar("Head", bound=FeedbackTaskModel)
 EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
 
 
-def load_tokenizer(name: str, revision: str | None, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model; transformers makes up an empty one where there is none, which is refused."""
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", **kwargs)
+def load_tokenizer(name: str, revision: str | None, of_words: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model; transformers makes up an empty one where there is none, which is refused.
+
+    Args:
+        name: folder or hub id.
+        revision: of the hub repository.
+        of_words: whether it is to read lists of words and say where in a text its tokens stand.
+
+    Raises:
+        ValueError: there is none, or it does not do that; OSError: the folder or repository is missing.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    if of_words and getattr(tokenizer, "add_prefix_space", None) is False:  # else the first piece of a word is another
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", add_prefix_space=True)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(f"`model`: there is no tokenizer in {name}; save the one that the backbone was trained with.")
+    if of_words and not tokenizer.is_fast:
+        raise ValueError(f"`model`: the tokenizer of {name} does not say where its tokens stand; use a fast one.")
     return tokenizer
 
 
