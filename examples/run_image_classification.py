@@ -48,8 +48,8 @@ def check_image(content: bytes) -> None:
 def encode(data: Dataset, source: str, args: ImageArguments, labels: LabelSet) -> Dataset:
     """Images, to be decoded when a batch needs them, and `labels`."""
     numbers = label_numbers(data, args.label_column, labels, source)
-    images = data.select_columns([args.image_column]).rename_column(args.image_column, "image")
-    return images.cast_column("image", Image(mode="RGB")).add_column("labels", numbers)
+    images = data.select_columns([args.image_column]).cast_column(args.image_column, Image(mode="RGB"))
+    return images.add_column("labels", numbers)
 
 
 class ImageCollator:
@@ -57,13 +57,14 @@ class ImageCollator:
 
     Args:
         processor: the model's image processor.
+        column: of the images.
     """
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, column: str) -> None:
+        self.processor, self.column = processor, column
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pixels = self.processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+        pixels = self.processor([row[self.column] for row in rows], return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
@@ -87,7 +88,7 @@ def train(model_args: ModelArguments, data_args: ImageArguments, args: FeedbackT
             split: Split(encode(data, source, data_args, LabelSet.of_model(model)), source, None, compute_metrics)
             for split, (data, source) in read.items()
         },
-        collator=ImageCollator(processor),
+        collator=ImageCollator(processor, data_args.image_column),
         metrics=dict.fromkeys(names, True),
     )
     return run_task(task, model_args, args)

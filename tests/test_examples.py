@@ -1,0 +1,475 @@
+"""The example scripts of all tasks: from a small file to a model that loads, with figures checked by hand."""
+
+import importlib
+import json
+import re
+import string
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from families import tiny_backbone, tiny_config
+from huggingface_hub import ModelCard
+from scipy.io import wavfile
+from transformers import (
+    BertTokenizer,
+    EvalPrediction,
+    ViTImageProcessor,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
+
+from hf_feedback import HEADS
+from hf_feedback.model_card import TASKS
+from hf_feedback.training.entities import align, entities, entity_scores, is_bio, make_tag_metrics, tag_set
+from hf_feedback.training.masking import MaskingCollator, perplexity_of_losses, token_losses, with_fixed_masks
+from hf_feedback.training.media import read_wave
+from hf_feedback.training.questions import answer_f1, answer_scores, answer_tokens, best_answers, windows_of
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DATA = EXAMPLES / "data"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+FAST = "--num-train-epochs 2 --per-device-train-batch-size 4 --disable-tqdm True --feedback-rank 4 --bf16 False"
+
+
+def script(name):
+    """An example script as a module."""
+    sys.path[:0] = [path for path in map(str, (EXAMPLES, DATA)) if path not in sys.path]
+    return importlib.import_module(name)
+
+
+def letters():
+    """A tokenizer that reads words letter by letter, so that most words have several pieces."""
+    signs = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), *"0123456789", *".,?-;"]
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *signs])}
+    assert len(vocabulary) < tiny_config("bert").vocab_size
+    return BertTokenizer(vocab=vocabulary, model_max_length=64)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """Folders of tiny backbones with what prepares their inputs, by kind of input."""
+    folder = tmp_path_factory.mktemp("backbones")
+    tiny_backbone("bert", pad_token_id=0).save_pretrained(folder / "text")
+    letters().save_pretrained(folder / "text")
+    tiny_backbone("vit").save_pretrained(folder / "image")
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / "image")
+    tiny_backbone("wav2vec2", layerdrop=0.1).save_pretrained(folder / "audio")
+    Wav2Vec2FeatureExtractor(sampling_rate=4000).save_pretrained(folder / "audio")
+    return folder
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script with some of its data."""
+
+    head: str
+    reads: str
+    data: str
+    metrics: tuple[str, ...]
+    count: int = 8
+
+    @property
+    def file(self) -> Path:
+        return next((DATA / self.data).glob("train.*"))
+
+
+CASES = {
+    "run_token_classification": Case(
+        "TokenClassification", "text", "entities", ("entity_f1", "entity_recall", "token_accuracy"), 24
+    ),
+    "run_question_answering": Case("QuestionAnswering", "text", "questions", ("exact_match", "f1")),
+    "run_multiple_choice": Case("MultipleChoice", "text", "replies", ("accuracy",)),
+    "run_masked_lm": Case("MaskedLM", "text", "support_messages", ("perplexity",)),
+    "run_image_classification": Case("ImageClassification", "image", "shapes", ("accuracy", "macro_f1")),
+    "run_audio_classification": Case("AudioClassification", "audio", "tones", ("accuracy", "macro_f1")),
+}
+
+
+def head_of(file: Path, count: int, folder: Path) -> str:
+    """The first rows of a file, as a file."""
+    out = folder / file.name
+    if file.suffix == ".parquet":
+        Dataset.from_parquet(str(file), cache_dir=str(folder / "cache")).select(range(count)).to_parquet(out)
+    else:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        out.write_text("".join(lines[: count + (file.suffix == ".csv")]), encoding="utf-8")
+    return str(out)
+
+
+def run(name, backbones, folder, *more, train=None):
+    case = CASES[name]
+    train = train or head_of(case.file, case.count, folder)
+    model = str(backbones / case.reads)
+    command = ["--model", model, "--train-file", train, "--output-dir", str(folder / "out"), *FAST.split(), *more]
+    return script(name).main(command)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_from_a_file_to_a_model(name, backbones, tmp_path, capsys):
+    case = CASES[name]
+    rows = head_of(case.file, case.count, tmp_path)
+    files = ["--validation-file", rows, "--test-file", rows]
+    assert run(name, backbones, tmp_path, *files, "--learning-rate", "3e-3", train=rows) == 0, capsys.readouterr().err
+    printed, out = capsys.readouterr().out, tmp_path / "out"
+    assert "Model, " in printed
+    assert f"test_{case.metrics[0]}" in printed
+    results = json.loads((out / "all_results.json").read_text())
+    for metric in (*case.metrics, "loss"):
+        assert results[f"eval_{metric}"] == results[f"test_{metric}"]
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"]
+    head = next(head for head in HEADS if head.__name__ == f"FeedbackFor{case.head}")
+    loaded, info = head._backbone_task_class.from_pretrained(out, output_loading_info=True)
+    assert type(loaded) is head
+    assert not info["missing_keys"]
+    assert any(edge.up.weight.abs().max() > 0 for edge in loaded.feedback.modules() if hasattr(edge, "up"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_card_names_the_task_and_its_example_runs(name, backbones, tmp_path, monkeypatch):
+    case = CASES[name]
+    monkeypatch.chdir(tmp_path)
+    rows = head_of(case.file, case.count, tmp_path)
+    assert run(name, backbones, tmp_path, "--validation-file", rows, "--max-steps", "1", train=rows) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    task = TASKS[f"FeedbackFor{case.head}"]
+    assert card.data.pipeline_tag == task.pipeline_tag
+    assert {result.metric_name for result in card.data.eval_results} >= set(case.metrics)
+    assert {result.task_type for result in card.data.eval_results} == {task.pipeline_tag}
+    assert f"{case.count} {task.inputs} from {case.file.name}" in card.text
+    assert task.model in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("path/or/id", "out"), names)
+    if "answer" in names:
+        assert type(names["answer"].model).__name__ == f"FeedbackFor{case.head}"
+
+
+def test_every_head_has_a_card():
+    assert list(TASKS) == [head.__name__ for head in HEADS]
+
+
+def test_pretrained_with_masks_then_fine_tuned(backbones, tmp_path):
+    assert run("run_masked_lm", backbones, tmp_path, "--max-steps", "2", "--num-iterations", "3") == 0
+    (tmp_path / "next").mkdir()
+    rows = head_of(CASES["run_token_classification"].file, 8, tmp_path / "next")
+    command = ["--model", str(tmp_path / "out"), "--train-file", rows, "--output-dir", str(tmp_path / "next" / "out")]
+    assert script("run_token_classification").main([*command, "--max-steps", "1", "--bf16", "False"]) == 0
+    config = json.loads((tmp_path / "next" / "out" / "config.json").read_text())
+    assert (config["num_iterations"], config["feedback_rank"]) == (3, 4)
+    assert "B-DATE" in config["id2label"].values()
+
+
+# Bad input
+
+
+def with_row(**changes: Any) -> Callable[[list[dict]], list[dict]]:
+    """Changes the third row."""
+    return lambda rows: [{**row, **changes} if i == 2 else row for i, row in enumerate(rows)]
+
+
+def without(column: str) -> Callable[[list[dict]], list[dict]]:
+    return lambda rows: [{key: value for key, value in row.items() if key != column} for row in rows]
+
+
+BAD = {
+    # script, what becomes of the rows, further options → words on stderr
+    "tags too few": ("token_classification", with_row(tags=["O"]), "", "row 3: `tags` must be a list of"),
+    "tags that are no list": ("token_classification", with_row(tags="O"), "", "row 3: `tags` must be a list of"),
+    "no tokens": ("token_classification", with_row(tokens=[], tags=[]), "", "row 3: `tokens` must be a list of words"),
+    "half BIO": ("token_classification", with_row(tokens=["a"], tags=["DATE"]), "", "'DATE' is none of O, B-TYPE and"),
+    "no tags at all": ("token_classification", without("tags"), "", "there is no column 'tags'"),
+    "answer elsewhere": (
+        "question_answering",
+        with_row(answers={"text": ["no such words"], "answer_start": [0]}),
+        "",
+        "row 3: the answer 'no such words' does not stand at character 0",
+    ),
+    "no answers": ("question_answering", with_row(answers="Monday"), "", "row 3: `answers` must be"),
+    "no question": ("question_answering", with_row(question=" "), "", "row 3: `question` must be a text"),
+    "long question": ("question_answering", with_row(question="why " * 40), "", "row 3: the question leaves 0 of 64"),
+    "negative stride": ("question_answering", None, "--stride -1", "`stride` must be at least 0"),
+    "label out of range": ("multiple_choice", with_row(label=4), "", "row 3: `label` must be the number of the right"),
+    "label that is a word": ("multiple_choice", with_row(label="b"), "", "row 3: `label` must be the number"),
+    "fewer choices": ("multiple_choice", with_row(choices=["a", "b"]), "", "row 3: `choices` has 2 texts, row 1 has 4"),
+    "masks nothing": ("masked_lm", None, "--mlm-probability 0", "`mlm_probability` must be above 0"),
+    "no words": ("masked_lm", lambda rows: [{"text": " "}] * 3, "", "column 'text' holds no words"),
+    "no image": ("image_classification", with_row(image={"bytes": b"x", "path": None}), "", "row 3: `image` cannot be"),
+    "no image column": ("image_classification", None, "--image-column photo", "there is no column 'photo'"),
+    "no label column": ("image_classification", None, "--label-column kind", "there is no column 'kind'"),
+    "no recording": ("audio_classification", with_row(audio={"bytes": b"x", "path": None}), "", "row 3: `audio`"),
+    "nothing at all": ("audio_classification", with_row(audio=None), "", "`audio` cannot be read (there is nothing)"),
+    "no file": ("audio_classification", None, "--train-file /no/such.parquet", "there is no such file"),
+    "no metric": ("multiple_choice", None, "--metric-for-best-model f2", "must be one of accuracy, loss"),
+}  # fmt: skip
+
+
+def changed(name: str, change: Callable | None, folder: Path) -> str:
+    """The first rows of a script's data, changed, as a file."""
+    case = CASES[name]
+    file = head_of(case.file, case.count, folder)
+    if change is None:
+        return file
+    if not file.endswith(".parquet"):
+        rows = [json.loads(line) for line in Path(file).read_text().splitlines()] if file.endswith("l") else []
+        out = folder / "changed.jsonl"
+        out.write_text("\n".join(json.dumps(row) for row in change(rows)))
+        return str(out)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(change(pq.read_table(file).to_pylist())), folder / "changed.parquet")
+    return str(folder / "changed.parquet")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case, backbones, tmp_path, capsys):
+    name, change, more, words = BAD[case]
+    file = changed(f"run_{name}", change, tmp_path)
+    more = [*more.split(), "--validation-file", file] if case != "no file" else more.split()
+    assert run(f"run_{name}", backbones, tmp_path, *more, train=file) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert words in error
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+# Tags
+
+
+def test_tags_stand_at_the_first_piece_of_a_word():
+    found = letters()([["my", "red", "fan"]], is_split_into_words=True)
+    assert align(found.word_ids(0), [0, 1, 2]) == [-100, 0, -100, 1, -100, -100, 2, -100, -100, -100]
+    module = script("run_token_classification")
+    data = Dataset.from_list([{"tokens": ["my", "red", "fan"], "tags": ["O", "B-X", "I-X"]}])
+    args = module.TagArguments()
+    encoded = module.encode(data, "here", args, letters(), 6, ["O", "B-X", "I-X"])
+    assert encoded[0]["labels"] == [-100, 0, -100, 1, -100, -100]  # cut after "re"
+    assert len(encoded[0]["input_ids"]) == 6
+    with pytest.raises(ValueError, match="row 1: tag 'I-X' is not among the training tags: O, B-X"):
+        module.encode(data, "here", args, letters(), 6, ["O", "B-X"])
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("O B-X I-X O", {("X", 1, 2)}),
+        ("B-X B-X", {("X", 0, 0), ("X", 1, 1)}),
+        ("I-X I-X", {("X", 0, 1)}),
+        ("B-X I-Y I-Y", {("X", 0, 0), ("Y", 1, 2)}),
+        ("B-X O I-X", {("X", 0, 0), ("X", 2, 2)}),
+        ("O O", set()),
+    ],
+)
+def test_entities(tags, expected):
+    assert entities(tags.split()) == expected
+
+
+def test_entity_scores():
+    wanted = ["B-X I-X O B-Y".split(), "O B-X".split()]
+    given = ["B-X I-X O B-X".split(), "B-X B-X".split()]  # right: X 0–1 and X 1; wrong: X 3 and X 0; missed: Y 3
+    found = entity_scores(wanted, given)
+    assert found["entity_precision"] == pytest.approx(2 / 4)
+    assert found["entity_recall"] == pytest.approx(2 / 3)
+    assert found["entity_f1"] == pytest.approx(4 / 7)
+    assert entity_scores([["O"]], [["O"]]) == {"entity_f1": 0.0, "entity_precision": 0.0, "entity_recall": 0.0}
+
+
+def test_tag_metrics_leave_out_what_has_no_label():
+    labels = np.array([[-100, 1, -100, 2, 0, -100], [-100, 0, 1, -100, -100, -100]])
+    answers = np.array([[2, 1, 1, 2, 1, 0], [1, 0, 1, 2, 2, -100]])
+    found = make_tag_metrics(["O", "B-X", "I-X"])(EvalPrediction(answers, labels))
+    assert found["token_accuracy"] == pytest.approx(4 / 5)
+    assert found["entity_precision"] == pytest.approx(2 / 3)
+    assert found["entity_recall"] == 1.0
+    assert set(make_tag_metrics(["NOUN", "VERB", "X"])(EvalPrediction(answers, labels))) == {"token_accuracy"}
+
+
+def test_tag_sets():
+    assert tag_set([["B-Y", "O"], ["I-X", "B-X"]], "here").names == ("O", "B-X", "I-X", "B-Y")
+    assert set(tag_set([["NOUN", "VERB"]], "here").names) == {"NOUN", "VERB"}
+    assert not is_bio("B-")
+    features = Features({"tokens": [Value("string")], "tags": [ClassLabel(names=["O", "B-X"])]})
+    data = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [[1, 0]]}, features=features)
+    module = script("run_token_classification")
+    assert module.tags_of(data, "here", module.TagArguments()) == [["B-X", "O"]]
+
+
+# Questions
+
+
+def one_question(answer="red", context="we have a red fan and a new lamp"):
+    start = context.index(answer)
+    row = {"question": "hue?", "context": context, "answers": {"text": [answer], "answer_start": [start]}}
+    return Dataset.from_list([row])
+
+
+def test_an_answer_stands_in_its_windows_and_comes_back():
+    data, tokenizer = one_question(), letters()
+    windows = windows_of(data, tokenizer, 20, 6, "here")
+    assert len(windows) > 2
+    inside = 0
+    for window in windows:
+        start, end = window["start_positions"], window["end_positions"]
+        if start == 0:
+            assert end == 0
+            continue
+        inside += 1
+        assert tokenizer.convert_ids_to_tokens(window["input_ids"])[start : end + 1] == ["r", "##e", "##d"]
+        first, last = window["offsets"][start][0], window["offsets"][end][1]
+        assert data[0]["context"][first:last] == "red"
+    assert 1 <= inside < len(windows)
+    # logits that point to the answer where it is, and weakly elsewhere
+    start, end = np.zeros((len(windows), 20)), np.zeros((len(windows), 20))
+    for i, window in enumerate(windows):
+        if window["start_positions"]:
+            start[i, window["start_positions"]] = end[i, window["end_positions"]] = 5
+    assert best_answers(start, end, windows, data["context"]) == ["red"]
+    start[:, 0] = end[:, 0] = 9
+    assert best_answers(start, end, windows, data["context"]) == ["red"]
+    assert best_answers(start, end, windows, data["context"], may_be_empty=True) == [""]
+
+
+def test_answers_that_are_cut_do_not_count():
+    offsets = [[-1, -1], [-1, -1], [5, 8], [8, 12], [13, 15]]
+    assert answer_tokens(offsets, 8, 15) == (3, 4)
+    assert answer_tokens(offsets, 9, 10) == (3, 3)
+    assert answer_tokens(offsets, 4, 8) is None
+    assert answer_tokens(offsets, 13, 16) is None
+    assert answer_tokens([[-1, -1]], 0, 1) is None
+
+
+def test_the_best_answer_is_a_span_of_the_text():
+    data = one_question(context="a red fan")
+    windows = windows_of(data, letters(), 64, 6, "here")
+    tokens = letters().convert_ids_to_tokens(windows[0]["input_ids"])
+    start, end = np.zeros((1, 64)), np.zeros((1, 64))
+    r, n = tokens.index("r"), tokens.index("##n")
+    start[0, r], end[0, n] = 4, 4
+    start[0, 1] = end[0, n + 1] = 9  # in the question, and at [SEP]
+    end[0, r - 1] = 5  # before the start
+    assert best_answers(start, end, windows, data["context"]) == ["red fan"]
+    assert best_answers(start, end, windows, data["context"], max_answer_length=1) == ["a"]
+
+
+def test_answer_scores():
+    assert answer_f1("The red fan", "a red lamp") == pytest.approx(0.5)
+    assert answer_f1("", "x") == 0.0
+    found = answer_scores([["The Monday.", "on Monday"], ["5 May"], []], ["monday", "on 5 May", ""])
+    assert found["exact_match"] == pytest.approx(2 / 3)
+    assert found["f1"] == pytest.approx((1 + 2 * (2 / 3) * 1 / (2 / 3 + 1) + 1) / 3)
+
+
+def test_questions_without_answers(backbones, tmp_path):
+    file = changed("run_question_answering", with_row(answers={"text": [], "answer_start": []}), tmp_path)
+    assert run("run_question_answering", backbones, tmp_path, "--validation-file", file, train=file) == 0
+
+
+# Masks
+
+
+def test_evaluation_masks_stay_and_training_masks_change():
+    tokenizer = letters()
+    texts = ["where is my red fan", "it is late", "a"]
+    data = Dataset.from_dict(dict(tokenizer(texts, return_special_tokens_mask=True)))
+    once, again = (with_fixed_masks(data, tokenizer, 0.3) for _ in range(2))
+    assert once[:] == again[:]
+    for row, plain in zip(once, data, strict=True):
+        chosen = [label != -100 for label in row["labels"]]
+        assert any(chosen)
+        assert not any(yes and special for yes, special in zip(chosen, plain["special_tokens_mask"], strict=True))
+        assert [i for i, yes in zip(row["labels"], chosen, strict=True) if yes] == [
+            i for i, yes in zip(plain["input_ids"], chosen, strict=True) if yes
+        ]
+    collator = MaskingCollator(tokenizer, 0.3)
+    together = collator(list(once))
+    assert together["labels"][1].tolist()[: len(once[1]["labels"])] == once[1]["labels"]
+    assert (together["labels"][2, 3:] == -100).all()
+    torch.manual_seed(0)
+    assert any(not torch.equal(collator(list(data))["labels"], collator(list(data))["labels"]) for _ in range(5))
+    assert (MaskingCollator(tokenizer, 0.01)([data[2]])["labels"] != -100).any()
+
+
+def test_perplexity_weighs_every_masked_token_the_same():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, -100, 2], [-100, 4, -100]])
+    losses = token_losses(logits, labels)
+    by_hand = [-logits[i, j].log_softmax(-1)[labels[i, j]].item() for i, j in ((0, 0), (0, 2), (1, 1))]
+    found = perplexity_of_losses(EvalPrediction(losses.numpy(), labels.numpy()))
+    assert found["loss"] == pytest.approx(np.mean(by_hand), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(np.mean(by_hand)), rel=1e-5)
+
+
+def test_the_loss_of_a_script_is_that_of_the_model(backbones, tmp_path):
+    (tmp_path / "t.txt").write_text("where is my red fan\n\nit is late\n")
+    more = ["--validation-file", str(tmp_path / "t.txt"), "--max-steps", "1"]
+    assert run("run_masked_lm", backbones, tmp_path, *more, train=str(tmp_path / "t.txt")) == 0
+    found = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert found["eval_perplexity"] == pytest.approx(np.exp(found["eval_loss"]))
+
+
+# Images and recordings
+
+
+def test_folders_of_images(backbones, tmp_path):
+    from PIL import Image
+
+    for kind, colour in (("dark", 10), ("light", 240)):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (12, 12), colour + i).save(tmp_path / "images" / kind / f"{i}.png")
+    folder = str(tmp_path / "images")
+    assert run("run_image_classification", backbones, tmp_path, "--validation-file", folder, train=folder) == 0
+    classify = pipeline("image-classification", str(tmp_path / "out"))
+    assert {answer["label"] for answer in classify(Image.new("RGB", (20, 20)))} == {"dark", "light"}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+def test_waves_of_every_kind(dtype):
+    wave = np.sin(2 * np.pi * 50 * np.arange(800) / 4000).astype(np.float32) * 0.5
+    scale = {np.uint8: 128, np.int16: 2**15, np.int32: 2**31}.get(dtype, 1)
+    samples = (wave * scale + (128 if dtype == np.uint8 else 0)).astype(dtype)
+    stream = BytesIO()
+    wavfile.write(stream, 4000, np.stack([samples, samples], 1))
+    np.testing.assert_allclose(read_wave(stream.getvalue()), wave, atol=0.02)
+    twice = read_wave(stream.getvalue(), 8000)
+    assert len(twice) == 1600
+    np.testing.assert_allclose(twice[200:1400:2], wave[100:700], atol=0.05)
+
+
+def test_recordings_of_different_lengths(backbones, tmp_path):
+    def cell(length):
+        stream = BytesIO()
+        wavfile.write(stream, 8000, (np.random.default_rng(length).normal(0, 0.1, length)).astype(np.float32))
+        return {"bytes": stream.getvalue(), "path": None}
+
+    rows = [{"audio": cell(2000 + 500 * i), "label": "ab"[i % 2]} for i in range(6)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
+    file = str(tmp_path / "t.parquet")
+    more = ["--validation-file", file, "--max-seconds", "0.4"]
+    assert run("run_audio_classification", backbones, tmp_path, *more, train=file) == 0
+
+
+# The shipped data
+
+
+def test_the_shipped_texts_are_what_the_script_makes(tmp_path):
+    script("make_small_sets").write_texts(tmp_path)
+    for file in tmp_path.rglob("*.jsonl"):
+        assert file.read_text(encoding="utf-8") == (DATA / file.relative_to(tmp_path)).read_text(encoding="utf-8")
+
+
+def test_validation_is_not_training():
+    for file in DATA.rglob("train.*"):
+        other = file.with_stem("validation")
+        assert max(file.stat().st_size, other.stat().st_size) < 400_000
+        if file.suffix == ".jsonl":
+            assert not set(file.read_text().splitlines()) & set(other.read_text().splitlines())
