@@ -195,7 +195,7 @@ def card_data(facts: RunFacts) -> ModelCardData:
 
 def _model_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]:
     rank = "full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"
-    head = f"new, pooling: {config.pooling}" if facts.task.pooled else "new"
+    head = f"linear, pooling: {config.pooling}" if facts.task.pooled else "new"
     rows: dict[str, object] = {
         "backbone": "/".join(Path(facts.backbone).parts[-2:]),  # a hub id, or the end of a folder's path
         "iterations (K)": config.num_iterations,

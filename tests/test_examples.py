@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import re
 import string
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -473,3 +475,33 @@ def test_validation_is_not_training():
         assert max(file.stat().st_size, other.stat().st_size) < 400_000
         if file.suffix == ".jsonl":
             assert not set(file.read_text().splitlines()) & set(other.read_text().splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["run_question_answering", "run_masked_lm", "run_image_classification"])
+def test_two_processes(name, backbones, tmp_path):
+    """Under torchrun: each process reads half of the rows, and the figures are those of one process."""
+    case = CASES[name]
+    rows = head_of(case.file, case.count, tmp_path)
+    files = ["--train-file", rows, "--validation-file", rows, "--output-dir", str(tmp_path / "out")]
+    command = ["--model", str(backbones / case.reads), *files, *FAST.split(), "--num-train-epochs", "1"]
+    found = subprocess.run(
+        [
+            *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"],
+            *[str(EXAMPLES / f"{name}.py"), *command, "--ddp-backend", "gloo"],
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
+        cwd=tmp_path,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert found.stdout.count("and model card are in") == 1
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    (tmp_path / "again").mkdir()
+    again = ["--model", str(tmp_path / "out"), "--train-file", rows, "--validation-file", rows, "--learning-rate", "0"]
+    more = ["--output-dir", str(tmp_path / "again"), "--max-steps", "1", "--bf16", "False"]
+    assert script(name).main([*again, *more]) == 0
+    alone = json.loads((tmp_path / "again" / "all_results.json").read_text())
+    for metric in case.metrics:
+        assert results[f"eval_{metric}"] == pytest.approx(alone[f"eval_{metric}"], rel=1e-4)
