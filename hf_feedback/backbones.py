@@ -36,7 +36,10 @@ def is_decoder(config: PreTrainedConfig, part: str = "auto") -> bool:
 
 
 def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
-    """The half of an encoder–decoder that `backbone_part` names (`"auto"`: the encoder); other models as they are."""
+    """The backbone inside a model: without a head, and of an encoder–decoder the half that `backbone_part` names
+    (`"auto"`: the encoder)."""
+    while backbone.base_model is not backbone:
+        backbone = cast(PreTrainedModel, backbone.base_model)
     if not getattr(backbone.config, "is_encoder_decoder", False):
         return backbone
     half = backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
@@ -49,7 +52,7 @@ def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
 
 def place_of_part(model: PreTrainedModel, part: str) -> str:
     """The name inside a task model of the backbone whose layers are looped; empty where it is the model itself."""
-    inner = select_part(cast(PreTrainedModel, model.base_model), part)
+    inner = select_part(model, part)
     return next(name for name, module in model.named_modules() if module is inner)
 
 

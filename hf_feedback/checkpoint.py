@@ -205,7 +205,7 @@ class FeedbackOnlyCheckpoints(FromBackbone):
         if config.head == "backbone":
             cls._check_task_model(backbone)
         else:
-            backbone = select_part(cast(PreTrainedModel, backbone.base_model), config.backbone_part)
+            backbone = select_part(backbone, config.backbone_part)
         mine, theirs = config.text_config, backbone.config.get_text_config()
         for key in ("model_type", "hidden_size", "num_hidden_layers"):
             if getattr(mine, key) != getattr(theirs, key, None):

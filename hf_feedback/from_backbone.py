@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -86,7 +86,7 @@ class FromBackbone(FeedbackPreTrainedModel):
                 if cls._labelled:
                     adopt_labels(config, backbone.config, labels_given)
             else:
-                backbone = select_part(cast(PreTrainedModel, backbone.base_model), backbone_part)
+                backbone = select_part(backbone, backbone_part)
         elif isinstance(backbone, str | Path):
             backbone = cls._load_backbone(backbone, config, config_overrides, backbone_kwargs, labels_given)
         else:

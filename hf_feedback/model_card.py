@@ -122,7 +122,7 @@ class RunFacts:
     Args:
         backbone: hub id or folder that it started from.
         data: split → (source, number of examples).
-        dataset: hub id of the data, if they came from there.
+        dataset: hub id or folder of the data, if they came from there and not from files.
         metrics: what the Trainer measured, `eval_…` and `test_…`.
         arguments: the training arguments.
         head: name of the model's class, a key of `TASKS`.
@@ -134,6 +134,16 @@ class RunFacts:
     metrics: dict[str, float]
     arguments: "FeedbackTrainingArguments"
     head: str = "FeedbackForSequenceClassification"
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The data's hub id; `None` for files and folders, which mean nothing there."""
+        return None if self.dataset is None or Path(self.dataset).exists() else self.dataset
+
+    @property
+    def name(self) -> str:
+        """What the model is called: its repository, or its folder."""
+        return Path(self.arguments.hub_model_id or self.arguments.output_dir or "model").name
 
     @property
     def task(self) -> TaskCard:
@@ -171,8 +181,8 @@ def card_data(facts: RunFacts) -> ModelCardData:
     results = [
         EvalResult(
             task_type=facts.task.pipeline_tag,
-            dataset_type=facts.dataset or facts.task.dataset_type,
-            dataset_name=facts.dataset or Path(facts.data[split][0]).name,
+            dataset_type=facts.hub_dataset or facts.task.dataset_type,
+            dataset_name=facts.hub_dataset or Path(facts.data[split][0]).name,
             dataset_split=split,
             metric_type=HUB_METRICS.get(metric, metric),
             metric_name=metric,
@@ -184,11 +194,11 @@ def card_data(facts: RunFacts) -> ModelCardData:
     return ModelCardData(
         base_model=facts.backbone if is_hub_id else None,
         library_name="transformers",
-        datasets=facts.dataset,
+        datasets=facts.hub_dataset,
         pipeline_tag=facts.task.pipeline_tag,
         tags=["hf_feedback", "feedback"],
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=Path(facts.arguments.output_dir or "model").name,
+        model_name=facts.name,
         eval_results=results or None,
     )
 
@@ -264,9 +274,9 @@ One run with one seed: these figures say nothing about whether feedback helped. 
 def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> Path:
     """Writes `README.md` beside the model."""
     body = BODY.format(
-        name=Path(facts.arguments.output_dir or "model").name,
+        name=facts.name,
         what=f"{'An' if facts.task.model[0] in 'aeiou' else 'A'} {facts.task.model}",
-        usage=facts.task.usage.format(model="path/or/id"),
+        usage=facts.task.usage.format(model=facts.arguments.hub_model_id or "path/or/id"),
         version=HF_FEEDBACK_VERSION,
         transformers=transformers.__version__,
         reading="With one iteration nothing is fed back: this is the plain backbone."
@@ -275,7 +285,7 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         model=_table(_model_rows(config, facts)),
         data=_table(
             {
-                split: f"{count} {facts.task.inputs} from {Path(source).name}"
+                split: f"{count} {facts.task.inputs} from {facts.hub_dataset or Path(source).name}"
                 for split, (source, count) in facts.data.items()
             }
         ),

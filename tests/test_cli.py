@@ -461,7 +461,7 @@ def test_two_processes(backbone, tmp_path):
         command = train_command(backbone, tmp_path / f"out{k}", train=train, validation=train)[1:]
         found = subprocess.run(
             [
-                *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"],
+                *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
                 *[str(ROOT / "examples" / "run_classification.py"), *command, "--num-iterations", k],
                 *["--ddp-find-unused-parameters", "False", "--ddp-backend", "gloo"],
             ],

@@ -487,7 +487,7 @@ def test_two_processes(name, backbones, tmp_path):
     command = ["--model", str(backbones / case.reads), *files, *FAST.split(), "--num-train-epochs", "1"]
     found = subprocess.run(
         [
-            *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"],
+            *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
             *[str(EXAMPLES / f"{name}.py"), *command, "--ddp-backend", "gloo"],
         ],
         capture_output=True,

@@ -30,8 +30,10 @@ def that_reads_characters():
 
 
 def that_answers_otherwise():
-    sizes = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
-    return AutoModel.from_config(AutoConfig.for_model("dpr", **sizes))
+    backbone = tiny_backbone("bert")
+    forward = backbone.forward
+    backbone.forward = lambda *args, **kwargs: {"logits": forward(*args, **kwargs).last_hidden_state}
+    return backbone
 
 
 def of_halves():
@@ -104,7 +106,7 @@ REFUSED = {
     "layers that are skipped or routed": (with_skipped_layers, "out of order"),
     "layers that are not all called": (with_layers_left_out_at_the_top, "called 3 of its 4 layers"),
     "models of characters (CANINE)": (that_reads_characters, "does not tell the size of its input_ids"),
-    "models whose output is something else (DPR)": (that_answers_otherwise, "its output has no `last_hidden_state`"),
+    "models whose output is something else": (that_answers_otherwise, "its output has no `last_hidden_state`"),
     "halves that are no models by themselves (FSMT)": (of_halves, "its FSMTEncoder is no transformers model by itself"),
     "models that fail on a tiny batch": (that_dies, "RuntimeError: out of luck"),
 }
@@ -135,6 +137,16 @@ def test_the_guide_has_every_row():
     """The written table is of these families and refusals, all of them exact."""
     guide = (Path(__file__).parent.parent / "examples" / "guides" / "backbones.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in guide.splitlines() if line.startswith("| ")]
-    exact = {row[0]: row[4] for row in rows if len(row) == 6 and row[0] != "family"}
+    exact = {row[0]: row[4] for row in rows if len(row) == 7 and row[0] != "family"}
     assert exact == dict.fromkeys(FAMILIES, "yes")
     assert {row[0] for row in rows if len(row) == 2 and row[0] != "what"} == set(REFUSED)
+
+
+def test_a_model_around_a_model_is_unwrapped():
+    """DPR's encoder is a BERT in two wrappings."""
+    sizes = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+    config = AutoConfig.for_model("dpr", **sizes)
+    model = FeedbackModel.from_backbone(AutoModel.from_config(config), feedback_rank=8)
+    assert type(model.backbone).__name__ == "BertModel"
+    assert model.check_equivalence(tiny_batch()) == 0.0
+    assert FeedbackModel(model.config).eval().check_equivalence(tiny_batch()) == 0.0

@@ -1,6 +1,7 @@
 """Freezing, discriminative rates, and training runs against plain ones."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -373,3 +374,12 @@ def test_wrong_arguments_class(tmp_path):
 def test_rates_as_json():
     args = FeedbackTrainingArguments(output_dir="x", learning_rate_mapping='{"LayerNorm": 1e-5}', use_cpu=True)
     assert args.learning_rate_mapping == {"LayerNorm": 1e-5}
+
+
+def test_the_hubs_token_is_copied_but_not_written(tmp_path):
+    args = FeedbackTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret", freeze=["embeddings"])
+    assert b"hf_secret" not in pickle.dumps(args)
+    assert pickle.loads(pickle.dumps(args)).freeze == ["embeddings"]
+    twin = copy.deepcopy(args)
+    assert twin.hub_token == args.hub_token == "hf_secret"
+    assert twin.freeze is not args.freeze

@@ -1,5 +1,6 @@
 """Arguments of training: transformers' own with freezing and discriminative rates; data and model of the commands."""
 
+import copy
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,15 @@ class FeedbackTrainingArguments(TrainingArguments):
 
     # Options that transformers reads as JSON when they come as text.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rate_mapping"]  # noqa: RUF012
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the Trainer pickles into `training_args.bin`, a file that is pushed with the model: not the token."""
+        return {**self.__dict__, "hub_token": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FeedbackTrainingArguments":
+        twin = copy.copy(self)
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
 
 @dataclass

@@ -77,7 +77,7 @@ def parse_training(
     parser.set_defaults(bf16=use_bf16, use_cpu=not torch.accelerator.is_available(), report_to=["none"])
     if any(argument.replace("_", "-").startswith(("--validation-file", "--dataset-name")) for argument in arguments):
         parser.set_defaults(eval_strategy="epoch")
-    parser.set_defaults(hub_strategy="end")  # the code files come with the finished model
+    parser.set_defaults(hub_strategy="end")
     parser.set_defaults(learning_rate=5e-5, warmup_steps=0.1, logging_steps=50, save_strategy="epoch")
     parser.set_defaults(per_device_train_batch_size=16, per_device_eval_batch_size=32)
     return parser.parse_args_into_dataclasses(arguments)  # type: ignore[return-value]

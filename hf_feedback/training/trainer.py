@@ -1,5 +1,6 @@
 """`FeedbackTrainer`: transformers' Trainer with freezing and discriminative learning rates."""
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,6 +76,13 @@ class FeedbackTrainer(Trainer):
                 feedback_model_in(cast(nn.Module, self.model))[1].config,
                 self.card_facts,
             )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As in transformers, which leaves out the code files that the config refers to."""
+        if self.is_world_process_zero():
+            for file in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(file, str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that `args.optim` names, over `parameter_groups`; prints them as a table.
