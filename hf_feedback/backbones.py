@@ -228,8 +228,16 @@ def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: 
     backbone.eval()
     try:
         inputs = probe_inputs(backbone)
-        plain = _recorded(backbone, layers, first, last, inputs, disturb=False)
-        disturbed = _recorded(backbone, layers, first, last, inputs, disturb=True)
+        plain, entries = _recorded(backbone, layers, first, last, inputs, disturb=False)
+        disturbed, again = _recorded(backbone, layers, first, last, inputs, disturb=True)
+        if not _same_arguments(entries, again):
+            raise refuse(backbone, "it draws random numbers in evaluation mode.", "Switch that off in its config.")
+        width = backbone.config.get_text_config().hidden_size
+        if entries[0].dim() != 3 or entries[0].shape[-1] != width:
+            shape = tuple(entries[0].shape)
+            raise refuse(
+                backbone, f"its layers read {shape} and not (batch, tokens, {width}).", "Use another backbone."
+            )
         _check_record(backbone, plain, disturbed)
         return 0 if plain.segment[0].hidden.shape[0] == 2 else 1
     finally:
@@ -238,18 +246,22 @@ def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: 
 
 def _recorded(
     backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int, inputs: dict[str, Any], disturb: bool
-) -> Run:
+) -> tuple[Run, list[torch.Tensor]]:
+    """The run, and what entered the segment before it was disturbed."""
+    entries: list[torch.Tensor] = []
     run = Run(layers, first, last)
     keyword = first_argument(layers[first])
 
     def add_noise(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if run.position != first:  # a shared layer is called elsewhere too
             return args, kwargs
-        if args:
-            return (_disturbed(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, keyword: _disturbed(kwargs[keyword])}
+        hidden = args[0] if args else kwargs[keyword]
+        entries.append(hidden)
+        if disturb:
+            hidden = _disturbed(hidden)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: hidden})
 
-    handle = layers[first].register_forward_pre_hook(add_noise, with_kwargs=True) if disturb else None
+    handle = layers[first].register_forward_pre_hook(add_noise, with_kwargs=True)
     try:
         with recording(run):
             output = backbone(**inputs, **no_cache(backbone))
@@ -259,8 +271,7 @@ def _recorded(
         reason = f"it failed on a tiny batch of {', '.join(inputs)} ({type(error).__name__}: {error})."
         raise refuse(backbone, reason, "Check that it runs by itself.") from error
     finally:
-        if handle is not None:
-            handle.remove()
+        handle.remove()
     if getattr(output, "last_hidden_state", None) is None:
         raise refuse(backbone, "its output has no `last_hidden_state`.", "Use the model that it is made of.")
     if run.position != len(layers):
@@ -269,7 +280,7 @@ def _recorded(
             f"it called {run.position} of its {len(layers)} layers.",
             "Layers that are skipped or routed cannot be looped.",
         )
-    return run
+    return run, entries
 
 
 def _disturbed(hidden: torch.Tensor) -> torch.Tensor:

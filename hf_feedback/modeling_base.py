@@ -185,7 +185,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
 
         def put(run: Run) -> Any:
             output = run.segment[-1].output
-            return (state, *output[1:]) if isinstance(output, tuple) else state
+            return (state, *output[1:]) if isinstance(output, tuple | list) else state
 
         with recording(Run(self._layers(), *self._segment, put)):
             return self.backbone(**inputs)

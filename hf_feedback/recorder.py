@@ -16,8 +16,8 @@ from torch import nn
 
 
 def hidden_of(output: Any) -> torch.Tensor:
-    """The hidden states in a layer's output, which is a tensor or a tuple that starts with it."""
-    return output[0] if isinstance(output, tuple) else output
+    """The hidden states in a layer's output, which is a tensor or a tuple (or list) that starts with it."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def first_argument(module: nn.Module) -> str:
@@ -129,7 +129,7 @@ class Run:
             keyword=None if args else keyword,
             hidden=hidden if self.keep is None or layer == self.first else None,
             output=output if self.keep is None or layer in self.keep else None,
-            extras=output[1:] if self.keep is None and isinstance(output, tuple) else (),
+            extras=tuple(output[1:]) if self.keep is None and isinstance(output, tuple | list) else (),
         )
 
 

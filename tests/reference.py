@@ -54,7 +54,7 @@ def run_reference(backbone, stack, passes, parameters, edges, inputs, num_iterat
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
     def keep_state(module, args, output):
-        current.append(output[0] if isinstance(output, tuple) else output)
+        current.append(output[0] if isinstance(output, tuple | list) else output)
 
     handles = []
     for layer in layers:

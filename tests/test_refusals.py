@@ -1,5 +1,6 @@
 """What cannot be looped exactly is refused when the model is built, with the reason and what to do: one table."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def without_layers():
 def that_reads_characters():
     sizes = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
     return AutoModel.from_config(AutoConfig.for_model("canine", **sizes, num_hash_buckets=64))
+
+
+VIT = dict(
+    hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37, image_size=16, patch_size=4
+)
+
+
+def that_masks_at_random():
+    return AutoModel.from_config(AutoConfig.for_model("vit_mae", **VIT, mask_ratio=0.5))
+
+
+def that_keeps_the_grid():
+    return AutoModel.from_config(AutoConfig.for_model("vitdet", **VIT))
 
 
 def that_answers_otherwise():
@@ -97,7 +111,7 @@ def that_dies():
 
 
 REFUSED = {
-    "LayerDrop (Wav2Vec2 as it comes)": (with_layerdrop, r"config_overrides=\{'layerdrop': 0.0\}"),
+    "LayerDrop (Wav2Vec2 as it comes)": (with_layerdrop, "config_overrides={'layerdrop': 0.0}"),
     "DeBERTa-v2's convolution, inside the segment": (with_convolution, "between layers 0 and 1"),
     "models that are no stack of equal layers (ResNet)": (without_layers, "no `num_hidden_layers`"),
     "models whose layers are not in one list": (without_a_stack, "no list of 4 layers"),
@@ -108,6 +122,11 @@ REFUSED = {
     "models of characters (CANINE)": (that_reads_characters, "does not tell the size of its input_ids"),
     "models whose output is something else": (that_answers_otherwise, "its output has no `last_hidden_state`"),
     "halves that are no models by themselves (FSMT)": (of_halves, "its FSMTEncoder is no transformers model by itself"),
+    "models that are random in evaluation mode (ViT-MAE)": (that_masks_at_random, "draws random numbers in evaluation"),
+    "layers of images that are not tokens (ViTDet)": (
+        that_keeps_the_grid,
+        "read (2, 32, 4, 4) and not (batch, tokens, 32)",
+    ),
     "models that fail on a tiny batch": (that_dies, "RuntimeError: out of luck"),
 }
 
@@ -115,7 +134,7 @@ REFUSED = {
 @pytest.mark.parametrize("refusal", REFUSED)
 def test_refused_when_built(refusal, record_property):
     backbone, words = REFUSED[refusal]
-    with pytest.raises(UnsupportedBackboneError, match=words) as caught:
+    with pytest.raises(UnsupportedBackboneError, match=re.escape(words)) as caught:
         FeedbackModel.from_backbone(backbone(), feedback_rank=8)
     record_property("reason", str(caught.value))
 
