@@ -88,7 +88,9 @@ FAMILIES: dict[str, Family] = {
         "block",
         casts=True,
     ),
-    "openai-gpt": Family(dict(vocab_size=99, n_positions=64, n_embd=32, n_layer=4, n_head=4), "h", decoder=True),
+    "openai-gpt": Family(
+        dict(vocab_size=99, n_positions=64, n_embd=32, n_layer=4, n_head=4, pad_token_id=1), "h", decoder=True
+    ),
     "gpt2": Family(
         dict(vocab_size=99, n_positions=64, n_embd=32, n_layer=4, n_head=4, pad_token_id=1), "h", decoder=True
     ),
