@@ -14,7 +14,7 @@ class Swish(nn.Module):
         num_edges: how many edges share the input, n.
 
     Shapes:
-        x: `(..., n, r)` → `(..., n, r)`, edge i with its own β.
+        x: `(..., n, r)` → `(..., n, r)`, edge i with its own β; `(..., 1, r)` with `edge`, the number of one.
 
     Source: Ramachandran et al. 2017, arXiv 1710.05941.
 
@@ -33,8 +33,9 @@ class Swish(nn.Module):
         super().__init__()
         self.beta = nn.Parameter(torch.ones(num_edges))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(self.beta.unsqueeze(-1) * x)
+    def forward(self, x: torch.Tensor, edge: int | None = None) -> torch.Tensor:
+        beta = self.beta if edge is None else self.beta[edge : edge + 1]
+        return x * torch.sigmoid(beta.unsqueeze(-1) * x)
 
 
 # Activations with parameters of their own, one set per edge: name → class taking the number of edges.

@@ -47,9 +47,12 @@ TRANSFORMERS_KEYS = {
     "torch_dtype",
 }
 
+FEEDBACK_TYPES = ("additive", "gated", "attention", "temporal", "context", "joint")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
-    "feedback_type": ("additive",),
+    "feedback_context": ("state", "classes"),
+    "feedback_signal": ("state", "error"),
+    "feedback_sharing": ("edge", "targets"),
     "pooling": ("auto", "cls", "mean", "last"),
     "head": ("new", "backbone"),
     "backbone_part": ("auto", "encoder", "decoder"),
@@ -75,7 +78,22 @@ class FeedbackConfig(PreTrainedConfig):
         feedback_layers (`list[int]`, *optional*):
             `[lowest, highest]`, both included: confines a topology to targets in that range.
         feedback_type (`str`, defaults to `"additive"`):
-            How a message is made: `"additive"` is `up(activation(down(LayerNorm(h_source))))`.
+            How a message is made: `"additive"` is `up(activation(down(LayerNorm(h_source))))`; `"gated"`,
+            `"attention"`, `"temporal"`, `"context"` and `"joint"` stand in `connections.py` with their equations.
+            Several are joined by a plus, as in `"additive+context"`.
+        feedback_heads (`int`, defaults to 4):
+            Heads of `"attention"`; they share the rank.
+        feedback_sweeps (`int`, defaults to 3):
+            Sweeps of `"temporal"`, at least 2: news travels so many tokens less one in each iteration.
+        feedback_context (`str`, defaults to `"state"`):
+            What `"context"` reads: the mean of the source's states, or the probabilities of the `"classes"`.
+        feedback_signal (`str`, defaults to `"state"`):
+            A message reads the source's `"state"`, or the `"error"`: source minus receiver.
+        feedback_sharing (`str`, defaults to `"edge"`):
+            Weights of their own for every `"edge"`, or one set for all `"targets"` of a source.
+        feedback_future (`bool` or `"auto"`, defaults to `"auto"`):
+            Whether messages may tell a token of a decoder about later ones. Auto: yes for models that answer for a
+            whole text or its tokens, no for `FeedbackModel`, whose states may serve to predict the next token.
         feedback_activation (`str`, defaults to `"swish"`):
             `"swish"` (`x·sigmoid(βx)` with one learnable β per edge, 1 at the start) or any activation that
             transformers knows by name: `"sigmoid"`, `"tanh"`, `"relu"`, `"gelu"`, `"mish"`, …
@@ -141,6 +159,12 @@ class FeedbackConfig(PreTrainedConfig):
     feedback_edges: list[list[int]] | None = None
     feedback_layers: list[int] | None = None
     feedback_type: str = "additive"
+    feedback_heads: int = 4
+    feedback_sweeps: int = 3
+    feedback_context: str = "state"
+    feedback_signal: str = "state"
+    feedback_sharing: str = "edge"
+    feedback_future: bool | str = "auto"
     feedback_activation: str = "swish"
     feedback_rank: int | None = 32
     feedback_dropout: float = 0.0
@@ -235,6 +259,7 @@ class FeedbackConfig(PreTrainedConfig):
         _check_integer("num_iterations", self.num_iterations, 1, "1 is the plain backbone, 2 reads feedback once")
         for name, allowed in CHOICES.items():
             _check_choice(name, getattr(self, name), allowed)
+        self._check_type()
         check_activation(self.feedback_activation)
         for name in ("feedback_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -250,6 +275,23 @@ class FeedbackConfig(PreTrainedConfig):
         self._check_rank()
         self._check_layers()
         self._check_edges()
+
+    def _check_type(self) -> None:
+        names = self.feedback_type.split("+") if isinstance(self.feedback_type, str) else [self.feedback_type]
+        for name in names:
+            _check_choice("feedback_type", name, FEEDBACK_TYPES)
+        if len(set(names)) < len(names):
+            raise ValueError(f"`feedback_type` names an operator twice: {self.feedback_type!r}; name each once.")
+        _check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
+        _check_integer("feedback_sweeps", self.feedback_sweeps, 2, "one sweep reads no neighbours: use 'additive'")
+        if self.feedback_future not in ("auto", True, False) or type(self.feedback_future) not in (bool, str):
+            raise ValueError(f"`feedback_future` must be 'auto', True or False, got {self.feedback_future!r}.")
+        rank = self.hidden_size if self.feedback_rank is None else self.feedback_rank
+        if "attention" in names and _is_integer(rank) and rank % self.feedback_heads:
+            raise ValueError(
+                f"`feedback_heads` must divide the rank of the messages, {rank}, got {self.feedback_heads}; change it "
+                "or `feedback_rank`."
+            )
 
     def _check_rank(self) -> None:
         if self.feedback_rank is None:

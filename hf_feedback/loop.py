@@ -7,40 +7,53 @@ Layers below the segment have run once, before; layers above it run once, afterw
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .connections import FeedbackConnections
+from .connections import FeedbackConnections, Reading
 from .recorder import Run, hidden_of
 
 Observer = Callable[[int, dict[int, torch.Tensor]], None]
+Believe = Callable[[torch.Tensor], torch.Tensor]
 
 
-def iterate(run: Run, feedback: FeedbackConnections, num_iterations: int, observe: Observer | None = None) -> Any:
+def iterate(
+    run: Run,
+    feedback: FeedbackConnections,
+    num_iterations: int,
+    reading: Reading,
+    observe: Observer | None = None,
+    believe: Believe | None = None,
+) -> Any:
     """Iterations 2 … K over the record of iteration 1.
 
     Args:
         run: the record; its segment is complete.
         feedback: the connections.
         num_iterations: K.
+        reading: what messages may know besides the states.
         observe: called after each iteration, the first included, with k and the states `{source: (B, T, d)}`; the
             highest source is the segment's last layer.
+        believe: the end of the segment `(B, T, d)` → the model's answer `(B, C)`, for messages that read it.
 
     Returns:
         The output of the segment's last layer in iteration K, as the backbone expects it (tensor or tuple).
     """
     sources = [int(source) for source in feedback.sources]
-    entry = run.segment[0].hidden  # (B, T, d), the same in every iteration
+    entry = run.entry  # (B, T, d), the same in every iteration
     h = {call.layer: hidden_of(call.output) for call in run.segment if call.layer in sources}
     output = run.segment[-1].output
     if observe:
         observe(1, h)
     for k in range(2, num_iterations + 1):
-        said = feedback({source: h[source] for source in sources})  # by the sources, of iteration k − 1
+        if believe:
+            reading = replace(reading, beliefs=believe(h[run.last]))
+        said = feedback({source: h[source] for source in sources}, reading)  # by the sources, of iteration k − 1
         x, h = entry, {}
         for call in run.segment:
-            output = call.replay(feedback.add(said, call.layer, x), hooked=call.layer != run.last)
+            output = call.replay(feedback.add(said, call.layer, x, reading), hooked=call.layer != run.last)
             x = hidden_of(output)
             if call.layer in sources:
                 h[call.layer] = x

@@ -17,6 +17,7 @@ from .backbones import (
     drop_pooler,
     find_layers,
     forward_arguments,
+    is_decoder,
     keep_layers,
     layers_in_order,
     no_cache,
@@ -25,10 +26,12 @@ from .backbones import (
     select_part,
 )
 from .configuration_feedback import FeedbackConfig
-from .connections import FeedbackConnections, init_connection_weights
+from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
 from .loop import iterate
+from .maps import init_map
 from .recorder import Run, hidden_of, install_hooks, recording
+from .summary import summarize
 from .topology import segment
 
 # What every backbone's `forward` may get besides the arguments that it names.
@@ -59,6 +62,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
     _backbone_task_class: Any = None
     # Whether the head's outputs are the labels of the config.
     _labelled = True
+    # Whether the answer is about a whole text or its tokens, all of which are there from the start.
+    _answers_texts = True
 
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -83,7 +88,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         layers = self._layers()
         edges = config.edges(len(layers))
         self._segment = segment(edges)
-        self.feedback = FeedbackConnections(config, edges, config.hidden_size)
+        self._is_causal = self._must_stay_causal()
+        self.feedback = FeedbackConnections(config, edges, config.hidden_size, self._is_causal)
         self._backbone_arguments = forward_arguments(backbone)
         self._no_cache = no_cache(backbone)
         if config.head == "backbone" and self._no_cache:  # some task models do not pass the argument on
@@ -108,8 +114,28 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             return self._backbone_task_class.from_config(backbone_config)
         return drop_pooler(select_part(AutoModel.from_config(backbone_config), config.backbone_part))
 
+    def _must_stay_causal(self) -> bool:
+        """Whether messages must not tell a token of later ones; where that is the question, the config says so ever
+        after, whichever class loads it.
+
+        Raises:
+            ValueError: the operator cannot do without.
+        """
+        config = self.config
+        if not is_decoder(cast(PreTrainedConfig, config.backbone_config), config.backbone_part):
+            return False
+        if config.feedback_future == "auto":
+            config.feedback_future = self._answers_texts
+        causal = not config.feedback_future
+        if causal and "context" in config.feedback_type.split("+"):
+            raise ValueError(
+                "`feedback_type='context'` speaks to every token of the whole text, which tells the early tokens of a "
+                "decoder of later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
+            )
+        return causal
+
     def _init_weights(self, module: nn.Module) -> None:
-        if not init_connection_weights(module):
+        if not init_map(module):
             super()._init_weights(module)
 
     # The loop
@@ -153,12 +179,29 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
             self.probe_backbone()
         trace = IterationTrace(tensors.get("attention_mask"), self._batch_dim) if output_iterations else None
-        return self._run_backbone(inputs, k, trace), trace, inputs
+        return self._run_backbone(inputs, k, trace, tensors), trace, inputs
 
-    def _run_backbone(self, inputs: dict[str, Any], num_iterations: int, observe: Any = None) -> Any:
-        """The backbone's own output after K iterations."""
+    def _run_backbone(
+        self, inputs: dict[str, Any], num_iterations: int, observe: Any = None, given: dict[str, Any] | None = None
+    ) -> Any:
+        """The backbone's own output after K iterations.
+
+        Args:
+            inputs: what the backbone is called with.
+            num_iterations: K.
+            observe: see `iterate`.
+            given: what `forward` was called with.
+        """
         first, last = self._segment
-        if num_iterations == 1 and observe is None:
+        adapts = self.feedback.adapts and not self._is_disabled()
+        given = inputs if given is None else given
+
+        def on_segment(run: Run) -> Any:
+            believe = (lambda state: self._beliefs(inputs, given, state)) if self.feedback.reads_classes else None
+            reading = self._reading(given.get("attention_mask"), run.entry)
+            return iterate(run, self.feedback, num_iterations, reading, observe, believe)
+
+        if num_iterations == 1 and observe is None and not adapts:
             run = None
         else:
             collects = inputs.get("output_hidden_states") or inputs.get("output_attentions")
@@ -166,8 +209,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                 self._layers(),
                 first,
                 last,
-                on_segment=lambda run: iterate(run, self.feedback, num_iterations, observe),
+                on_segment=on_segment,
                 keep=None if collects else set(map(int, self.feedback.sources)),
+                on_input=(lambda layer, x: self.feedback.add(None, layer, x, Reading())) if adapts else None,
             )
         with recording(run):
             outputs = self.backbone(**inputs)
@@ -179,6 +223,34 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         if run is not None and num_iterations > 1:
             self._mend_collected(run, outputs, num_iterations)
         return outputs
+
+    def _reading(self, mask: Any, entry: torch.Tensor) -> Reading:
+        """What messages may know besides the states; `entry` is what entered the segment."""
+        batch_dim = self._batch_dim or 0
+        if not self.feedback.mixes_tokens:
+            return Reading(batch_dim=batch_dim)
+        if mask is not None:
+            mask = self._real_tokens(mask, entry.shape[1 - batch_dim])
+        return Reading(mask=mask, causal=self._is_causal, batch_dim=batch_dim)
+
+    def _real_tokens(self, mask: Any, length: int) -> torch.Tensor | None:
+        """`(B, T)`, true at real tokens. Recordings become shorter inside the backbone; transformers' audio families
+        say how much."""
+        shorten = getattr(self.backbone, "_get_feature_vector_attention_mask", None)
+        if isinstance(mask, torch.Tensor) and mask.dim() == 3:  # the choices of a multiple choice are texts
+            mask = mask.flatten(0, 1)
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            raise ValueError(
+                f"`feedback_type`={self.config.feedback_type!r} needs an `attention_mask` of shape (batch, tokens); "
+                "give one, or use `feedback_type='additive'`."
+            )
+        if mask.shape[1] != length:
+            mask = None if shorten is None else shorten(length, mask)
+        return None if mask is None else mask != 0
+
+    def _beliefs(self, inputs: dict[str, Any], given: dict[str, Any], state: torch.Tensor) -> torch.Tensor:
+        """`(B, C)`, what the model would answer if its segment ended in `state`."""
+        raise ValueError("`feedback_context='classes'` needs a model with classes.")
 
     def _run_from(self, inputs: dict[str, Any], state: torch.Tensor) -> Any:
         """The backbone's own output when its segment ends in `state`, `(B, T, d)`."""
@@ -309,19 +381,13 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         keys = [key for key in looped if key.endswith("logits")] or ["last_hidden_state"]
         return max((looped[key].double() - bare[key].double()).abs().max().item() for key in keys)
 
-    def feedback_summary(self) -> str:
-        """A table of the feedback edges with the parameters of each source, beside the backbone's."""
-        total = sum(p.numel() for p in self.backbone.parameters())
-        first, last = self._segment
-        rows = [("source", "targets", "parameters")]
-        for source, connection in self.feedback.sources.items():
-            targets = [t for t, incoming in self.feedback.incoming.items() if int(source) in dict(incoming)]
-            count = sum(p.numel() for p in connection.parameters())
-            rows.append((f"layer {source}", ", ".join(map(str, sorted(targets))), f"{count:,}"))
-        count = sum(p.numel() for p in self.feedback.parameters())
-        rows.append(("all", f"layers {first} to {last} loop", f"{count:,} ({count / total:.2%} of the backbone)"))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    def feedback_summary(self, length: int = 128) -> str:
+        """A table of the feedback edges with parameters and FLOPs, and totals beside the backbone's.
+
+        Args:
+            length: tokens of a text, for operators whose cost depends on it.
+        """
+        return summarize(self, length)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()

@@ -29,6 +29,8 @@ logger = logging.get_logger(__name__)
 class FeedbackModel(LoadableFeedbackModel):
     """A backbone with feedback, without a head: `(B, T)` token ids → `(B, T, d)` hidden states after K iterations."""
 
+    _answers_texts = False
+
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
         self.post_init()
@@ -351,11 +353,8 @@ class FeedbackForAudioClassification(PooledHead):
         )
 
     def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
-        """Recordings become shorter on the way to the last hidden state; transformers' audio families say how much."""
-        mask, shorten = inputs.get("attention_mask"), getattr(self.backbone, "_get_feature_vector_attention_mask", None)
-        if mask is None or mask.shape[-1] == hidden.shape[1]:
-            return mask
-        return None if shorten is None else shorten(hidden.shape[1], mask)
+        mask = inputs.get("attention_mask")
+        return None if mask is None else self._real_tokens(mask, hidden.shape[1])
 
 
 HEADS: tuple[type[FeedbackTaskModel], ...] = (

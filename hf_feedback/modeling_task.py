@@ -39,6 +39,12 @@ class FeedbackTaskModel(LoadableFeedbackModel):
     def _loss(self, logits: torch.Tensor, labels: Any) -> torch.Tensor:
         raise NotImplementedError
 
+    def _beliefs(self, inputs: dict[str, Any], given: dict[str, Any], state: torch.Tensor) -> torch.Tensor:
+        logits = self._logits(self._run_from(inputs, state), given)
+        if self.config.problem_type == "multi_label_classification":
+            return logits.sigmoid()
+        return logits if logits.shape[-1] == 1 else logits.softmax(-1)
+
     def _output(self, logits: torch.Tensor, **fields: Any) -> Any:
         return FeedbackTaskOutput(logits=logits, **fields)
 

@@ -79,6 +79,8 @@ class Run:
         layers: the layer stack, in the order of the calls.
         first, last: the segment that the loop repeats.
         on_segment: called after layer `last` with this run, its segment filled; returns that layer's new output.
+        on_input: called before each layer of the segment in iteration 1 with its place and hidden states; returns those
+            that the layer is to read.
         keep: the layers whose outputs are kept; `None`: all of them, and their inputs too.
     """
 
@@ -89,12 +91,26 @@ class Run:
         last: int,
         on_segment: Callable[["Run"], Any] | None = None,
         keep: set[int] | None = None,
+        on_input: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.layers, self.first, self.last = layers, first, last
-        self.on_segment, self.keep = on_segment, keep
+        self.on_segment, self.on_input, self.keep = on_segment, on_input, keep
+        self.entry: Any = None  # what entered the segment, `(B, T, d)`
         self.segment: list[LayerCall] = []
         self.position = 0
         self.replaying = False
+
+    def enter(self, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Notes what enters the segment, and lets `on_input` change what a layer reads."""
+        if not self.first <= self.position <= self.last or module is not self.layers[self.position]:
+            return None
+        hidden = args[0] if args else kwargs[keyword]
+        if self.position == self.first:
+            self.entry = hidden
+        if self.on_input is None:
+            return None
+        hidden = self.on_input(self.position, hidden)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: hidden})
 
     def record(self, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Takes down one layer call; after the segment's last layer, lets the loop replace its output."""
@@ -127,7 +143,7 @@ class Run:
             args=args[1:],
             kwargs=others,
             keyword=None if args else keyword,
-            hidden=hidden if self.keep is None or layer == self.first else None,
+            hidden=hidden if self.keep is None else None,
             output=output if self.keep is None or layer in self.keep else None,
             extras=tuple(output[1:]) if self.keep is None and isinstance(output, tuple | list) else (),
         )
@@ -168,6 +184,26 @@ def recording(run: Run | None) -> Any:
     return _traced(run) if torch.compiler.is_compiling() else _active(run)
 
 
+def _current() -> Run | None:
+    run = _COMPILED.run if torch.compiler.is_compiling() else _RUN.get()
+    return None if run is None or run.replaying else run
+
+
+class InputHook:
+    """Forward pre-hook that tells the run of the current thread, if there is one, what a layer is about to read.
+
+    Args:
+        keyword: the layer's `first_argument`.
+    """
+
+    def __init__(self, keyword: str) -> None:
+        self.keyword = keyword
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        run = _current()
+        return None if run is None else run.enter(module, self.keyword, args, kwargs)
+
+
 class LayerHook:
     """Forward hook that reports a layer's call to the run of the current thread, if there is one.
 
@@ -179,17 +215,17 @@ class LayerHook:
         self.keyword = keyword
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        run = _COMPILED.run if torch.compiler.is_compiling() else _RUN.get()
-        if run is None or run.replaying:
-            return None
-        return run.record(module, self.keyword, args, kwargs, output)
+        run = _current()
+        return None if run is None else run.record(module, self.keyword, args, kwargs, output)
 
 
 def install_hooks(layers: list[nn.Module]) -> None:
-    """Puts one `LayerHook` on each layer, before every other hook (they then see the loop's final output).
+    """Puts its hooks on each layer, before every other one (they then see the loop's final output).
 
     A layer that has one already is left alone, so that a backbone can be wrapped again.
     """
     for layer in set(layers):
         if not any(isinstance(hook, LayerHook) for hook in layer._forward_hooks.values()):
-            layer.register_forward_hook(LayerHook(first_argument(layer)), with_kwargs=True, prepend=True)
+            keyword = first_argument(layer)
+            layer.register_forward_pre_hook(InputHook(keyword), with_kwargs=True)
+            layer.register_forward_hook(LayerHook(keyword), with_kwargs=True, prepend=True)

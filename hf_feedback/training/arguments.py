@@ -102,7 +102,24 @@ class ModelArguments:
     feedback_topology: str | None = field(default=None, metadata={"help": "top (the default), adjacent or dense."})
     feedback_edges: str | None = field(default=None, metadata={"help": "Edges as JSON: [[source, target], …]."})
     feedback_layers: list[int] | None = field(default=None, metadata={"help": "Lowest and highest target layer."})
-    feedback_type: str | None = field(default=None, metadata={"help": "How a message is made (additive)."})
+    feedback_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "additive (the default), gated, attention, temporal, context, joint, or a sum: additive+context."
+        },
+    )
+    feedback_heads: int | None = field(default=None, metadata={"help": "Heads of attention messages (4)."})
+    feedback_sweeps: int | None = field(default=None, metadata={"help": "Sweeps of temporal messages (3)."})
+    feedback_context: str | None = field(
+        default=None, metadata={"help": "What context reads: state or classes (state)."}
+    )
+    feedback_signal: str | None = field(default=None, metadata={"help": "What messages read: state or error (state)."})
+    feedback_sharing: str | None = field(
+        default=None, metadata={"help": "Weights per edge, or one set for all targets."}
+    )
+    feedback_future: str | None = field(
+        default=None, metadata={"help": "Tell tokens of a decoder about later ones: auto, true or false (auto)."}
+    )
     feedback_activation: str | None = field(default=None, metadata={"help": "Activation of the messages (swish)."})
     feedback_rank: str | None = field(
         default=None, metadata={"help": "Inner width of a message (32), or 'none' for full rank."}
@@ -129,6 +146,9 @@ class ModelArguments:
             if rank != "none" and not rank.isdecimal():
                 raise ValueError(f"`feedback_rank` must be a number or 'none', got {self.feedback_rank!r}.")
             options["feedback_rank"] = None if rank == "none" else int(rank)
+        if self.feedback_future is not None:
+            known = {"auto": "auto", "true": True, "false": False}
+            options["feedback_future"] = known.get(self.feedback_future.lower(), self.feedback_future)
         if self.feedback_edges is not None:
             try:
                 options["feedback_edges"] = json.loads(self.feedback_edges)

@@ -1,0 +1,261 @@
+"""Message operators: silent at the start, equal to a plainly written reference, and told only what they may know."""
+
+import copy
+
+import pytest
+import torch
+from families import speak, tiny_backbone, tiny_batch
+from reference import OPERATORS, run_operators
+
+from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback.connections import CONNECTIONS, FeedbackConnections, Reading
+
+CASES = {
+    **{name: dict(feedback_type=name) for name in CONNECTIONS},
+    "attention with one head": dict(feedback_type="attention", feedback_heads=1),
+    "temporal with two sweeps": dict(feedback_type="temporal", feedback_sweeps=2),
+    "temporal with tanh": dict(feedback_type="temporal", feedback_activation="tanh", feedback_sweeps=5),
+    "additive and context": dict(feedback_type="additive+context"),
+    "joint and attention": dict(feedback_type="joint+attention"),
+    **{f"{name}, error": dict(feedback_type=name, feedback_signal="error") for name in CONNECTIONS},
+    **{f"{name}, shared": dict(feedback_type=name, feedback_sharing="targets") for name in CONNECTIONS},
+    "error, shared": dict(feedback_type="additive", feedback_signal="error", feedback_sharing="targets"),
+}
+EDGES = [[2, 0], [3, 0], [3, 2]]
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def make(options, family="bert", cls=FeedbackModel, scale=0.3, dtype=torch.float32, **more):
+    options = {"feedback_rank": 8, "num_iterations": 3, "feedback_edges": EDGES, **options, **more}
+    model = cls.from_backbone(tiny_backbone(family).to(dtype), **options)
+    return speak(model, scale=scale) if scale else model
+
+
+def test_every_operator_is_in_the_reference():
+    assert CONNECTIONS.keys() == OPERATORS.keys()
+
+
+@every_case
+@pytest.mark.parametrize("family", ["bert", "modernbert", "gpt2"])
+def test_silent_at_the_start(case, family):
+    model, batch = make(CASES[case], family, FeedbackForSequenceClassification, scale=0), tiny_batch()
+    for k in (1, 2, 4):
+        model.set_num_iterations(k)
+        assert model.check_equivalence(batch) == 0.0
+    speak(model)
+    assert model.check_equivalence(batch) > 1e-3
+    with model.feedback_disabled():
+        expected = model(**batch).logits
+    model.set_num_iterations(1)
+    assert torch.equal(model(**batch).logits, expected) != model.feedback.adapts  # an adapter speaks with K = 1 too
+
+
+@every_case
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_equals_the_reference(case, padding):
+    """Outputs and all gradients, in float64."""
+    options, batch = CASES[case], tiny_batch(padding=padding)
+    model = make(options, dtype=torch.float64)
+    bare = copy.deepcopy(model.backbone)
+    feedback = {name: p.detach().clone().requires_grad_() for name, p in model.feedback.named_parameters()}
+    found = model(**batch).last_hidden_state
+    expected = run_operators(bare, "encoder.layer", feedback, EDGES, batch, 3, options)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = weight * batch["attention_mask"][..., None]
+    own = dict(model.feedback.named_parameters())
+    layers = dict(bare.encoder.named_parameters())
+    mine = torch.autograd.grad(
+        (found * weight).sum(), [*own.values(), *(model.backbone.encoder.get_parameter(n) for n in layers)],
+        allow_unused=True,
+    )  # fmt: skip
+    theirs = torch.autograd.grad((expected * weight).sum(), [*feedback.values(), *layers.values()], allow_unused=True)
+    largest = max(g.abs().max() for g in theirs if g is not None)
+    for name, one, other in zip([*own, *layers], mine, theirs, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert (one - other).abs().max() <= 1e-10 * largest, name
+
+
+@pytest.mark.parametrize("future", [False, True])
+@pytest.mark.parametrize("name", ["additive", "gated", "attention", "temporal", "joint"])
+def test_decoders_equal_the_reference(name, future):
+    options, batch = dict(feedback_type=name), tiny_batch()
+    model = make(options, "gpt2", dtype=torch.float64, feedback_future=future)
+    bare, feedback = copy.deepcopy(model.backbone), dict(model.feedback.named_parameters())
+    inputs = {**batch, "use_cache": False}
+    expected = run_operators(bare, "h", feedback, EDGES, inputs, 3, options, causal=not future)
+    torch.testing.assert_close(model(**batch).last_hidden_state, expected, rtol=1e-11, atol=1e-11)
+
+
+@every_case
+def test_gradcheck(case):
+    config = FeedbackConfig(feedback_rank=4, num_labels=3, feedback_edges=[[2, 0], [2, 1]], **CASES[case])
+    feedback = speak(FeedbackConnectionsHolder(config)).feedback.double()
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    reading = Reading(mask, beliefs=torch.rand(2, 3, dtype=torch.float64).softmax(-1))
+
+    def messages(h, x):
+        return feedback.add(feedback({2: h}, reading), 1, x, reading)
+
+    h, x = (torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(messages, (h, x))
+
+
+class FeedbackConnectionsHolder(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        torch.manual_seed(0)
+        self.feedback = FeedbackConnections(config, config.edges(3), 6)
+        for _, parameter in self.feedback.named_parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.5)
+
+
+# Who is told what
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["additive", "gated", "attention", "temporal", "joint", "joint+attention"])
+def test_causal_stays_causal(name, family):
+    """A later token cannot change an earlier position."""
+    model = make(dict(feedback_type=name), family)
+    ids = tiny_batch(padding="none")["input_ids"]
+    changed = ids.clone()
+    changed[:, 5:] = (changed[:, 5:] + 7) % 90 + 5
+    one, other = model(input_ids=ids).last_hidden_state, model(input_ids=changed).last_hidden_state
+    assert torch.equal(one[:, :5], other[:, :5])
+    assert not torch.equal(one[:, 5:], other[:, 5:])
+
+
+@pytest.mark.parametrize("name", ["attention", "temporal", "context", "additive+context"])
+def test_the_future_is_told_where_it_may_be(name):
+    model = make(dict(feedback_type=name), "gpt2", FeedbackForSequenceClassification)
+    ids = tiny_batch(padding="none")["input_ids"]
+    changed = ids.clone()
+    changed[:, -1] = 7
+
+    def first_token(ids, k):
+        return model(input_ids=ids, num_iterations=k, output_hidden_states=True).hidden_states[-1][:, 0]
+
+    assert torch.equal(first_token(ids, 1), first_token(changed, 1))
+    told = name != "temporal"  # whose news travels two tokens an iteration
+    assert torch.equal(first_token(ids, 3), first_token(changed, 3)) != told
+
+
+def test_the_future_is_settled_when_the_model_is_made(tmp_path):
+    options = dict(feedback_type="temporal")
+    model = make(options, "gpt2", FeedbackForSequenceClassification)
+    assert model.config.feedback_future is True
+    model.save_pretrained(tmp_path)
+    base, batch = FeedbackModel.from_pretrained(tmp_path), tiny_batch()
+    expected = model(**batch, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(base(**batch).last_hidden_state, expected)
+    assert make(options, "gpt2").config.feedback_future is False
+    assert make(options, "gpt2").feedback.sources["3"].V is None
+    told = make(options, "gpt2", FeedbackForSequenceClassification, feedback_future=False)
+    assert told._is_causal
+    assert make(options).config.feedback_future == "auto"  # of no meaning where all tokens see each other
+
+
+def test_context_on_a_causal_model_is_refused():
+    with pytest.raises(ValueError, match="allow that with `feedback_future=True`"):
+        make(dict(feedback_type="context"), "gpt2")
+    assert make(dict(feedback_type="context"), "gpt2", feedback_future=True).check_equivalence(tiny_batch()) > 0
+
+
+@every_case
+@pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet"])
+def test_padding_leaks_nothing(case, family):
+    model = make(CASES[case], family, FeedbackForSequenceClassification, pooling="mean")
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 99, (1, 6), generator=generator)
+    alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    for side in ("right", "left"):
+        if side == "left" and family != "bert":
+            continue  # positions would differ
+        filler = torch.randint(5, 99, (1, 3), generator=generator)
+        parts = [ids, filler] if side == "right" else [filler, ids]
+        masks = [torch.ones(1, 6).long(), torch.zeros(1, 3).long()]
+        mask = torch.cat(masks if side == "right" else masks[::-1], 1)
+        positions = {} if side == "right" else {"position_ids": torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5]])}
+        padded = model(input_ids=torch.cat(parts, 1), attention_mask=mask, **positions).logits
+        torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_class_context():
+    """The message is the class probabilities of the answer before, through an embedding."""
+    options = dict(feedback_type="context", feedback_context="classes", num_labels=3)
+    model, batch = make(options, cls=FeedbackForSequenceClassification), tiny_batch()
+    assert model.feedback.sources["3"].down.in_features == 3
+    beliefs, seen = [], []
+    speak_ = model.feedback.sources["3"].speak
+    model.feedback.sources["3"].speak = lambda h, reading, edge=None: (
+        seen.append(reading.beliefs) or speak_(h, reading, edge)
+    )
+    found = model(**batch, output_iterations=True)
+    beliefs = [logits.softmax(-1) for logits in found.iteration_logits]
+    assert len(seen) == 2
+    for k in range(2):
+        torch.testing.assert_close(seen[k], beliefs[k])
+    fresh = make(options, cls=FeedbackForSequenceClassification, scale=0)
+    assert fresh.check_equivalence(batch) == 0.0
+    with pytest.raises(ValueError, match="needs a model with classes"):
+        make(options)(**batch)
+
+
+# The rest of a model's life
+
+
+@every_case
+def test_saved_and_compiled(case, tmp_path):
+    torch._dynamo.reset()
+    model, batch = make(CASES[case], cls=FeedbackForSequenceClassification, num_iterations=2), tiny_batch()
+    expected = model(**batch).logits
+    model.save_pretrained(tmp_path)
+    loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).logits, expected)
+    if "," in case:
+        return
+    compiled = torch.compile(loaded, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**batch).logits, expected)
+
+
+@every_case
+def test_nothing_is_idle(case):
+    model = make(CASES[case], cls=FeedbackForSequenceClassification).train()
+    model(**tiny_batch(), labels=torch.tensor([0, 1])).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_sharing_means_one_set_of_weights():
+    own, shared = (make({}, feedback_sharing=name, scale=0).feedback for name in ("edge", "targets"))
+    assert own.sources["3"].up.weight.shape == (2, 32, 8)
+    assert shared.sources["3"].up.weight.shape == (1, 32, 8)
+
+
+WRONG = {
+    "unknown": (dict(feedback_type="addition"), "`feedback_type` must be one of 'additive', 'gated'"),
+    "twice": (dict(feedback_type="gated+gated"), "names an operator twice"),
+    "no text": (dict(feedback_type=3), "`feedback_type` must be one of"),
+    "heads": (dict(feedback_type="attention", feedback_heads=3), "must divide the rank of the messages, 8, got 3"),
+    "sweeps": (dict(feedback_sweeps=1), "`feedback_sweeps` must be an integer of at least 2"),
+    "signal": (dict(feedback_signal="difference"), "`feedback_signal` must be one of 'state', 'error'"),
+    "sharing": (dict(feedback_sharing="all"), "`feedback_sharing` must be one of"),
+    "context": (dict(feedback_context="pool"), "`feedback_context` must be one of"),
+    "future": (dict(feedback_future="yes"), "`feedback_future` must be 'auto', True or False"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_options(case):
+    options, words = WRONG[case]
+    with pytest.raises(ValueError, match=words):
+        FeedbackConfig(**{"feedback_rank": 8, **options})
+
+
+def test_a_mask_of_another_shape_is_refused():
+    model = make(dict(feedback_type="attention"))
+    batch = tiny_batch()
+    with pytest.raises(ValueError, match="needs an `attention_mask` of shape"):
+        model(input_ids=batch["input_ids"], attention_mask=torch.ones(2, 1, 9, 9))
