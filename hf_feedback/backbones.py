@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .recorder import OutOfOrderError, Run, first_argument, hidden_of, recording
+from .recorder import OutOfOrderError, Run, first_argument, hidden_of, recording, with_hidden
 
 
 class UnsupportedBackboneError(ValueError):
@@ -242,6 +242,31 @@ def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: 
         return 0 if plain.segment[0].hidden.shape[0] == 2 else 1
     finally:
         backbone.train(was_training)
+
+
+@torch.no_grad()
+def takes_a_larger_batch(
+    backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int, batch_dim: int
+) -> bool:
+    """Whether what follows the segment gives the same for two batches of states at once as for each: no layers, and
+    nothing else that depends on the batch. Tried out on the tiny batch of the probe, in evaluation mode."""
+    was_training = backbone.training
+    backbone.eval()
+
+    def twice(run: Run) -> Any:
+        output = run.segment[-1].output
+        return with_hidden(output, torch.cat((hidden_of(output),) * 2, batch_dim))
+
+    try:
+        inputs = {**probe_inputs(backbone), **no_cache(backbone)}
+        once = backbone(**inputs).last_hidden_state
+        with recording(Run(layers, first, last, twice)):
+            found = backbone(**inputs).last_hidden_state
+    except Exception:  # whatever it says: the states are then handed over one by one
+        return False
+    finally:
+        backbone.train(was_training)
+    return found.shape[0] == 2 * once.shape[0] and torch.allclose(found, torch.cat((once, once)), rtol=1e-4, atol=1e-5)
 
 
 def _recorded(

@@ -51,6 +51,9 @@ FEEDBACK_TYPES = ("additive", "gated", "attention", "temporal", "context", "join
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
     "feedback_context": ("state", "classes"),
+    "feedback_state": ("reentry", "carry"),
+    "iteration_loss": ("last", "uniform", "linear"),
+    "gradient": ("full", "truncated", "one_step"),
     "feedback_signal": ("state", "error"),
     "feedback_sharing": ("edge", "targets"),
     "pooling": ("auto", "cls", "mean", "last"),
@@ -94,6 +97,23 @@ class FeedbackConfig(PreTrainedConfig):
         feedback_future (`bool` or `"auto"`, defaults to `"auto"`):
             Whether messages may tell a token of a decoder about later ones. Auto: yes for models that answer for a
             whole text or its tokens, no for `FeedbackModel`, whose states may serve to predict the next token.
+        feedback_damping (`float`, defaults to 1.0):
+            α in (0, 1]: messages read `lerp(previous, new, α)` of the states; 1 damps nothing.
+        learn_damping (`bool`, defaults to `False`):
+            Learn α, one per source, from that start.
+        feedback_state (`str`, defaults to `"reentry"`):
+            In each iteration the segment reads what entered it first (`"reentry"`), or its own end of the iteration
+            before (`"carry"`, as models with looped layers do; with K > 1 the model is then not its backbone, even with
+            silent messages).
+        iteration_loss (`str`, defaults to `"last"`):
+            In training, the loss of the `"last"` iteration; or a weighted mean over all, `"uniform"` or `"linear"`:
+            rising with k. A loss at every iteration makes K a dial after training.
+        gradient (`str`, defaults to `"full"`):
+            Through all iterations; `"truncated"`: through the last `gradient_iterations` alone, the memory of the
+            others is free; `"one_step"`: through the last one (Fung et al. 2022, Jacobian-free backpropagation, arXiv
+            2103.12803).
+        gradient_iterations (`int`, *optional*):
+            n ≥ 1, for `"truncated"`; n ≥ K is the full gradient.
         feedback_activation (`str`, defaults to `"swish"`):
             `"swish"` (`x·sigmoid(βx)` with one learnable β per edge, 1 at the start) or any activation that
             transformers knows by name: `"sigmoid"`, `"tanh"`, `"relu"`, `"gelu"`, `"mish"`, …
@@ -167,6 +187,12 @@ class FeedbackConfig(PreTrainedConfig):
     feedback_future: bool | str = "auto"
     feedback_activation: str = "swish"
     feedback_rank: int | None = 32
+    feedback_damping: float = 1.0
+    learn_damping: bool = False
+    feedback_state: str = "reentry"
+    iteration_loss: str = "last"
+    gradient: str = "full"
+    gradient_iterations: int | None = None
     feedback_dropout: float = 0.0
     feedback_scale: float = 1.0
     backbone_layers: list[int] | None = None
@@ -260,6 +286,7 @@ class FeedbackConfig(PreTrainedConfig):
         for name, allowed in CHOICES.items():
             _check_choice(name, getattr(self, name), allowed)
         self._check_type()
+        self._check_dynamics()
         check_activation(self.feedback_activation)
         for name in ("feedback_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -291,6 +318,20 @@ class FeedbackConfig(PreTrainedConfig):
             raise ValueError(
                 f"`feedback_heads` must divide the rank of the messages, {rank}, got {self.feedback_heads}; change it "
                 "or `feedback_rank`."
+            )
+
+    def _check_dynamics(self) -> None:
+        if not _is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
+            raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
+        if not isinstance(self.learn_damping, bool):
+            raise ValueError(f"`learn_damping` must be True or False, got {self.learn_damping!r}.")
+        truncated = self.gradient == "truncated"
+        if truncated:
+            _check_integer("gradient_iterations", self.gradient_iterations, 1, "for `gradient='truncated'`")
+        elif self.gradient_iterations is not None:
+            raise ValueError(
+                f"`gradient_iterations` is for `gradient='truncated'`, got {self.gradient_iterations!r} with "
+                f"`gradient`={self.gradient!r}; leave one out."
             )
 
     def _check_rank(self) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .activations import Swish, make_activation
-from .maps import Gate, Recurrence, StackedLinear, ZeroLinear
+from .maps import Damping, Gate, Recurrence, StackedLinear, ZeroLinear
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
@@ -311,6 +311,8 @@ class FeedbackConnections(nn.Module):
             return made[0] if len(made) == 1 else SumConnection(made)
 
         self.sources = nn.ModuleDict({str(source): connection(len(its)) for source, its in targets.items()})
+        self.alpha = config.feedback_damping
+        self.damping = Damping(len(targets), self.alpha) if config.learn_damping else None
         # target → the (source, number among the source's edges) pairs that speak to it
         self.incoming: dict[int, list[tuple[int, int]]] = {}
         for source, its_targets in targets.items():
@@ -319,6 +321,12 @@ class FeedbackConnections(nn.Module):
 
     def forward(self, h: dict[int, torch.Tensor], reading: Reading) -> dict[int, Any]:
         return {source: self.sources[str(source)](h[source].transpose(0, reading.batch_dim), reading) for source in h}
+
+    def damp(self, previous: dict[int, torch.Tensor], new: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """What messages read next: the new states, damped towards the previous ones."""
+        if self.damping is not None:
+            return {s: self.damping(previous[s], new[s], i) for i, s in enumerate(sorted(new))}
+        return new if self.alpha == 1.0 else {s: torch.lerp(previous[s], new[s], self.alpha) for s in new}
 
     @property
     def weight(self) -> None:

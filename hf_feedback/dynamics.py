@@ -41,6 +41,7 @@ class IterationTrace:
     def __init__(self, mask: torch.Tensor | None, batch_dim: int | None = 0) -> None:
         self.mask = mask.flatten(0, -2) if isinstance(mask, torch.Tensor) else None
         self.batch_dim = batch_dim or 0
+        self.stacked = False
         self.latest: dict[int, torch.Tensor] = {}
         self.ends: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
@@ -51,6 +52,10 @@ class IterationTrace:
             self.residuals.append(relative_residual(states, self.latest, self.mask).detach())
         self.latest = states
         self.ends.append(h[max(h)])
+
+    def stack(self) -> torch.Tensor:
+        """The ends of all iterations as one larger batch, `(K·B, T, d)`."""
+        return torch.cat(self.ends, self.batch_dim)
 
     def fields(self) -> dict[str, torch.Tensor]:
         """`residuals` `(B, K − 1)` and `iterations` `(B,)`."""

@@ -7,6 +7,7 @@ Layers below the segment have run once, before; layers above it run once, afterw
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,48 +16,79 @@ import torch
 from .connections import FeedbackConnections, Reading
 from .recorder import Run, hidden_of
 
-Observer = Callable[[int, dict[int, torch.Tensor]], None]
+States = dict[int, torch.Tensor]
+Observer = Callable[[int, States], None]
 Believe = Callable[[torch.Tensor], torch.Tensor]
 
 
+class Loop:
+    """One iteration as a map from the sources' states to the sources' states.
+
+    Args:
+        run: the record of iteration 1; its segment is complete.
+        feedback: the connections.
+        reading: what messages may know besides the states.
+        believe: the end of the segment `(B, T, d)` → the model's answer `(B, C)`, for messages that read it.
+        carries: whether the end of the last iteration enters the segment again, in place of what entered it first.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        feedback: FeedbackConnections,
+        reading: Reading,
+        believe: Believe | None = None,
+        carries: bool = False,
+    ) -> None:
+        self.run, self.feedback, self.reading, self.believe, self.carries = run, feedback, reading, believe, carries
+        self.sources = [int(source) for source in feedback.sources]
+        self.entry = run.entry  # (B, T, d), the same in every iteration
+
+    def recorded(self) -> States:
+        """h^(1), the states of iteration 1; the highest source is the segment's last layer."""
+        return {call.layer: hidden_of(call.output) for call in self.run.segment if call.layer in self.sources}
+
+    def step(self, h: States) -> tuple[Any, States]:
+        """h^(k−1) → the segment's output as the backbone expects it (tensor or tuple), and h^(k)."""
+        reading = self.reading
+        if self.believe:
+            reading = replace(reading, beliefs=self.believe(h[self.run.last]))
+        said = self.feedback({source: h[source] for source in self.sources}, reading)
+        x, new, output = h[self.run.last] if self.carries else self.entry, {}, None
+        for call in self.run.segment:
+            output = call.replay(self.feedback.add(said, call.layer, x, reading), hooked=call.layer != self.run.last)
+            x = hidden_of(output)
+            if call.layer in self.sources:
+                new[call.layer] = x
+        return output, new
+
+
 def iterate(
-    run: Run,
-    feedback: FeedbackConnections,
-    num_iterations: int,
-    reading: Reading,
-    observe: Observer | None = None,
-    believe: Believe | None = None,
+    loop: Loop, num_iterations: int, gradient_iterations: int | None = None, observe: Observer | None = None
 ) -> Any:
     """Iterations 2 … K over the record of iteration 1.
 
     Args:
-        run: the record; its segment is complete.
-        feedback: the connections.
+        loop: the map of one iteration.
         num_iterations: K.
-        reading: what messages may know besides the states.
-        observe: called after each iteration, the first included, with k and the states `{source: (B, T, d)}`; the
-            highest source is the segment's last layer.
-        believe: the end of the segment `(B, T, d)` → the model's answer `(B, C)`, for messages that read it.
+        gradient_iterations: how many iterations, counted from the last, keep a graph; `None`: all.
+        observe: called after each iteration, the first included, with k and the states `{source: (B, T, d)}`.
 
     Returns:
         The output of the segment's last layer in iteration K, as the backbone expects it (tensor or tuple).
     """
-    sources = [int(source) for source in feedback.sources]
-    entry = run.entry  # (B, T, d), the same in every iteration
-    h = {call.layer: hidden_of(call.output) for call in run.segment if call.layer in sources}
-    output = run.segment[-1].output
+    with_graph = num_iterations if gradient_iterations is None else min(gradient_iterations, num_iterations)
+    new, output = loop.recorded(), loop.run.segment[-1].output
     if observe:
-        observe(1, h)
+        observe(1, new)
+    h = loop.feedback.damp(new, new)
     for k in range(2, num_iterations + 1):
-        if believe:
-            reading = replace(reading, beliefs=believe(h[run.last]))
-        said = feedback({source: h[source] for source in sources}, reading)  # by the sources, of iteration k − 1
-        x, h = entry, {}
-        for call in run.segment:
-            output = call.replay(feedback.add(said, call.layer, x, reading), hooked=call.layer != run.last)
-            x = hidden_of(output)
-            if call.layer in sources:
-                h[call.layer] = x
+        if k <= num_iterations - with_graph + 1:  # iteration k − 1 lies before those that keep a graph
+            h = {source: state.detach() for source, state in h.items()}
+            loop.run.forget()
+        with nullcontext() if k > num_iterations - with_graph else torch.no_grad():
+            output, new = loop.step(h)
+            h = loop.feedback.damp(h, new)
         if observe:
-            observe(k, h)
+            observe(k, new)
     return output

@@ -57,6 +57,23 @@ class Recurrence(nn.Module):
         return torch.einsum("btnr,nsr->btns", m, self.weight if edge is None else self.weight[edge : edge + 1])
 
 
+class Damping(nn.Module):
+    """`lerp(previous, new, α)` of the states that messages read, one α per source; learned, it stays in [0, 1].
+
+    Args:
+        num_sources: how many states there are.
+        start: α at the start; 1 damps nothing.
+    """
+
+    def __init__(self, num_sources: int, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.alpha = nn.Parameter(torch.full((num_sources,), start))
+
+    def forward(self, previous: torch.Tensor, new: torch.Tensor, source: int) -> torch.Tensor:
+        return torch.lerp(previous, new, self.alpha[source].clamp(0, 1).to(new))
+
+
 def init_map(module: nn.Module) -> bool:
     """Initializes one of these maps, or a Swish, the way transformers wants it (what was loaded stays).
 
@@ -73,6 +90,8 @@ def init_map(module: nn.Module) -> bool:
         init.constant_(module.bias, -2.0)
     elif isinstance(module, Recurrence):  # spectral radius of about a half: the sweeps contract
         init.normal_(module.weight, mean=0.0, std=0.5 / math.sqrt(module.weight.shape[-1]))
+    elif isinstance(module, Damping):
+        init.constant_(module.alpha, module.start)
     elif isinstance(module, Swish):
         init.ones_(module.beta)
     else:

@@ -24,13 +24,14 @@ from .backbones import (
     place_of_part,
     probe,
     select_part,
+    takes_a_larger_batch,
 )
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
-from .loop import iterate
+from .loop import Loop, iterate
 from .maps import init_map
-from .recorder import Run, hidden_of, install_hooks, recording
+from .recorder import Run, hidden_of, install_hooks, recording, with_hidden
 from .summary import summarize
 from .topology import segment
 
@@ -95,6 +96,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         if config.head == "backbone" and self._no_cache:  # some task models do not pass the argument on
             backbone.config.get_text_config().use_cache = False
         self._disabled_compiled = 0
+        self._stacks = False
         self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
         install_hooks(layers)
         self.probe_backbone()
@@ -153,6 +155,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         if not any(parameter.is_meta for parameter in self.backbone.parameters()):
             part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
             self._batch_dim = probe(part, self._layers(), *self._segment)
+            # whether what follows the segment takes the states of several iterations as one larger batch
+            whole = self.config.head == "new" and part is self.backbone
+            self._stacks = whole and takes_a_larger_batch(part, self._layers(), *self._segment, self._batch_dim)
 
     def _iterations(self, num_iterations: int | None) -> int:
         """K for this call."""
@@ -170,47 +175,58 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         return num_iterations
 
     def _run(
-        self, num_iterations: int | None, output_iterations: bool, **tensors: Any
+        self, num_iterations: int | None, notes: bool, stacks: bool = False, **tensors: Any
     ) -> tuple[Any, IterationTrace | None, dict[str, Any]]:
-        """K iterations: the backbone's own output, what was noted after each iteration on request, and what the
-        backbone was called with."""
+        """K iterations.
+
+        Args:
+            num_iterations: K; the config's by default.
+            notes: whether to note the states of each iteration.
+            stacks: whether the backbone's output may be of all iterations at once (then `trace.stacked` is true).
+            **tensors: what `forward` was called with.
+
+        Returns:
+            The backbone's own output, the notes, and what the backbone was called with.
+        """
         k = self._iterations(num_iterations)
         inputs = self._inputs(**tensors)
         if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
             self.probe_backbone()
-        trace = IterationTrace(tensors.get("attention_mask"), self._batch_dim) if output_iterations else None
+        trace = IterationTrace(tensors.get("attention_mask"), self._batch_dim) if notes else None
+        if trace and stacks and self._stacks and not _collects(inputs):
+            trace.stacked = True
         return self._run_backbone(inputs, k, trace, tensors), trace, inputs
 
     def _run_backbone(
-        self, inputs: dict[str, Any], num_iterations: int, observe: Any = None, given: dict[str, Any] | None = None
+        self, inputs: dict[str, Any], num_iterations: int, trace: IterationTrace | None, given: dict[str, Any]
     ) -> Any:
         """The backbone's own output after K iterations.
 
         Args:
             inputs: what the backbone is called with.
             num_iterations: K.
-            observe: see `iterate`.
+            trace: takes notes of each iteration.
             given: what `forward` was called with.
         """
         first, last = self._segment
         adapts = self.feedback.adapts and not self._is_disabled()
-        given = inputs if given is None else given
 
         def on_segment(run: Run) -> Any:
             believe = (lambda state: self._beliefs(inputs, given, state)) if self.feedback.reads_classes else None
             reading = self._reading(given.get("attention_mask"), run.entry)
-            return iterate(run, self.feedback, num_iterations, reading, observe, believe)
+            loop = Loop(run, self.feedback, reading, believe, self.config.feedback_state == "carry")
+            output = iterate(loop, num_iterations, self._gradient_iterations(), trace)
+            return with_hidden(output, trace.stack()) if trace and trace.stacked else output
 
-        if num_iterations == 1 and observe is None and not adapts:
+        if num_iterations == 1 and trace is None and not adapts:
             run = None
         else:
-            collects = inputs.get("output_hidden_states") or inputs.get("output_attentions")
             run = Run(
                 self._layers(),
                 first,
                 last,
                 on_segment=on_segment,
-                keep=None if collects else set(map(int, self.feedback.sources)),
+                keep=None if _collects(inputs) else set(map(int, self.feedback.sources)),
                 on_input=(lambda layer, x: self.feedback.add(None, layer, x, Reading())) if adapts else None,
             )
         with recording(run):
@@ -223,6 +239,10 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         if run is not None and num_iterations > 1:
             self._mend_collected(run, outputs, num_iterations)
         return outputs
+
+    def _gradient_iterations(self) -> int | None:
+        """How many iterations keep a graph; `None`: all."""
+        return {"full": None, "one_step": 1, "truncated": self.config.gradient_iterations}[self.config.gradient]
 
     def _reading(self, mask: Any, entry: torch.Tensor) -> Reading:
         """What messages may know besides the states; `entry` is what entered the segment."""
@@ -256,8 +276,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         """The backbone's own output when its segment ends in `state`, `(B, T, d)`."""
 
         def put(run: Run) -> Any:
-            output = run.segment[-1].output
-            return (state, *output[1:]) if isinstance(output, tuple | list) else state
+            return with_hidden(run.segment[-1].output, state)
 
         with recording(Run(self._layers(), *self._segment, put)):
             return self.backbone(**inputs)
@@ -400,6 +419,10 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.backbone.config.get_text_config().vocab_size = self.config.vocab_size
         return embeddings
+
+
+def _collects(inputs: dict[str, Any]) -> bool:
+    return bool(inputs.get("output_hidden_states") or inputs.get("output_attentions"))
 
 
 def _without_replays(collected: Any, expected: int, start: int, calls: list[Any], num_iterations: int) -> list[Any]:

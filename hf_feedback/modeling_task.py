@@ -9,6 +9,7 @@ from transformers.utils import can_return_tuple
 
 from .backbones import is_decoder
 from .configuration_feedback import FeedbackConfig
+from .dynamics import IterationTrace
 from .loading import LoadableFeedbackModel
 from .modeling_outputs import FeedbackTaskOutput
 from .pooling import pool
@@ -52,18 +53,30 @@ class FeedbackTaskModel(LoadableFeedbackModel):
         self, labels: Any, num_iterations: int | None, output_iterations: bool, **inputs: Any
     ) -> FeedbackTaskOutput:
         """K iterations on the inputs, and the output that goes with them."""
-        outputs, trace, called_with = self._run(num_iterations, output_iterations, **inputs)
-        logits = self._logits(outputs, inputs)
-        fields: dict[str, Any] = {}
-        if trace:
-            earlier = [self._logits(self._run_from(called_with, state), inputs) for state in trace.ends[:-1]]
-            fields = {**trace.fields(), "iteration_logits": (*earlier, logits)}
-        return self._output(
-            logits,
-            loss=None if labels is None else self._loss(logits, labels),
-            **self._collected(outputs),
-            **fields,
-        )
+        rule = self.config.iteration_loss if self.training and labels is not None else "last"
+        notes = output_iterations or rule != "last"
+        outputs, trace, called_with = self._run(num_iterations, notes, stacks=True, **inputs)
+        answers = self._answers(outputs, trace, inputs, called_with)
+        fields: dict[str, Any] = self._collected(outputs)
+        if trace and output_iterations:
+            fields |= {**trace.fields(), "iteration_logits": answers}
+        if labels is not None:
+            losses = [self._loss(logits, labels) for logits in (answers[-1:] if rule == "last" else answers)]
+            weights = range(1, len(losses) + 1) if rule == "linear" else [1] * len(losses)
+            fields["loss"] = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+        return self._output(answers[-1], **fields)
+
+    def _answers(
+        self, outputs: Any, trace: IterationTrace | None, inputs: dict[str, Any], called_with: dict[str, Any]
+    ) -> tuple[torch.Tensor, ...]:
+        """The logits of the iterations that were noted, or those of the last one alone."""
+        if trace is None:
+            return (self._logits(outputs, inputs),)
+        if trace.stacked:
+            states = outputs.last_hidden_state.chunk(len(trace.ends))
+            return tuple(self._head(state, inputs) for state in states)
+        earlier = (self._logits(self._run_from(called_with, state), inputs) for state in trace.ends[:-1])
+        return (*earlier, self._logits(outputs, inputs))
 
 
 class FeedbackTextModel(FeedbackTaskModel):
@@ -93,8 +106,8 @@ class FeedbackTextModel(FeedbackTaskModel):
             labels: what is right; its shape stands at the class.
             past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
             num_iterations: K for this call; the config's by default.
-            output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Each iteration but the
-                last then costs one more pass through the backbone.
+            output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Where layers follow those
+                that loop, or with `head="backbone"`, each iteration but the last costs one more pass for it.
             output_hidden_states, output_attentions: also return those of the last iteration.
             **kwargs: further inputs of the backbone.
         """

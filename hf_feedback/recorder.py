@@ -20,6 +20,11 @@ def hidden_of(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
+def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+    """A layer's output with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
+
+
 def first_argument(module: nn.Module) -> str:
     """Name of a layer's first argument, under which hidden states come when they come by name."""
     return next(iter(inspect.signature(module.forward).parameters))
@@ -99,6 +104,13 @@ class Run:
         self.segment: list[LayerCall] = []
         self.position = 0
         self.replaying = False
+
+    def forget(self) -> None:
+        """Drops the outputs of iteration 1, and with them its graph, unless everything is kept; recorded arguments keep
+        theirs."""
+        if self.keep is not None:
+            for call in self.segment:
+                call.output = None
 
     def enter(self, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Notes what enters the segment, and lets `on_input` change what a layer reads."""

@@ -134,8 +134,15 @@ def operator_message(parameters, source, index, h, x, mask, causal, options):
     return options.get("feedback_scale", 1.0) * total
 
 
-def run_operators(backbone, stack, parameters, edges, inputs, num_iterations, options, causal=False):
-    """The last hidden state after K whole passes with any operator; see `run_reference`."""
+def run_operators(
+    backbone, stack, parameters, edges, inputs, num_iterations, options, causal=False, alpha=1.0, keep_graph=None
+):
+    """The last hidden state after K whole passes with any operator; see `run_reference`.
+
+    Args:
+        alpha: damping of what messages read.
+        keep_graph: how many passes, counted from the last, messages reach back to with a graph; `None`: all.
+    """
     layers = list(backbone.get_submodule(stack))
     targets_of = {source: sorted(t for s, t in edges if s == source) for source, _ in edges}
     previous, current = {}, []
@@ -156,10 +163,13 @@ def run_operators(backbone, stack, parameters, edges, inputs, num_iterations, op
     handles = [layer.register_forward_pre_hook(add_messages, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(keep_state) for layer in layers]
     try:
-        for _ in range(num_iterations):
+        for k in range(1, num_iterations + 1):
             current.clear()
             output = backbone(**inputs)
-            previous = dict(enumerate(current))
+            old, new = previous, dict(enumerate(current))
+            previous = {i: old[i] + alpha * (state - old[i]) if old else state for i, state in new.items()}
+            if keep_graph is not None and k <= num_iterations - keep_graph:
+                previous = {i: state.detach() for i, state in previous.items()}
     finally:
         for handle in handles:
             handle.remove()

@@ -124,6 +124,16 @@ class ModelArguments:
     feedback_rank: str | None = field(
         default=None, metadata={"help": "Inner width of a message (32), or 'none' for full rank."}
     )
+    feedback_damping: float | None = field(default=None, metadata={"help": "Messages read lerp(previous, new, α) (1)."})
+    learn_damping: bool | None = field(default=None, metadata={"help": "Learn that α, one per source (false)."})
+    feedback_state: str | None = field(
+        default=None, metadata={"help": "reentry, or carry as looped layers do (reentry)."}
+    )
+    iteration_loss: str | None = field(
+        default=None, metadata={"help": "Loss of iterations: last, uniform or linear (last)."}
+    )
+    gradient: str | None = field(default=None, metadata={"help": "full, truncated or one_step (full)."})
+    gradient_iterations: int | None = field(default=None, metadata={"help": "Iterations that truncated goes through."})
     feedback_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the messages (0)."})
     feedback_scale: float | None = field(default=None, metadata={"help": "Factor on the messages (1)."})
     backbone_layers: list[int] | None = field(default=None, metadata={"help": "Layers of the backbone to keep (all)."})

@@ -1,0 +1,215 @@
+"""How iterations follow one another: damping, carried state, losses at every iteration, truncated gradients."""
+
+import copy
+
+import pytest
+import torch
+from families import speak, tiny_backbone, tiny_batch
+from reference import run_operators
+from torch.nn import functional as F
+
+from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel
+
+EDGES = [[2, 0], [3, 0], [3, 2]]
+LABELS = torch.tensor([0, 2])
+
+
+def make(cls=FeedbackModel, family="bert", dtype=torch.float64, scale=0.3, **options):
+    options = {"feedback_rank": 8, "num_iterations": 4, "feedback_edges": EDGES, **options}
+    if cls is not FeedbackModel:
+        options.setdefault("num_labels", 3)
+    model = cls.from_backbone(tiny_backbone(family).to(dtype), **options)
+    return speak(model, scale=scale) if scale else model
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+# Damping
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("learn", [False, True])
+def test_damping_equals_the_reference(alpha, learn):
+    model, batch = make(feedback_damping=alpha, learn_damping=learn), tiny_batch()
+    feedback = dict(model.feedback.named_parameters())
+    alpha = feedback["damping.alpha"][0].item() if learn else alpha  # it was rounded to float32 at first
+    expected = run_operators(model.backbone, "encoder.layer", feedback, EDGES, batch, 4, {}, alpha=alpha)
+    torch.testing.assert_close(model(**batch).last_hidden_state, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("options", [dict(feedback_damping=0.3), dict(learn_damping=True, feedback_damping=0.7)])
+def test_damping_leaves_a_fresh_model_exact(options, tmp_path):
+    model, batch = make(dtype=torch.float32, scale=0, **options), tiny_batch()
+    for k in (1, 2, 5):
+        model.set_num_iterations(k)
+        assert model.check_equivalence(batch) == 0.0
+    speak(model).save_pretrained(tmp_path)
+    assert torch.equal(
+        FeedbackModel.from_pretrained(tmp_path)(**batch).last_hidden_state, model(**batch).last_hidden_state
+    )
+
+
+def test_learned_damping_learns():
+    model, batch = make(learn_damping=True, feedback_damping=0.5), tiny_batch()
+    for k, moves in ((2, False), (3, True)):
+        model.zero_grad()
+        model(**batch, num_iterations=k).last_hidden_state.square().sum().backward()
+        assert (model.feedback.damping.alpha.grad.abs().max() > 0) == moves  # never idle: zero with K = 2, and there
+
+
+# Carried state
+
+
+def test_carried_state_is_a_model_of_looped_layers():
+    model, batch = make(feedback_state="carry", scale=0, feedback_edges=[[3, 0]]), tiny_batch()
+    bert = model.backbone
+    mask = (1.0 - batch["attention_mask"].double())[:, None, None] * torch.finfo(torch.float64).min
+    hidden = bert.embeddings(batch["input_ids"])
+    for k in range(1, 4):
+        for layer in bert.encoder.layer:
+            hidden = layer(hidden, mask)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        found = model(**batch, num_iterations=k).last_hidden_state
+        real = batch["attention_mask"].bool()
+        torch.testing.assert_close(found[real], hidden[real], rtol=1e-9, atol=1e-9)
+    model.set_num_iterations(1)
+    assert model.check_equivalence(batch) == 0.0
+
+
+# A loss at every iteration
+
+
+@pytest.mark.parametrize("rule", ["last", "uniform", "linear"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet"])
+def test_losses_of_all_iterations(rule, family):
+    model = without_dropout(make(FeedbackForSequenceClassification, family, iteration_loss=rule))
+    batch = tiny_batch()
+    losses = torch.stack([F.cross_entropy(model(**batch, num_iterations=k).logits, LABELS) for k in range(1, 5)])
+    weights = {"last": [0, 0, 0, 1], "uniform": [1, 1, 1, 1], "linear": [1, 2, 3, 4]}[rule]
+    weights = torch.tensor(weights, dtype=torch.float64)
+    expected = (losses * weights).sum() / weights.sum()
+    found = model(**batch, labels=LABELS)
+    torch.testing.assert_close(found.loss, expected)
+    assert found.iteration_logits is None
+    torch.testing.assert_close(model.eval()(**batch, labels=LABELS).loss, losses[-1])
+    names = dict(model.named_parameters())
+    mine = torch.autograd.grad(found.loss, list(names.values()), allow_unused=True)
+    theirs = torch.autograd.grad(expected, list(names.values()), allow_unused=True)
+    for name, one, other in zip(names, mine, theirs, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet", "t5", "modernbert", "albert"])
+def test_states_of_all_iterations_go_through_the_tail_at_once(family):
+    model = make(FeedbackForSequenceClassification, family, feedback_edges=None)
+    assert model._stacks
+    stacked = model(**tiny_batch(), output_iterations=True).iteration_logits
+    model._stacks = False
+    for one, other in zip(stacked, model(**tiny_batch(), output_iterations=True).iteration_logits, strict=True):
+        torch.testing.assert_close(one, other)
+    lower = make(FeedbackForSequenceClassification, family, feedback_edges=[[2, 1]], num_iterations=2)
+    assert len(lower(**tiny_batch(), output_iterations=True).iteration_logits) == 2  # a layer follows
+
+
+# Gradients
+
+
+def gradients(model, batch, weight):
+    model.zero_grad()
+    (model(**batch).last_hidden_state * weight).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_truncated_gradients_equal_the_reference(n, family):
+    """Also for T5, whose position bias is made by the first layer of iteration 1 and used in all others."""
+    options = dict(gradient="one_step") if n == 1 else dict(gradient="truncated", gradient_iterations=n)
+    model, batch = make(family=family, **options), tiny_batch()
+    weight = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = weight * batch["attention_mask"][..., None]
+    mine = gradients(model, batch, weight)
+    bare = copy.deepcopy(model.backbone)
+    bare.zero_grad()
+    feedback = {name: p.detach().clone().requires_grad_() for name, p in model.feedback.named_parameters()}
+    stack = "encoder.layer" if family == "bert" else "block"
+    output = run_operators(bare, stack, feedback, EDGES, batch, 4, {}, keep_graph=n)
+    (output * weight).sum().backward()
+    theirs = {f"feedback.{name}": p.grad for name, p in feedback.items()}
+    theirs |= {f"backbone.{name}": p.grad for name, p in bare.named_parameters() if p.grad is not None}
+    largest = max(g.abs().max() for g in theirs.values())
+    for name, gradient in theirs.items():
+        tolerance = 1e-9 if family == "bert" else 1e-6  # T5 computes in float32 inside
+        assert (gradient - mine[name]).abs().max() <= tolerance * largest, name
+
+
+def graph_size(model, batch, k):
+    """How many nodes the graph of one forward call has."""
+    nodes, seen = [model(**batch, num_iterations=k).last_hidden_state.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return len(seen)
+
+
+def test_truncated_graphs_stop_growing():
+    batch = tiny_batch()
+    full, one, two = (
+        make(**options)
+        for options in ({}, dict(gradient="one_step"), dict(gradient="truncated", gradient_iterations=2))
+    )
+    sizes = {name: [graph_size(m, batch, k) for k in (1, 2, 3, 6)] for name, m in
+             (("full", full), ("one", one), ("two", two))}  # fmt: skip
+    assert sizes["full"][0] < sizes["full"][1] < sizes["full"][2] < sizes["full"][3]
+    assert sizes["one"][1] == sizes["one"][2] == sizes["one"][3]
+    assert sizes["two"][1] == sizes["full"][1]
+    assert sizes["two"][2] == sizes["two"][3] < sizes["full"][2]
+
+
+def test_truncated_gradients_with_checkpointing_and_autocast():
+    options = dict(gradient="truncated", gradient_iterations=2, dtype=torch.float32)
+    model, batch = without_dropout(make(**options)), tiny_batch()
+    plain = gradients(model, batch, 1.0)
+    model.activation_checkpointing_enable()
+    for name, gradient in gradients(model, batch, 1.0).items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.isfinite(g).all() for g in gradients(model, batch, 1.0).values())
+
+
+@pytest.mark.parametrize("options", [dict(gradient="one_step"), dict(iteration_loss="linear", learn_damping=True)])
+def test_states_on_request_in_any_mode(options):
+    model = make(FeedbackForSequenceClassification, **options)
+    plain = make(FeedbackForSequenceClassification)
+    batch = tiny_batch()
+    one, other = (m(**batch, output_hidden_states=True, labels=LABELS) for m in (model, plain))
+    for mine, theirs in zip(one.hidden_states, other.hidden_states, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(one.loss, other.loss)
+
+
+WRONG = {
+    "damping": (dict(feedback_damping=0.0), r"`feedback_damping` must be in \(0, 1\], got 0.0"),
+    "learn": (dict(learn_damping="yes"), "`learn_damping` must be True or False"),
+    "state": (dict(feedback_state="loop"), "`feedback_state` must be one of 'reentry', 'carry'"),
+    "loss": (dict(iteration_loss="all"), "`iteration_loss` must be one of"),
+    "gradient": (dict(gradient="half"), "`gradient` must be one of"),
+    "no n": (dict(gradient="truncated"), "`gradient_iterations` must be an integer of at least 1, got None"),
+    "idle n": (dict(gradient_iterations=2), "`gradient_iterations` is for `gradient='truncated'`"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_options(case):
+    options, words = WRONG[case]
+    with pytest.raises(ValueError, match=words):
+        FeedbackConfig(**options)
