@@ -62,8 +62,6 @@ def tiny(model_type: str):
             return "stays large"
         torch.manual_seed(0)
         backbone = AutoModel.from_config(config).eval()
-        if getattr(config, "is_encoder_decoder", False):
-            backbone = backbone.get_encoder()
     except Exception:  # whatever its config says about these sizes
         return "cannot be made tiny this way"
     with torch.no_grad():
@@ -83,15 +81,14 @@ def outcome(model_type: str) -> tuple[str, str, str]:
     options = dict(num_iterations=3, feedback_rank=8, feedback_topology="dense")
     try:
         try:
-            model = FeedbackModel.from_backbone(copy.deepcopy(backbone), **options)
+            model = FeedbackModel.from_backbone(backbone, **options)
         except UnsupportedBackboneError as error:
             return model_type, "refused", str(error).split("feedback backbone: ")[-1]
         generator = torch.Generator().manual_seed(3)
-        batch = PROBE_INPUTS[backbone.main_input_name](backbone.config.get_text_config(), generator)
+        batch = PROBE_INPUTS[model.main_input_name](model.backbone.config.get_text_config(), generator)
         if "attention_mask" in batch and "attention_mask" not in model._backbone_arguments:
             del batch["attention_mask"]
-        while backbone.base_model is not backbone:
-            backbone = backbone.base_model
+        backbone = copy.deepcopy(model.backbone)
         plain = backbone(**batch, **model._no_cache).last_hidden_state
         if not torch.equal(model(**batch).last_hidden_state, plain):
             return model_type, "failing", "a fresh model is not its backbone"
@@ -119,11 +116,8 @@ def write(file: Path, rows: list[tuple[str, str, str]]) -> None:
     left_out: dict[str, int] = defaultdict(int)
     for _, why in by["left out"]:
         left_out[why] += 1
-    lines = ["# Every model type of transformers", ""]
-    lines += [
-        f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}. {__doc__.strip()}",
-        "",
-    ]
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
+    lines = ["# Every model type of transformers", "", versions, "", __doc__.strip(), ""]
     lines += [f"{len(by['exact'])} exact, {len(by['refused'])} refused, {len(by['failing'])} failing; left out:"]
     lines += [f"{', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))}."]
     lines += ["A refusal can be the fault of the tiny config; what it says is what a user would read.", ""]
