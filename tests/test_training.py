@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hf_feedback import FeedbackForSequenceClassification, add_feedback
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
 from hf_feedback.training.parameter_groups import format_groups, parts_of
+from hf_feedback.training.sampling import draw_iterations
 
 
 def make(family="bert", **options):
@@ -383,3 +384,51 @@ def test_the_hubs_token_is_copied_but_not_written(tmp_path):
     twin = copy.deepcopy(args)
     assert twin.hub_token == args.hub_token == "hf_secret"
     assert twin.freeze is not args.freeze
+
+
+def test_drawn_iterations():
+    def draw(kind, steps=400, least=2, mean=4, most=16, seed=3):
+        return [draw_iterations(kind, least, mean, most, seed, step, step / steps) for step in range(steps)]
+
+    assert set(draw("fixed")) == {4}
+    assert set(draw("uniform", most=5)) == {2, 3, 4, 5}
+    poisson = draw("poisson", steps=4000)
+    assert min(poisson) == 2
+    assert max(poisson) > 8
+    assert sum(poisson) / len(poisson) == pytest.approx(4, rel=0.05)
+    rising = draw("curriculum", most=4)
+    assert rising == sorted(rising)
+    assert [rising.count(k) for k in (2, 3, 4)] == pytest.approx([133, 133, 134], abs=1)
+    assert draw("poisson") == draw("poisson")  # the same on every process
+    assert draw("poisson") != draw("poisson", seed=4)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "poisson", "curriculum"])
+def test_iterations_are_drawn_in_training_and_not_in_evaluation(kind, tmp_path):
+    model = make(num_iterations=4)
+    seen = {True: [], False: []}
+    iterations = model._iterations
+    model._iterations = lambda k: seen[model.training].append(iterations(k)) or iterations(k)
+    args = FeedbackTrainingArguments(
+        output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, train_iterations=kind,
+        min_train_iterations=1 if kind == "uniform" else 2,
+    )  # fmt: skip
+    rows = [{"input_ids": tiny_batch(seed)["input_ids"][0], "labels": seed % 3} for seed in range(16)]
+    trainer = FeedbackTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert len(seen[True]) == 24
+    assert seen[True][::2] == seen[True][1::2]  # one draw for every optimizer step
+    assert len(set(seen[True])) > 1
+    trainer.evaluate()
+    assert set(seen[False]) == {4}
+
+
+def test_a_least_k_above_the_models_is_refused(tmp_path):
+    args = FeedbackTrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, train_iterations="uniform",
+        min_train_iterations=5,
+    )  # fmt: skip
+    rows = [{"input_ids": tiny_batch()["input_ids"][0], "labels": 0}] * 8
+    with pytest.raises(ValueError, match=r"`min_train_iterations` must be between 1 and the model's K \(2\)"):
+        FeedbackTrainer(model=make(num_iterations=2), args=args, train_dataset=rows).train()

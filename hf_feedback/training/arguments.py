@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..configuration_feedback import FeedbackConfig
+from .sampling import KINDS
 
 
 @dataclass
@@ -19,6 +20,10 @@ class FeedbackTrainingArguments(TrainingArguments):
         backbone_lr, feedback_lr, head_lr: rates of the parts; `learning_rate` where left out.
         layer_lr_decay: factor on the rate from one layer to the one below.
         learning_rate_mapping: regular expression over parameter names → rate (JSON on the command line).
+        train_iterations: how many iterations each training step takes, see `draw_iterations`; the model's own K is the
+            mean, and what is used afterwards.
+        min_train_iterations: the least K that is drawn.
+        max_train_iterations: the largest; the model's K by default, four times as many for `"poisson"`.
     """
 
     freeze: list[str] | None = field(
@@ -33,6 +38,13 @@ class FeedbackTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": 'Regular expression over parameter names to rate, as JSON: {"LayerNorm": 1e-5}.'},
     )
+
+    train_iterations: str = field(
+        default="fixed",
+        metadata={"help": "K of a training step: fixed, uniform, poisson or curriculum.", "choices": list(KINDS)},
+    )
+    min_train_iterations: int = field(default=2, metadata={"help": "Least K that is drawn."})
+    max_train_iterations: int | None = field(default=None, metadata={"help": "Largest K that is drawn."})
 
     # Options that transformers reads as JSON when they come as text.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rate_mapping"]  # noqa: RUF012

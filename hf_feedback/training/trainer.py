@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
 from .parameter_groups import feedback_model_in, format_groups, freeze_parameters, parameter_groups
+from .sampling import draw_iterations
 
 
 class FeedbackTrainer(Trainer):
@@ -65,6 +66,32 @@ class FeedbackTrainer(Trainer):
             self._resting += idle
             for parameter in idle:
                 parameter.requires_grad_(False)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with K drawn as `args.train_iterations` says."""
+        if not model.training or self.args.train_iterations == "fixed" or "num_iterations" in inputs:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        core = feedback_model_in(model)[1]
+        k = self._draw_iterations(core.config.num_iterations)
+        found = super().compute_loss(model, {**inputs, "num_iterations": k}, *args, **kwargs)
+        if k > 1:
+            return found
+        # distributed training refuses parameters that nothing touched
+        nothing = sum(parameter.sum() for parameter in core.feedback.parameters() if parameter.requires_grad) * 0.0
+        return (found[0] + nothing, *found[1:]) if isinstance(found, tuple) else found + nothing
+
+    def _draw_iterations(self, mean: int) -> int:
+        args, state = self.args, self.state
+        most = args.max_train_iterations or (4 * mean if args.train_iterations == "poisson" else mean)
+        if not 1 <= args.min_train_iterations <= min(mean, most):
+            raise ValueError(
+                f"`min_train_iterations` must be between 1 and the model's K ({mean}) and `max_train_iterations` "
+                f"({most}), got {args.min_train_iterations}."
+            )
+        progress = state.global_step / max(1, state.max_steps)
+        return draw_iterations(
+            args.train_iterations, args.min_train_iterations, mean, most, args.seed, state.global_step, progress
+        )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of the run's facts where `card_facts` is set (it is pushed with the model), else transformers'."""
