@@ -1,10 +1,11 @@
 """Top-down feedback for pretrained transformers."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from .backbones import UnsupportedBackboneError
 from .configuration_feedback import HF_FEEDBACK_VERSION as __version__
 from .configuration_feedback import FeedbackConfig
+from .configuration_fnn import FNNConfig
 from .loading import LoadableFeedbackModel, load_feedback
 from .modeling_feedback import (
     HEADS,
@@ -18,6 +19,7 @@ from .modeling_feedback import (
     FeedbackModel,
     add_feedback,
 )
+from .modeling_fnn import FNNForSequenceClassification, FNNModel
 from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
 
 AutoConfig.register(FeedbackConfig.model_type, FeedbackConfig, exist_ok=True)
@@ -28,7 +30,17 @@ for model_class in _MODELS:
     auto_class.register(FeedbackConfig, model_class, exist_ok=True)
     model_class.register_for_auto_class(auto_class.__name__)
 
+AutoConfig.register(FNNConfig.model_type, FNNConfig, exist_ok=True)
+FNNConfig.register_for_auto_class()
+AutoModel.register(FNNConfig, FNNModel, exist_ok=True)
+FNNModel.register_for_auto_class("AutoModel")
+AutoModelForSequenceClassification.register(FNNConfig, FNNForSequenceClassification, exist_ok=True)
+FNNForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
 __all__ = [
+    "FNNConfig",
+    "FNNForSequenceClassification",
+    "FNNModel",
     "FeedbackConfig",
     "FeedbackForAudioClassification",
     "FeedbackForImageClassification",

@@ -43,13 +43,13 @@ class Swish(nn.Module):
 ACTIVATIONS: dict[str, type[nn.Module]] = {"swish": Swish}
 
 
-def check_activation(name: str) -> None:
-    """Raises `ValueError` with the nearest valid names where `name` is no activation."""
+def check_activation(name: str, option: str = "feedback_activation") -> None:
+    """Raises `ValueError` with the nearest valid names where `name`, the value of `option`, is no activation."""
     if name not in ACTIVATIONS and name not in ACT2FN:
         names = sorted({*ACTIVATIONS, *ACT2FN})
         near = get_close_matches(str(name), names, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of: {', '.join(names)}."
-        raise ValueError(f"`feedback_activation` must be the name of an activation, got {name!r}; {hint}")
+        raise ValueError(f"`{option}` must be the name of an activation, got {name!r}; {hint}")
 
 
 def make_activation(name: str, num_edges: int) -> nn.Module:

@@ -1,0 +1,429 @@
+"""The two feedback neural networks that are trained from scratch: over time, and over layers."""
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .activations import Swish, make_activation
+from .configuration_fnn import AUTO_MAP, FNNConfig
+from .fixed_point import Map, Solution, anderson, full, implicit, iterate, relative_residual, truncated
+from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput
+from .pooling import pool
+
+SOLVERS = {"iteration": iterate, "anderson": anderson}
+
+
+class RecurrentLinear(nn.Linear):
+    """A d × d map without bias that reads a state of the network itself.
+
+    It starts as `gain` times an orthogonal matrix, so its norm is `gain`: that of a sweep is known.
+    """
+
+    def __init__(self, size: int, gain: float) -> None:
+        super().__init__(size, size, bias=False)
+        self.gain = gain
+
+
+class FNNLayer(nn.Module):
+    """The weights of one layer, under the letters of its equation; the bias b is that of the map from below.
+
+    Args:
+        size: d.
+        activation: by name.
+    """
+
+    def __init__(self, size: int, activation: str) -> None:
+        super().__init__()
+        self.size = size
+        self.activation = make_activation(activation, 1)
+
+    def f(self, z: torch.Tensor) -> torch.Tensor:
+        """The activation, one β for the whole layer: `(..., d)` → `(..., d)`."""
+        return self.activation(z.unsqueeze(-2)).squeeze(-2)
+
+
+class TemporalLayer(FNNLayer):
+    """`h_t = f(U x_t + W h_{t-1} + V h_{t+1} + b)`, `h_0 = h_{T+1} = 0`.
+
+    `h_{t+1}` is always of the sweep before (0 before the first). ‖W‖ + ‖V‖ starts at 0.9: with an activation of slope
+    at most 1 sweeps contract.
+    """
+
+    def __init__(self, size_below: int, size: int, activation: str) -> None:
+        super().__init__(size, activation)
+        self.U = nn.Linear(size_below, size)  # its bias is b
+        self.W = RecurrentLinear(size, 0.45)
+        self.V = RecurrentLinear(size, 0.45)
+
+    def sequential(self, x: torch.Tensor, real: torch.Tensor) -> Map:
+        """A sweep from left to right, `h_{t-1}` of the same sweep.
+
+        Args:
+            x: `(B, T, e)`.
+            real: `(B, T, 1)`, false at padding, where h is 0: a text ends there.
+        """
+        Ux_b = self.U(x)
+
+        def sweep(h: torch.Tensor) -> torch.Tensor:
+            rest = Ux_b + self.V(after(h))  # all of z but W h_{t-1}
+            before, new = torch.zeros_like(h[:, 0]), []
+            for t in range(h.shape[1]):
+                before = self.f(rest[:, t] + self.W(before)).where(real[:, t], 0.0)
+                new.append(before)
+            return torch.stack(new, 1)
+
+        return sweep
+
+    def parallel(self, x: torch.Tensor, real: torch.Tensor) -> Map:
+        """A sweep over all t at once, `h_{t-1}` of the sweep before. Arguments as in `sequential`."""
+        Ux_b = self.U(x)
+
+        def sweep(h: torch.Tensor) -> torch.Tensor:
+            return self.f(Ux_b + self.W(before(h)) + self.V(after(h))).where(real, 0.0)
+
+        return sweep
+
+
+class LayeredLayer(FNNLayer):
+    """`z^(l) = W^(l) h^(l-1) + b^(l) + U^(l) h^(l+1)`, `h^(l) = σ(z^(l))`; no U in the top layer.
+
+    ‖U‖ starts at 0.2, and W keeps the variance: with an activation of slope at most 1 sweeps contract.
+    """
+
+    def __init__(self, size_below: int, size: int, activation: str, is_top: bool) -> None:
+        super().__init__(size, activation)
+        self.W = nn.Linear(size_below, size)  # its bias is b
+        self.U = None if is_top else RecurrentLinear(size, 0.2)
+
+    def forward(self, below: torch.Tensor, above: torch.Tensor | None) -> torch.Tensor:
+        z = self.W(below)
+        if self.U is not None:
+            z = z + self.U(above)
+        return self.f(z)
+
+
+def sweep_upwards(layers: Sequence[nn.Module], h_0: torch.Tensor) -> Map:
+    """A sweep over the states `h^(1) … h^(L)`: `h^(l-1)` of the same sweep, `h^(l+1)` of the sweep before."""
+
+    def sweep(h: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        new = [h_0]
+        for layer, above in zip(layers, (*h[1:], None), strict=True):
+            new.append(layer(new[-1], above))
+        return tuple(new[1:])
+
+    return sweep
+
+
+def before(h: torch.Tensor) -> torch.Tensor:
+    """`h_{t-1}` at every t, `h_0 = 0`: `(B, T, d)` → `(B, T, d)`."""
+    return nn.functional.pad(h[:, :-1], (0, 0, 1, 0))
+
+
+def after(h: torch.Tensor) -> torch.Tensor:
+    """`h_{t+1}` at every t, `h_{T+1} = 0`: `(B, T, d)` → `(B, T, d)`."""
+    return nn.functional.pad(h[:, 1:], (0, 0, 0, 1))
+
+
+class FNNPreTrainedModel(PreTrainedModel):
+    """What both models share: initialization, K, saving with the code."""
+
+    config_class = FNNConfig
+    config: FNNConfig
+    base_model_prefix = "fnn"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, RecurrentLinear):
+            start = torch.empty_like(module.weight, dtype=torch.float32)  # there is no QR in half precision
+            init.copy_(module.weight, nn.init.orthogonal_(start, module.gain).to(module.weight.dtype))
+        elif isinstance(module, nn.Linear):  # keeps the variance of its input
+            init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, Swish):
+            init.ones_(module.beta)
+        else:
+            super()._init_weights(module)
+
+    def set_num_iterations(self, num_iterations: int) -> None:
+        """Sets K for all further calls; it is saved with the model.
+
+        Raises:
+            ValueError: K is not an integer of at least 1.
+        """
+        before, self.config.num_iterations = self.config.num_iterations, num_iterations
+        try:
+            self.config.check_options()
+        except ValueError:
+            self.config.num_iterations = before
+            raise
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; misspelt options are refused."""
+        for key in kwargs:
+            if key not in FNNConfig.option_names():
+                FNNConfig._refuse_misspelt(key)
+        return super().from_pretrained(*args, **kwargs)
+
+    def part_of(self, name: str) -> str:
+        """The part that a parameter belongs to: `"embeddings"`, `"layer 0"`, …, `"feedback"` or `"head"`.
+
+        Feedback is what reads the sweep before: V of the temporal network, U of the layered one.
+        """
+        if "embeddings." in name:
+            return "embeddings"
+        if "layers." not in name:
+            return "head"
+        feedback = ".V." if self.config.fnn_type == "temporal" else ".U."
+        return "feedback" if feedback in name else f"layer {name.split('layers.')[1].split('.')[0]}"
+
+    def feedback_summary(self) -> str:
+        """The network in words: its equation, K and what its parts weigh."""
+        counts: dict[str, int] = {}
+        for name, parameter in self.named_parameters():
+            counts[self.part_of(name)] = counts.get(self.part_of(name), 0) + parameter.numel()
+        until = "" if self.config.tolerance is None else f" or a residual of {self.config.tolerance:g}"
+        lines = [f"{self.config.fnn_type} feedback network, {self.config.num_iterations} iterations{until}"]
+        width = max(map(len, counts))
+        return "\n".join([*lines, *(f"{part.ljust(width)}  {count:>12,}" for part, count in counts.items())])
+
+
+class FNNModel(FNNPreTrainedModel):
+    """A feedback neural network without a head: `(B, T)` token ids → hidden states after K sweeps.
+
+    The layered network's equations know one vector an example and layer. Its `h^(0)` is the mean of the embeddings of
+    the real tokens, which makes K = 1 a deep averaging network (Iyyer et al. 2015); with a network for every token and
+    the mean taken at the end, words would never meet before the classifier. Its states are `(B, 1, d)`.
+    """
+
+    def __init__(self, config: FNNConfig) -> None:
+        super().__init__(config)
+        size, below = config.hidden_size, config.embedding_size or config.hidden_size
+        self.embeddings = nn.Embedding(config.vocab_size, below, padding_idx=config.pad_token_id)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        if config.fnn_type == "temporal":
+            layers: list[nn.Module] = [TemporalLayer(below, size, config.activation)]
+        else:
+            top = (config.num_layers or 1) - 1
+            layers = [
+                LayeredLayer(size if i else below, size, config.activation, is_top=i == top) for i in range(top + 1)
+            ]
+        self.layers = nn.ModuleList(layers)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        num_iterations: int | None = None,
+        output_iterations: bool = False,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> FeedbackModelOutput:
+        """Sweeps K times, or until convergence.
+
+        Args:
+            input_ids, attention_mask: `(B, T)`; inputs_embeds: `(B, T, e)` instead of `input_ids`.
+            num_iterations: K for this call; the config's by default.
+            output_iterations: also return `residuals` and `iterations`.
+            output_hidden_states: also return x and h, or `h^(0) … h^(L)`.
+            **kwargs: what tokenizers and transformers pass besides; anything else is refused.
+        """
+        check_arguments(self, kwargs)
+        x, real = self._embed(input_ids, attention_mask, inputs_embeds)
+        found, entry = self.solve(x, real, num_iterations, measure=output_iterations)
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        fields: dict[str, Any] = statistics(found) if output_iterations else {}
+        if wants_states:
+            fields["hidden_states"] = (entry, *states_of(found.state))
+        return FeedbackModelOutput(last_hidden_state=top_of(found.state), **fields)
+
+    def _embed(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x `(B, T, e)`, 0 at padding, and where it is real, `(B, T, 1)`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`, not both and not neither.")
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.dim() != 3 or x.shape[-1] != self.embeddings.embedding_dim:
+            raise ValueError(
+                f"`inputs_embeds` must have shape (batch, tokens, {self.embeddings.embedding_dim}), with the config's "
+                f"`embedding_size`, and `input_ids` (batch, tokens); got embeddings of shape {tuple(x.shape)}."
+            )
+        if attention_mask is None:
+            attention_mask = x.new_ones(x.shape[:2])
+        if attention_mask.shape != x.shape[:2]:
+            raise ValueError(
+                f"`attention_mask` must have shape (batch, tokens), here {tuple(x.shape[:2])}, got "
+                f"{tuple(attention_mask.shape)}."
+            )
+        real = (attention_mask != 0).unsqueeze(-1)
+        return self.dropout(x).where(real, 0.0), real
+
+    def solve(
+        self,
+        x: torch.Tensor,
+        real: torch.Tensor,
+        num_iterations: int | None = None,
+        measure: bool = False,
+        keep_states: bool = False,
+    ) -> tuple[Solution, torch.Tensor]:
+        """The sweeps, with the gradient that the config asks for, and the entry of the network: x or `h^(0)`.
+
+        Args:
+            x: `(B, T, e)`.
+            real: `(B, T, 1)`, false at padding.
+            num_iterations: K; the config's by default.
+            measure: whether residuals are wanted where nothing stops by them.
+            keep_states: whether the states after every sweep are wanted.
+        """
+        config, steps = self.config, self.config.num_iterations if num_iterations is None else num_iterations
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`num_iterations` must be an integer of at least 1, got {steps!r}.")
+        f, start, entry = self._sweep(x, real)
+        options: dict[str, Any] = dict(tolerance=config.tolerance, keep_states=keep_states)
+        options["residual"] = relative_residual if measure or config.tolerance is not None else None
+        if config.gradient == "truncated":
+            return truncated(f, start, steps, last=config.gradient_iterations or steps, **options), entry
+        if config.gradient == "implicit":
+            return implicit(f, start, steps, solver=SOLVERS[config.solver], **options), entry
+        return full(f, start, steps, **options), entry
+
+    def _sweep(self, x: torch.Tensor, real: torch.Tensor) -> tuple[Map, Any, torch.Tensor]:
+        """The map of one sweep, the state before the first (0), and the entry of the network."""
+        if self.config.fnn_type == "temporal":
+            layer: Any = self.layers[0]
+            f = layer.parallel(x, real) if self.config.sweep == "parallel" else layer.sequential(x, real)
+            return f, x.new_zeros((*x.shape[:2], layer.size)), x
+        h_0 = pool(x, real.squeeze(-1), "mean").unsqueeze(1)
+        zero = h_0.new_zeros((len(h_0), 1, self.config.hidden_size))
+        return sweep_upwards(list(self.layers), h_0), (zero,) * len(self.layers), h_0
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = cast(nn.Embedding, value)
+
+
+class FNNForSequenceClassification(FNNPreTrainedModel):
+    """A feedback neural network with a classifier (or, with one label, a regressor) over the whole text.
+
+    Shapes:
+        labels: `(B,)` class numbers, `(B,)` or `(B, num_labels)` targets for regression, `(B, num_labels)` zeros and
+            ones for several labels at once; logits: `(B, num_labels)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback import FNNConfig, FNNForSequenceClassification
+    >>> config = FNNConfig(vocab_size=99, hidden_size=16, num_labels=3, num_iterations=50, tolerance=1e-4)
+    >>> model = FNNForSequenceClassification(config)
+    >>> output = model(torch.tensor([[5, 6, 7]]), output_iterations=True)
+    >>> output.logits.shape, len(output.iteration_logits) == output.iterations.item()
+    (torch.Size([1, 3]), True)
+
+    ```
+    """
+
+    def __init__(self, config: FNNConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.fnn = FNNModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_iterations: int | None = None,
+        output_iterations: bool = False,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> FeedbackTaskOutput:
+        """Sweeps K times, or until convergence, and answers.
+
+        Args:
+            labels: what is right; its shape stands at the class.
+            output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Of the truncated and the
+                implicit gradient, only the last answer has all of it.
+            (the others): as in `FNNModel.forward`.
+        """
+        check_arguments(self, kwargs)
+        x, real = self.fnn._embed(input_ids, attention_mask, inputs_embeds)
+        found, entry = self.fnn.solve(x, real, num_iterations, output_iterations, keep_states=output_iterations)
+        logits = self._head(found.state, real)
+        fields: dict[str, Any] = {}
+        if output_iterations:
+            earlier = [self._head(state, real) for state in found.states[:-1]]
+            fields = {**statistics(found), "iteration_logits": (*earlier, logits)}
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            fields["hidden_states"] = (entry, *states_of(found.state))
+        loss = None if labels is None else self._loss(logits, labels)
+        return FeedbackTaskOutput(loss=loss, logits=logits, **fields)
+
+    def _head(self, state: Any, real: torch.Tensor) -> torch.Tensor:
+        top = top_of(state)
+        mask = real.squeeze(-1) if self.config.fnn_type == "temporal" else None
+        return self.classifier(self.dropout(pool(top, mask, self.config.pooling)))
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        several = self.config.problem_type == "multi_label_classification"
+        if several or self.config.num_labels == 1 or labels.is_floating_point():
+            labels = labels.to(logits.dtype)
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+
+
+def states_of(state: Any) -> tuple[torch.Tensor, ...]:
+    """The states of all layers, from the lowest to the highest."""
+    return (state,) if isinstance(state, torch.Tensor) else state
+
+
+def top_of(state: Any) -> torch.Tensor:
+    """The state of the top layer."""
+    return states_of(state)[-1]
+
+
+def statistics(found: Solution) -> dict[str, torch.Tensor]:
+    """`residuals` `(B, K − 1)` (the first sweep has no other to be compared with) and `iterations` `(B,)`."""
+    return {"residuals": found.residuals[:, 1:], "iterations": found.iterations}
+
+
+# What tokenizers, the Trainer and transformers pass that these networks have no use for.
+IGNORED = frozenset(TransformersKwargs.__annotations__) | {"token_type_ids", "position_ids", "output_attentions"}
+
+ARGUMENTS = (
+    *("input_ids", "attention_mask", "inputs_embeds", "labels"),
+    *("num_iterations", "output_iterations", "output_hidden_states"),
+)
+
+
+def check_arguments(model: nn.Module, arguments: dict[str, Any]) -> None:
+    """Refuses what a forward pass does not know."""
+    for key in arguments:
+        if key not in IGNORED:
+            near = get_close_matches(key, ARGUMENTS, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "leave it out."
+            raise TypeError(f"{type(model).__name__}.forward got an unexpected argument `{key}`; {hint}")
