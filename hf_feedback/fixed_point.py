@@ -15,9 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch.autograd.function import once_differentiable
-
-from . import dynamics
 
 State = torch.Tensor | tuple[torch.Tensor, ...]
 Map = Callable[[Any], Any]
@@ -54,12 +51,12 @@ class Solution:
 
 
 def relative_residual(new: State, old: State) -> torch.Tensor:
-    """`‖new − old‖ / ‖new‖` per example, `(B,)`, in float32."""
-
-    def rows(state: State) -> dict[int, torch.Tensor]:
-        return {i: tensor.reshape(len(tensor), 1, -1) for i, tensor in enumerate(_tensors(state))}
-
-    return dynamics.relative_residual(rows(new), rows(old))
+    """`‖new − old‖ / ‖new‖` per example, `(B,)`, in float32 or better; states may be of any size."""
+    a, b = _flat(new), _flat(old)
+    a, b = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, b))
+    tiny = torch.finfo(a.dtype).tiny
+    scale = torch.maximum(a.abs(), b.abs()).amax(1, keepdim=True).clamp_min(tiny)
+    return ((a - b) / scale).norm(dim=1) / (a / scale).norm(dim=1).clamp_min(tiny)
 
 
 # Solvers
@@ -178,7 +175,8 @@ class _Progress:
             old = _where(self.stopped, self.latest, old)
         self.iterations = self.iterations + ~self.stopped
         if self.residual is not None:
-            self.residuals.append(self.residual(new, old).detach())
+            with torch.no_grad():
+                self.residuals.append(self.residual(new, old))
         if self.keep_states:
             self.states.append(new)
         if self.tolerance is not None:
@@ -331,20 +329,16 @@ class _Adjoint(torch.autograd.Function):
         return tuple(state.view_as(state) for state in states)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *v: torch.Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; what follows from g would be missing, silently
+            raise RuntimeError("The implicit gradient has no second derivative; use `gradient='full'`.")
         return (None, *ctx.solve(v))
 
 
 def _solve_adjoint(
     transposed: Map, v: tuple[torch.Tensor, ...], steps: int, tolerance: float, residual: Residual
 ) -> tuple[torch.Tensor, ...]:
-    """`g = v + Jᵀ g`. It is linear: the largest entry of each example's `v` is scaled to 1, since the residuals of
-    tiny ones would vanish."""
-    flat = _flat(v)
-    scale = flat.abs().amax(1, keepdim=True)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    v = _tensors(_unflat(flat / scale, v))
+    """`g = v + Jᵀ g`, by plain iteration from `v`; `v` where it does not converge."""
 
     def adjoint(g: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(a + b for a, b in zip(v, transposed(g), strict=True))
@@ -358,7 +352,7 @@ def _solve_adjoint(
             f"{int((~converged).sum())} of {len(converged)} examples is that of one iteration, and inexact. Allow more "
             "iterations, or use `gradient='full'`."
         )
-    return _tensors(_unflat(_flat(_where(converged, found.state, v)) * scale, v))
+    return _tensors(_where(converged, found.state, v))
 
 
 # States

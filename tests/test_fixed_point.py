@@ -1,0 +1,231 @@
+"""Fixed points and their gradients, beside closed forms, unrolled autograd and torchdeq."""
+
+import warnings
+
+import pytest
+import torch
+
+from hf_feedback.fixed_point import (
+    ConvergenceWarning,
+    anderson,
+    full,
+    implicit,
+    iterate,
+    relative_residual,
+    truncated,
+)
+
+SOLVERS = {"iterate": iterate, "anderson": anderson}
+B, D = 3, 5
+
+
+def contraction(factor=0.5, seed=0):
+    """A nonlinear map with its parameters, one row an example, and the norm of its matrix."""
+    torch.manual_seed(seed)
+    matrix = factor * torch.nn.init.orthogonal_(torch.empty(D, D, dtype=torch.float64))
+    matrix.requires_grad_()
+    shift = torch.randn(B, D, dtype=torch.float64, requires_grad=True)
+    return (lambda h: torch.tanh(h @ matrix.T + shift)), (matrix, shift)
+
+
+def pair_of(f):
+    """The same map on a tuple of tensors of different sizes."""
+
+    def on_pair(h):
+        new = f(torch.cat([h[0], h[1].flatten(1)], 1))
+        return new[:, :1], new[:, 1:].reshape(B, 2, 2)
+
+    return on_pair
+
+
+def gradients(state, parameters, coefficients):
+    tensors = (state,) if isinstance(state, torch.Tensor) else state
+    flat = torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+    return torch.autograd.grad((flat * coefficients).sum(), parameters, retain_graph=True)
+
+
+def relative_error(found, expected):
+    found, expected = (torch.cat([tensor.flatten() for tensor in side]) for side in (found, expected))
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+START = torch.zeros(B, D, dtype=torch.float64)
+START_OF_PAIR = (START[:, :1], START[:, 1:].reshape(B, 2, 2))
+COEFFICIENTS = torch.linspace(-1, 2, B * D, dtype=torch.float64).view(B, D)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_fixed_point_is_found(solver):
+    f, _ = contraction()
+    found = SOLVERS[solver](f, START, 100, tolerance=1e-12)
+    assert found.converged(1e-12).all()
+    torch.testing.assert_close(f(found.state), found.state, atol=1e-11, rtol=0)
+    assert found.residuals.shape == (B, int(found.iterations.max()))
+    of_pair = SOLVERS[solver](pair_of(f), START_OF_PAIR, 100, tolerance=1e-12)
+    torch.testing.assert_close(of_pair.state[1].flatten(1), found.state[:, 1:])
+    assert torch.equal(of_pair.iterations, found.iterations)
+
+
+def test_anderson_takes_fewer_steps_and_solves_linear_maps_exactly():
+    f, _ = contraction(0.95)
+    plain, fast = (solve(f, START, 500, tolerance=1e-10) for solve in (iterate, anderson))
+    assert (fast.iterations < plain.iterations).all()
+    torch.testing.assert_close(fast.state, plain.state, atol=1e-8, rtol=0)
+    matrix = 3 * torch.eye(D, dtype=torch.float64) + torch.diag(torch.ones(D - 1, dtype=torch.float64), 1)
+    found = anderson(lambda h: h @ matrix + 1, START, 30, tolerance=1e-9, memory=D + 2)  # plain iteration diverges
+    expected = torch.linalg.solve((torch.eye(D, dtype=torch.float64) - matrix).T, torch.ones(D, dtype=torch.float64))
+    torch.testing.assert_close(found.state, expected.expand(B, D), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_example_stops_by_itself(solver):
+    rates = torch.tensor([[0.1], [0.5], [0.9]], dtype=torch.float64)
+
+    def only(rows):
+        return lambda h: torch.tanh(rates[rows] * h + 1)
+
+    together = SOLVERS[solver](only(slice(None)), START, 200, tolerance=1e-6)
+    assert together.iterations[0] < together.iterations[2]
+    for i in range(B):
+        alone = SOLVERS[solver](only(slice(i, i + 1)), START[:1], 200, tolerance=1e-6)
+        assert alone.iterations.item() == together.iterations[i]
+        torch.testing.assert_close(alone.state[0], together.state[i], atol=1e-14, rtol=0)
+        torch.testing.assert_close(alone.residuals[0], together.residuals[i, : alone.iterations.item()])
+        assert (together.residuals[i, together.iterations[i] :] == 0).all()
+
+
+def test_states_and_residuals():
+    f, _ = contraction()
+    found = iterate(f, START, 4, keep_states=True)
+    assert len(found.states) == 4
+    assert found.iterations.tolist() == [4] * B
+    for k, (old, new) in enumerate(zip((START, *found.states), found.states, strict=False)):
+        torch.testing.assert_close(new, f(old))
+        torch.testing.assert_close(found.residuals[:, k].double(), (new - old).norm(dim=1) / new.norm(dim=1))
+    assert iterate(f, START, 4, residual=None).residuals.shape == (B, 0)
+    assert relative_residual(START, START).tolist() == [0.0] * B
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-3])
+@pytest.mark.parametrize("last", [1, 3, 7, 50])
+def test_truncated(last, tolerance):
+    f, parameters = contraction()
+    steps = 7 if tolerance is None else 50
+    found = truncated(f, START, steps, last=last, tolerance=tolerance, keep_states=True)
+    whole = full(f, START, steps, tolerance=tolerance, keep_states=True)
+    torch.testing.assert_close(found.state, whole.state, atol=0, rtol=0)
+    torch.testing.assert_close(found.residuals, whole.residuals)
+    assert torch.equal(found.iterations, whole.iterations)
+    assert len(found.states) == len(whole.states)
+    # by hand: the last steps of every example from where it stood before them
+    by_hand = []
+    for i in range(B):
+        taken = int(whole.iterations[i])
+        skipped = max(0, taken - last)
+        state = START if skipped == 0 else whole.states[skipped - 1].detach()
+        for _ in range(taken - skipped):
+            state = f(state)
+        by_hand.append(state[i])
+    expected = gradients(torch.stack(by_hand), parameters, COEFFICIENTS)
+    assert relative_error(gradients(found.state, parameters, COEFFICIENTS), expected) < 1e-14
+    if last == 50:
+        whole_gradient = gradients(whole.state, parameters, COEFFICIENTS)
+        assert relative_error(gradients(found.state, parameters, COEFFICIENTS), whole_gradient) == 0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("paired", [False, True])
+def test_implicit_equals_a_long_unroll(solver, paired):
+    f, parameters = contraction(0.8)
+    g, start = (pair_of(f), START_OF_PAIR) if paired else (f, START)
+    found = implicit(g, start, 200, tolerance=1e-10, solver=SOLVERS[solver])
+    expected = gradients(full(g, start, 300).state, parameters, COEFFICIENTS)
+    assert relative_error(gradients(found.state, parameters, COEFFICIENTS), expected) < 1e-8
+
+
+def test_implicit_equals_the_closed_form():
+    f, (matrix, shift) = contraction(0.8)
+    found = implicit(f, START, 300, tolerance=1e-14)
+    slope = 1 - found.state.detach() ** 2
+    for i in range(B):  # g = (I − Jᵀ)⁻¹ v, J = diag(σ') A
+        jacobian = slope[i][:, None] * matrix.detach()
+        g = torch.linalg.solve(torch.eye(D, dtype=torch.float64) - jacobian.T, COEFFICIENTS[i])
+        (by_autograd,) = torch.autograd.grad((found.state[i] * COEFFICIENTS[i]).sum(), shift, retain_graph=True)
+        torch.testing.assert_close(by_autograd[i], slope[i] * g, atol=1e-11, rtol=0)
+
+
+def test_implicit_equals_torchdeq():
+    from torchdeq import get_deq
+
+    f, parameters = contraction(0.8)
+    found = implicit(f, START, 200, tolerance=1e-10)
+    deq = get_deq(ift=True, f_max_iter=300, b_max_iter=300, f_tol=1e-11, b_tol=1e-11)
+    theirs, _ = deq(f, START.clone())
+    expected = gradients(theirs[-1], parameters, COEFFICIENTS)
+    assert relative_error(gradients(found.state, parameters, COEFFICIENTS), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e15])
+def test_the_adjoint_does_not_depend_on_the_size_of_the_loss(size):
+    f, parameters = contraction(0.8)
+    found = implicit(f, START, 200, tolerance=1e-10)
+    plain = torch.autograd.grad((found.state * COEFFICIENTS).sum(), parameters, retain_graph=True)
+    scaled = torch.autograd.grad(size * (found.state * COEFFICIENTS).sum(), parameters)
+    assert relative_error([g / size for g in scaled], plain) < 1e-12
+
+
+def test_no_fixed_point_warns_and_falls_back_to_the_full_gradient():
+    f, parameters = contraction(0.99)
+    with pytest.warns(ConvergenceWarning, match=r"not reached within 5 iterations.*`gradient='full'`"):
+        found = implicit(f, START, 5, tolerance=1e-6)
+    expected = gradients(full(f, START, 5).state, parameters, COEFFICIENTS)
+    assert relative_error(gradients(found.state, parameters, COEFFICIENTS), expected) < 1e-14
+
+
+def test_a_state_that_is_no_number_warns_too():
+    with pytest.warns(ConvergenceWarning, match="not reached"):
+        implicit(lambda h: h * torch.inf - torch.inf, torch.ones(1, 1, requires_grad=True), 5, tolerance=1e-3)
+
+
+def test_an_adjoint_without_solution_warns_and_falls_back_to_one_step():
+    # Anderson finds the fixed point 1 of a map that expands there
+    matrix = torch.tensor([[2.0]], dtype=torch.float64, requires_grad=True)
+    start = torch.full((1, 1), 0.1, dtype=torch.float64)
+
+    def f(h):
+        return h @ matrix - 1
+
+    found = implicit(f, start, 50, tolerance=1e-10, solver=anderson)
+    torch.testing.assert_close(found.state, torch.ones(1, 1, dtype=torch.float64))
+    with pytest.warns(ConvergenceWarning, match="1 of 1 examples is that of one iteration, and inexact"):
+        (gradient,) = torch.autograd.grad(found.state.sum(), matrix)
+    torch.testing.assert_close(gradient, torch.ones(1, 1, dtype=torch.float64))  # ∂f/∂matrix at h = 1
+
+
+def test_without_gradients_nothing_is_said_and_no_graph_is_made():
+    f, _ = contraction(0.99)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not implicit(f, START, 5, tolerance=1e-6).state.requires_grad
+
+
+def test_the_implicit_gradient_has_no_second_derivative():
+    f, (_, shift) = contraction()
+    found = implicit(f, START, 100, tolerance=1e-10)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(found.state.sum(), shift, create_graph=True)
+
+
+REFUSED = {
+    "no steps": (lambda f: iterate(f, START, 0), "`steps` must be at least 1, got 0"),
+    "nothing to measure": (lambda f: iterate(f, START, 2, tolerance=0.1, residual=None), "`residual=None`"),
+    "no last steps": (lambda f: truncated(f, START, 3, last=0), "`last` must be at least 1, got 0"),
+    "no tolerance": (lambda f: implicit(f, START, 3, tolerance=None), "`tolerance` is needed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    call, words = REFUSED[case]
+    with pytest.raises(ValueError, match=words):
+        call(contraction()[0])
