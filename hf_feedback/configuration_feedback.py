@@ -53,7 +53,8 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "feedback_context": ("state", "classes"),
     "feedback_state": ("reentry", "carry"),
     "iteration_loss": ("last", "uniform", "linear"),
-    "gradient": ("full", "truncated", "one_step"),
+    "gradient": ("full", "truncated", "one_step", "implicit"),
+    "fixed_point_solver": ("iteration", "anderson"),
     "feedback_signal": ("state", "error"),
     "feedback_sharing": ("edge", "targets"),
     "pooling": ("auto", "cls", "mean", "last"),
@@ -111,7 +112,12 @@ class FeedbackConfig(PreTrainedConfig):
         gradient (`str`, defaults to `"full"`):
             Through all iterations; `"truncated"`: through the last `gradient_iterations` alone, the memory of the
             others is free; `"one_step"`: through the last one (Fung et al. 2022, Jacobian-free backpropagation, arXiv
-            2103.12803).
+            2103.12803); `"implicit"`: of the fixed point, at which the iterations stop (K at most), with one dropout
+            mask for all of them; where it is not reached, a warning says so and the gradient is the full one.
+        fixed_point_solver (`str`, defaults to `"iteration"`):
+            How `"implicit"` finds the fixed point: plain `"iteration"`, or `"anderson"` acceleration.
+        fixed_point_tolerance (`float`, defaults to 1e-4):
+            The relative residual within which it counts as found.
         gradient_iterations (`int`, *optional*):
             n ≥ 1, for `"truncated"`; n ≥ K is the full gradient.
         feedback_activation (`str`, defaults to `"swish"`):
@@ -193,6 +199,8 @@ class FeedbackConfig(PreTrainedConfig):
     iteration_loss: str = "last"
     gradient: str = "full"
     gradient_iterations: int | None = None
+    fixed_point_solver: str = "iteration"
+    fixed_point_tolerance: float = 1e-4
     feedback_dropout: float = 0.0
     feedback_scale: float = 1.0
     backbone_layers: list[int] | None = None
@@ -325,6 +333,8 @@ class FeedbackConfig(PreTrainedConfig):
             raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
         if not isinstance(self.learn_damping, bool):
             raise ValueError(f"`learn_damping` must be True or False, got {self.learn_damping!r}.")
+        if not _is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:
+            raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance!r}.")
         truncated = self.gradient == "truncated"
         if truncated:
             _check_integer("gradient_iterations", self.gradient_iterations, 1, "for `gradient='truncated'`")

@@ -62,6 +62,17 @@ class Loop:
                 new[call.layer] = x
         return output, new
 
+    # The same map on a tuple of states, batch first, as `fixed_point` takes them
+
+    def pack(self, h: States) -> tuple[torch.Tensor, ...]:
+        """The states by source, the lowest first; each `(B, T, d)`."""
+        return tuple(h[source].transpose(0, self.reading.batch_dim) for source in sorted(h))
+
+    def unpack(self, packed: tuple[torch.Tensor, ...]) -> States:
+        """The inverse of `pack`."""
+        pairs = zip(sorted(self.sources), packed, strict=True)
+        return {source: state.transpose(0, self.reading.batch_dim) for source, state in pairs}
+
 
 def iterate(
     loop: Loop, num_iterations: int, gradient_iterations: int | None = None, observe: Observer | None = None

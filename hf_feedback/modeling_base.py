@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 
 from .backbones import (
     check_static,
@@ -29,11 +29,14 @@ from .backbones import (
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
+from .equilibrium import contraction, converge
 from .loop import Loop, iterate
 from .maps import init_map
 from .recorder import Run, hidden_of, install_hooks, recording, with_hidden
 from .summary import summarize
 from .topology import segment
+
+logger = logging.get_logger(__name__)
 
 # What every backbone's `forward` may get besides the arguments that it names.
 COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
@@ -212,10 +215,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         adapts = self.feedback.adapts and not self._is_disabled()
 
         def on_segment(run: Run) -> Any:
-            believe = (lambda state: self._beliefs(inputs, given, state)) if self.feedback.reads_classes else None
-            reading = self._reading(given.get("attention_mask"), run.entry)
-            loop = Loop(run, self.feedback, reading, believe, self.config.feedback_state == "carry")
-            output = iterate(loop, num_iterations, self._gradient_iterations(), trace)
+            output = self._iterate(self._make_loop(run, inputs, given), num_iterations, trace)
             return with_hidden(output, trace.stack()) if trace and trace.stacked else output
 
         if num_iterations == 1 and trace is None and not adapts:
@@ -240,9 +240,62 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             self._mend_collected(run, outputs, num_iterations)
         return outputs
 
-    def _gradient_iterations(self) -> int | None:
-        """How many iterations keep a graph; `None`: all."""
-        return {"full": None, "one_step": 1, "truncated": self.config.gradient_iterations}[self.config.gradient]
+    def _iterate(self, loop: Loop, num_iterations: int, trace: IterationTrace | None) -> Any:
+        """Iterations 2 … K with the gradient that the config asks for."""
+        config = self.config
+        if config.gradient == "implicit":
+            return converge(loop, num_iterations, config.fixed_point_tolerance, config.fixed_point_solver, trace)
+        kept = {"full": None, "one_step": 1, "truncated": config.gradient_iterations}[config.gradient]
+        return iterate(loop, num_iterations, kept, trace)
+
+    def _make_loop(self, run: Run, inputs: dict[str, Any], given: dict[str, Any]) -> Loop:
+        """The loop over a record.
+
+        Args:
+            run: its segment is complete.
+            inputs: what the backbone was called with.
+            given: what `forward` was called with.
+        """
+        believe = (lambda state: self._beliefs(inputs, given, state)) if self.feedback.reads_classes else None
+        reading = self._reading(given.get("attention_mask"), run.entry)
+        return Loop(run, self.feedback, reading, believe, self.config.feedback_state == "carry")
+
+    def estimate_contraction(
+        self, batch: dict[str, Any], num_iterations: int | None = None, steps: int = 12
+    ) -> torch.Tensor:
+        """How strongly the loop contracts on a batch: by which factor one more iteration shrinks a small difference
+        between states after K. Above 1 the iterations run apart, which is warned of.
+
+        Args:
+            batch: what `forward` takes, such as a tokenizer's output.
+            num_iterations: K; the config's by default.
+            steps: of the power iteration.
+
+        Returns:
+            `(B,)`, an estimate of the spectral radius of the loop's Jacobian.
+        """
+        given = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
+        inputs = self._inputs(**{"output_hidden_states": False, "output_attentions": False, **given})
+        k, found = self._iterations(num_iterations), []
+
+        def on_segment(run: Run) -> None:
+            found.append(contraction(self._make_loop(run, inputs, given), k, steps))
+
+        training, keep = [module for module in self.modules() if module.training], set(map(int, self.feedback.sources))
+        self.eval()
+        try:
+            with torch.no_grad(), recording(Run(self._layers(), *self._segment, on_segment, keep)):
+                self.backbone(**inputs)
+        finally:
+            for module in training:
+                module.training = True
+        if (found[0] > 1).any():
+            logger.warning(
+                f"The loop expands on {int((found[0] > 1).sum())} of {len(found[0])} texts (by up to "
+                f"{found[0].max():.2f} an iteration): more iterations will not settle. Train with a smaller "
+                "`feedback_lr` or more weight decay, a smaller `feedback_scale`, or `feedback_damping` below 1."
+            )
+        return found[0]
 
     def _reading(self, mask: Any, entry: torch.Tensor) -> Reading:
         """What messages may know besides the states; `entry` is what entered the segment."""
@@ -386,11 +439,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            inputs = {
-                key: value.to(self.device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-                if key != "labels"
-            }
+            inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
             looped = self(**inputs, return_dict=True)
             with self.feedback_disabled():
                 bare = self(**inputs, return_dict=True)
@@ -399,6 +448,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                 module.training = True
         keys = [key for key in looped if key.endswith("logits")] or ["last_hidden_state"]
         return max((looped[key].double() - bare[key].double()).abs().max().item() for key in keys)
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
     def feedback_summary(self, length: int = 128) -> str:
         """A table of the feedback edges with parameters and FLOPs, and totals beside the backbone's.

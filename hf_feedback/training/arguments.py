@@ -144,8 +144,10 @@ class ModelArguments:
     iteration_loss: str | None = field(
         default=None, metadata={"help": "Loss of iterations: last, uniform or linear (last)."}
     )
-    gradient: str | None = field(default=None, metadata={"help": "full, truncated or one_step (full)."})
+    gradient: str | None = field(default=None, metadata={"help": "full, truncated, one_step or implicit (full)."})
     gradient_iterations: int | None = field(default=None, metadata={"help": "Iterations that truncated goes through."})
+    fixed_point_solver: str | None = field(default=None, metadata={"help": "iteration or anderson (iteration)."})
+    fixed_point_tolerance: float | None = field(default=None, metadata={"help": "Residual of a fixed point (1e-4)."})
     feedback_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the messages (0)."})
     feedback_scale: float | None = field(default=None, metadata={"help": "Factor on the messages (1)."})
     backbone_layers: list[int] | None = field(default=None, metadata={"help": "Layers of the backbone to keep (all)."})

@@ -1,0 +1,123 @@
+"""The loop at its fixed point: implicit gradients, and how strongly it contracts."""
+
+from typing import Any
+
+import torch
+
+from .fixed_point import anderson, implicit
+from .fixed_point import iterate as plain
+from .loop import Loop, Observer
+from .recorder import with_hidden
+
+SOLVERS = {"iteration": plain, "anderson": anderson}
+
+
+class RandomState:
+    """Context in which random numbers are the same each time; what follows goes on as after the first time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        self.first: list[torch.Tensor] | None = None
+
+    def _read(self) -> list[torch.Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
+
+    def _write(self, states: list[torch.Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def __enter__(self) -> None:
+        self.before = self._read()
+        self.repeats = self.first is not None
+        if self.first is None:
+            self.first = self.before
+        self._write(self.first)
+
+    def __exit__(self, *error: object) -> None:
+        if self.repeats:
+            self._write(self.before)
+
+
+def converge(
+    loop: Loop, num_iterations: int, tolerance: float, solver: str = "iteration", observe: Observer | None = None
+) -> Any:
+    """Iterations 2 … K towards the fixed point `h* = step(h*)`, with the gradient of the fixed point itself.
+
+    One dropout mask serves all of them, for an implicit gradient needs one fixed map. See `fixed_point.implicit` for
+    what happens where the fixed point is not reached.
+
+    Args:
+        loop: the map of one iteration.
+        num_iterations: K, at most.
+        tolerance: the relative residual, per example, within which the fixed point counts as reached.
+        solver: a name in `SOLVERS`.
+        observe: as in `iterate`.
+
+    Returns:
+        The output of the segment's last layer at the fixed point, as the backbone expects it (tensor or tuple).
+    """
+    latest: list[Any] = [loop.run.segment[-1].output]
+    same_dropout = RandomState(loop.entry.device)
+
+    def step(state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        h = loop.unpack(state)
+        with same_dropout:
+            latest[0], new = loop.step(h)
+        return loop.pack(loop.feedback.damp(h, new))
+
+    first = loop.recorded()
+    if observe:
+        observe(1, first)
+    if num_iterations == 1:
+        return latest[0]
+    start = tuple(state.detach() for state in loop.pack(first))
+    loop.run.forget()
+    found = implicit(
+        step,
+        start,
+        num_iterations - 1,
+        tolerance=tolerance,
+        solver=SOLVERS[solver],
+        keep_states=observe is not None,
+    )
+    for k, state in enumerate(found.states, 2):
+        if observe:
+            observe(k, loop.unpack(state))
+    return with_hidden(latest[0], loop.unpack(found.state)[loop.run.last])
+
+
+def contraction(loop: Loop, num_iterations: int, steps: int) -> torch.Tensor:
+    """How much one more iteration changes a small difference between states after K iterations, `(B,)`: an estimate of
+    the spectral radius of the loop's Jacobian J, by power iteration with products `Jᵀ v`. Below 1 the loop contracts.
+
+    Args:
+        loop: the map of one iteration.
+        num_iterations: K.
+        steps: of the power iteration; the estimate is the geometric mean of the later half.
+    """
+    h = loop.recorded()
+    h = loop.feedback.damp(h, h)
+    with torch.no_grad():
+        for _ in range(2, num_iterations + 1):
+            h = loop.feedback.damp(h, loop.step(h)[1])
+    at = tuple(state.detach().requires_grad_() for state in loop.pack(h))
+    with torch.enable_grad():
+        before = loop.unpack(at)
+        image = loop.pack(loop.feedback.damp(before, loop.step(before)[1]))
+
+    def norm(v: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return sum(part.double().flatten(1).square().sum(1) for part in v).sqrt()  # type: ignore[union-attr]
+
+    def scaled(v: tuple[torch.Tensor, ...], by: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(part / by.clamp_min(1e-30).to(part)[:, None, None] for part in v)
+
+    generator = torch.Generator("cpu").manual_seed(0)
+    v = tuple(torch.randn(part.shape, generator=generator, device="cpu").to(part) for part in at)
+    growth = []
+    for _ in range(steps):
+        v = scaled(v, norm(v))
+        v = torch.autograd.grad(image, at, v, retain_graph=True, materialize_grads=True)
+        growth.append(norm(v))
+    later = torch.stack(growth[len(growth) // 2 :])
+    return later.clamp_min(1e-30).log().mean(0).exp().float()

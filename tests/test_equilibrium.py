@@ -1,0 +1,163 @@
+"""The loop at its fixed point: implicit gradients against long unrolled ones and torchdeq; contraction against the
+Jacobian itself."""
+
+import copy
+
+import pytest
+import torch
+from families import tiny_batch
+from reference import operator_message
+from test_dynamics import gradients, graph_size, make, without_dropout
+
+from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.fixed_point import ConvergenceWarning
+
+TOP = dict(feedback_edges=[[3, 0], [3, 1]])
+IMPLICIT = dict(gradient="implicit", num_iterations=60, fixed_point_tolerance=1e-10)
+
+
+def weights():
+    weight = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return weight * tiny_batch()["attention_mask"][..., None]
+
+
+def close(mine, theirs, tolerance):
+    assert mine.keys() == theirs.keys()
+    largest = max(gradient.abs().max() for gradient in theirs.values())
+    for name, gradient in theirs.items():
+        assert (gradient - mine[name]).abs().max() <= tolerance * largest, name
+
+
+@pytest.mark.parametrize("solver", ["iteration", "anderson"])
+@pytest.mark.parametrize("family", ["bert", "xlnet"])
+@pytest.mark.parametrize("damping", [1.0, 0.7])
+def test_implicit_equals_a_long_unroll(solver, family, damping):
+    options = dict(scale=0.02, family=family, feedback_damping=damping)
+    batch = tiny_batch()
+    mine = gradients(make(**options, **IMPLICIT, fixed_point_solver=solver), batch, weights())
+    theirs = gradients(make(**options, num_iterations=60), batch, weights())
+    close(mine, theirs, 1e-5)
+
+
+def test_implicit_equals_torchdeq():
+    """An independent implementation: the map is the bare backbone with its messages added by hand."""
+    from torchdeq import get_deq
+
+    model, batch = make(scale=0.02, **TOP, **IMPLICIT), tiny_batch()
+    bare = copy.deepcopy(model.backbone)
+    feedback = {name: p.detach().clone().requires_grad_() for name, p in model.feedback.named_parameters()}
+    mask, told = batch["attention_mask"].bool(), {}
+
+    def hook(index):
+        def add(module, args, kwargs):
+            if "h" not in told:
+                return args, kwargs
+            message = operator_message(feedback, 3, index, told["h"], args[0], mask, False, {})
+            return (args[0] + message, *args[1:]), kwargs
+
+        return add
+
+    for index in (0, 1):
+        bare.encoder.layer[index].register_forward_pre_hook(hook(index), with_kwargs=True)
+
+    def f(h):
+        told["h"] = h
+        return bare(**batch).last_hidden_state
+
+    solver = get_deq(
+        f_solver="fixed_point_iter", b_solver="fixed_point_iter", f_max_iter=80, b_max_iter=80, f_tol=1e-12,
+        b_tol=1e-12, ift=True,
+    )  # fmt: skip
+    start = bare(**batch).last_hidden_state.detach()
+    (found,), _ = solver(f, start)
+    (found * weights()).sum().backward()
+    theirs = {f"feedback.{name}": p.grad for name, p in feedback.items()}
+    theirs |= {f"backbone.{name}": p.grad for name, p in bare.named_parameters() if p.grad is not None}
+    close(gradients(model, batch, weights()), theirs, 1e-5)
+
+
+def test_one_dropout_mask_for_all_iterations():
+    model = make(scale=0.02, **IMPLICIT).train()
+    torch.manual_seed(0)
+    found = model(**tiny_batch(), output_iterations=True)
+    assert found.residuals[:, -1].max() <= 1e-10  # with new masks each time it would never settle
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    model(**tiny_batch(), output_iterations=True)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_a_loop_that_does_not_settle_is_warned_of_and_unrolled():
+    options = dict(scale=3.0, num_iterations=4)
+    batch = tiny_batch()
+    with pytest.warns(ConvergenceWarning, match="fixed point was not reached within 3 iterations"):
+        mine = gradients(make(**options, gradient="implicit"), batch, weights())
+    # iteration 1 is the start of the unrolled iterations, and has no gradient of its own
+    theirs = gradients(make(**options, gradient="truncated", gradient_iterations=3), batch, weights())
+    close(mine, theirs, 1e-9)
+
+
+def test_the_graph_does_not_grow():
+    model, batch = without_dropout(make(scale=0.02, gradient="implicit", fixed_point_tolerance=1e-6)), tiny_batch()
+    assert graph_size(model, batch, 20) == graph_size(model, batch, 60)
+
+
+def test_a_fresh_implicit_model_is_its_backbone(tmp_path):
+    model = make(FeedbackForSequenceClassification, scale=0, dtype=torch.float32, gradient="implicit")
+    for k in (1, 2, 6):
+        model.set_num_iterations(k)
+        assert model.check_equivalence(tiny_batch()) == 0.0
+    model.train()(**tiny_batch(), labels=torch.tensor([0, 1])).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    model.save_pretrained(tmp_path)
+    assert FeedbackForSequenceClassification.from_pretrained(tmp_path).config.gradient == "implicit"
+
+
+# Contraction
+
+
+def jacobian_radius(model, batch):
+    """The spectral radius of ∂h^(k+1)/∂h^(k) of the first text, from the whole matrix."""
+    found = {}
+    original = model._iterate
+
+    def iterate(loop, num_iterations, trace):
+        output = original(loop, num_iterations, trace)
+        h = loop.recorded()
+        with torch.no_grad():
+            for _ in range(num_iterations - 1):
+                h = loop.feedback.damp(h, loop.step(h)[1])
+        shape = loop.pack(h)[0].shape
+
+        def step(flat):
+            before = loop.unpack((flat.view(shape),))
+            return loop.pack(loop.feedback.damp(before, loop.step(before)[1]))[0].flatten()
+
+        with torch.enable_grad():
+            found["J"] = torch.autograd.functional.jacobian(step, loop.pack(h)[0].flatten())
+        return output
+
+    model._iterate = iterate
+    with torch.no_grad():
+        model(**batch)
+    model._iterate = original
+    return torch.linalg.eigvals(found["J"]).abs().max().item()
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.3])
+def test_contraction_is_the_spectral_radius(scale):
+    model = make(scale=scale, num_iterations=3, **TOP)
+    batch = {key: value[:1, :4] for key, value in tiny_batch().items()}
+    found = model.estimate_contraction(batch, steps=60).item()
+    assert found == pytest.approx(jacobian_radius(model, batch), rel=0.1)
+
+
+def test_expansion_is_warned_of(caplog):
+    model = make(scale=8.0, **TOP)
+    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
+        found = model.train().estimate_contraction(tiny_batch())
+    assert found.shape == (2,)
+    assert found.max() > 1
+    assert "The loop expands on" in caplog.text
+    assert model.training
+    assert make(scale=0).estimate_contraction(tiny_batch()).max() == pytest.approx(0, abs=1e-20)
