@@ -40,7 +40,8 @@ def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
     (`"auto"`: the encoder)."""
     while backbone.base_model is not backbone:
         backbone = cast(PreTrainedModel, backbone.base_model)
-    if not getattr(backbone.config, "is_encoder_decoder", False):
+    # T5's encoder alone says that it is none; a model of that config would have both halves again
+    if not (backbone.config.is_encoder_decoder or type(backbone.config).is_encoder_decoder):
         return backbone
     half = backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
     if not isinstance(half, PreTrainedModel):
@@ -170,7 +171,10 @@ def _pixels(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def _waves(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return {"input_values": torch.randn((2, 4000), generator=generator, device="cpu")}
+    shape: tuple[int, ...] = (2, 4000)
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):  # spectra by the name of waves
+        shape = (2, config.max_length, config.num_mel_bins)
+    return {"input_values": torch.randn(shape, generator=generator, device="cpu")}
 
 
 def _spectra(config: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:

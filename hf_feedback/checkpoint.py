@@ -139,13 +139,22 @@ class FeedbackOnlyCheckpoints(FromBackbone):
             raise ValueError(
                 f"`save_feedback`: the backbone holds adapters; save them with PEFT, or merge them and {advice}."
             )
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError("`save_feedback`: parts of the model are offloaded; load it whole and save it then.")
         source = self.config.backbone_source
-        if source is None or not any(parameter.requires_grad for parameter in self.backbone.base_model.parameters()):
-            return  # nothing to compare with, or nothing that could have been trained
+        if source is None:
+            return  # nothing to compare with
         name = source["name_or_path"]
         try:
             found = self._named_backbone(self.config, None, {"dtype": self.backbone.dtype, **hub_kwargs})
+        except RuntimeError as error:  # transformers' word for weights of another size
+            raise ValueError(
+                f"`save_feedback`: the backbone's weights have other sizes than those of {name} (were its embeddings "
+                f"resized?); {advice}."
+            ) from error
         except OSError as error:
+            if not any(parameter.requires_grad for parameter in self.backbone.base_model.parameters()):
+                return  # it was not trained as far as one can tell; whoever loads it will see
             raise ValueError(
                 f"`save_feedback`: {name} cannot be loaded to see whether the backbone is still the same ({error}). If "
                 f"it was not trained, say `model.backbone.requires_grad_(False)`; otherwise {advice}."
@@ -163,17 +172,25 @@ class FeedbackOnlyCheckpoints(FromBackbone):
         """`from_pretrained` where the folder holds feedback and head alone."""
         options = {key: kwargs.pop(key) for key in [*kwargs] if key in FeedbackConfig.option_names() | {"num_labels"}}
         rest = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
-        given, backbone, wants_info = (rest.pop(key, None) for key in ("config", "backbone", "output_loading_info"))
+        given, backbone, wants_info, mismatched = (
+            rest.pop(key, None) for key in ("config", "backbone", "output_loading_info", "ignore_mismatched_sizes")
+        )
         for key in ("use_safetensors", "adapter_kwargs"):  # they are about the feedback's own folder
             rest.pop(key, None)
         here = {key: value for key, value in hub_kwargs.items() if key != "trust_remote_code"}
-        config = copy.deepcopy(given) or FeedbackConfig.from_pretrained(name, **here, **options)
+        saved = FeedbackConfig.from_pretrained(name, **here, **options)
+        config = copy.deepcopy(given) or saved
         backbone_config = cast(PreTrainedConfig, config.backbone_config)
-        source = cast(dict[str, Any], config.backbone_source).copy()
+        source = cast(dict[str, Any], saved.backbone_source).copy()
         expected = source.pop("fingerprint")
         config.backbone_source = source or None
         if saved_by is not cls and "head" not in options:
             config.head = cls._choose_head("new", backbone_config)
+        if backbone is not None and not isinstance(backbone, str | Path | PreTrainedModel):
+            raise TypeError(
+                "`backbone` must be a hub id, a folder or a transformers PreTrainedModel, got a "
+                f"{type(backbone).__name__}."
+            )
         if isinstance(backbone, PreTrainedModel):
             if rest:
                 raise ValueError(
@@ -186,10 +203,20 @@ class FeedbackOnlyCheckpoints(FromBackbone):
             }
             backbone = cls._named_backbone(config, backbone, {**there, **rest})
         model = cls._wrap(backbone, config)
-        if not same_backbone(fingerprint(model), expected):
+        there = fingerprint(model)
+        if not there.keys() & expected.keys():
+            raise ValueError(
+                f"`dtype`: the feedback in {name} was saved with its backbone in {', '.join(expected)}, which cannot "
+                f"be compared with {', '.join(there)}; load it in that precision or in float32."
+            )
+        if not same_backbone(there, expected):
             raise ValueError(_not_its_backbone(name, config, "its weights are others (or were trained since)"))
         info = put(model, read(name, **here))
-        if saved_by is cls and (wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]):
+        if mismatched and info["mismatched_keys"]:
+            logger.warning(f"{name}: {', '.join(info['mismatched_keys'])} have another size and are new; train them.")
+            info["mismatched_keys"] = []
+        same = saved_by is cls and config.head == saved.head
+        if same and (wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]):
             raise OSError(f"The weights in {name} do not belong to the config beside them, e.g. {wrong[0]}.")
         if info["missing_keys"]:
             logger.warning(
@@ -222,9 +249,15 @@ class FeedbackOnlyCheckpoints(FromBackbone):
             raise ValueError("This feedback was trained on a backbone without a name; pass it as `backbone`.")
         place = {key: value for key, value in source.items() if key != "name_or_path"}
         kind = AutoModel if config.head == "new" else cls._backbone_task_class
-        loaded = kind.from_pretrained(
-            source["name_or_path"], config=copy.deepcopy(config.backbone_config), **place, **backbone_kwargs
-        )
+        try:
+            loaded = kind.from_pretrained(
+                source["name_or_path"], config=copy.deepcopy(config.backbone_config), **place, **backbone_kwargs
+            )
+        except OSError as error:
+            raise OSError(
+                f"The backbone that this feedback names, {source['name_or_path']}, cannot be loaded ({error}). If it "
+                "is elsewhere, pass it as `backbone`."
+            ) from error
         return loaded if config.head == "backbone" else select_part(loaded, config.backbone_part)
 
 

@@ -34,12 +34,11 @@ class IterationTrace:
     """What `output_iterations=True` notes after each iteration.
 
     Args:
-        mask: `(B, T)`, 0 at padding, which residuals leave out; `(B, C, T)` where each choice is a text.
         batch_dim: which dimension of the states is the batch.
     """
 
-    def __init__(self, mask: torch.Tensor | None, batch_dim: int | None = 0) -> None:
-        self.mask = mask.flatten(0, -2) if isinstance(mask, torch.Tensor) else None
+    def __init__(self, batch_dim: int | None = 0) -> None:
+        self.mask: torch.Tensor | None = None  # (B, T), 0 at padding, which residuals leave out
         self.batch_dim = batch_dim or 0
         self.stacked = False
         self.latest: dict[int, torch.Tensor] = {}

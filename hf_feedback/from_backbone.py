@@ -96,7 +96,8 @@ class FromBackbone(FeedbackPreTrainedModel):
             )
         if name:
             commit = getattr(backbone.config, "_commit_hash", None) or backbone_kwargs.get("revision")
-            source = {"name_or_path": str(name), "revision": commit, "subfolder": backbone_kwargs.get("subfolder")}
+            place = str(Path(name).resolve()) if Path(name).is_dir() else str(name)
+            source = {"name_or_path": place, "revision": commit, "subfolder": backbone_kwargs.get("subfolder")}
             config.backbone_source = {key: value for key, value in source.items() if value}
         return cls._wrap(backbone, config)
 
@@ -157,6 +158,8 @@ class FromBackbone(FeedbackPreTrainedModel):
                 adopt_labels(config, backbone_config, labels_given)
             elif cls._labelled:
                 backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
+            elif cls._num_outputs_of_own_head and not cls.has_trained_head(backbone_config):
+                backbone_config.num_labels = cls._num_outputs_of_own_head
             task_model, info = cls._backbone_task_class.from_pretrained(
                 name, config=backbone_config, output_loading_info=True, **backbone_kwargs
             )

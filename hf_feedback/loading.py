@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .backbones import place_of_part
+from .backbones import place_of_part, select_part
 from .checkpoint import FeedbackOnlyCheckpoints, is_feedback_only
 from .configuration_feedback import AUTO_MAP, FeedbackConfig, nearest_option
 from .from_backbone import HUB_KWARGS, warn_if_offloaded
@@ -49,6 +49,9 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
             )
             return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
         saved_by = _class_called(*found.get("architectures") or ()) or cls
+        for key in kwargs.keys() - FeedbackConfig.option_names() - {"num_labels", "backbone"}:
+            if near := nearest_option(key):
+                raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
         if is_feedback_only(found):
             return cls._from_feedback_only(pretrained_model_name_or_path, saved_by, hub_kwargs, kwargs)
         if kwargs.pop("backbone", None) is not None:
@@ -57,9 +60,6 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
             )
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
-        for key in kwargs.keys() - FeedbackConfig.option_names() - {"num_labels"}:
-            if near := nearest_option(key):
-                raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
         kwargs["output_loading_info"] = True
         other = cls._other_head(saved_by, found, kwargs)
         kwargs.update(other)
@@ -76,7 +76,7 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
         if "key_mapping" in other:  # the model is saved under its own keys, not those of the folder
             model._weight_conversions = None
         # of a task model of another kind, everything but the layers may be new
-        theirs = "backbone." if saved_by is cls else f"backbone.{model._stack_name}."
+        theirs = "backbone." if model.config.head == "new" or not other else f"backbone.{model._stack_name}."
         missing = sorted(key for key in info["missing_keys"] if key.startswith((theirs, "feedback.")))
         if missing:
             raise OSError(
@@ -106,15 +106,28 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
         )
         if saved_by is not cls and "head" not in kwargs:
             asked = cls._choose_head("new", backbone_config)
-        if asked == found["head"]:
+        if asked == found["head"] and (saved_by is cls or asked == "new"):
             return {}
+
+        def prefixes(kind: Any, head: str) -> tuple[str, str]:
+            """Where a model with that head keeps its backbone, and the backbone's token embeddings."""
+            if head == "backbone":
+                model, inner = kind._backbone_task_class.from_config(backbone_config), "backbone."
+                place = place_of_part(model, found["backbone_part"])
+                inner += f"{place}." if place else ""
+            else:
+                model, inner = select_part(AutoModel.from_config(backbone_config), found["backbone_part"]), "backbone."
+            table = model.get_input_embeddings() if backbone_config.is_encoder_decoder else None
+            return inner, next((f"backbone.{name}." for name, module in model.named_modules() if module is table), "")
+
         with torch.device("meta"):
-            with_head = (saved_by if asked == "new" else cls)._backbone_task_class.from_config(backbone_config)
-            place = place_of_part(with_head, found["backbone_part"])
-        keys = {rf"^backbone\.{re.escape(place)}\.": "backbone."}
-        if asked == "backbone":
-            keys = {r"^backbone\.": f"backbone.{place}."}
-        changes: dict[str, Any] = {"key_mapping": {**keys, **(kwargs.get("key_mapping") or {})} if place else None}
+            here, there = prefixes(saved_by, found["head"]), prefixes(cls, asked)
+        # embeddings that both halves of an encoder-decoder share stand outside of them
+        moves = {old: new for old, new in zip(reversed(here), reversed(there), strict=True) if old != new}
+        keys = {f"^{re.escape(old)}": new for old, new in moves.items()}
+        changes: dict[str, Any] = {"key_mapping": {**keys, **(kwargs.get("key_mapping") or {})} if keys else None}
+        if asked == found["head"]:
+            return changes
         if given is None:
             return {**changes, "head": asked}
         kwargs.pop("head", None)
@@ -146,6 +159,7 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""
         self.config.auto_map = dict(AUTO_MAP)
+        (self.config.backbone_source or {}).pop("fingerprint", None)  # of a feedback-only checkpoint, which this is not
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -155,7 +169,8 @@ def load_feedback(
     """Puts a feedback-only checkpoint on its backbone.
 
     Several may be put on one backbone: each gives a model of its own, and all share the backbone's weights. They can be
-    used in turn, or at the same time from several threads.
+    used in turn, or at the same time from several threads. What is done to the backbone of one (training, adapters,
+    `.half()`) is done to all; for that, load by name.
 
     Args:
         name_or_path: folder or hub id that `save_feedback` or `push_feedback_to_hub` wrote.

@@ -116,6 +116,7 @@ class FeedbackForQuestionAnswering(FeedbackTaskModel):
 
     _backbone_task_class = AutoModelForQuestionAnswering
     _labelled = False
+    _num_outputs_of_own_head = 2
 
     @can_return_tuple
     def forward(
@@ -206,6 +207,18 @@ class FeedbackForMultipleChoice(PooledHead, FeedbackTextModel):
     def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         text = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
         return super()._head(hidden, inputs).view(text.shape[:2])
+
+    def _answer(
+        self, labels: Any, num_iterations: int | None, output_iterations: bool, /, **inputs: Any
+    ) -> FeedbackTaskOutput:
+        for name, dimensions in (("input_ids", 3), ("inputs_embeds", 4)):
+            given = inputs[name]
+            if given is not None and given.dim() != dimensions:
+                raise ValueError(
+                    f"`{name}` must have a dimension for the choices after the first, (batch, choices, tokens"
+                    f"{', width' * (dimensions - 3)}), got {tuple(given.shape)}."
+                )
+        return super()._answer(labels, num_iterations, output_iterations, **inputs)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels.to(logits.device))

@@ -50,7 +50,7 @@ class FeedbackTaskModel(LoadableFeedbackModel):
         return FeedbackTaskOutput(logits=logits, **fields)
 
     def _answer(
-        self, labels: Any, num_iterations: int | None, output_iterations: bool, **inputs: Any
+        self, labels: Any, num_iterations: int | None, output_iterations: bool, /, **inputs: Any
     ) -> FeedbackTaskOutput:
         """K iterations on the inputs, and the output that goes with them."""
         rule = self.config.iteration_loss if self.training and labels is not None else "last"

@@ -8,7 +8,7 @@ from families import FAMILIES, speak, tiny_backbone, tiny_batch
 from safetensors.torch import load_file
 from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh
 from test_sharing import run_without_package, tiny_tokenizer
-from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
 from hf_feedback import (
     FeedbackForMaskedLM,
@@ -229,10 +229,14 @@ def test_a_trained_backbone_is_refused(bert, tmp_path):
     with pytest.raises(ValueError, match="the backbone was trained"):
         model.save_feedback(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    model.backbone.requires_grad_(False)  # whoever says it was not trained is found out when it is loaded
-    model.save_feedback(tmp_path / "out")
-    with pytest.raises(ValueError, match="its weights are others"):
-        load_feedback(tmp_path / "out")
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match="the backbone was trained"):
+        model.save_feedback(tmp_path / "out")
+    resized = make(bert)
+    resized.resize_token_embeddings(105)
+    with pytest.raises(ValueError, match="were its embeddings resized"):
+        resized.save_feedback(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_are_refused(bert, tmp_path):
@@ -271,6 +275,40 @@ def test_what_is_missing_or_damaged(bert, tmp_path):
         FeedbackForSequenceClassification.from_pretrained(tmp_path / "whole", backbone=tiny_backbone("bert"))
     with pytest.raises(ValueError, match="`dtype` is for loading a backbone"):
         load_feedback(tmp_path / "out", model.backbone, dtype=torch.float16)
+    with pytest.raises(TypeError, match="`backbone` must be a hub id"):
+        load_feedback(tmp_path / "out", torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="did you mean `num_iterations`"):
+        load_feedback(tmp_path / "out", num_iteration=3)
+
+
+def test_a_backbone_that_moved(bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make("bert")
+    model.save_feedback("out")
+    monkeypatch.chdir("/")
+    assert torch.equal(load_feedback(tmp_path / "out")(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    bert.rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"The backbone that this feedback names, .* pass it as `backbone`"):
+        load_feedback(tmp_path / "out")
+    assert load_feedback(tmp_path / "out", tmp_path / "elsewhere").check_equivalence(tiny_batch()) > 0
+
+
+def test_the_rest_of_a_feedback_only_folder(bert, tmp_path, caplog):
+    model = make(bert)
+    model.save_feedback(tmp_path / "out")
+    more = FeedbackForSequenceClassification.from_pretrained(
+        tmp_path / "out", num_labels=7, ignore_mismatched_sizes=True
+    )
+    assert more(**tiny_batch()).logits.shape == (2, 7)
+    made = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tmp_path / "out"))
+    made.save_pretrained(tmp_path / "whole")
+    assert FeedbackForSequenceClassification.from_pretrained(tmp_path / "whole").config.num_labels == 3
+    half = make(bert)
+    half.to(torch.bfloat16)
+    half.config.backbone_source = None
+    half.save_feedback(tmp_path / "half")
+    with pytest.raises(ValueError, match="cannot be compared with float16"):
+        load_feedback(tmp_path / "half", bert, dtype=torch.float16)
 
 
 # Elsewhere

@@ -154,7 +154,7 @@ def test_contraction_is_the_spectral_radius(scale):
 
 def test_expansion_is_warned_of(caplog):
     model = make(scale=8.0, **TOP)
-    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
+    with caplog.at_level("WARNING", logger="hf_feedback.modeling_loop"):
         found = model.train().estimate_contraction(tiny_batch())
     assert found.shape == (2,)
     assert found.max() > 1

@@ -12,6 +12,9 @@ from transformers import (
     BartConfig,
     BartForSequenceClassification,
     BertForMaskedLM,
+    T5Config,
+    T5EncoderModel,
+    T5ForSequenceClassification,
 )
 
 from hf_feedback import (
@@ -330,3 +333,59 @@ def test_a_trained_head_keeps_its_labels(name):
 def test_a_backbone_without_the_head_is_refused(head):
     with pytest.raises(ValueError, match="takes a transformers model that has its task head, got BertModel"):
         head.from_backbone(tiny_backbone("bert"), head="backbone")
+
+
+# From one class to another
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_the_shared_embeddings_of_an_encoder_decoder_come_along(kind, part, tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=99, d_model=32, pad_token_id=1, eos_token_id=3, decoder_start_token_id=1, num_labels=3)
+    if kind == "t5":
+        config = T5Config(d_kv=8, d_ff=37, num_layers=3, num_heads=4, **sizes)
+        tuned = T5ForSequenceClassification(config).eval()
+    else:
+        heads = dict(encoder_attention_heads=4, decoder_attention_heads=4)
+        config = BartConfig(
+            encoder_layers=3, decoder_layers=3, encoder_ffn_dim=37, decoder_ffn_dim=37, **heads, **sizes
+        )
+        tuned = BartForSequenceClassification(config).eval()
+    model = speak(add_feedback(tuned, FeedbackConfig(feedback_rank=8, backbone_part=part)))
+    model.save_pretrained(tmp_path)
+    base = FeedbackModel.from_pretrained(tmp_path)
+    assert torch.equal(base.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    if part == "encoder":
+        batch = batch_for("SequenceClassification")
+        expected = model(**batch, output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(base(**batch, output_hidden_states=True).hidden_states[-1], expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3"])
+def test_between_task_models_that_keep_their_backbone_in_different_places(family, tmp_path):
+    model, batch = speak(fresh("SequenceClassification", "backbone", family)), batch_for("SequenceClassification")
+    model.save_pretrained(tmp_path)
+    answering = FeedbackForQuestionAnswering.from_pretrained(tmp_path, head="backbone")
+    expected = model(**batch, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(answering(**batch, output_hidden_states=True).hidden_states[-1], expected)
+    assert answering(**batch).start_logits.shape == (2, 9)
+
+
+def test_an_encoder_alone_is_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    encoder = T5EncoderModel(tiny_config("t5")).eval()
+    model = speak(FeedbackModel.from_backbone(encoder, feedback_rank=8))
+    model.save_pretrained(tmp_path)
+    batch = tiny_batch()
+    assert torch.equal(
+        FeedbackModel.from_pretrained(tmp_path)(**batch).last_hidden_state, model(**batch).last_hidden_state
+    )
+
+
+def test_what_heads_refuse():
+    model = fresh("MultipleChoice")
+    with pytest.raises(ValueError, match=r"dimension for the choices after the first, \(batch, choices, tokens\)"):
+        model(**tiny_batch())
+    with pytest.raises(TypeError, match="unexpected argument `labels`"):
+        fresh("QuestionAnswering")(**tiny_batch(), labels=torch.tensor([0, 1]))

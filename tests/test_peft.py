@@ -97,10 +97,7 @@ HEAD_MODULES = {
     ("QuestionAnswering", "backbone"): ["backbone.qa_outputs"],
     ("MultipleChoice", "new"): ["classifier"],
     ("MaskedLM", "new"): ["lm_head.dense", "lm_head.norm"],
-    ("MaskedLM", "backbone"): [
-        "backbone.cls.predictions.transform.dense",
-        "backbone.cls.predictions.transform.LayerNorm",
-    ],
+    ("MaskedLM", "backbone"): ["backbone.cls.predictions.transform"],
     ("ImageClassification", "backbone"): ["backbone.classifier"],
     ("AudioClassification", "backbone"): ["backbone.projector", "backbone.classifier"],
 }
@@ -228,3 +225,69 @@ def test_what_from_peft_refuses():
     backbone.add_adapter(LoraConfig(target_modules=["query"]))
     with pytest.raises(ValueError, match="holds adapters, which would be lost"):
         FeedbackModel.from_backbone(backbone)
+
+
+@pytest.mark.parametrize("family", ["roberta", "electra", "mpnet", "xlm-roberta"])
+def test_heads_of_several_layers(family, tmp_path):
+    """PEFT adds `classifier` by itself for sequence classification; wrappers must not nest."""
+    model, batch = speak(fresh("SequenceClassification", "backbone", family)), batch_for("SequenceClassification")
+    start = copy.deepcopy(model)
+    tuned = get_peft_model(model, LoraConfig(r=4, **peft_options(model))).train()
+    tuned(**batch, labels=torch.tensor([0, 1])).loss.backward()
+    assert [name for name, p in tuned.named_parameters() if p.requires_grad and p.grad is None] == []
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02)
+    tuned.eval().save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(start, tmp_path).eval()
+    torch.testing.assert_close(loaded(**batch).logits, tuned(**batch).logits)
+
+
+def bert_with(**options):
+    torch.manual_seed(0)
+    options = {"target_modules": ["query"], "init_lora_weights": False, **options}
+    return get_peft_model(tiny_backbone("bert"), LoraConfig(r=4, **options)).eval()
+
+
+def test_from_peft_keeps_what_was_learnt(tmp_path):
+    batch = tiny_batch()
+    options = dict(num_labels=3, feedback_rank=8)
+
+    def state(model):
+        return model(**batch, output_hidden_states=True).hidden_states[-1]
+
+    plain = bert_with(modules_to_save=["LayerNorm"])
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.1)
+    merged = bert_with()
+    merged.merge_adapter()
+    ranked = bert_with(rank_pattern={r"^encoder.layer.0.attention.self.query": 2})
+    for model in (plain, merged, ranked):
+        expected = model(**batch).last_hidden_state
+        wrapped = from_peft(FeedbackForSequenceClassification, model, **options)
+        torch.testing.assert_close(state(wrapped), expected)
+        assert any("lora_" in name and p.requires_grad for name, p in wrapped.named_parameters())
+    whole = bert_with()
+    expected = whole(**batch).last_hidden_state
+    whole.save_pretrained(tmp_path)
+    again = from_peft(
+        FeedbackForSequenceClassification, PeftModel.from_pretrained(tiny_backbone("bert"), tmp_path), **options
+    )
+    torch.testing.assert_close(state(again), expected)
+    assert any(p.requires_grad for p in again.parameters())  # though adapters load frozen
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "words"),
+    [({"init_lora_weights": "pissa"}, {}, "changed the weights of the backbone itself"),
+     ({}, {"feedback_rank": 999}, "at most the backbone's hidden size 32")],
+)  # fmt: skip
+def test_from_peft_refuses_before_it_takes_apart(options, more, words):
+    model, batch = bert_with(**options), tiny_batch()
+    expected = model(**batch).last_hidden_state
+    with pytest.raises(ValueError, match=words):
+        from_peft(FeedbackModel, model, **more)
+    assert torch.equal(model(**batch).last_hidden_state, expected)

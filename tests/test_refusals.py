@@ -111,7 +111,7 @@ def that_dies():
 
 
 REFUSED = {
-    "LayerDrop (Wav2Vec2 as it comes)": (with_layerdrop, "config_overrides={'layerdrop': 0.0}"),
+    "LayerDrop (OPT as it comes)": (with_layerdrop, "config_overrides={'layerdrop': 0.0}"),
     "DeBERTa-v2's convolution, inside the segment": (with_convolution, "between layers 0 and 1"),
     "models that are no stack of equal layers (ResNet)": (without_layers, "no `num_hidden_layers`"),
     "models whose layers are not in one list": (without_a_stack, "no list of 4 layers"),

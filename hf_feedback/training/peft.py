@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..configuration_feedback import FeedbackConfig
 from ..modeling_feedback import FeedbackModel
 from ..modeling_task import FeedbackTaskModel
 from .parameter_groups import feedback_model_in, parts_of
@@ -72,8 +73,12 @@ def _head_modules(model: nn.Module) -> list[str]:
     names = [(id(parameter), name) for name, parameter in model.named_parameters(remove_duplicate=False)]
     tied = {number for number, name in names if name not in head}
     own = {name for number, name in names if number not in tied}
-    modules = ((name, module.named_parameters(name, recurse=False)) for name, module in model.named_modules())
-    return [name for name, parameters in modules if (inside := {key for key, _ in parameters}) and inside <= own]
+    found: list[str] = []
+    for name, module in model.named_modules():  # parents come first: the largest modules that are all head
+        inside = {key for key, _ in module.named_parameters(name)}
+        if name and inside and inside <= own and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return found
 
 
 def from_peft(
@@ -91,10 +96,12 @@ def from_peft(
         evaluation mode it starts out as exact as the adapted backbone.
 
     Raises:
-        ValueError: the adapters are prompts or prefixes, or there are several of them.
+        ValueError: the adapters are prompts or prefixes, there are several of them, they changed the weights beneath
+            them (PiSSA and the like), or an option is not allowed; `peft_model` is then as it was.
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
 
     if len(peft_model.peft_config) != 1:
         raise ValueError(f"`peft_model` must have one adapter, got {', '.join(peft_model.peft_config)}.")
@@ -105,6 +112,10 @@ def from_peft(
             "with feedback; use LoRA or another method that adapts the layers."
         )
     inner = cast(nn.Module, peft_model.base_model.model)
+    _check_before_it_is_taken_apart(config, inner, options)
+    if any(getattr(module, "merged", False) for module in inner.modules()):
+        cast(Any, peft_model.base_model).unmerge_adapter()
+    whole = {id(m.modules_to_save[adapter]) for m in inner.modules() if isinstance(m, ModulesToSaveWrapper)}
     old = {id(m.get_base_layer()): n for n, m in inner.named_modules() if isinstance(m, BaseTunerLayer)}
     state = get_peft_model_state_dict(peft_model, adapter_name=adapter)
     model = feedback_class.from_backbone(peft_model.unload(), **options)
@@ -115,11 +126,19 @@ def from_peft(
         if chosen is not None:
             kept = [n for o, n in new_names.items() if key == "target_modules" or _targets(chosen, o)]
             setattr(config, key, kept)
+    for key in ("rank_pattern", "alpha_pattern"):
+        if pattern := getattr(config, key, None):
+            values = {
+                new: v for p, v in pattern.items() for o, new in new_names.items() if re.match(rf"(.*\.)?({p})$", o)
+            }
+            setattr(config, key, values)
     for key in ("layers_to_transform", "layers_pattern", "exclude_modules"):
         if hasattr(config, key):
             setattr(config, key, None)
     mine = peft_options(model)
-    config.modules_to_save, config.task_type = mine["modules_to_save"], mine["task_type"]
+    kept = [name for name, module in model.named_modules() if id(module) in whole]
+    config.modules_to_save = [*mine["modules_to_save"], *(name for name in kept if name not in mine["modules_to_save"])]
+    config.task_type, config.inference_mode = mine["task_type"], False
     wrapped = get_peft_model(model, config, adapter_name=adapter)
     moved = get_peft_model_state_dict(wrapped, adapter_name=adapter)
     for key, tensor in state.items():
@@ -128,6 +147,21 @@ def from_peft(
             moved[key.replace(place, new_names[place], 1)] = tensor
     set_peft_model_state_dict(wrapped, moved, adapter_name=adapter)
     return wrapped.eval()
+
+
+def _check_before_it_is_taken_apart(config: Any, inner: Any, options: dict[str, Any]) -> None:
+    known = FeedbackConfig.option_names() | {"num_labels"}
+    FeedbackConfig(
+        backbone_config=copy.deepcopy(inner.config), **{k: v for k, v in options.items() if k in known}
+    )  # raises where an option is not allowed
+    start = getattr(config, "init_lora_weights", True)
+    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
+        raise ValueError(
+            f"`peft_model`: `init_lora_weights`={start!r} changed the weights of the backbone itself; merge the "
+            "adapters (`merge_and_unload`) and add feedback to the result."
+        )
+    if getattr(config, "trainable_token_indices", None):
+        raise ValueError("`peft_model` trains single tokens (`trainable_token_indices`); merge the adapters first.")
 
 
 def _targets(chosen: Any, name: str) -> bool:

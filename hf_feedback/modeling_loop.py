@@ -1,0 +1,301 @@
+"""From a call of `forward` to K iterations inside the backbone, and back to one output."""
+
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import TransformersKwargs, logging
+
+from .configuration_feedback import FeedbackConfig
+from .connections import FeedbackConnections, Reading
+from .dynamics import IterationTrace
+from .equilibrium import contraction, converge
+from .loop import Loop, iterate
+from .recorder import Run, hidden_of, recording, with_hidden
+
+logger = logging.get_logger(__name__)
+
+# What every backbone's `forward` may get besides the arguments that it names.
+COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
+
+
+class LoopedModel(PreTrainedModel):
+    """A model that runs its backbone with K iterations of a segment of its layers."""
+
+    config: FeedbackConfig
+    backbone: PreTrainedModel
+    feedback: FeedbackConnections
+    _segment: tuple[int, int]
+    _backbone_arguments: frozenset[str]
+    _no_cache: dict[str, bool]
+    _batch_dim: int | None
+    _stacks: bool
+    _is_causal: bool
+
+    def _layers(self) -> list[nn.Module]:
+        """The backbone's layers in the order of the calls."""
+        raise NotImplementedError
+
+    def probe_backbone(self) -> None:
+        """Finds out how the backbone can be looped."""
+        raise NotImplementedError
+
+    def _is_disabled(self) -> bool:
+        """Whether the bare backbone is to run."""
+        raise NotImplementedError
+
+    def _iterations(self, num_iterations: int | None) -> int:
+        """K for this call."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel is not supported; start one process per GPU instead, with `torchrun --nproc_per_node "
+                "N` or `accelerate launch`."
+            )
+        if self._is_disabled():
+            return 1
+        if num_iterations is None:
+            return self.config.num_iterations
+        if isinstance(num_iterations, bool) or not isinstance(num_iterations, int) or num_iterations < 1:
+            raise ValueError(f"`num_iterations` must be an integer of at least 1, got {num_iterations!r}.")
+        return num_iterations
+
+    def _run(
+        self, num_iterations: int | None, notes: bool, stacks: bool = False, **tensors: Any
+    ) -> tuple[Any, IterationTrace | None, dict[str, Any]]:
+        """K iterations.
+
+        Args:
+            num_iterations: K; the config's by default.
+            notes: whether to note the states of each iteration.
+            stacks: whether the backbone's output may be of all iterations at once (then `trace.stacked` is true).
+            **tensors: what `forward` was called with.
+
+        Returns:
+            The backbone's own output, the notes, and what the backbone was called with.
+        """
+        k = self._iterations(num_iterations)
+        inputs = self._inputs(**tensors)
+        if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
+            self.probe_backbone()
+        trace = IterationTrace(self._batch_dim) if notes else None
+        if trace and stacks and self._stacks and not _collects(inputs):
+            trace.stacked = True
+        return self._run_backbone(inputs, k, trace, tensors), trace, inputs
+
+    def _run_backbone(
+        self, inputs: dict[str, Any], num_iterations: int, trace: IterationTrace | None, given: dict[str, Any]
+    ) -> Any:
+        """The backbone's own output after K iterations.
+
+        Args:
+            inputs: what the backbone is called with.
+            num_iterations: K.
+            trace: takes notes of each iteration.
+            given: what `forward` was called with.
+        """
+        first, last = self._segment
+        adapts = self.feedback.adapts and not self._is_disabled()
+
+        def on_segment(run: Run) -> Any:
+            if trace:
+                trace.mask = self._real_tokens(given.get("attention_mask"), run.entry.shape[1 - trace.batch_dim])
+            output = self._iterate(self._make_loop(run, inputs, given), num_iterations, trace)
+            return with_hidden(output, trace.stack()) if trace and trace.stacked else output
+
+        if num_iterations == 1 and trace is None and not adapts:
+            run = None
+        else:
+            run = Run(
+                self._layers(),
+                first,
+                last,
+                on_segment=on_segment,
+                keep=None if _collects(inputs) else set(map(int, self.feedback.sources)),
+                on_input=(lambda layer, x: self.feedback.add(None, layer, x, Reading())) if adapts else None,
+            )
+        with recording(run):
+            outputs = self.backbone(**inputs)
+        if run is not None and len(run.segment) != last - first + 1:
+            raise RuntimeError(
+                "The backbone's layers did not report to the loop: they were replaced after the model was built. Build "
+                "a new model with `from_backbone`."
+            )
+        if run is not None and num_iterations > 1:
+            self._mend_collected(run, outputs, num_iterations)
+        return outputs
+
+    def _iterate(self, loop: Loop, num_iterations: int, trace: IterationTrace | None) -> Any:
+        """Iterations 2 … K with the gradient that the config asks for."""
+        config = self.config
+        if config.gradient == "implicit":
+            return converge(loop, num_iterations, config.fixed_point_tolerance, config.fixed_point_solver, trace)
+        kept = {"full": None, "one_step": 1, "truncated": config.gradient_iterations}[config.gradient]
+        return iterate(loop, num_iterations, kept, trace)
+
+    def _make_loop(self, run: Run, inputs: dict[str, Any], given: dict[str, Any]) -> Loop:
+        """The loop over a record.
+
+        Args:
+            run: its segment is complete.
+            inputs: what the backbone was called with.
+            given: what `forward` was called with.
+        """
+        believe = (lambda state: self._beliefs(inputs, given, state)) if self.feedback.reads_classes else None
+        reading = self._reading(given.get("attention_mask"), run.entry)
+        return Loop(run, self.feedback, reading, believe, self.config.feedback_state == "carry")
+
+    def estimate_contraction(
+        self, batch: dict[str, Any], num_iterations: int | None = None, steps: int = 12
+    ) -> torch.Tensor:
+        """How strongly the loop contracts on a batch: by which factor one more iteration shrinks a small difference
+        between states after K. Above 1 the iterations run apart, which is warned of.
+
+        Args:
+            batch: what `forward` takes, such as a tokenizer's output.
+            num_iterations: K; the config's by default.
+            steps: of the power iteration.
+
+        Returns:
+            `(B,)`, an estimate of the spectral radius of the loop's Jacobian.
+        """
+        given = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
+        inputs = self._inputs(**{"output_hidden_states": False, "output_attentions": False, **given})
+        k, found = self._iterations(num_iterations), []
+
+        def on_segment(run: Run) -> None:
+            found.append(contraction(self._make_loop(run, inputs, given), k, steps))
+
+        training, keep = [module for module in self.modules() if module.training], set(map(int, self.feedback.sources))
+        self.eval()
+        try:
+            with torch.no_grad(), recording(Run(self._layers(), *self._segment, on_segment, keep)):
+                self.backbone(**inputs)
+        finally:
+            for module in training:
+                module.training = True
+        if (found[0] > 1).any():
+            logger.warning(
+                f"The loop expands on {int((found[0] > 1).sum())} of {len(found[0])} texts (by up to "
+                f"{found[0].max():.2f} an iteration): more iterations will not settle. Train with a smaller "
+                "`feedback_lr` or more weight decay, a smaller `feedback_scale`, or `feedback_damping` below 1."
+            )
+        return found[0]
+
+    def _reading(self, mask: Any, entry: torch.Tensor) -> Reading:
+        """What messages may know besides the states; `entry` is what entered the segment."""
+        batch_dim = self._batch_dim or 0
+        if not self.feedback.mixes_tokens:
+            return Reading(batch_dim=batch_dim)
+        real = None if mask is None else self._real_tokens(mask, entry.shape[1 - batch_dim])
+        if real is None and (not isinstance(mask, torch.Tensor | None) or (mask is not None and mask.dim() > 3)):
+            raise ValueError(
+                f"`feedback_type`={self.config.feedback_type!r} needs an `attention_mask` of shape (batch, tokens); "
+                "give one, or use `feedback_type='additive'`."
+            )
+        return Reading(mask=real, causal=self._is_causal, batch_dim=batch_dim)
+
+    def _real_tokens(self, mask: Any, length: int) -> torch.Tensor | None:
+        """`(B, T)`, true at real tokens, where the mask tells that. Recordings become shorter inside the backbone;
+        transformers' audio families say how much."""
+        shorten = getattr(self.backbone, "_get_feature_vector_attention_mask", None)
+        if isinstance(mask, torch.Tensor) and mask.dim() == 3:  # the choices of a multiple choice are texts
+            mask = mask.flatten(0, 1)
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return None
+        if mask.shape[1] != length:
+            mask = None if shorten is None else shorten(length, mask)
+        return None if mask is None else mask != 0
+
+    def _beliefs(self, inputs: dict[str, Any], given: dict[str, Any], state: torch.Tensor) -> torch.Tensor:
+        """`(B, C)`, what the model would answer if its segment ended in `state`."""
+        raise ValueError("`feedback_context='classes'` needs a model with classes.")
+
+    def _run_from(self, inputs: dict[str, Any], state: torch.Tensor) -> Any:
+        """The backbone's own output when its segment ends in `state`, `(B, T, d)`."""
+
+        def put(run: Run) -> Any:
+            return with_hidden(run.segment[-1].output, state)
+
+        with recording(Run(self._layers(), *self._segment, put)):
+            return self.backbone(**inputs)
+
+    def _mend_collected(self, run: Run, outputs: Any, num_iterations: int) -> None:
+        """Makes `hidden_states` and `attentions` those of the last iteration, one for each layer.
+
+        transformers appends at every call of a layer, replays included; some families collect in a loop of their own,
+        which sees iteration 1 only.
+        """
+        first, calls = run.first, run.segment
+        states_key, attentions_key = (self._collected_key(outputs, name) for name in ("hidden_states", "attentions"))
+        if outputs.get(states_key) is not None:
+            states = _without_replays(outputs[states_key], len(run.layers) + 1, first + 1, calls, num_iterations)
+            for call in calls[:-1]:
+                state = hidden_of(call.output)
+                states[call.layer + 1] = state.transpose(0, 1) if self._batch_dim == 1 else state
+            outputs[states_key] = tuple(states)
+        if outputs.get(attentions_key):  # empty where the attention implementation gives none
+            replayed = len(outputs[attentions_key]) > len(run.layers)
+            attentions = _without_replays(outputs[attentions_key], len(run.layers), first, calls, num_iterations)
+            if not replayed:
+                for call in calls[:-1]:
+                    place = next(i for i, extra in enumerate(call.extras) if extra is attentions[call.layer])
+                    attentions[call.layer] = call.output[1 + place]
+            outputs[attentions_key] = tuple(attentions)
+
+    def _collected_key(self, outputs: Any, name: str) -> str:
+        """Where `hidden_states` or `attentions` of the looped layers are: whole encoder–decoders have two of each."""
+        half = f"{'decoder' if self.config.backbone_part == 'decoder' else 'encoder'}_{name}"
+        return half if half in outputs and name not in outputs else name
+
+    def _collected(self, outputs: Any) -> dict[str, Any]:
+        """`hidden_states` and `attentions` for our own output."""
+        return {name: outputs.get(self._collected_key(outputs, name)) for name in ("hidden_states", "attentions")}
+
+    def _inputs(self, output_hidden_states: Any, output_attentions: Any, **tensors: Any) -> dict[str, Any]:
+        """What the backbone is called with: everything given that it takes.
+
+        `token_type_ids` and `position_ids` that it does not know are dropped, as transformers does.
+        """
+        inputs = {key: value for key, value in tensors.items() if value is not None}
+        if "past_key_values" in inputs:
+            raise ValueError(
+                "`past_key_values`: iterations cannot share a key–value cache, so prefix-tuning and cached decoding do "
+                "not work with feedback; tune with LoRA or the feedback alone instead."
+            )
+        for key in list(inputs):
+            if key in self._backbone_arguments or key in COMMON_ARGUMENTS:
+                continue
+            if key not in ("token_type_ids", "position_ids"):
+                valid = sorted(
+                    {"num_iterations", "output_iterations", *self._backbone_arguments} - {"kwargs", "labels"}
+                )
+                near = get_close_matches(key, valid, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else f"the backbone takes: {', '.join(valid)}."
+                raise TypeError(f"{type(self).__name__}.forward got an unexpected argument `{key}`; {hint}")
+            del inputs[key]
+        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
+            inputs["output_hidden_states"] = True
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            inputs["output_attentions"] = True
+        return {**inputs, **self._no_cache}
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def _collects(inputs: dict[str, Any]) -> bool:
+    return bool(inputs.get("output_hidden_states") or inputs.get("output_attentions"))
+
+
+def _without_replays(collected: Any, expected: int, start: int, calls: list[Any], num_iterations: int) -> list[Any]:
+    """Drops what was collected from all iterations but the last, counted from place `start`."""
+    extra = len(collected) - expected
+    # the segment's last layer replays inside its own call, so what hangs on the layer itself misses it
+    if extra not in {0, (len(calls) - 1) * (num_iterations - 1), len(calls) * (num_iterations - 1)}:
+        raise RuntimeError(
+            f"The backbone collected {len(collected)} tensors where {expected} or a multiple of its replays was "
+            "expected; call it without `output_hidden_states` and `output_attentions`."
+        )
+    return [*collected[:start], *collected[start + extra :]]
