@@ -10,11 +10,13 @@ from transformers import HfArgumentParser
 from .training.answering import Answering
 from .training.arguments import DataArguments, LabelArguments, TextArguments
 from .training.classification import train
-from .training.command import format_metrics, guarded, run_training
+from .training.command import format_metrics, guarded, options_from_file, run_training
+from .training.networks import FNNArguments
 
 USAGE = """usage: hf-feedback {train,evaluate,predict} ...
 
-  train     fine-tune a backbone with feedback on labelled texts
+  train     fine-tune a backbone with feedback on labelled texts; with `--fnn temporal` or `--fnn layered`, train a
+            feedback network from scratch (`hf-feedback train --fnn temporal --help` lists its options)
   evaluate  measure a trained model on labelled texts
   predict   answer for texts, as JSON lines
 
@@ -47,7 +49,10 @@ def _parser(command: str, *parts: Any) -> HfArgumentParser:
 
 def run_train(arguments: Sequence[str]) -> int:
     """`hf-feedback train`, also behind `examples/run_classification.py`. Returns the exit status."""
-    return run_training(arguments, DataArguments, train, prog="hf-feedback train")
+    given = options_from_file(arguments)
+    if any(argument.split("=")[0] == "--fnn" for argument in given):
+        return run_training(given, DataArguments, train, prog="hf-feedback train", model_arguments=FNNArguments)
+    return run_training(given, DataArguments, train, prog="hf-feedback train")
 
 
 def _answering(args: InferenceArguments, text_args: TextArguments) -> Answering:

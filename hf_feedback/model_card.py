@@ -8,6 +8,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
 from .configuration_feedback import HF_FEEDBACK_VERSION, FeedbackConfig
+from .configuration_fnn import FNNConfig
 
 if TYPE_CHECKING:
     from .training.arguments import FeedbackTrainingArguments
@@ -74,6 +75,12 @@ TASKS = {
         pooled=True,
         labelled=True,
     ),
+    "FNNForSequenceClassification": TaskCard(
+        "text-classification",
+        "text classifier",
+        usage=_with_pipeline("text-classification", 'print(answer("Where is my parcel?"))'),
+        labelled=True,
+    ),
     "FeedbackForTokenClassification": TaskCard(
         "token-classification",
         "token classifier",
@@ -120,7 +127,7 @@ class RunFacts:
     """What a training run knows about itself.
 
     Args:
-        backbone: hub id or folder that it started from.
+        backbone: hub id or folder that it started from; `None`: random weights.
         data: split → (source, number of examples).
         dataset: hub id or folder of the data, if they came from there and not from files.
         metrics: what the Trainer measured, `eval_…` and `test_…`.
@@ -128,7 +135,7 @@ class RunFacts:
         head: name of the model's class, a key of `TASKS`.
     """
 
-    backbone: str
+    backbone: str | None
     data: dict[str, tuple[str, int]]
     dataset: str | None
     metrics: dict[str, float]
@@ -190,7 +197,7 @@ def card_data(facts: RunFacts) -> ModelCardData:
         )
         for (split, metric), value in _figures(facts).items()
     ]
-    is_hub_id = not Path(facts.backbone).exists() and facts.backbone.count("/") <= 1
+    is_hub_id = facts.backbone and not Path(facts.backbone).exists() and facts.backbone.count("/") <= 1
     return ModelCardData(
         base_model=facts.backbone if is_hub_id else None,
         library_name="transformers",
@@ -203,11 +210,28 @@ def card_data(facts: RunFacts) -> ModelCardData:
     )
 
 
-def _model_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]:
+def _network_rows(config: FNNConfig) -> dict[str, object]:
+    until = "" if config.tolerance is None else f", or a residual of {config.tolerance:g}"
+    rows: dict[str, object] = {
+        "network": f"{config.fnn_type}, trained from scratch",
+        "iterations (K)": f"{config.num_iterations}{until}",
+        "layers": config.num_layers,
+        "hidden size": config.hidden_size,
+        "activation": config.activation,
+        "gradient": config.gradient,
+    }
+    if config.sweep is not None:
+        rows["sweep"] = config.sweep
+    return {**rows, "labels": ", ".join(map(str, (config.id2label or {}).values()))}
+
+
+def _model_rows(config: FeedbackConfig | FNNConfig, facts: RunFacts) -> dict[str, object]:
+    if isinstance(config, FNNConfig):
+        return _network_rows(config)
     rank = "full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"
     head = f"linear, pooling: {config.pooling}" if facts.task.pooled else "new"
     rows: dict[str, object] = {
-        "backbone": "/".join(Path(facts.backbone).parts[-2:]),  # a hub id, or the end of a folder's path
+        "backbone": "/".join(Path(facts.backbone or "").parts[-2:]),  # a hub id, or the end of a folder's path
         "iterations (K)": config.num_iterations,
         "edges (source → target)": ", ".join(f"{source} → {target}" for source, target in config.edges()),
         "message": f"{config.feedback_type}, {config.feedback_activation}, {rank}",
@@ -271,7 +295,17 @@ One run with one seed: these figures say nothing about whether feedback helped. 
 """
 
 
-def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> Path:
+def _reading(config: FeedbackConfig | FNNConfig) -> str:
+    of_a_network = isinstance(config, FNNConfig)
+    if config.num_iterations == 1:
+        plain = "a plain recurrent or layered network" if of_a_network else "the plain backbone"
+        return f"With one iteration nothing is fed back: this is {plain}."
+    if of_a_network:
+        return f"States are refined in {config.num_iterations} iterations; each reads those of the one before."
+    return f"From the second of its {config.num_iterations} iterations on, lower layers read what higher ones said."
+
+
+def write_model_card(folder: Path, config: FeedbackConfig | FNNConfig, facts: RunFacts) -> Path:
     """Writes `README.md` beside the model."""
     body = BODY.format(
         name=facts.name,
@@ -279,9 +313,7 @@ def write_model_card(folder: Path, config: FeedbackConfig, facts: RunFacts) -> P
         usage=facts.task.usage.format(model=facts.arguments.hub_model_id or "path/or/id"),
         version=HF_FEEDBACK_VERSION,
         transformers=transformers.__version__,
-        reading="With one iteration nothing is fed back: this is the plain backbone."
-        if config.num_iterations == 1
-        else f"From the second of its {config.num_iterations} iterations on, lower layers read what higher ones said.",
+        reading=_reading(config),
         model=_table(_model_rows(config, facts)),
         data=_table(
             {

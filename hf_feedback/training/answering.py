@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_feedback import FeedbackForSequenceClassification
+from ..modeling_fnn import FNNForSequenceClassification
 from .arguments import FeedbackTrainingArguments, LabelArguments, TextArguments
 from .classification import columns_of
 from .data import Columns, encode, read_file
 from .labels import LabelSet
 from .metrics import decide, default_metrics, make_compute_metrics
+from .networks import is_fnn
 from .run import check_writable
 from .starting import is_feedback_model, load_tokenizer, max_length_of
 from .trainer import FeedbackTrainer
@@ -26,13 +28,15 @@ from .trainer import FeedbackTrainer
 
 def load_for_inference(
     name: str, revision: str | None = None
-) -> tuple[FeedbackForSequenceClassification, PreTrainedTokenizerBase]:
+) -> tuple[FeedbackForSequenceClassification | FNNForSequenceClassification, PreTrainedTokenizerBase]:
     """A trained model and its tokenizer, from a folder or hub id.
 
     Raises:
         ValueError: it is no feedback model; OSError: it is missing or damaged.
     """
     hub = {} if revision is None else {"revision": revision}
+    if is_fnn(name, hub):
+        return FNNForSequenceClassification.from_pretrained(name, **hub), load_tokenizer(name, revision)
     if not is_feedback_model(name, hub):
         raise ValueError(f"`model`: {name} is no feedback model; make one with `hf-feedback train`.")
     return FeedbackForSequenceClassification.from_pretrained(name, **hub), load_tokenizer(name, revision)

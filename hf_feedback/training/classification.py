@@ -3,14 +3,16 @@
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..modeling_feedback import FeedbackForSequenceClassification
+from ..modeling_fnn import FNNForSequenceClassification
 from .arguments import DataArguments, FeedbackTrainingArguments, ModelArguments, TextArguments
 from .data import Columns, encode, find_columns, read_splits
 from .labels import LabelSet, has_labels
 from .metrics import METRICS, default_metrics, make_compute_metrics
+from .networks import FNNArguments, is_fnn, new_fnn, trained_fnn
 from .run import ComputeMetrics, Split, Task, prepare_run, run_task
 from .starting import load_tokenizer, make_model, max_length_of, set_padding
 
@@ -35,7 +37,23 @@ def columns_of(data: Dataset, source: str, args: TextArguments, needs_label: boo
     return find_columns(data.column_names, source, args.text_column, args.text_pair_column, label, needs_label)
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTrainingArguments) -> dict[str, Any]:
+def _start(
+    args: ModelArguments | FNNArguments, labels: LabelSet
+) -> tuple[FeedbackForSequenceClassification | FNNForSequenceClassification, PreTrainedTokenizerBase]:
+    """The model to train, and its tokenizer."""
+    if isinstance(args, FNNArguments):
+        return new_fnn(args, labels)
+    if is_fnn(args.model, {} if args.revision is None else {"revision": args.revision}):
+        return trained_fnn(args, labels)
+    tokenizer = load_tokenizer(args.model, args.revision)
+    model = make_model(FeedbackForSequenceClassification, args, labels)
+    set_padding(model, tokenizer)
+    return model, tokenizer
+
+
+def train(
+    model_args: ModelArguments | FNNArguments, data_args: DataArguments, args: FeedbackTrainingArguments
+) -> dict[str, Any]:
     """Fine-tunes a classifier or regressor over whole texts; see `run_task`.
 
     Raises:
@@ -51,9 +69,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: FeedbackTr
     labels = LabelSet.of(splits["train"][0], columns.label or "", splits["train"][1], data_args.problem_type)
     names = data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
     compute_metrics = make_compute_metrics(labels.problem_type, names)
-    tokenizer = load_tokenizer(model_args.model, model_args.revision)
-    model = make_model(FeedbackForSequenceClassification, model_args, labels)
-    set_padding(model, tokenizer)
+    model, tokenizer = _start(model_args, labels)
     task = Task(
         model=model,
         processor=tokenizer,
@@ -69,7 +85,7 @@ def _encode_splits(
     splits: dict[str, tuple[Dataset, str]],
     args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
-    model: FeedbackForSequenceClassification,
+    model: PreTrainedModel,
     compute_metrics: ComputeMetrics,
 ) -> dict[str, Split]:
     """The splits as token ids and label numbers; a test split without labels is left out."""

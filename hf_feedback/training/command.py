@@ -12,9 +12,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from .arguments import FeedbackTrainingArguments, ModelArguments
+from .networks import FNNArguments
 from .run import Interrupted, bf16_is_fast
 
-Train = Callable[[ModelArguments, Any, FeedbackTrainingArguments], dict[str, Any]]
+Train = Callable[[Any, Any, FeedbackTrainingArguments], dict[str, Any]]
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -57,16 +58,21 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
 
 
 def parse_training(
-    arguments: Sequence[str], data_arguments: Any, prog: str | None = None, description: str | None = None
-) -> tuple[ModelArguments, Any, FeedbackTrainingArguments]:
+    arguments: Sequence[str],
+    data_arguments: Any,
+    prog: str | None = None,
+    description: str | None = None,
+    model_arguments: type[ModelArguments | FNNArguments] = ModelArguments,
+) -> tuple[ModelArguments | FNNArguments, Any, FeedbackTrainingArguments]:
     """Model, data and training arguments; what is left out gets the defaults of `hf-feedback train`.
 
     Args:
         arguments: as on the command line.
         data_arguments: the dataclass of the task's data options.
         prog, description: for `--help`.
+        model_arguments: the dataclass of the model's options.
     """
-    parts: list[Any] = [ModelArguments, data_arguments, FeedbackTrainingArguments]
+    parts: list[Any] = [model_arguments, data_arguments, FeedbackTrainingArguments]
     parser = HfArgumentParser(
         parts,
         prog=prog,
@@ -78,7 +84,8 @@ def parse_training(
     if any(argument.replace("_", "-").startswith(("--validation-file", "--dataset-name")) for argument in arguments):
         parser.set_defaults(eval_strategy="epoch")
     parser.set_defaults(hub_strategy="end")
-    parser.set_defaults(learning_rate=5e-5, warmup_steps=0.1, logging_steps=50, save_strategy="epoch")
+    learning_rate = getattr(model_arguments, "learning_rate", 5e-5)
+    parser.set_defaults(learning_rate=learning_rate, warmup_steps=0.1, logging_steps=50, save_strategy="epoch")
     parser.set_defaults(per_device_train_batch_size=16, per_device_eval_batch_size=32)
     return parser.parse_args_into_dataclasses(arguments)  # type: ignore[return-value]
 
@@ -89,12 +96,15 @@ def run_training(
     train: Train,
     prog: str | None = None,
     description: str | None = None,
+    model_arguments: type[ModelArguments | FNNArguments] = ModelArguments,
 ) -> int:
     """Trains as the arguments say and prints the metrics. Returns the exit status."""
-    model_args, data_args, args = parse_training(options_from_file(arguments), data_arguments, prog, description)
+    model_args, data_args, args = parse_training(
+        options_from_file(arguments), data_arguments, prog, description, model_arguments
+    )
     found = train(model_args, data_args, args)
     if args.process_index == 0:
-        print(f"\nTrained from {model_args.model}:")
+        print(f"\nTrained from {model_args.model or 'scratch'}:")
         print(format_metrics(found))
         print(f"\nModel, {'tokenizer' if _reads_tokens(args) else 'processor'} and model card are in {args.output_dir}")
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..modeling_base import FeedbackPreTrainedModel
+from ..modeling_fnn import FNNPreTrainedModel
 
 PARTS = ("backbone", "embeddings", "feedback", "head")
 
@@ -16,10 +17,18 @@ def feedback_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel]:
     """The feedback model inside whatever wraps it (DDP, PEFT, …), with the prefix of its parameter names.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one without a backbone.
     """
+    prefix, core = any_model_in(model)
+    if isinstance(core, FNNPreTrainedModel):
+        raise ValueError(f"{type(core).__name__} has no backbone; use `from_backbone` to make a model that has one.")
+    return prefix, core
+
+
+def any_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel | FNNPreTrainedModel]:
+    """As `feedback_model_in`, also for the networks that are trained from scratch."""
     for name, module in model.named_modules():
-        if isinstance(module, FeedbackPreTrainedModel):
+        if isinstance(module, FeedbackPreTrainedModel | FNNPreTrainedModel):
             return f"{name}." if name else "", module
     raise ValueError(f"There is no feedback model in this {type(model).__name__}; use `from_backbone` to make one.")
 
@@ -28,7 +37,9 @@ def parts_of(model: nn.Module) -> dict[str, str]:
     """The part that each parameter belongs to: parameter name → `"embeddings"`, `"layer 0"`, …, `"backbone"` (what
     lies above the layers), `"feedback"` or `"head"`. Parameters below the layers count as embeddings.
     """
-    prefix, core = feedback_model_in(model)
+    prefix, core = any_model_in(model)
+    if isinstance(core, FNNPreTrainedModel):
+        return {name: core.part_of(name.removeprefix(prefix)) for name, _ in model.named_parameters()}
     layers = f"backbone.{core._stack_name}."
     base = next(
         f"backbone.{name}." if name else "backbone."
@@ -162,7 +173,7 @@ def parameter_groups(
     for pattern in mapping:
         if not any(_search("learning_rate_mapping", pattern, name) for name in parts):
             raise ValueError(f"`learning_rate_mapping`: {pattern!r} matches no parameter, e.g. {next(iter(parts))!r}.")
-    num_layers = len(feedback_model_in(model)[1]._layers())
+    num_layers = 1 + max(int(part.removeprefix("layer ")) for part in parts.values() if part.startswith("layer "))
     named = {"backbone": backbone_lr, "feedback": feedback_lr, "head": head_lr}
     named = {part: learning_rate if rate is None else rate for part, rate in named.items()}
 

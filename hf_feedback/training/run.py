@@ -11,11 +11,12 @@ from datasets import Dataset
 from transformers import EvalPrediction, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..configuration_feedback import FeedbackConfig
 from ..model_card import RunFacts
+from ..modeling_fnn import FNNForSequenceClassification
 from ..modeling_task import FeedbackTaskModel
 from .arguments import FeedbackTrainingArguments, ModelArguments
 from .callbacks import InterruptCallback
+from .networks import FNNArguments
 from .trainer import FeedbackTrainer
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
@@ -57,7 +58,7 @@ class Task:
         dataset: hub id of the data, if they came from there.
     """
 
-    model: FeedbackTaskModel
+    model: FeedbackTaskModel | FNNForSequenceClassification
     processor: Any
     splits: Mapping[str, Split]
     collator: Callable[[list[Any]], Mapping[str, Any]]
@@ -92,7 +93,7 @@ def prepare_run(args: FeedbackTrainingArguments) -> None:
     set_seed(args.seed)
 
 
-def run_task(task: Task, model_args: ModelArguments, args: FeedbackTrainingArguments) -> dict[str, Any]:
+def run_task(task: Task, model_args: ModelArguments | FNNArguments, args: FeedbackTrainingArguments) -> dict[str, Any]:
     """Fine-tunes on the training split, keeps the best epoch by validation, tests it once, and saves model,
     processor, metrics and model card in `args.output_dir`.
 
@@ -167,7 +168,9 @@ def _keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, bool
         args.greater_is_better = not chosen.endswith("loss") if known_way is None else known_way
 
 
-def _checkpoint_to_resume(args: FeedbackTrainingArguments, model: FeedbackTaskModel) -> str | bool | None:
+def _checkpoint_to_resume(
+    args: FeedbackTrainingArguments, model: FeedbackTaskModel | FNNForSequenceClassification
+) -> str | bool | None:
     """The checkpoint that `resume_from_checkpoint` names (`True`: the latest one), made by the same model."""
     asked = args.resume_from_checkpoint
     if asked is None or str(asked).lower() == "false":
@@ -175,7 +178,7 @@ def _checkpoint_to_resume(args: FeedbackTrainingArguments, model: FeedbackTaskMo
     folder = get_last_checkpoint(str(args.output_dir)) if str(asked).lower() == "true" else str(asked)
     if folder is None or not (Path(folder) / "config.json").is_file():
         raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint at {folder or args.output_dir}.")
-    there, here = FeedbackConfig.from_pretrained(folder).options(), model.config.options()
+    there, here = type(model.config).from_pretrained(folder).options(), model.config.options()
     changed = [name for name in here if here[name] != there[name] and name not in ("num_iterations", "problem_type")]
     if changed:
         raise ValueError(

@@ -4,7 +4,7 @@ import math
 from typing import Any, TypeVar, cast
 
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_feedback import FeedbackConfig
 from ..modeling_task import FeedbackTaskModel
@@ -16,13 +16,16 @@ Head = TypeVar("Head", bound=FeedbackTaskModel)
 EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
 
 
-def load_tokenizer(name: str, revision: str | None, of_words: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, revision: str | None, of_words: bool = False, option: str = "model"
+) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model; transformers makes up an empty one where there is none, which is refused.
 
     Args:
         name: folder or hub id.
         revision: of the hub repository.
         of_words: whether it is to read lists of words and say where in a text its tokens stand.
+        option: that the name came with, for messages.
 
     Raises:
         ValueError: there is none, or it does not do that; OSError: the folder or repository is missing.
@@ -31,20 +34,23 @@ def load_tokenizer(name: str, revision: str | None, of_words: bool = False) -> P
     if of_words and getattr(tokenizer, "add_prefix_space", None) is False:  # else the first piece of a word is another
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", add_prefix_space=True)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError(f"`model`: there is no tokenizer in {name}; save the one that the backbone was trained with.")
+        raise ValueError(
+            f"`{option}`: there is no tokenizer in {name}; save the one that the backbone was trained with."
+        )
     if of_words and not tokenizer.is_fast:
         raise ValueError(f"`model`: the tokenizer of {name} does not say where its tokens stand; use a fast one.")
     return tokenizer
 
 
-def max_length_of(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: FeedbackTaskModel) -> int:
+def max_length_of(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """How many tokens a text may have: what was asked for, or what tokenizer and model read.
 
     Raises:
         ValueError: the model does not read so many, or nothing but special tokens would be left.
     """
-    positions = getattr(model.config.text_config, "max_position_embeddings", None) or math.inf
-    for name, module in model.backbone.named_modules():
+    text_config = getattr(model.config, "text_config", None)
+    positions = getattr(text_config, "max_position_embeddings", None) or math.inf
+    for name, module in model.named_modules():
         # families that count positions from the padding token on (RoBERTa) have fewer of them
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions = module.num_embeddings - module.padding_idx - 1
@@ -84,19 +90,20 @@ def make_model(
     if is_feedback_model(args.model, hub):
         architectures = PreTrainedConfig.get_config_dict(args.model, **hub)[0].get("architectures") or ()
         new_head = head.__name__ not in architectures  # pretrained with another head, say
-        model = head.from_pretrained(args.model, **hub, **(_label_options(labels) if new_head else {}))
+        model = head.from_pretrained(args.model, **hub, **(label_options(labels) if new_head else {}))
         _change_iterations(model, args.model, options)
     else:
         trained_head = head.has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
         if options.get("head") != "backbone" or not trained_head:
-            options |= _label_options(labels)
+            options |= label_options(labels)
         model = head.from_backbone(args.model, backbone_kwargs=hub, config_overrides=config_overrides, **options)
     if labels is not None:
-        _check_labels(model, args.model, labels)
+        check_labels(model, args.model, labels)
     return model
 
 
-def _label_options(labels: LabelSet | None) -> dict[str, Any]:
+def label_options(labels: LabelSet | None) -> dict[str, Any]:
+    """The labels of the data, as a config takes them."""
     if labels is None:
         return {}
     names = labels.names or ("value",)
@@ -126,7 +133,8 @@ def _change_iterations(model: FeedbackTaskModel, source: str, options: dict[str,
             )
 
 
-def _check_labels(model: FeedbackTaskModel, source: str, labels: LabelSet) -> None:
+def check_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
+    """Raises `ValueError` where the data has labels that a trained head does not know."""
     known = LabelSet.of_model(model)
     if known.problem_type != labels.problem_type or not set(labels.names) <= set(known.names):
         raise ValueError(

@@ -11,7 +11,14 @@ from transformers.trainer_utils import TrainOutput
 
 from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
-from .parameter_groups import feedback_model_in, format_groups, freeze_parameters, parameter_groups
+from .parameter_groups import (
+    any_model_in,
+    feedback_model_in,
+    format_groups,
+    freeze_parameters,
+    parameter_groups,
+    parts_of,
+)
 from .sampling import draw_iterations
 
 
@@ -60,9 +67,9 @@ class FeedbackTrainer(Trainer):
             self._resting = []
 
     def _rest_idle_feedback(self, model: nn.Module) -> None:
-        core = feedback_model_in(model)[1]
-        if core.config.num_iterations == 1:
-            idle = [parameter for parameter in core.feedback.parameters() if parameter.requires_grad]
+        if any_model_in(model)[1].config.num_iterations == 1:
+            parts = parts_of(model)
+            idle = [p for name, p in model.named_parameters() if parts[name] == "feedback" and p.requires_grad]
             self._resting += idle
             for parameter in idle:
                 parameter.requires_grad_(False)
@@ -100,7 +107,7 @@ class FeedbackTrainer(Trainer):
         elif self.is_world_process_zero():
             write_model_card(
                 Path(str(self.args.output_dir)),
-                feedback_model_in(cast(nn.Module, self.model))[1].config,
+                any_model_in(cast(nn.Module, self.model))[1].config,
                 self.card_facts,
             )
 
