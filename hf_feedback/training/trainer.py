@@ -13,7 +13,6 @@ from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
 from .parameter_groups import (
     any_model_in,
-    feedback_model_in,
     format_groups,
     freeze_parameters,
     parameter_groups,
@@ -78,13 +77,15 @@ class FeedbackTrainer(Trainer):
         """As in transformers, with K drawn as `args.train_iterations` says."""
         if not model.training or self.args.train_iterations == "fixed" or "num_iterations" in inputs:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        core = feedback_model_in(model)[1]
+        core = any_model_in(model)[1]
         k = self._draw_iterations(core.config.num_iterations)
         found = super().compute_loss(model, {**inputs, "num_iterations": k}, *args, **kwargs)
         if k > 1:
             return found
         # distributed training refuses parameters that nothing touched
-        nothing = sum(parameter.sum() for parameter in core.feedback.parameters() if parameter.requires_grad) * 0.0
+        feedback = getattr(core, "feedback", None)
+        idle = [] if feedback is None else [p for p in feedback.parameters() if p.requires_grad]
+        nothing = sum(parameter.sum() for parameter in idle) * 0.0
         return (found[0] + nothing, *found[1:]) if isinstance(found, tuple) else found + nothing
 
     def _draw_iterations(self, mean: int) -> int:
