@@ -131,6 +131,12 @@ class FeedbackOnlyCheckpoints(FromBackbone):
     def push_feedback_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Pushes what `save_feedback` writes; arguments as in `push_to_hub`."""
         self._check_backbone_is_as_it_was(**{key: kwargs[key] for key in ("token",) if key in kwargs})
+        name = (self.config.backbone_source or {}).get("name_or_path")
+        if name is None or Path(name).is_dir():
+            logger.warning(
+                f"The backbone comes from {name or 'no named place'}, which others cannot load: they will have to pass "
+                "it as `backbone`. Use a backbone from the Hub, or push the whole model."
+            )
         return FeedbackOnly(self).push_to_hub(repo_id, **kwargs)
 
     def _check_backbone_is_as_it_was(self, **hub_kwargs: Any) -> None:
@@ -203,7 +209,7 @@ class FeedbackOnlyCheckpoints(FromBackbone):
             }
             backbone = cls._named_backbone(config, backbone, {**there, **rest})
         model = cls._wrap(backbone, config)
-        there = fingerprint(model)
+        there = fingerprint(model, expected)
         if not there.keys() & expected.keys():
             raise ValueError(
                 f"`dtype`: the feedback in {name} was saved with its backbone in {', '.join(expected)}, which cannot "

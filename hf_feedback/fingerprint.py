@@ -21,15 +21,21 @@ def core_of(model: FeedbackPreTrainedModel) -> dict[str, str]:
     return {name: own for name, own in names.items() if not own.startswith("pooler.")}
 
 
-def fingerprint(model: FeedbackPreTrainedModel) -> dict[str, str]:
+def fingerprint(model: FeedbackPreTrainedModel, like: dict[str, str] | None = None) -> dict[str, str]:
     """SHA-256 of the backbone's weights, by the format to which they are rounded: 32-bit weights have one for each
     16-bit format, 16-bit weights one for their own.
+
+    Args:
+        model: the feedback model.
+        like: a fingerprint to compare with: one format that it has is enough, where there is one.
     """
     state, core = model.state_dict(), core_of(model)
     dtype_of = next(tensor.dtype for name, tensor in state.items() if name in core and tensor.is_floating_point())
     formats = {
         name: dtype for name, dtype in FINGERPRINT_DTYPES.items() if dtype_of in (dtype, torch.float32, torch.float64)
     }
+    if common := [name for name in formats if name in (like or {})]:
+        formats = {common[0]: formats[common[0]]}
     found = {}
     for format_name, dtype in formats.items():
         digest = hashlib.sha256()
