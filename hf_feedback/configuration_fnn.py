@@ -12,6 +12,7 @@ from .configuration_feedback import (
     TRANSFORMERS_KEYS,
     _check_choice,
     _check_integer,
+    _is_newer,
     _is_number,
 )
 
@@ -115,8 +116,8 @@ class FNNConfig(PreTrainedConfig):
     hf_feedback_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for key in kwargs:
-            self._refuse_misspelt(key)
+        for key in () if _is_newer(self.hf_feedback_version) else kwargs:
+            self.refuse_misspelt(key)
         super().__post_init__(**kwargs)
         _check_choice("fnn_type", self.fnn_type, CHOICES["fnn_type"])
         if self.num_layers is None:
@@ -140,7 +141,8 @@ class FNNConfig(PreTrainedConfig):
         return {**super().to_dict(), "hf_feedback_version": HF_FEEDBACK_VERSION}
 
     @classmethod
-    def _refuse_misspelt(cls, key: str) -> None:
+    def refuse_misspelt(cls, key: str) -> None:
+        """Raises `ValueError` where a name that is no option looks like one."""
         if key in TRANSFORMERS_KEYS or key.startswith("_"):
             return
         shorter = {"iterations": "num_iterations", "layers": "num_layers", "dropout": "classifier_dropout"}

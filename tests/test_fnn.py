@@ -454,6 +454,10 @@ def test_refused_options(case):
         FNNConfig(**options)
 
 
+def test_options_of_a_newer_version_are_let_through():
+    assert FNNConfig(num_iteration=3, hf_feedback_version="99.0").num_iterations == 4
+
+
 def test_refused_inputs():
     model, ids = make(head=True), torch.tensor([[5, 6]])
     for call, error, words in (
@@ -511,7 +515,7 @@ def test_only_what_is_needed_travels(tmp_path):
     make(head=True).save_pretrained(tmp_path)
     travelled = {file.name for file in tmp_path.glob("*.py")}
     assert travelled == {
-        *("configuration_fnn.py", "modeling_fnn.py", "fixed_point.py", "modeling_outputs.py"),
+        *("configuration_fnn.py", "modeling_fnn.py", "fnn_layers.py", "fixed_point.py", "modeling_outputs.py"),
         *("activations.py", "pooling.py", "configuration_feedback.py", "topology.py"),
     }
     allowed = {"torch", "transformers", *sys.stdlib_module_names}

@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[2e-3, 5e-3])
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--systems", nargs="+", help="only these, such as 'LSTM' 'temporal, K = 4'")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     data, labels = read(args.data, tokenizer)
@@ -176,6 +177,8 @@ def main() -> None:
     )
     rows = ["| system | parameters beside embeddings | validation | test | seconds a run |", "|---|---|---|---|---|"]
     for name, build in systems(args, sizes, labels.num_labels).items():
+        if args.systems and name not in args.systems:
+            continue
         found = []
         for seed in args.seeds:
             found.append(run(build, seed, args, data, tokenizer))
