@@ -426,11 +426,7 @@ def test_only_what_is_needed_travels(tmp_path):
     make().save_pretrained(tmp_path)
     travelled = {file.name for file in tmp_path.glob("*.py")}
     package = {file.name for file in Path(hf_feedback.__file__).parent.glob("*.py")}
-<<<<<<< HEAD
-    networks_of_their_own = {"configuration_fnn.py", "modeling_fnn.py"}
-=======
-    networks_of_their_own = {"configuration_fnn.py", "modeling_fnn.py", "fnn_layers.py", "fixed_point.py"}
->>>>>>> 1889f02 (Layers of the feedback networks in a file of their own)
+    networks_of_their_own = {"configuration_fnn.py", "modeling_fnn.py", "fnn_layers.py"}
     assert travelled == package - {"__init__.py", "cli.py", "model_card.py"} - networks_of_their_own
     allowed = {"torch", "transformers", *sys.stdlib_module_names}
     for name in travelled:
