@@ -41,8 +41,8 @@ class Reading:
 class AdditiveConnection(nn.Module):
     """`message_{s→l} = scale · up_l(f(down_l(LayerNorm(h_s))))`, added to the input of layer l; f is the activation.
 
-    With `feedback_signal="error"`, h_s − x_l takes the place of h_s: the message reads how far the source's state is
-    from what the target layer is about to read.
+    With `feedback_signal="error"`, h_s − x_l takes the place of h_s: the message reads how far the source's state and
+    what the target layer is about to read are apart.
 
     Args:
         config: the feedback options.

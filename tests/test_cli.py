@@ -351,6 +351,7 @@ def test_interrupt_after_the_last_step_loses_nothing():
     from hf_feedback.training.callbacks import InterruptCallback
 
     args, control = TrainingArguments(output_dir="x", use_cpu=True), TrainerControl()
+    before = signal.getsignal(signal.SIGINT)
     with InterruptCallback() as callback:
         os.kill(os.getpid(), signal.SIGINT)
         callback.on_step_end(args, TrainerState(global_step=5, max_steps=5), control)
@@ -362,7 +363,7 @@ def test_interrupt_after_the_last_step_loses_nothing():
         assert control.should_save
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_output_that_is_a_folder(backbone, tmp_path, capsys):

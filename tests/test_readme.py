@@ -34,8 +34,9 @@ def test_every_option_is_in_the_table():
 
 def test_commands_name_real_options():
     from hf_feedback.training.arguments import DataArguments, FeedbackTrainingArguments, ModelArguments
+    from hf_feedback.training.networks import FNNArguments
 
     known = {f.name for part in (DataArguments, ModelArguments, FeedbackTrainingArguments) for f in fields(part)}
-    known |= {"file", "output", "data", "seeds"}
+    known |= {f.name for f in fields(FNNArguments)} | {"fnn", "file", "output", "data", "seeds"}
     for option in re.findall(r" --([a-z][a-z-]+)", README):
         assert option.replace("-", "_") in known, option
