@@ -52,6 +52,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
     "feedback_context": ("state", "classes"),
     "feedback_state": ("reentry", "carry"),
+    "halting": ("none", "convergence"),
     "iteration_loss": ("last", "uniform", "linear"),
     "gradient": ("full", "truncated", "one_step", "implicit"),
     "fixed_point_solver": ("iteration", "anderson"),
@@ -106,6 +107,13 @@ class FeedbackConfig(PreTrainedConfig):
             In each iteration the segment reads what entered it first (`"reentry"`), or its own end of the iteration
             before (`"carry"`, as models with looped layers do; with K > 1 the model is then not its backbone, even with
             silent messages).
+        halting (`str`, defaults to `"none"`):
+            In evaluation, `"convergence"` stops each example at the first iteration that moves its states by no more
+            than the threshold, K iterations at most. It saves time when all examples of a batch have stopped.
+        halting_threshold (`float`, defaults to 0.01):
+            The relative residual of `"convergence"`.
+        min_iterations (`int`, defaults to 2):
+            No example stops before this iteration.
         iteration_loss (`str`, defaults to `"last"`):
             In training, the loss of the `"last"` iteration; or a weighted mean over all, `"uniform"` or `"linear"`:
             rising with k. A loss at every iteration makes K a dial after training.
@@ -196,6 +204,9 @@ class FeedbackConfig(PreTrainedConfig):
     feedback_damping: float = 1.0
     learn_damping: bool = False
     feedback_state: str = "reentry"
+    halting: str = "none"
+    halting_threshold: float = 0.01
+    min_iterations: int = 2
     iteration_loss: str = "last"
     gradient: str = "full"
     gradient_iterations: int | None = None
@@ -331,6 +342,9 @@ class FeedbackConfig(PreTrainedConfig):
     def _check_dynamics(self) -> None:
         if not _is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
             raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
+        if not _is_number(self.halting_threshold) or self.halting_threshold < 0:
+            raise ValueError(f"`halting_threshold` must be a number of at least 0, got {self.halting_threshold!r}.")
+        _check_integer("min_iterations", self.min_iterations, 1, "no example stops before")
         if not isinstance(self.learn_damping, bool):
             raise ValueError(f"`learn_damping` must be True or False, got {self.learn_damping!r}.")
         if not _is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:

@@ -41,6 +41,7 @@ class IterationTrace:
         self.mask: torch.Tensor | None = None  # (B, T), 0 at padding, which residuals leave out
         self.batch_dim = batch_dim or 0
         self.stacked = False
+        self.iterations: torch.Tensor | None = None  # (B,), where examples stop by themselves
         self.latest: dict[int, torch.Tensor] = {}
         self.ends: list[torch.Tensor] = []
         self.residuals: list[torch.Tensor] = []
@@ -60,4 +61,7 @@ class IterationTrace:
         """`residuals` `(B, K − 1)` and `iterations` `(B,)`."""
         end = self.latest[max(self.latest)]
         residuals = torch.stack(self.residuals, 1) if self.residuals else end.new_zeros((end.shape[0], 0))
-        return {"residuals": residuals, "iterations": torch.full((end.shape[0],), len(self.ends), device=end.device)}
+        iterations = self.iterations
+        if iterations is None:
+            iterations = torch.full((end.shape[0],), len(self.ends), device=end.device)
+        return {"residuals": residuals, "iterations": iterations}

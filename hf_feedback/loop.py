@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from .connections import FeedbackConnections, Reading
-from .recorder import Run, hidden_of
+from .halting import Halting
+from .recorder import Run, hidden_of, with_hidden
 
 States = dict[int, torch.Tensor]
 Observer = Callable[[int, States], None]
@@ -50,6 +51,7 @@ class Loop:
 
     def step(self, h: States) -> tuple[Any, States]:
         """h^(k−1) → the segment's output as the backbone expects it (tensor or tuple), and h^(k)."""
+        self.run.replays += 1
         reading = self.reading
         if self.believe:
             reading = replace(reading, beliefs=self.believe(h[self.run.last]))
@@ -75,7 +77,11 @@ class Loop:
 
 
 def iterate(
-    loop: Loop, num_iterations: int, gradient_iterations: int | None = None, observe: Observer | None = None
+    loop: Loop,
+    num_iterations: int,
+    gradient_iterations: int | None = None,
+    observe: Observer | None = None,
+    halting: Halting | None = None,
 ) -> Any:
     """Iterations 2 … K over the record of iteration 1.
 
@@ -84,6 +90,7 @@ def iterate(
         num_iterations: K.
         gradient_iterations: how many iterations, counted from the last, keep a graph; `None`: all.
         observe: called after each iteration, the first included, with k and the states `{source: (B, T, d)}`.
+        halting: stops each example by itself.
 
     Returns:
         The output of the segment's last layer in iteration K, as the backbone expects it (tensor or tuple).
@@ -92,14 +99,23 @@ def iterate(
     new, output = loop.recorded(), loop.run.segment[-1].output
     if observe:
         observe(1, new)
+    if halting:
+        halting.start(new)
     h = loop.feedback.damp(new, new)
     for k in range(2, num_iterations + 1):
         if k <= num_iterations - with_graph + 1:  # iteration k − 1 lies before those that keep a graph
             h = {source: state.detach() for source, state in h.items()}
             loop.run.forget()
         with nullcontext() if k > num_iterations - with_graph else torch.no_grad():
+            before, outputs = new, [call.output for call in loop.run.segment] if halting else []
             output, new = loop.step(h)
+            if halting:
+                new = {source: halting.hold(before[source], state) for source, state in new.items()}
+                output = with_hidden(output, new[loop.run.last])
+                halting.hold_outputs(loop.run, outputs)
             h = loop.feedback.damp(h, new)
         if observe:
             observe(k, new)
+        if halting and halting.finished(k, before, new):
+            break
     return output

@@ -12,6 +12,7 @@ from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
 from .equilibrium import contraction, converge
+from .halting import Halting
 from .loop import Loop, iterate
 from .recorder import Run, hidden_of, recording, with_hidden
 
@@ -99,9 +100,10 @@ class LoopedModel(PreTrainedModel):
         adapts = self.feedback.adapts and not self._is_disabled()
 
         def on_segment(run: Run) -> Any:
+            mask = self._real_tokens(given.get("attention_mask"), run.entry.shape[1 - (self._batch_dim or 0)])
             if trace:
-                trace.mask = self._real_tokens(given.get("attention_mask"), run.entry.shape[1 - trace.batch_dim])
-            output = self._iterate(self._make_loop(run, inputs, given), num_iterations, trace)
+                trace.mask = mask
+            output = self._iterate(self._make_loop(run, inputs, given), num_iterations, trace, mask)
             return with_hidden(output, trace.stack()) if trace and trace.stacked else output
 
         if num_iterations == 1 and trace is None and not adapts:
@@ -122,13 +124,21 @@ class LoopedModel(PreTrainedModel):
                 "The backbone's layers did not report to the loop: they were replaced after the model was built. Build "
                 "a new model with `from_backbone`."
             )
-        if run is not None and num_iterations > 1:
-            self._mend_collected(run, outputs, num_iterations)
+        if run is not None and run.replays:
+            self._mend_collected(run, outputs, run.replays + 1)
         return outputs
 
-    def _iterate(self, loop: Loop, num_iterations: int, trace: IterationTrace | None) -> Any:
-        """Iterations 2 … K with the gradient that the config asks for."""
+    def _iterate(
+        self, loop: Loop, num_iterations: int, trace: IterationTrace | None, mask: torch.Tensor | None = None
+    ) -> Any:
+        """Iterations 2 … K with the gradient and the halting that the config asks for."""
         config = self.config
+        if config.halting != "none" and not self.training:
+            halting = Halting(config.halting_threshold, config.min_iterations, mask, self._batch_dim or 0)
+            output = iterate(loop, num_iterations, observe=trace, halting=halting)
+            if trace:
+                trace.iterations = halting.iterations
+            return output
         if config.gradient == "implicit":
             return converge(loop, num_iterations, config.fixed_point_tolerance, config.fixed_point_solver, trace)
         kept = {"full": None, "one_step": 1, "truncated": config.gradient_iterations}[config.gradient]

@@ -104,6 +104,7 @@ class Run:
         self.segment: list[LayerCall] = []
         self.position = 0
         self.replaying = False
+        self.replays = 0  # how often the segment was repeated
 
     def forget(self) -> None:
         """Drops the outputs of iteration 1, and with them its graph, unless everything is kept; recorded arguments keep

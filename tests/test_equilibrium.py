@@ -121,8 +121,8 @@ def jacobian_radius(model, batch):
     found = {}
     original = model._iterate
 
-    def iterate(loop, num_iterations, trace):
-        output = original(loop, num_iterations, trace)
+    def iterate(loop, num_iterations, trace, mask):
+        output = original(loop, num_iterations, trace, mask)
         h = loop.recorded()
         with torch.no_grad():
             for _ in range(num_iterations - 1):
@@ -161,3 +161,12 @@ def test_expansion_is_warned_of(caplog):
     assert "The loop expands on" in caplog.text
     assert model.training
     assert make(scale=0).estimate_contraction(tiny_batch()).max() == pytest.approx(0, abs=1e-20)
+
+
+def test_states_on_request_at_the_fixed_point():
+    model, batch = make(scale=0.02, **IMPLICIT), tiny_batch()
+    found = model(**batch, output_hidden_states=True)
+    assert len(found.hidden_states) == 5
+    long = make(scale=0.02, num_iterations=60)(**batch, output_hidden_states=True)
+    for mine, theirs in zip(found.hidden_states, long.hidden_states, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)

@@ -146,6 +146,11 @@ class ModelArguments:
     )
     gradient: str | None = field(default=None, metadata={"help": "full, truncated, one_step or implicit (full)."})
     gradient_iterations: int | None = field(default=None, metadata={"help": "Iterations that truncated goes through."})
+    halting: str | None = field(default=None, metadata={"help": "none or convergence (none)."})
+    halting_threshold: float | None = field(
+        default=None, metadata={"help": "Residual at which an example stops (0.01)."}
+    )
+    min_iterations: int | None = field(default=None, metadata={"help": "No example stops before (2)."})
     fixed_point_solver: str | None = field(default=None, metadata={"help": "iteration or anderson (iteration)."})
     fixed_point_tolerance: float | None = field(default=None, metadata={"help": "Residual of a fixed point (1e-4)."})
     feedback_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the messages (0)."})
