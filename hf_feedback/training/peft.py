@@ -103,14 +103,7 @@ def from_peft(
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
-    if len(peft_model.peft_config) != 1:
-        raise ValueError(f"`peft_model` must have one adapter, got {', '.join(peft_model.peft_config)}.")
-    adapter, config = next(iter(cast(dict[str, Any], peft_model.peft_config).items()))
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"`peft_model` has {config.peft_type.value} adapters, which work through the cache or the input and not "
-            "with feedback; use LoRA or another method that adapts the layers."
-        )
+    adapter, config = _the_adapter(peft_model)
     inner = cast(nn.Module, peft_model.base_model.model)
     _check_before_it_is_taken_apart(config, inner, options)
     if any(getattr(module, "merged", False) for module in inner.modules()):
@@ -120,21 +113,7 @@ def from_peft(
     state = get_peft_model_state_dict(peft_model, adapter_name=adapter)
     model = feedback_class.from_backbone(peft_model.unload(), **options)
     new_names = {old[id(m)]: n for n, m in model.named_modules() if id(m) in old}
-    config = copy.deepcopy(config)
-    for key in ("target_modules", "feedforward_modules"):
-        chosen = getattr(config, key, None)
-        if chosen is not None:
-            kept = [n for o, n in new_names.items() if key == "target_modules" or _targets(chosen, o)]
-            setattr(config, key, kept)
-    for key in ("rank_pattern", "alpha_pattern"):
-        if pattern := getattr(config, key, None):
-            values = {
-                new: v for p, v in pattern.items() for o, new in new_names.items() if re.match(rf"(.*\.)?({p})$", o)
-            }
-            setattr(config, key, values)
-    for key in ("layers_to_transform", "layers_pattern", "exclude_modules"):
-        if hasattr(config, key):
-            setattr(config, key, None)
+    config = _moved_config(config, new_names)
     mine = peft_options(model)
     kept = [name for name, module in model.named_modules() if id(module) in whole]
     config.modules_to_save = [*mine["modules_to_save"], *(name for name in kept if name not in mine["modules_to_save"])]
@@ -147,6 +126,37 @@ def from_peft(
             moved[key.replace(place, new_names[place], 1)] = tensor
     set_peft_model_state_dict(wrapped, moved, adapter_name=adapter)
     return wrapped.eval()
+
+
+def _the_adapter(peft_model: "PeftModel") -> tuple[str, Any]:
+    """Its name and its config."""
+    if len(peft_model.peft_config) != 1:
+        raise ValueError(f"`peft_model` must have one adapter, got {', '.join(peft_model.peft_config)}.")
+    adapter, config = next(iter(cast(dict[str, Any], peft_model.peft_config).items()))
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"`peft_model` has {config.peft_type.value} adapters, which work through the cache or the input and not "
+            "with feedback; use LoRA or another method that adapts the layers."
+        )
+    return adapter, config
+
+
+def _moved_config(config: Any, new_names: dict[str, str]) -> Any:
+    """A copy of an adapter's config for layers that have other names now (old name → new name)."""
+    config = copy.deepcopy(config)
+    for key in ("target_modules", "feedforward_modules"):
+        if (chosen := getattr(config, key, None)) is not None:
+            every = key == "target_modules"  # only layers that have an adapter are in `new_names`
+            setattr(config, key, [new for old, new in new_names.items() if every or _targets(chosen, old)])
+    for key in ("rank_pattern", "alpha_pattern"):
+        if pattern := getattr(config, key, None):
+            pairs = ((new, value) for p, value in pattern.items() for old, new in new_names.items()
+                     if re.match(rf"(.*\.)?({p})$", old))  # fmt: skip
+            setattr(config, key, dict(pairs))
+    for key in ("layers_to_transform", "layers_pattern", "exclude_modules"):
+        if hasattr(config, key):
+            setattr(config, key, None)
+    return config
 
 
 def _check_before_it_is_taken_apart(config: Any, inner: Any, options: dict[str, Any]) -> None:
