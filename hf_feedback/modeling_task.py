@@ -21,6 +21,9 @@ class FeedbackTaskModel(LoadableFeedbackModel):
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
         self.num_labels = config.num_labels
+        # transformers finds the loss by the name of the class; a subclass may have any
+        tasks = [kind.__name__.removeprefix("Feedback") for kind in type(self).__mro__]
+        self.loss_type = self.loss_type or next((task for task in tasks if task.startswith("For")), "")
         if config.head == "new":
             self._make_head(config)
         self.post_init()

@@ -389,3 +389,14 @@ def test_what_heads_refuse():
         model(**tiny_batch())
     with pytest.raises(TypeError, match="unexpected argument `labels`"):
         fresh("QuestionAnswering")(**tiny_batch(), labels=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_subclass_of_any_name_has_the_same_loss(name):
+    family = REPRESENTATIVE.get(name, "bert")
+    batch, targets, losses = batch_for(name, family), targets_for(name), []
+    for kind in (NAMES[name], type("Mine", (NAMES[name],), {})):
+        torch.manual_seed(0)
+        options = {"num_labels": 3} if kind._labelled else {}
+        losses.append(kind.from_backbone(tiny_backbone(family), feedback_rank=8, **options)(**batch, **targets).loss)
+    assert torch.equal(*losses)
