@@ -9,6 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 from .activations import check_activation
+from .checks import check_choice, check_integer, is_integer, is_newer, is_number
 from .topology import TOPOLOGIES, resolve_edges
 
 logger = logging.get_logger(__name__)
@@ -301,9 +302,9 @@ class FeedbackConfig(PreTrainedConfig):
 
     def check_options(self) -> None:
         """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
-        _check_integer("num_iterations", self.num_iterations, 1, "1 is the plain backbone, 2 reads feedback once")
+        check_integer("num_iterations", self.num_iterations, 1, "1 is the plain backbone, 2 reads feedback once")
         for name, allowed in CHOICES.items():
-            _check_choice(name, getattr(self, name), allowed)
+            check_choice(name, getattr(self, name), allowed)
         self._check_type()
         self._check_dynamics()
         check_activation(self.feedback_activation)
@@ -311,10 +312,10 @@ class FeedbackConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is None and name == "classifier_dropout":
                 continue
-            if not _is_number(value) or not 0 <= value < 1:
+            if not is_number(value) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` must be a probability in [0, 1), got {value!r}.")
         for name in ("feedback_scale", "initializer_range"):
-            if not _is_number(getattr(self, name)):
+            if not is_number(getattr(self, name)):
                 raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)!r}.")
         if not self.id2label:
             raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels!r}.")
@@ -325,33 +326,33 @@ class FeedbackConfig(PreTrainedConfig):
     def _check_type(self) -> None:
         names = self.feedback_type.split("+") if isinstance(self.feedback_type, str) else [self.feedback_type]
         for name in names:
-            _check_choice("feedback_type", name, FEEDBACK_TYPES)
+            check_choice("feedback_type", name, FEEDBACK_TYPES)
         if len(set(names)) < len(names):
             raise ValueError(f"`feedback_type` names an operator twice: {self.feedback_type!r}; name each once.")
-        _check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
-        _check_integer("feedback_sweeps", self.feedback_sweeps, 2, "one sweep reads no neighbours: use 'additive'")
+        check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
+        check_integer("feedback_sweeps", self.feedback_sweeps, 2, "one sweep reads no neighbours: use 'additive'")
         if self.feedback_future not in ("auto", True, False) or type(self.feedback_future) not in (bool, str):
             raise ValueError(f"`feedback_future` must be 'auto', True or False, got {self.feedback_future!r}.")
         rank = self.hidden_size if self.feedback_rank is None else self.feedback_rank
-        if "attention" in names and _is_integer(rank) and rank % self.feedback_heads:
+        if "attention" in names and is_integer(rank) and rank % self.feedback_heads:
             raise ValueError(
                 f"`feedback_heads` must divide the rank of the messages, {rank}, got {self.feedback_heads}; change it "
                 "or `feedback_rank`."
             )
 
     def _check_dynamics(self) -> None:
-        if not _is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
+        if not is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
             raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
-        if not _is_number(self.halting_threshold) or self.halting_threshold < 0:
+        if not is_number(self.halting_threshold) or self.halting_threshold < 0:
             raise ValueError(f"`halting_threshold` must be a number of at least 0, got {self.halting_threshold!r}.")
-        _check_integer("min_iterations", self.min_iterations, 1, "no example stops before")
+        check_integer("min_iterations", self.min_iterations, 1, "no example stops before")
         if not isinstance(self.learn_damping, bool):
             raise ValueError(f"`learn_damping` must be True or False, got {self.learn_damping!r}.")
-        if not _is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:
+        if not is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:
             raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance!r}.")
         truncated = self.gradient == "truncated"
         if truncated:
-            _check_integer("gradient_iterations", self.gradient_iterations, 1, "for `gradient='truncated'`")
+            check_integer("gradient_iterations", self.gradient_iterations, 1, "for `gradient='truncated'`")
         elif self.gradient_iterations is not None:
             raise ValueError(
                 f"`gradient_iterations` is for `gradient='truncated'`, got {self.gradient_iterations!r} with "
@@ -362,7 +363,7 @@ class FeedbackConfig(PreTrainedConfig):
         if self.feedback_rank is None:
             return
         hint = "`None` means full rank"
-        _check_integer("feedback_rank", self.feedback_rank, 1, hint)
+        check_integer("feedback_rank", self.feedback_rank, 1, hint)
         if self.hidden_size is not None and self.feedback_rank > self.hidden_size:
             raise ValueError(
                 f"`feedback_rank` must be at most the backbone's hidden size {self.hidden_size}, got "
@@ -376,7 +377,7 @@ class FeedbackConfig(PreTrainedConfig):
         if (
             not isinstance(layers, list | tuple)
             or not layers
-            or not all(_is_integer(i) and i >= 0 for i in layers)
+            or not all(is_integer(i) and i >= 0 for i in layers)
             or sorted(set(layers)) != list(layers)
         ):
             raise ValueError(
@@ -388,19 +389,19 @@ class FeedbackConfig(PreTrainedConfig):
 
     def _check_edges(self) -> None:
         if self.feedback_topology is not None:
-            _check_choice("feedback_topology", self.feedback_topology, tuple(TOPOLOGIES))
+            check_choice("feedback_topology", self.feedback_topology, tuple(TOPOLOGIES))
         if self.num_hidden_layers is not None:
             self.edges()
         else:  # the number of layers is open: check whatever does not depend on it, with as many as are mentioned
             mentioned = [i for edge in self.feedback_edges or [] if isinstance(edge, list | tuple) for i in edge]
             mentioned += self.feedback_layers or []
-            self.edges(2 + max((i for i in mentioned if _is_integer(i)), default=0))
+            self.edges(2 + max((i for i in mentioned if is_integer(i)), default=0))
 
     def _check_unknown_keys(self, kwargs: dict) -> dict:
         """Refuses near-misses of our names; drops, with a warning, what a newer hf_feedback wrote."""
         ours = self.option_names() | {"backbone_config", "num_labels"}
         unknown = [key for key in kwargs if key not in TRANSFORMERS_KEYS and not key.startswith("_")]
-        if _is_newer(self.hf_feedback_version):
+        if is_newer(self.hf_feedback_version, HF_FEEDBACK_VERSION):
             if unknown:
                 logger.warning(
                     f"This config was written by hf_feedback {self.hf_feedback_version}, newer than the installed "
@@ -436,28 +437,3 @@ def _config_from_dict(values: dict) -> PreTrainedConfig:
             f"{values.get('model_type')!r}; pass `AutoConfig.from_pretrained(...)` or upgrade transformers."
         )
     return CONFIG_MAPPING[model_type].from_dict(dict(values))
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _check_integer(name: str, value: object, least: int, hint: str) -> None:
-    if not _is_integer(value) or value < least:  # type: ignore[operator]
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r} ({hint}).")
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-
-
-def _is_newer(version: str | None) -> bool:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(".") if part.isdigit()]
-
-    return version is not None and numbers(version) > numbers(HF_FEEDBACK_VERSION)

@@ -7,14 +7,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from .activations import check_activation
-from .configuration_feedback import (
-    HF_FEEDBACK_VERSION,
-    TRANSFORMERS_KEYS,
-    _check_choice,
-    _check_integer,
-    _is_newer,
-    _is_number,
-)
+from .checks import check_choice, check_integer, is_newer, is_number
+from .configuration_feedback import HF_FEEDBACK_VERSION, TRANSFORMERS_KEYS
 
 # The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
 AUTO_MAP = {
@@ -116,10 +110,10 @@ class FNNConfig(PreTrainedConfig):
     hf_feedback_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for key in () if _is_newer(self.hf_feedback_version) else kwargs:
+        for key in () if is_newer(self.hf_feedback_version, HF_FEEDBACK_VERSION) else kwargs:
             self.refuse_misspelt(key)
         super().__post_init__(**kwargs)
-        _check_choice("fnn_type", self.fnn_type, CHOICES["fnn_type"])
+        check_choice("fnn_type", self.fnn_type, CHOICES["fnn_type"])
         if self.num_layers is None:
             self.num_layers = 3 if self.fnn_type == "layered" else 1
         if self.sweep is None and self.fnn_type == "temporal":
@@ -155,20 +149,20 @@ class FNNConfig(PreTrainedConfig):
     def check_options(self) -> None:
         """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
         for name, allowed in CHOICES.items():
-            _check_choice(name, getattr(self, name), allowed)
+            check_choice(name, getattr(self, name), allowed)
         check_activation(self.activation, "activation")
         sizes = {"vocab_size": "the tokenizer's length", "hidden_size": "d", "num_layers": "L"}
         for name, meaning in sizes.items():
-            _check_integer(name, getattr(self, name), 1, meaning)
+            check_integer(name, getattr(self, name), 1, meaning)
         if self.embedding_size is not None:
-            _check_integer("embedding_size", self.embedding_size, 1, "`None` means the hidden size")
-        _check_integer("num_iterations", self.num_iterations, 1, "in the first sweep nothing is fed back yet")
+            check_integer("embedding_size", self.embedding_size, 1, "`None` means the hidden size")
+        check_integer("num_iterations", self.num_iterations, 1, "in the first sweep nothing is fed back yet")
         for name in ("embedding_dropout", "classifier_dropout"):
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be a probability in [0, 1), got {getattr(self, name)!r}.")
         for name in ("initializer_range", "tolerance"):
             value = getattr(self, name)
-            if not (value is None and name == "tolerance") and not (_is_number(value) and value > 0):
+            if not (value is None and name == "tolerance") and not (is_number(value) and value > 0):
                 raise ValueError(f"`{name}` must be a finite number above 0, got {value!r}.")
         if not self.id2label:
             raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels!r}.")
@@ -196,7 +190,7 @@ class FNNConfig(PreTrainedConfig):
     def _check_gradient(self) -> None:
         n = self.gradient_iterations
         if self.gradient == "truncated":
-            _check_integer("gradient_iterations", n, 1, "how many sweeps gradient='truncated' goes through")
+            check_integer("gradient_iterations", n, 1, "how many sweeps gradient='truncated' goes through")
         elif n is not None:
             raise ValueError(
                 f"`gradient_iterations` is for gradient='truncated', got {n!r} with gradient={self.gradient!r}; leave "
