@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,8 +10,18 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import ModelOutput
 
-from .recorder import OutOfOrderError, Run, first_argument, hidden_of, recording, with_hidden
+from .recorder import (
+    IndivisibleError,
+    OutOfOrderError,
+    Run,
+    first_argument,
+    hidden_of,
+    recording,
+    row_places,
+    with_hidden,
+)
 
 
 class UnsupportedBackboneError(ValueError):
@@ -250,27 +261,121 @@ def probe(backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: 
 
 @torch.no_grad()
 def takes_a_larger_batch(
-    backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int, batch_dim: int
+    model: PreTrainedModel,
+    backbone: PreTrainedModel,
+    layers: list[nn.Module],
+    first: int,
+    last: int,
+    batch_dim: int,
 ) -> bool:
-    """Whether what follows the segment gives the same for two batches of states at once as for each: no layers, and
-    nothing else that depends on the batch. Tried out on the tiny batch of the probe, in evaluation mode."""
-    was_training = backbone.training
-    backbone.eval()
+    """Whether the states of several iterations can go through what follows the segment in one call: through each layer
+    one after the other, and through the rest as one larger batch. Tried out on the tiny batch of the probe, in
+    evaluation mode.
 
-    def twice(run: Run) -> Any:
-        output = run.segment[-1].output
-        return with_hidden(output, torch.cat((hidden_of(output),) * 2, batch_dim))
+    Args:
+        model: the backbone, or the task model around it whose head answers.
+        (the others): as in `probe`.
+    """
+    was_training = model.training
+    model.eval()
+
+    def other(run: Run) -> Any:
+        return with_hidden(run.segment[-1].output, _disturbed(hidden_of(run.segment[-1].output)))
+
+    def both(run: Run) -> Any:
+        run.batch_dim, run.companions = batch_dim, [hidden_of(other(run))]
+        return run.segment[-1].output
 
     try:
-        inputs = {**probe_inputs(backbone), **no_cache(backbone)}
-        once = backbone(**inputs).last_hidden_state
-        with recording(Run(layers, first, last, twice)):
-            found = backbone(**inputs).last_hidden_state
+        inputs = {**probe_inputs(backbone), **no_cache(model)}
+        singly = []
+        for change in (other, None):
+            with recording(Run(layers, first, last, change)):
+                singly.append(model(**inputs))
+        with recording(Run(layers, first, last, both)):
+            found = unstack(model(**inputs), 2)
     except Exception:  # whatever it says: the states are then handed over one by one
         return False
     finally:
+        model.train(was_training)
+    return all(
+        one[name].shape == answer[name].shape and torch.allclose(one[name], answer[name], rtol=1e-4, atol=1e-5)
+        for one, answer in zip(found, singly, strict=True)
+        for name in one
+    )
+
+
+# What a head answers by, or is made of.
+ANSWERS = ("last_hidden_state", "logits", "start_logits", "end_logits")
+
+
+def unstack(outputs: Any, number: int) -> list[ModelOutput]:
+    """The outputs of several iterations that went through as one larger batch, the first iteration first."""
+    chunks = {name: outputs[name].chunk(number) for name in ANSWERS if outputs.get(name) is not None}
+    return [ModelOutput({name: chunk[i] for name, chunk in chunks.items()}) for i in range(number)]
+
+
+@torch.no_grad()
+def find_final(backbone: PreTrainedModel, layers: list[nn.Module], last: int, batch_dim: int) -> str | None:
+    """What makes the backbone's last hidden state of the last layer's output, `last` being that layer.
+
+    Returns:
+        The name of a module, in general a norm; empty where nothing does; `None` where it is anything else.
+    """
+    ends: list[torch.Tensor] = []
+    calls: dict[str, tuple[torch.Tensor, Any]] = {}
+    was_training = backbone.training
+    backbone.eval()
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if ends and len(args) == 1 and args[0] is ends[0]:
+                calls[name] = (args[0], output)
+
+        return hook
+
+    def on_segment(run: Run) -> Any:
+        ends.append(hidden_of(run.segment[-1].output))
+        return run.segment[-1].output
+
+    handles = [module.register_forward_hook(note(name)) for name, module in backbone.named_modules() if name]
+    try:
+        with recording(Run(layers, last, last, on_segment)):
+            final = backbone(**probe_inputs(backbone), **no_cache(backbone)).last_hidden_state
+    finally:
         backbone.train(was_training)
-    return found.shape[0] == 2 * once.shape[0] and torch.allclose(found, torch.cat((once, once)), rtol=1e-4, atol=1e-5)
+        for handle in handles:
+            handle.remove()
+
+    def is_final(state: Any) -> bool:
+        return isinstance(state, torch.Tensor) and torch.equal(state.transpose(0, batch_dim), final)
+
+    if is_final(ends[0]):
+        return ""
+    return next((name for name, (_, output) in calls.items() if is_final(output)), None)
+
+
+@torch.no_grad()
+def find_row_places(
+    backbone: PreTrainedModel, layers: list[nn.Module], first: int, last: int
+) -> list[tuple[Any, Any]] | None:
+    """Where the arguments of the segment's layers hold rows of the batch, found by running batches of two and three;
+    `None` where that cannot be told."""
+    runs = []
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        two = probe_inputs(backbone)
+        for inputs in (two, {name: torch.cat((value, value[:1])) for name, value in two.items()}):
+            runs.append(Run(layers, first, last))
+            with recording(runs[-1]):
+                backbone(**inputs, **no_cache(backbone))
+        calls = zip(runs[0].segment, runs[1].segment, strict=True)
+        return [row_places((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in calls]
+    except IndivisibleError:
+        return None
+    finally:
+        backbone.train(was_training)
 
 
 def _recorded(
@@ -353,6 +458,16 @@ def _same_arguments(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same_arguments(one[key], other[key]) for key in one)
     return type(one) is type(other)
+
+
+def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
+    """How many tokens a model reads at most, as its text config and its position embeddings tell; infinite where
+    nothing does."""
+    for name, module in model.named_modules():
+        # families that count positions from the padding token on (RoBERTa) have fewer of them
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return cast(int, module.num_embeddings) - cast(int, module.padding_idx) - 1
+    return getattr(config, "max_position_embeddings", None) or math.inf
 
 
 def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .activations import check_activation
 from .checks import check_choice, check_integer, is_integer, is_newer, is_number
+from .halting import HALTING_RULES, rules_of
 from .topology import TOPOLOGIES, resolve_edges
 
 logger = logging.get_logger(__name__)
@@ -53,7 +54,8 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
     "feedback_context": ("state", "classes"),
     "feedback_state": ("reentry", "carry"),
-    "halting": ("none", "convergence"),
+    "halting_measure": ("probability", "margin"),
+    "feedback_span": ("token", "segment"),
     "iteration_loss": ("last", "uniform", "linear"),
     "gradient": ("full", "truncated", "one_step", "implicit"),
     "fixed_point_solver": ("iteration", "anderson"),
@@ -100,6 +102,19 @@ class FeedbackConfig(PreTrainedConfig):
         feedback_future (`bool` or `"auto"`, defaults to `"auto"`):
             Whether messages may tell a token of a decoder about later ones. Auto: yes for models that answer for a
             whole text or its tokens, no for `FeedbackModel`, whose states may serve to predict the next token.
+        feedback_span (`str`, defaults to `"token"`):
+            `"segment"`: texts are cut into segments, each a row of the batch, and what is fed back is
+            `f(U h_t + W h_{t−1} + V h_{t+1} + b)` of the segments' mean states; the answer is the mean over the
+            segments. K = 1 answers for each window by itself. For `FeedbackForSequenceClassification`.
+        segment_length (`int`, *optional*):
+            Tokens of a segment, special ones included; what the backbone reads at most, if left out.
+        segment_overlap (`int`, *optional*):
+            Tokens that a segment shares with the one before; an eighth of a segment, if left out.
+        segment_special_tokens (`list[int]`, *optional*):
+            How many tokens at the start and at the end of a text stand around every segment of it: `[1, 1]` for
+            `[CLS] … [SEP]`. `from_backbone` asks the tokenizer in the backbone's folder.
+        max_segments (`int`, defaults to 64):
+            The most that a text may have; a longer one is refused.
         feedback_damping (`float`, defaults to 1.0):
             α in (0, 1]: messages read `lerp(previous, new, α)` of the states; 1 damps nothing.
         learn_damping (`bool`, defaults to `False`):
@@ -109,15 +124,26 @@ class FeedbackConfig(PreTrainedConfig):
             before (`"carry"`, as models with looped layers do; with K > 1 the model is then not its backbone, even with
             silent messages).
         halting (`str`, defaults to `"none"`):
-            In evaluation, `"convergence"` stops each example at the first iteration that moves its states by no more
-            than the threshold, K iterations at most. It saves time when all examples of a batch have stopped.
+            In evaluation, when an example stops, after K iterations at most: at `"convergence"` of its states, at
+            `"confidence"` in its answer, or with `"patience"`, when the same answer has come several times. Joined by a
+            plus, both must hold; by a bar, one is enough: `"convergence|confidence+patience"`. Stopped examples leave
+            the batch.
         halting_threshold (`float`, defaults to 0.01):
-            The relative residual of `"convergence"`.
+            `"convergence"`: the last iteration moved the states by no more, `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖`.
+        halting_confidence (`float`, defaults to 0.9):
+            `"confidence"`: that sure is the answer.
+        halting_measure (`str`, defaults to `"probability"`):
+            What confidence is: the `"probability"` of the answer, or its `"margin"` over the next.
+        halting_patience (`int`, defaults to 2):
+            `"patience"`: the same answer so many times in a row.
         min_iterations (`int`, defaults to 2):
             No example stops before this iteration.
         iteration_loss (`str`, defaults to `"last"`):
             In training, the loss of the `"last"` iteration; or a weighted mean over all, `"uniform"` or `"linear"`:
             rising with k. A loss at every iteration makes K a dial after training.
+        jacobian_penalty (`float`, defaults to 0.0):
+            In training, weight of a penalty on the loop's Jacobian, `‖J‖²_F` per entry, which makes further iterations
+            settle (Bai et al. 2021, arXiv 2106.14342). Costs one more iteration, differentiated twice.
         gradient (`str`, defaults to `"full"`):
             Through all iterations; `"truncated"`: through the last `gradient_iterations` alone, the memory of the
             others is free; `"one_step"`: through the last one (Fung et al. 2022, Jacobian-free backpropagation, arXiv
@@ -200,6 +226,11 @@ class FeedbackConfig(PreTrainedConfig):
     feedback_signal: str = "state"
     feedback_sharing: str = "edge"
     feedback_future: bool | str = "auto"
+    feedback_span: str = "token"
+    segment_length: int | None = None
+    segment_overlap: int | None = None
+    segment_special_tokens: list[int] | None = None
+    max_segments: int = 64
     feedback_activation: str = "swish"
     feedback_rank: int | None = 32
     feedback_damping: float = 1.0
@@ -207,8 +238,12 @@ class FeedbackConfig(PreTrainedConfig):
     feedback_state: str = "reentry"
     halting: str = "none"
     halting_threshold: float = 0.01
+    halting_confidence: float = 0.9
+    halting_measure: str = "probability"
+    halting_patience: int = 2
     min_iterations: int = 2
     iteration_loss: str = "last"
+    jacobian_penalty: float = 0.0
     gradient: str = "full"
     gradient_iterations: int | None = None
     fixed_point_solver: str = "iteration"
@@ -306,7 +341,9 @@ class FeedbackConfig(PreTrainedConfig):
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         self._check_type()
+        self._check_segments()
         self._check_dynamics()
+        self._check_halting()
         check_activation(self.feedback_activation)
         for name in ("feedback_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -343,9 +380,8 @@ class FeedbackConfig(PreTrainedConfig):
     def _check_dynamics(self) -> None:
         if not is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
             raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
-        if not is_number(self.halting_threshold) or self.halting_threshold < 0:
-            raise ValueError(f"`halting_threshold` must be a number of at least 0, got {self.halting_threshold!r}.")
-        check_integer("min_iterations", self.min_iterations, 1, "no example stops before")
+        if not is_number(self.jacobian_penalty) or self.jacobian_penalty < 0:
+            raise ValueError(f"`jacobian_penalty` must be a number of at least 0, got {self.jacobian_penalty!r}.")
         if not isinstance(self.learn_damping, bool):
             raise ValueError(f"`learn_damping` must be True or False, got {self.learn_damping!r}.")
         if not is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:
@@ -358,6 +394,42 @@ class FeedbackConfig(PreTrainedConfig):
                 f"`gradient_iterations` is for `gradient='truncated'`, got {self.gradient_iterations!r} with "
                 f"`gradient`={self.gradient!r}; leave one out."
             )
+
+    def _check_segments(self) -> None:
+        if self.segment_overlap is not None:
+            check_integer("segment_overlap", self.segment_overlap, 0, "0: segments share no tokens")
+        check_integer("max_segments", self.max_segments, 1, "of a text")
+        around = self.segment_special_tokens
+        if around is not None and not (
+            isinstance(around, list | tuple) and len(around) == 2 and all(is_integer(n) and n >= 0 for n in around)
+        ):
+            raise ValueError(
+                "`segment_special_tokens` must be how many tokens stand at the start and at the end of a text, such "
+                f"as [1, 1], got {around!r}."
+            )
+        if self.segment_length is not None:
+            least = 1 + (self.segment_overlap or 0) + sum(around or ())
+            check_integer("segment_length", self.segment_length, least, "overlap and special tokens need as many")
+        if self.feedback_span == "token":
+            return
+        if self.feedback_type != "additive":
+            raise ValueError(
+                f"`feedback_span='segment'` has a message of its own; leave out `feedback_type`, got "
+                f"{self.feedback_type!r}."
+            )
+
+    def _check_halting(self) -> None:
+        for rules in rules_of(self.halting) if isinstance(self.halting, str) else [[self.halting]]:
+            for rule in rules:
+                check_choice("halting", rule, ("none", *HALTING_RULES))
+        if self.halting != "none" and "none" in self.halting.replace("+", "|").split("|"):
+            raise ValueError(f"`halting`: 'none' cannot be joined with others, got {self.halting!r}.")
+        if not is_number(self.halting_threshold) or self.halting_threshold < 0:
+            raise ValueError(f"`halting_threshold` must be a number of at least 0, got {self.halting_threshold!r}.")
+        if not is_number(self.halting_confidence) or not 0 < self.halting_confidence <= 1:
+            raise ValueError(f"`halting_confidence` must be in (0, 1], got {self.halting_confidence!r}.")
+        check_integer("halting_patience", self.halting_patience, 1, "the same answer so many times in a row")
+        check_integer("min_iterations", self.min_iterations, 1, "no example stops before")
 
     def _check_rank(self) -> None:
         if self.feedback_rank is None:

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from .activations import Swish, make_activation
 from .maps import Damping, Gate, Recurrence, StackedLinear, ZeroLinear
+from .pooling import pool
+from .segments import Segments
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
@@ -30,12 +32,14 @@ class Reading:
         causal: whether a token must not be told of later ones.
         beliefs: `(B, C)`, what the model answered after iteration k − 1; for messages that read it.
         batch_dim: which dimension of the states is the batch; 1 in XLNet.
+        segments: which text each row belongs to, where texts were cut.
     """
 
     mask: torch.Tensor | None = None
     causal: bool = False
     beliefs: torch.Tensor | None = None
     batch_dim: int = 0
+    segments: Segments | None = None
 
 
 class AdditiveConnection(nn.Module):
@@ -226,17 +230,36 @@ class ContextConnection(AdditiveConnection):
             self.down = StackedLinear(len(config.id2label or {}), num_edges, self.rank)
 
     def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
-        if self.reads_classes:
-            context = reading.beliefs.to(h)[:, None]  # type: ignore[union-attr]
-        elif reading.mask is None:
-            context = h.mean(1, keepdim=True)
-        else:
-            real = reading.mask[..., None].to(h)
-            context = (h * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
-        return self.dropout(self.activate(self.down(context, edge), edge))  # (B, 1, n, r)
+        read: Any = reading.beliefs if self.reads_classes else pool(h, reading.mask, "mean")
+        return self.dropout(self.activate(self.down(read.to(h), edge), edge))[:, None]  # (B, 1, n, r)
 
     def flops(self, length: int) -> int:
         return 4 * self.hidden_size * self.rank // length + self.hidden_size
+
+
+class SegmentConnection(AdditiveConnection):
+    """`message = scale · up(m_t)` for all tokens of segment t alike, `m_t = f(U h_t + W h_{t−1} + V h_{t+1} + b)`, h_t
+    the mean of the source's normed states over segment t: the temporal feedback network over the segments of a text.
+
+    h = 0 beyond the ends of a text; U and b are `down`. With K iterations, news travels K − 1 segments far.
+    """
+
+    mixes_tokens = True
+
+    def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
+        super().__init__(config, hidden_size, num_edges, causal)
+        self.W = StackedLinear(hidden_size, num_edges, self.rank, bias=False)
+        self.V = StackedLinear(hidden_size, num_edges, self.rank, bias=False)
+
+    def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
+        h = pool(h, reading.mask, "mean")  # (N, d)
+        z = self.down(h, edge)
+        if reading.segments is not None:
+            z = z + self.W(reading.segments.before(h), edge) + self.V(reading.segments.after(h), edge)
+        return self.dropout(self.activate(z, edge))[:, None]  # (N, 1, n, r)
+
+    def flops(self, length: int) -> int:
+        return 8 * self.hidden_size * self.rank // length + self.hidden_size
 
 
 def _may_read(reading: Reading, length: int, device: torch.device) -> torch.Tensor | None:
@@ -302,6 +325,8 @@ class FeedbackConnections(nn.Module):
             targets.setdefault(source, []).append(target)
         shared = config.feedback_sharing == "targets"
         kinds = [CONNECTIONS[name] for name in config.feedback_type.split("+")]
+        if config.feedback_span == "segment":
+            kinds = [SegmentConnection]
         self.adapts = any(kind.adapts for kind in kinds)
         self.mixes_tokens = any(kind.mixes_tokens for kind in kinds)
         self.reads_classes = config.feedback_context == "classes" and ContextConnection in kinds

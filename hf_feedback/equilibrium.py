@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .fixed_point import anderson, implicit
 from .fixed_point import iterate as plain
-from .loop import Loop, Observer
+from .loop import Loop, Observer, States
 from .recorder import with_hidden
 
 SOLVERS = {"iteration": plain, "anderson": anderson}
@@ -87,6 +88,43 @@ def converge(
     return with_hidden(latest[0], loop.unpack(found.state)[loop.run.last])
 
 
+def jacobian_penalty(loop: Loop, h: States) -> torch.Tensor:
+    """`‖εᵀJ‖² / n` with ε ~ N(0, I): an unbiased estimate of `‖J‖²_F / n`, J the loop's Jacobian at the states h and n
+    their number of entries, padding left out where it is known. Minimized, it makes the loop contract (Bai et al.
+    2021, Stabilizing Equilibrium Models by Jacobian Regularization, arXiv 2106.14342).
+
+    Args:
+        loop: the map of one iteration.
+        h: states of the last iteration; no gradient flows into them.
+
+    Returns:
+        Scalar, with a graph for the parameters.
+
+    Raises:
+        ValueError: layers are checkpointed in the way that knows no second derivative.
+    """
+    at = tuple(state.detach().requires_grad_() for state in loop.pack(h))
+    before = loop.unpack(at)
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        image = loop.pack(loop.feedback.damp(before, loop.step(before)[1]))
+    epsilon = tuple(torch.randn_like(part) for part in image)
+    mask = loop.reading.mask
+    if mask is not None:
+        epsilon = tuple(part * mask[..., None].to(part) for part in epsilon)
+    try:
+        products = torch.autograd.grad(image, at, epsilon, create_graph=True, materialize_grads=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ValueError(
+            "`jacobian_penalty` does not work with reentrant activation checkpointing; pass "
+            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+        ) from error
+    exact = torch.promote_types(image[0].dtype, torch.float32)
+    squares: Any = sum(part.to(exact).square().sum() for part in products)
+    return squares / sum((part != 0).sum() for part in epsilon)
+
+
 def contraction(loop: Loop, num_iterations: int, steps: int) -> torch.Tensor:
     """How much one more iteration changes a small difference between states after K iterations, `(B,)`: an estimate of
     the spectral radius of the loop's Jacobian J, by power iteration with products `Jᵀ v`. Below 1 the loop contracts.
@@ -106,10 +144,14 @@ def contraction(loop: Loop, num_iterations: int, steps: int) -> torch.Tensor:
         before = loop.unpack(at)
         image = loop.pack(loop.feedback.damp(before, loop.step(before)[1]))
 
+    segments = loop.reading.segments
+
     def norm(v: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return sum(part.double().flatten(1).square().sum(1) for part in v).sqrt()  # type: ignore[union-attr]
+        squares: Any = sum(part.double().flatten(1).square().sum(1) for part in v)
+        return squares.sqrt() if segments is None else segments.sum(squares).sqrt()  # segments of a text: one state
 
     def scaled(v: tuple[torch.Tensor, ...], by: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        by = by if segments is None else by[segments.text]
         return tuple(part / by.clamp_min(1e-30).to(part)[:, None, None] for part in v)
 
     generator = torch.Generator("cpu").manual_seed(0)

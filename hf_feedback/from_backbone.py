@@ -12,6 +12,7 @@ from .configuration_feedback import FeedbackConfig, nearest_option
 from .labels import LABEL_OPTIONS, adopt_labels, whole_labels
 from .modeling_base import FeedbackPreTrainedModel
 from .pooling import find_pooling
+from .segments import find_special_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -94,6 +95,9 @@ class FromBackbone(FeedbackPreTrainedModel):
                 "`backbone` must be a hub id, a folder or a transformers PreTrainedModel, got a "
                 f"{type(backbone).__name__}. (For a PeftModel, use `hf_feedback.training.from_peft`.)"
             )
+        if name and config.feedback_span == "segment" and config.segment_special_tokens is None:
+            hub_kwargs = {key: backbone_kwargs[key] for key in HUB_KWARGS if key in backbone_kwargs}
+            config.segment_special_tokens = find_special_tokens(name, **hub_kwargs)
         if name:
             commit = getattr(backbone.config, "_commit_hash", None) or backbone_kwargs.get("revision")
             place = str(Path(name).resolve()) if Path(name).is_dir() else str(name)

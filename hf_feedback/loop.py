@@ -15,7 +15,7 @@ import torch
 
 from .connections import FeedbackConnections, Reading
 from .halting import Halting
-from .recorder import Run, hidden_of, with_hidden
+from .recorder import IndivisibleError, Run, hidden_of
 
 States = dict[int, torch.Tensor]
 Observer = Callable[[int, States], None]
@@ -31,6 +31,7 @@ class Loop:
         reading: what messages may know besides the states.
         believe: the end of the segment `(B, T, d)` → the model's answer `(B, C)`, for messages that read it.
         carries: whether the end of the last iteration enters the segment again, in place of what entered it first.
+        places: where the recorded arguments hold rows of the batch, for `take`; `None`: they cannot be divided.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Loop:
         reading: Reading,
         believe: Believe | None = None,
         carries: bool = False,
+        places: list[Any] | None = None,
     ) -> None:
         self.run, self.feedback, self.reading, self.believe, self.carries = run, feedback, reading, believe, carries
+        self.places = places
         self.sources = [int(source) for source in feedback.sources]
         self.entry = run.entry  # (B, T, d), the same in every iteration
 
@@ -63,6 +66,27 @@ class Loop:
             if call.layer in self.sources:
                 new[call.layer] = x
         return output, new
+
+    def take(self, rows: torch.Tensor) -> "Loop":
+        """The same loop over some rows of the batch alone.
+
+        Raises:
+            IndivisibleError: the backbone's recorded arguments do not allow that.
+        """
+        if self.places is None or self.believe is not None or self.run.keep is None:
+            reason = "what its layers are called with does not tell the rows of the batch"
+            if self.believe is not None:
+                reason = "messages read the answers of the whole batch"
+            elif self.run.keep is None:
+                reason = "the states of all layers are asked for"
+            raise IndivisibleError(reason)
+        reading = self.reading
+        kept = replace(
+            reading,
+            mask=None if reading.mask is None else reading.mask[rows.to(reading.mask.device)],
+            segments=None if reading.segments is None else reading.segments.take(rows),
+        )
+        return Loop(self.run.take(rows, self.places), self.feedback, kept, carries=self.carries)
 
     # The same map on a tuple of states, batch first, as `fixed_point` takes them
 
@@ -99,20 +123,16 @@ def iterate(
     new, output = loop.recorded(), loop.run.segment[-1].output
     if observe:
         observe(1, new)
-    if halting:
-        halting.start(new)
+    if halting and halting.finished(1, None, new):
+        return output
     h = loop.feedback.damp(new, new)
     for k in range(2, num_iterations + 1):
         if k <= num_iterations - with_graph + 1:  # iteration k − 1 lies before those that keep a graph
             h = {source: state.detach() for source, state in h.items()}
             loop.run.forget()
         with nullcontext() if k > num_iterations - with_graph else torch.no_grad():
-            before, outputs = new, [call.output for call in loop.run.segment] if halting else []
-            output, new = loop.step(h)
-            if halting:
-                new = {source: halting.hold(before[source], state) for source, state in new.items()}
-                output = with_hidden(output, new[loop.run.last])
-                halting.hold_outputs(loop.run, outputs)
+            before = new
+            output, new = halting.step(h, before) if halting else loop.step(h)
             h = loop.feedback.damp(h, new)
         if observe:
             observe(k, new)

@@ -14,13 +14,14 @@ class StackedLinear(nn.Linear):
     """The maps d → r of all n edges of one source as one matrix: `(..., d)` → `(..., n, r)`, or `(..., 1, r)` for one
     of them."""
 
-    def __init__(self, in_features: int, num_edges: int, out_features: int) -> None:
-        super().__init__(in_features, num_edges * out_features)
+    def __init__(self, in_features: int, num_edges: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, num_edges * out_features, bias)
         self.rank = out_features
 
     def forward(self, x: torch.Tensor, edge: int | None = None) -> torch.Tensor:
         rows = slice(None) if edge is None else slice(edge * self.rank, (edge + 1) * self.rank)
-        return F.linear(x, self.weight[rows], self.bias[rows]).unflatten(-1, (-1, self.rank))
+        bias = None if self.bias is None else self.bias[rows]
+        return F.linear(x, self.weight[rows], bias).unflatten(-1, (-1, self.rank))
 
 
 class ZeroLinear(nn.Module):
@@ -84,7 +85,8 @@ def init_map(module: nn.Module) -> bool:
         init.zeros_(module.weight)
     elif isinstance(module, StackedLinear):  # unit-variance input to the activation
         init.normal_(module.weight, mean=0.0, std=1 / math.sqrt(module.in_features))
-        init.zeros_(module.bias)
+        if module.bias is not None:
+            init.zeros_(module.bias)
     elif isinstance(module, Gate):
         init.normal_(module.weight, mean=0.0, std=1 / math.sqrt(module.weight.shape[-1]))
         init.constant_(module.bias, -2.0)

@@ -1,6 +1,7 @@
 """What all feedback models share: the parts they are built of, and the switches."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,11 +14,14 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from .backbones import (
     check_static,
     drop_pooler,
+    find_final,
     find_layers,
+    find_row_places,
     forward_arguments,
     is_decoder,
     keep_layers,
     layers_in_order,
+    max_positions,
     no_cache,
     place_of_part,
     probe,
@@ -29,6 +33,7 @@ from .connections import FeedbackConnections
 from .maps import init_map
 from .modeling_loop import LoopedModel
 from .recorder import install_hooks
+from .segments import Cutting, Segments
 from .summary import summarize
 from .topology import segment
 
@@ -59,6 +64,8 @@ class FeedbackPreTrainedModel(LoopedModel):
     _labelled = True
     # How many labels the backbone's own head must have, where that does not depend on the data.
     _num_outputs_of_own_head: int | None = None
+    # Whether it answers for a text that is cut into segments.
+    _answers_segments = False
     # Whether the answer is about a whole text or its tokens, all of which are there from the start.
     _answers_texts = True
 
@@ -70,6 +77,11 @@ class FeedbackPreTrainedModel(LoopedModel):
                 f"`{type(self).__name__}.from_backbone(...)` to start from a pretrained backbone."
             )
         config.check_options()
+        if config.feedback_span == "segment" and not self._answers_segments:
+            raise ValueError(
+                f"`feedback_span='segment'` is for FeedbackForSequenceClassification; {type(self).__name__} does not "
+                "answer once for a whole text."
+            )
         if backbone is None:
             backbone = self._new_backbone(config)
         else:  # its weights are there already: nothing of it is to be initialized again
@@ -92,7 +104,7 @@ class FeedbackPreTrainedModel(LoopedModel):
         if config.head == "backbone" and self._no_cache:  # some task models do not pass the argument on
             backbone.config.get_text_config().use_cache = False
         self._disabled_compiled = 0
-        self._stacks = False
+        self._stacks, self._final, self._row_places = False, None, None
         self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
         install_hooks(layers)
         self.probe_backbone()
@@ -127,9 +139,10 @@ class FeedbackPreTrainedModel(LoopedModel):
         if config.feedback_future == "auto":
             config.feedback_future = self._answers_texts
         causal = not config.feedback_future
-        if causal and "context" in config.feedback_type.split("+"):
+        whole = "feedback_span='segment'" if config.feedback_span == "segment" else "feedback_type='context'"
+        if causal and (config.feedback_span == "segment" or "context" in config.feedback_type.split("+")):
             raise ValueError(
-                "`feedback_type='context'` speaks to every token of the whole text, which tells the early tokens of a "
+                f"`{whole}` speaks to every token of the whole text, which tells the early tokens of a "
                 "decoder of later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
             )
         return causal
@@ -151,9 +164,45 @@ class FeedbackPreTrainedModel(LoopedModel):
         if not any(parameter.is_meta for parameter in self.backbone.parameters()):
             part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
             self._batch_dim = probe(part, self._layers(), *self._segment)
-            # whether what follows the segment takes the states of several iterations as one larger batch
-            whole = self.config.head == "new" and part is self.backbone
-            self._stacks = whole and takes_a_larger_batch(part, self._layers(), *self._segment, self._batch_dim)
+            layers, (first, last) = self._layers(), self._segment
+            self._stacks = takes_a_larger_batch(self.backbone, part, layers, first, last, self._batch_dim)
+            if self.config.head == "new" and last == len(layers) - 1:
+                self._final = find_final(part, layers, last, self._batch_dim)
+
+    def _find_row_places(self) -> list[Any] | None:
+        part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
+        return find_row_places(part, self._layers(), *self._segment)
+
+    @property
+    def cutting(self) -> Cutting | None:
+        """How texts are cut into segments; `None` where they are not.
+
+        Raises:
+            ValueError: an option is missing, or there is no room in a segment.
+        """
+        config = self.config
+        if config.feedback_span != "segment":
+            return None
+        length = config.segment_length or max_positions(self.backbone, config.text_config)
+        if config.segment_special_tokens is None or length == math.inf:
+            missing = "segment_length" if length == math.inf else "segment_special_tokens"
+            raise ValueError(
+                f"`{missing}` is not known and must be given"
+                f"{': [1, 1] where a text is [CLS] … [SEP], [0, 0] for bare tokens' * (length != math.inf)}."
+            )
+        overlap = int(length) // 8 if config.segment_overlap is None else config.segment_overlap
+        front, back = config.segment_special_tokens
+        cutting = Cutting(int(length), overlap, (front, back), config.max_segments, config.pad_token_id or 0)
+        if cutting.stride < 1:
+            raise ValueError(
+                f"`segment_length`={length} leaves no room beside {front + back} special tokens and an overlap of "
+                f"{overlap}; raise it, or lower `segment_overlap`."
+            )
+        return cutting
+
+    def _cut(self, tensors: dict[str, Any]) -> tuple[dict[str, Any], Segments | None]:
+        cutting = self.cutting
+        return (tensors, None) if cutting is None else cutting.cut(tensors)
 
     # Switches and checks
 

@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .configuration_feedback import FeedbackConfig
 from .loading import LoadableFeedbackModel
+from .modeling_loop import Call
 from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
 from .modeling_task import FeedbackTaskModel, FeedbackTextModel, PooledHead, classifier_dropout
 
@@ -60,7 +61,7 @@ class FeedbackModel(LoadableFeedbackModel):
             output_hidden_states, output_attentions: also return those of the last iteration.
             **kwargs: further inputs of the backbone.
         """
-        outputs, trace, _ = self._run(
+        outputs, trace, call = self._run(
             num_iterations,
             output_iterations,
             input_ids=input_ids,
@@ -73,7 +74,8 @@ class FeedbackModel(LoadableFeedbackModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        fields: dict[str, Any] = {**self._collected(outputs), **(trace.fields() if trace else {})}
+        fields: dict[str, Any] = {**self._collected(outputs), "iterations": call.iterations}
+        fields |= trace.fields() if trace else {}
         return FeedbackModelOutput(last_hidden_state=outputs.last_hidden_state, **fields)
 
 
@@ -89,6 +91,7 @@ class FeedbackForSequenceClassification(PooledHead, FeedbackTextModel):
     """
 
     _backbone_task_class = AutoModelForSequenceClassification
+    _answers_segments = True
 
 
 class FeedbackForTokenClassification(FeedbackTextModel):
@@ -104,7 +107,7 @@ class FeedbackForTokenClassification(FeedbackTextModel):
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
 
-    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         return self.classifier(self.dropout(hidden.to(self.classifier.weight.device)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -164,14 +167,14 @@ class FeedbackForQuestionAnswering(FeedbackTaskModel):
     def _make_head(self, config: FeedbackConfig) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
-    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         return self.qa_outputs(hidden.to(self.qa_outputs.weight.device))
 
-    def _logits(self, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def _logits(self, outputs: Any, call: Call) -> torch.Tensor:
         """`(B, T, 2)`: start and end."""
         if self.config.head == "backbone":
             return torch.stack((outputs.start_logits, outputs.end_logits), -1)
-        return super()._logits(outputs, inputs)
+        return super()._logits(outputs, call)
 
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return self.loss_function(*logits.unbind(-1), *labels)
@@ -195,18 +198,16 @@ class FeedbackForMultipleChoice(PooledHead, FeedbackTextModel):
     def _num_outputs(self, config: FeedbackConfig) -> int:
         return 1
 
-    def _run(self, *args: Any, **tensors: Any) -> Any:
+    def _call(self, tensors: dict[str, Any]) -> Call:
+        text = tensors["inputs_embeds"] if tensors.get("input_ids") is None else tensors["input_ids"]
         if self.config.head == "new":  # the backbone's own head does this itself
             tensors = {k: v.flatten(0, 1) if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
-        return super()._run(*args, **tensors)
+        call = super()._call(tensors)
+        call.choices = text.shape[1]
+        return call
 
-    def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
-        mask = super()._mask(hidden, inputs)
-        return None if mask is None else mask.flatten(0, 1)
-
-    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        text = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
-        return super()._head(hidden, inputs).view(text.shape[:2])
+    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+        return super()._head(hidden, call).view(-1, cast(int, call.choices))
 
     def _answer(
         self, labels: Any, num_iterations: int | None, output_iterations: bool, /, **inputs: Any
@@ -279,7 +280,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         else:
             self.backbone.set_output_embeddings(value)
 
-    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         return self.lm_head(hidden)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,25 +1,49 @@
 """From a call of `forward` to K iterations inside the backbone, and back to one output."""
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
-from .equilibrium import contraction, converge
-from .halting import Halting
-from .loop import Loop, iterate
+from .equilibrium import contraction, converge, jacobian_penalty
+from .halting import Halting, rules_of
+from .loop import Loop, States, iterate
 from .recorder import Run, hidden_of, recording, with_hidden
+from .segments import Segments
 
 logger = logging.get_logger(__name__)
 
 # What every backbone's `forward` may get besides the arguments that it names.
 COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
+
+
+@dataclass
+class Call:
+    """What one call of `forward` is about.
+
+    Args:
+        given: what it was called with; texts that were cut are their segments, a row each.
+        inputs: what the backbone is called with.
+        segments: which text each row belongs to, where texts are cut.
+        choices: how many rows belong to one question, in multiple choice.
+        iterations: `(B,)`, how many each example took, where examples stop by themselves.
+        penalty: on the loop's Jacobian, in training.
+    """
+
+    given: dict[str, Any]
+    inputs: dict[str, Any]
+    segments: Segments | None = None
+    choices: int | None = None
+    iterations: torch.Tensor | None = None
+    penalty: torch.Tensor | None = None
 
 
 class LoopedModel(PreTrainedModel):
@@ -33,6 +57,8 @@ class LoopedModel(PreTrainedModel):
     _no_cache: dict[str, bool]
     _batch_dim: int | None
     _stacks: bool
+    _final: str | None
+    _row_places: list[Any] | None
     _is_causal: bool
 
     def _layers(self) -> list[nn.Module]:
@@ -41,6 +67,10 @@ class LoopedModel(PreTrainedModel):
 
     def probe_backbone(self) -> None:
         """Finds out how the backbone can be looped."""
+        raise NotImplementedError
+
+    def _find_row_places(self) -> list[Any] | None:
+        """Where the arguments of the segment's layers hold rows of the batch."""
         raise NotImplementedError
 
     def _is_disabled(self) -> bool:
@@ -64,7 +94,7 @@ class LoopedModel(PreTrainedModel):
 
     def _run(
         self, num_iterations: int | None, notes: bool, stacks: bool = False, **tensors: Any
-    ) -> tuple[Any, IterationTrace | None, dict[str, Any]]:
+    ) -> tuple[Any, IterationTrace | None, Call]:
         """K iterations.
 
         Args:
@@ -74,39 +104,48 @@ class LoopedModel(PreTrainedModel):
             **tensors: what `forward` was called with.
 
         Returns:
-            The backbone's own output, the notes, and what the backbone was called with.
+            The backbone's own output, the notes, and what the call was about.
         """
         k = self._iterations(num_iterations)
-        inputs = self._inputs(**tensors)
+        call = self._call(tensors)
         if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
             self.probe_backbone()
+        if self._row_places is None and self._halts() and not torch.compiler.is_compiling():
+            self._row_places = self._find_row_places() or []
         trace = IterationTrace(self._batch_dim) if notes else None
-        if trace and stacks and self._stacks and not _collects(inputs):
-            trace.stacked = True
-        return self._run_backbone(inputs, k, trace, tensors), trace, inputs
+        if trace:
+            trace.segments = call.segments
+            trace.stacked = stacks and self._stacks and not _collects(call.inputs)
+        return self._run_backbone(call, k, trace), trace, call
 
-    def _run_backbone(
-        self, inputs: dict[str, Any], num_iterations: int, trace: IterationTrace | None, given: dict[str, Any]
-    ) -> Any:
+    def _call(self, tensors: dict[str, Any]) -> Call:
+        """What a call of `forward` is about; texts are cut into segments where the config says so."""
+        given, segments = self._cut(tensors)
+        return Call(given, self._inputs(**given), segments)
+
+    def _cut(self, tensors: dict[str, Any]) -> tuple[dict[str, Any], Segments | None]:
+        """What `forward` was called with as rows of segments, and which text each is of, where texts are cut."""
+        raise NotImplementedError
+
+    def _run_backbone(self, call: Call, num_iterations: int, trace: IterationTrace | None) -> Any:
         """The backbone's own output after K iterations.
 
         Args:
-            inputs: what the backbone is called with.
+            call: what it is about; takes down when examples stopped by themselves.
             num_iterations: K.
             trace: takes notes of each iteration.
-            given: what `forward` was called with.
         """
         first, last = self._segment
         adapts = self.feedback.adapts and not self._is_disabled()
 
         def on_segment(run: Run) -> Any:
-            mask = self._real_tokens(given.get("attention_mask"), run.entry.shape[1 - (self._batch_dim or 0)])
-            if trace:
-                trace.mask = mask
-            output = self._iterate(self._make_loop(run, inputs, given), num_iterations, trace, mask)
-            return with_hidden(output, trace.stack()) if trace and trace.stacked else output
+            run.batch_dim = self._batch_dim or 0
+            output = self._iterate(self._make_loop(run, call), num_iterations, call, trace)
+            if trace and trace.stacked:
+                run.companions = trace.ends[:-1]
+            return output
 
-        if num_iterations == 1 and trace is None and not adapts:
+        if num_iterations == 1 and trace is None and not adapts and not self._halts():
             run = None
         else:
             run = Run(
@@ -114,11 +153,11 @@ class LoopedModel(PreTrainedModel):
                 first,
                 last,
                 on_segment=on_segment,
-                keep=None if _collects(inputs) else set(map(int, self.feedback.sources)),
+                keep=None if _collects(call.inputs) else set(map(int, self.feedback.sources)),
                 on_input=(lambda layer, x: self.feedback.add(None, layer, x, Reading())) if adapts else None,
             )
         with recording(run):
-            outputs = self.backbone(**inputs)
+            outputs = self.backbone(**call.inputs)
         if run is not None and len(run.segment) != last - first + 1:
             raise RuntimeError(
                 "The backbone's layers did not report to the loop: they were replaced after the model was built. Build "
@@ -128,33 +167,45 @@ class LoopedModel(PreTrainedModel):
             self._mend_collected(run, outputs, run.replays + 1)
         return outputs
 
-    def _iterate(
-        self, loop: Loop, num_iterations: int, trace: IterationTrace | None, mask: torch.Tensor | None = None
-    ) -> Any:
+    def _halts(self) -> bool:
+        return self.config.halting != "none" and not self.training and not self._is_disabled()
+
+    def _iterate(self, loop: Loop, num_iterations: int, call: Call, trace: IterationTrace | None) -> Any:
         """Iterations 2 … K with the gradient and the halting that the config asks for."""
         config = self.config
-        if config.halting != "none" and not self.training:
-            halting = Halting(config.halting_threshold, config.min_iterations, mask, self._batch_dim or 0)
+        mask = self._real_tokens(call.given.get("attention_mask"), loop.entry.shape[1 - (self._batch_dim or 0)])
+        if trace:
+            trace.mask = mask
+        if self._halts():
+            answers = any(rule != "convergence" for group in rules_of(config.halting) for rule in group)
+            halting = Halting(config, loop, mask, (lambda end: self._answer_at(call, end)) if answers else None)
             output = iterate(loop, num_iterations, observe=trace, halting=halting)
+            call.iterations = halting.iterations
             if trace:
                 trace.iterations = halting.iterations
             return output
+        latest: States = {}
+
+        def observe(k: int, h: States) -> None:
+            latest.update(h)
+            if trace:
+                trace(k, h)
+
         if config.gradient == "implicit":
-            return converge(loop, num_iterations, config.fixed_point_tolerance, config.fixed_point_solver, trace)
-        kept = {"full": None, "one_step": 1, "truncated": config.gradient_iterations}[config.gradient]
-        return iterate(loop, num_iterations, kept, trace)
+            output = converge(loop, num_iterations, config.fixed_point_tolerance, config.fixed_point_solver, observe)
+        else:
+            kept = {"full": None, "one_step": 1, "truncated": config.gradient_iterations}[config.gradient]
+            output = iterate(loop, num_iterations, kept, observe)
+        if config.jacobian_penalty > 0 and self.training and torch.is_grad_enabled():
+            call.penalty = jacobian_penalty(loop, latest)
+        return output
 
-    def _make_loop(self, run: Run, inputs: dict[str, Any], given: dict[str, Any]) -> Loop:
-        """The loop over a record.
-
-        Args:
-            run: its segment is complete.
-            inputs: what the backbone was called with.
-            given: what `forward` was called with.
-        """
-        believe = (lambda state: self._beliefs(inputs, given, state)) if self.feedback.reads_classes else None
-        reading = self._reading(given.get("attention_mask"), run.entry)
-        return Loop(run, self.feedback, reading, believe, self.config.feedback_state == "carry")
+    def _make_loop(self, run: Run, call: Call) -> Loop:
+        """The loop over a record, its segment complete."""
+        believe = (lambda state: self._beliefs(call, state)) if self.feedback.reads_classes else None
+        reading = self._reading(call, run.entry)
+        carries = self.config.feedback_state == "carry"
+        return Loop(run, self.feedback, reading, believe, carries, self._row_places or None)
 
     def estimate_contraction(
         self, batch: dict[str, Any], num_iterations: int | None = None, steps: int = 12
@@ -171,17 +222,17 @@ class LoopedModel(PreTrainedModel):
             `(B,)`, an estimate of the spectral radius of the loop's Jacobian.
         """
         given = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
-        inputs = self._inputs(**{"output_hidden_states": False, "output_attentions": False, **given})
+        call = self._call({"output_hidden_states": False, "output_attentions": False, **given})
         k, found = self._iterations(num_iterations), []
 
         def on_segment(run: Run) -> None:
-            found.append(contraction(self._make_loop(run, inputs, given), k, steps))
+            found.append(contraction(self._make_loop(run, call), k, steps))
 
         training, keep = [module for module in self.modules() if module.training], set(map(int, self.feedback.sources))
         self.eval()
         try:
             with torch.no_grad(), recording(Run(self._layers(), *self._segment, on_segment, keep)):
-                self.backbone(**inputs)
+                self.backbone(**call.inputs)
         finally:
             for module in training:
                 module.training = True
@@ -193,9 +244,9 @@ class LoopedModel(PreTrainedModel):
             )
         return found[0]
 
-    def _reading(self, mask: Any, entry: torch.Tensor) -> Reading:
+    def _reading(self, call: Call, entry: torch.Tensor) -> Reading:
         """What messages may know besides the states; `entry` is what entered the segment."""
-        batch_dim = self._batch_dim or 0
+        batch_dim, mask = self._batch_dim or 0, call.given.get("attention_mask")
         if not self.feedback.mixes_tokens:
             return Reading(batch_dim=batch_dim)
         real = None if mask is None else self._real_tokens(mask, entry.shape[1 - batch_dim])
@@ -204,7 +255,7 @@ class LoopedModel(PreTrainedModel):
                 f"`feedback_type`={self.config.feedback_type!r} needs an `attention_mask` of shape (batch, tokens); "
                 "give one, or use `feedback_type='additive'`."
             )
-        return Reading(mask=real, causal=self._is_causal, batch_dim=batch_dim)
+        return Reading(mask=real, causal=self._is_causal, batch_dim=batch_dim, segments=call.segments)
 
     def _real_tokens(self, mask: Any, length: int) -> torch.Tensor | None:
         """`(B, T)`, true at real tokens, where the mask tells that. Recordings become shorter inside the backbone;
@@ -218,18 +269,34 @@ class LoopedModel(PreTrainedModel):
             mask = None if shorten is None else shorten(length, mask)
         return None if mask is None else mask != 0
 
-    def _beliefs(self, inputs: dict[str, Any], given: dict[str, Any], state: torch.Tensor) -> torch.Tensor:
-        """`(B, C)`, what the model would answer if its segment ended in `state`."""
-        raise ValueError("`feedback_context='classes'` needs a model with classes.")
+    def _answer_at(self, call: Call, state: torch.Tensor) -> torch.Tensor:
+        """`(B, C)`, the logits if the segment ended in `state`."""
+        option = f"halting={self.config.halting!r}" if self._halts() else "feedback_context='classes'"
+        instead = "halting='convergence'" if self._halts() else "feedback_context='state'"
+        raise ValueError(
+            f"`{option}` needs a model with classes, one answer for each text or image; {type(self).__name__} gives "
+            f"none. Use `{instead}`."
+        )
 
-    def _run_from(self, inputs: dict[str, Any], state: torch.Tensor) -> Any:
-        """The backbone's own output when its segment ends in `state`, `(B, T, d)`."""
+    def _beliefs(self, call: Call, state: torch.Tensor) -> torch.Tensor:
+        """`(B, C)`, what the model would believe if its segment ended in `state`."""
+        logits = self._answer_at(call, state)
+        if self.config.problem_type == "multi_label_classification":
+            return logits.sigmoid()
+        return logits if logits.shape[-1] == 1 else logits.softmax(-1)
+
+    def _run_from(self, call: Call, state: torch.Tensor) -> Any:
+        """The backbone's own output when its segment ends in `state`, `(B, T, d)`. Where nothing but a norm follows the
+        segment, that alone is run."""
+        if self._final is not None:
+            final = self.backbone.get_submodule(self._final) if self._final else nn.Identity()
+            return BaseModelOutput(last_hidden_state=final(state).transpose(0, self._batch_dim or 0))
 
         def put(run: Run) -> Any:
             return with_hidden(run.segment[-1].output, state)
 
         with recording(Run(self._layers(), *self._segment, put)):
-            return self.backbone(**inputs)
+            return self.backbone(**call.inputs)
 
     def _mend_collected(self, run: Run, outputs: Any, num_iterations: int) -> None:
         """Makes `hidden_states` and `attentions` those of the last iteration, one for each layer.

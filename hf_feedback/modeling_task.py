@@ -7,10 +7,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from .backbones import is_decoder
+from .backbones import is_decoder, unstack
 from .configuration_feedback import FeedbackConfig
 from .dynamics import IterationTrace
 from .loading import LoadableFeedbackModel
+from .modeling_loop import Call
 from .modeling_outputs import FeedbackTaskOutput
 from .pooling import pool
 
@@ -32,22 +33,21 @@ class FeedbackTaskModel(LoadableFeedbackModel):
         """Adds the modules of a new head."""
         raise NotImplementedError
 
-    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """What a new head makes of the last hidden state `(B, T, d)`."""
         raise NotImplementedError
 
-    def _logits(self, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The answer that the backbone's output holds."""
-        return outputs.logits if self.config.head == "backbone" else self._head(outputs.last_hidden_state, inputs)
+    def _logits(self, outputs: Any, call: Call) -> torch.Tensor:
+        """The answer that the backbone's output holds; the mean over the segments of a text that was cut."""
+        own = self.config.head == "backbone"
+        logits = outputs.logits if own else self._head(outputs.last_hidden_state, call)
+        return logits if call.segments is None else call.segments.mean(logits)
 
     def _loss(self, logits: torch.Tensor, labels: Any) -> torch.Tensor:
         raise NotImplementedError
 
-    def _beliefs(self, inputs: dict[str, Any], given: dict[str, Any], state: torch.Tensor) -> torch.Tensor:
-        logits = self._logits(self._run_from(inputs, state), given)
-        if self.config.problem_type == "multi_label_classification":
-            return logits.sigmoid()
-        return logits if logits.shape[-1] == 1 else logits.softmax(-1)
+    def _answer_at(self, call: Call, state: torch.Tensor) -> torch.Tensor:
+        return self._logits(self._run_from(call, state), call)
 
     def _output(self, logits: torch.Tensor, **fields: Any) -> Any:
         return FeedbackTaskOutput(logits=logits, **fields)
@@ -58,28 +58,27 @@ class FeedbackTaskModel(LoadableFeedbackModel):
         """K iterations on the inputs, and the output that goes with them."""
         rule = self.config.iteration_loss if self.training and labels is not None else "last"
         notes = output_iterations or rule != "last"
-        outputs, trace, called_with = self._run(num_iterations, notes, stacks=True, **inputs)
-        answers = self._answers(outputs, trace, inputs, called_with)
-        fields: dict[str, Any] = self._collected(outputs)
+        outputs, trace, call = self._run(num_iterations, notes, stacks=True, **inputs)
+        answers = self._answers(outputs, trace, call)
+        fields: dict[str, Any] = {**self._collected(outputs), "iterations": call.iterations}
         if trace and output_iterations:
             fields |= {**trace.fields(), "iteration_logits": answers}
         if labels is not None:
             losses = [self._loss(logits, labels) for logits in (answers[-1:] if rule == "last" else answers)]
             weights = range(1, len(losses) + 1) if rule == "linear" else [1] * len(losses)
             fields["loss"] = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+            if call.penalty is not None:
+                fields["loss"] = fields["loss"] + self.config.jacobian_penalty * call.penalty.to(answers[-1].device)
         return self._output(answers[-1], **fields)
 
-    def _answers(
-        self, outputs: Any, trace: IterationTrace | None, inputs: dict[str, Any], called_with: dict[str, Any]
-    ) -> tuple[torch.Tensor, ...]:
+    def _answers(self, outputs: Any, trace: IterationTrace | None, call: Call) -> tuple[torch.Tensor, ...]:
         """The logits of the iterations that were noted, or those of the last one alone."""
         if trace is None:
-            return (self._logits(outputs, inputs),)
+            return (self._logits(outputs, call),)
         if trace.stacked:
-            states = outputs.last_hidden_state.chunk(len(trace.ends))
-            return tuple(self._head(state, inputs) for state in states)
-        earlier = (self._logits(self._run_from(called_with, state), inputs) for state in trace.ends[:-1])
-        return (*earlier, self._logits(outputs, inputs))
+            return tuple(self._logits(one, call) for one in unstack(outputs, len(trace.ends)))
+        earlier = (self._logits(self._run_from(call, state), call) for state in trace.ends[:-1])
+        return (*earlier, self._logits(outputs, call))
 
 
 class FeedbackTextModel(FeedbackTaskModel):
@@ -110,7 +109,7 @@ class FeedbackTextModel(FeedbackTaskModel):
             past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Where layers follow those
-                that loop, or with `head="backbone"`, each iteration but the last costs one more pass for it.
+                that loop, these run for every iteration.
             output_hidden_states, output_attentions: also return those of the last iteration.
             **kwargs: further inputs of the backbone.
         """
@@ -156,8 +155,8 @@ class PooledHead(FeedbackTaskModel):
             mask = (input_ids != pad).int()
         return mask
 
-    def _head(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        pooled = pool(hidden, self._mask(hidden, inputs), self._pooling())
+    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+        pooled = pool(hidden, self._mask(hidden, call.given), self._pooling())
         return self.classifier(self.dropout(pooled.to(self.classifier.weight.device)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,67 @@ class LayerCall:
         return output
 
 
+class IndivisibleError(ValueError):
+    """Rows of a batch cannot be taken out of a recorded argument."""
+
+
+def row_places(two: Any, three: Any) -> Any:
+    """Where a layer's arguments hold rows of the batch, found by comparing a call with two rows and one with three.
+
+    Args:
+        two, three: the arguments, tensors and tuples, lists and dicts of them.
+
+    Returns:
+        The same structure with `(dimension, entries per row)` in place of a tensor, or its shape where it is the same
+        for all rows; `None` for what is no tensor.
+
+    Raises:
+        IndivisibleError: an argument differs in another way.
+    """
+    if isinstance(two, torch.Tensor) and isinstance(three, torch.Tensor) and two.dim() == three.dim():
+        differ = [i for i in range(two.dim()) if two.shape[i] != three.shape[i]]
+        if not differ:
+            return two.shape
+        if len(differ) == 1 and 3 * two.shape[differ[0]] == 2 * three.shape[differ[0]]:
+            return differ[0], two.shape[differ[0]] // 2
+    elif isinstance(two, tuple | list) and type(two) is type(three) and len(two) == len(three):
+        return [row_places(a, b) for a, b in zip(two, three, strict=True)]
+    elif isinstance(two, dict) and isinstance(three, dict) and two.keys() == three.keys():
+        return {key: row_places(two[key], three[key]) for key in two}
+    elif two is three or (isinstance(two, bool | int | float | str) and two == three):
+        return None
+    raise IndivisibleError(f"an argument of type {type(two).__name__} is not made of rows")
+
+
+def take_rows(value: Any, place: Any, rows: torch.Tensor, size: int) -> Any:
+    """The arguments for some rows of the batch alone.
+
+    Args:
+        value: arguments that were recorded with a batch of `size` rows.
+        place: what `row_places` found.
+        rows: the numbers of the rows to be kept.
+    """
+    if isinstance(value, torch.Tensor):
+        if isinstance(place, torch.Size) and len(place) == value.dim():
+            if all(now == 1 or then != 1 for now, then in zip(value.shape, place, strict=True)):
+                return value
+        elif type(place) is tuple and value.dim() > place[0] and value.shape[place[0]] == 1:  # the same for all rows
+            return value
+        if type(place) is not tuple or value.dim() <= place[0] or value.shape[place[0]] != size * place[1]:
+            raise IndivisibleError(f"a tensor of shape {tuple(value.shape)} was another when the model was built")
+        dim, entries = place
+        kept = (rows.to(value.device)[:, None] * entries + torch.arange(entries, device=value.device)).flatten()
+        return value.index_select(dim, kept)
+    if isinstance(value, tuple | list):
+        known = place if isinstance(place, list) and len(place) == len(value) else [None] * len(value)
+        taken = [take_rows(v, p, rows, size) for v, p in zip(value, known, strict=True)]
+        return tuple(taken) if isinstance(value, tuple) else taken
+    if isinstance(value, dict):
+        places = place if isinstance(place, dict) else {}
+        return {key: take_rows(v, places.get(key), rows, size) for key, v in value.items()}
+    return value
+
+
 class OutOfOrderError(RuntimeError):
     """The backbone did not call its layers one after the other."""
 
@@ -105,6 +166,28 @@ class Run:
         self.position = 0
         self.replaying = False
         self.replays = 0  # how often the segment was repeated
+        # Ends of earlier iterations, `(B, T, d)` each, that the layers above the segment shall read as well: what they
+        # make of them then stands before the last layer's own output, as a larger batch.
+        self.companions: list[torch.Tensor] = []
+        self.batch_dim = 0
+
+    def take(self, rows: torch.Tensor, places: list[Any]) -> "Run":
+        """The same record for some rows of the batch alone.
+
+        Args:
+            rows: their numbers.
+            places: for each call of the segment, where its arguments hold rows; see `row_places`.
+
+        Raises:
+            IndivisibleError: an argument is not of the kind that it was when `places` were found.
+        """
+        part = Run(self.layers, self.first, self.last, keep=self.keep)
+        size, self_dim = self.entry.shape[self.batch_dim], self.batch_dim
+        part.entry, part.batch_dim = self.entry.index_select(self_dim, rows), self_dim
+        for call, place in zip(self.segment, places, strict=True):
+            args, kwargs = take_rows((call.args, call.kwargs), place, rows, size)
+            part.segment.append(replace(call, args=args, kwargs=kwargs, output=None))
+        return part
 
     def forget(self) -> None:
         """Drops the outputs of iteration 1, and with them its graph, unless everything is kept; recorded arguments keep
@@ -136,13 +219,18 @@ class Run:
         layer, self.position = self.position, self.position + 1
         if self.first <= layer <= self.last:
             self.segment.append(self._call(layer, module, keyword, args, kwargs, output))
-        if layer != self.last or self.on_segment is None:
-            return None
         self.replaying = True
         try:
-            return self.on_segment(self)
+            if layer == self.last and self.on_segment is not None:
+                output = self.on_segment(self)
+            elif self.companions:
+                call = self._call(layer, module, keyword, args, kwargs, output)
+                self.companions = [hidden_of(call.replay(state, hooked=False)) for state in self.companions]
         finally:
             self.replaying = False
+        if self.companions and self.position == len(self.layers):
+            output = with_hidden(output, torch.cat((*self.companions, hidden_of(output)), self.batch_dim))
+        return output
 
     def _call(
         self, layer: int, module: nn.Module, keyword: str, args: tuple, kwargs: dict[str, Any], output: Any

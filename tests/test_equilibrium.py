@@ -10,6 +10,7 @@ from reference import operator_message
 from test_dynamics import gradients, graph_size, make, without_dropout
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.equilibrium import jacobian_penalty
 from hf_feedback.fixed_point import ConvergenceWarning
 
 TOP = dict(feedback_edges=[[3, 0], [3, 1]])
@@ -116,32 +117,40 @@ def test_a_fresh_implicit_model_is_its_backbone(tmp_path):
 # Contraction
 
 
-def jacobian_radius(model, batch):
-    """The spectral radius of ∂h^(k+1)/∂h^(k) of the first text, from the whole matrix."""
-    found = {}
-    original = model._iterate
+def at_the_loop(model, batch, do):
+    """What `do(loop, h)` finds, h the states of the last iteration."""
+    found, original = [], model._iterate
 
-    def iterate(loop, num_iterations, trace, mask):
-        output = original(loop, num_iterations, trace, mask)
+    def iterate(loop, num_iterations, call, trace):
+        output = original(loop, num_iterations, call, trace)
         h = loop.recorded()
         with torch.no_grad():
             for _ in range(num_iterations - 1):
                 h = loop.feedback.damp(h, loop.step(h)[1])
-        shape = loop.pack(h)[0].shape
-
-        def step(flat):
-            before = loop.unpack((flat.view(shape),))
-            return loop.pack(loop.feedback.damp(before, loop.step(before)[1]))[0].flatten()
-
         with torch.enable_grad():
-            found["J"] = torch.autograd.functional.jacobian(step, loop.pack(h)[0].flatten())
+            found.append(do(loop, h))
         return output
 
     model._iterate = iterate
     with torch.no_grad():
         model(**batch)
     model._iterate = original
-    return torch.linalg.eigvals(found["J"]).abs().max().item()
+    return found[0]
+
+
+def jacobian(loop, h):
+    """∂h^(k+1)/∂h^(k) of the whole batch as one matrix; there is one source."""
+    shape = loop.pack(h)[0].shape
+
+    def step(flat):
+        before = loop.unpack((flat.view(shape),))
+        return loop.pack(loop.feedback.damp(before, loop.step(before)[1]))[0].flatten()
+
+    return torch.autograd.functional.jacobian(step, loop.pack(h)[0].flatten())
+
+
+def jacobian_radius(model, batch):
+    return torch.linalg.eigvals(at_the_loop(model, batch, jacobian)).abs().max().item()
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.3])
@@ -170,3 +179,74 @@ def test_states_on_request_at_the_fixed_point():
     long = make(scale=0.02, num_iterations=60)(**batch, output_hidden_states=True)
     for mine, theirs in zip(found.hidden_states, long.hidden_states, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+# The penalty
+
+
+def test_the_penalty_is_the_mean_square_of_the_jacobian():
+    model = make(scale=0.3, num_iterations=3, **TOP)
+    batch = {key: value[:1, :4] for key, value in tiny_batch().items()}
+
+    def both(loop, h):
+        torch.manual_seed(0)
+        return jacobian(loop, h), torch.stack([jacobian_penalty(loop, h) for _ in range(300)])
+
+    J, estimates = at_the_loop(model, batch, both)
+    assert estimates.mean().item() == pytest.approx((J.square().sum() / len(J)).item(), rel=0.05)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_the_gradient_of_the_penalty(family):
+    """Against finite differences, the random numbers and the states held fixed."""
+    model = make(scale=0.3, family=family, num_iterations=2, feedback_type="attention", **TOP)
+    weight = model.feedback.sources["3"].up.weight
+    direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
+
+    def value(loop, h):
+        torch.manual_seed(0)
+        return jacobian_penalty(loop, h)
+
+    def both(loop, h):
+        (gradient,) = torch.autograd.grad(value(loop, h), weight)
+        values = []
+        for step in (1e-4, -1e-4):
+            with torch.no_grad():
+                weight.add_(step * direction)
+            values.append(value(loop, h).item())
+            with torch.no_grad():
+                weight.sub_(step * direction)
+        return (gradient * direction).sum().item(), (values[0] - values[1]) / 2e-4
+
+    mine, theirs = at_the_loop(model, tiny_batch(), both)
+    assert abs(mine) > 1e-6
+    assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_with_the_penalty_makes_the_loop_contract(checkpointing):
+    options = dict(cls=FeedbackForSequenceClassification, scale=2.0, num_iterations=3, dtype=torch.float32, **TOP)
+    labels, batch = torch.tensor([0, 1]), tiny_batch()
+    found = {}
+    for weight in (0.0, 1.0):
+        model = make(jacobian_penalty=weight, **options).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer = torch.optim.AdamW(model.feedback.parameters(), lr=0.02)
+        for _ in range(15):
+            optimizer.zero_grad()
+            loss = model(**batch, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+        found[weight] = model.estimate_contraction(batch).max().item()
+    assert found[1.0] < 0.8 * found[0.0]
+    with torch.no_grad():  # evaluation takes no notice
+        plain = make(jacobian_penalty=0.0, **options).eval()
+        penalized = make(jacobian_penalty=1.0, **options).eval()
+        assert torch.equal(plain(**batch, labels=labels).loss, penalized(**batch, labels=labels).loss)
+    with pytest.raises(ValueError, match="`jacobian_penalty` must be a number of at least 0"):
+        make(jacobian_penalty=-1.0)
+    model = make(jacobian_penalty=1.0, **options).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="does not work with reentrant activation checkpointing"):
+        model(**batch, labels=labels)

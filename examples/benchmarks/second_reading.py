@@ -132,14 +132,21 @@ def read(folder: Path, tokenizer: Any, twice: bool, max_length: int) -> tuple[di
     return splits, labels
 
 
+def settings(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """What makes a run the one that it is."""
+    options = {**ROWS[row], **(args.options if "K = 2" in row else {})}
+    names = ("pooling", "num_train_epochs", "learning_rate", "feedback_lr")
+    return dict(row=row, data=folder.name, seed=seed, options=options, **{name: getattr(args, name) for name in names})
+
+
 def run(row: str, folder: Path, seed: int, args: argparse.Namespace, backbone: Path) -> dict[str, Any]:
     """Fine-tunes one way and measures it."""
+    found = settings(row, folder, seed, args)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     data, labels = read(folder, tokenizer, row == "input repeated", args.max_length)
     set_seed(seed)
     kind = Echo if row == "input repeated" else FeedbackForSequenceClassification
-    options = {**ROWS[row], **(args.options if "K = 2" in row else {})}
-    model = kind.from_backbone(backbone, num_labels=labels.num_labels, pooling=args.pooling, **options)
+    model = kind.from_backbone(backbone, num_labels=labels.num_labels, pooling=args.pooling, **found["options"])
     if row == "causal mask lifted":
         model.backbone.register_forward_pre_hook(lift_the_mask, with_kwargs=True)
     set_seed(seed)  # the same order of texts, whatever building the model drew
@@ -156,7 +163,6 @@ def run(row: str, folder: Path, seed: int, args: argparse.Namespace, backbone: P
         compute_metrics=make_compute_metrics(labels.problem_type, ["accuracy", "macro_f1"]),
     )  # fmt: skip
     trainer.train()
-    found = {"row": row, "data": folder.name, "seed": seed, "pooling": args.pooling, "options": str(options)}
     for split in ("validation", "test") if args.test else ("validation",):
         metrics = trainer.evaluate(data[split], metric_key_prefix=split)
         found.update({f"{split}_{name}": metrics[f"{split}_{name}"] for name in ("accuracy", "macro_f1")})
@@ -209,10 +215,8 @@ def main() -> None:
     for seed in args.seeds:
         for folder in args.data:
             for row in args.rows:
-                options = {**ROWS[row], **(args.options if "K = 2" in row else {})}
-                known = dict(row=row, data=folder.name, seed=seed, pooling=args.pooling, options=str(options))
-                wanted = "test_accuracy" if args.test else "validation_accuracy"
-                found = next((r for r in done if all(r[k] == v for k, v in known.items()) and wanted in r), None)
+                known, wanted = settings(row, folder, seed, args), f"{'test' if args.test else 'validation'}_accuracy"
+                found = next((r for r in done if wanted in r and all(r.get(k) == v for k, v in known.items())), None)
                 if found is None:
                     found = run(row, folder, seed, args, backbone)
                     with file.open("a") as stream:

@@ -132,6 +132,15 @@ class ModelArguments:
     feedback_future: str | None = field(
         default=None, metadata={"help": "Tell tokens of a decoder about later ones: auto, true or false (auto)."}
     )
+    feedback_span: str | None = field(
+        default=None, metadata={"help": "token, or segment for long texts cut into segments (token)."}
+    )
+    segment_length: int | None = field(default=None, metadata={"help": "Tokens of a segment (what the model reads)."})
+    segment_overlap: int | None = field(default=None, metadata={"help": "Tokens that segments share (an eighth)."})
+    segment_special_tokens: list[int] | None = field(
+        default=None, metadata={"help": "Tokens at start and end that stand around every segment (the tokenizer's)."}
+    )
+    max_segments: int | None = field(default=None, metadata={"help": "Segments of a text at most (64)."})
     feedback_activation: str | None = field(default=None, metadata={"help": "Activation of the messages (swish)."})
     feedback_rank: str | None = field(
         default=None, metadata={"help": "Inner width of a message (32), or 'none' for full rank."}
@@ -144,11 +153,24 @@ class ModelArguments:
     iteration_loss: str | None = field(
         default=None, metadata={"help": "Loss of iterations: last, uniform or linear (last)."}
     )
+    jacobian_penalty: float | None = field(
+        default=None, metadata={"help": "Weight of a penalty that makes the loop contract (0)."}
+    )
     gradient: str | None = field(default=None, metadata={"help": "full, truncated, one_step or implicit (full)."})
     gradient_iterations: int | None = field(default=None, metadata={"help": "Iterations that truncated goes through."})
-    halting: str | None = field(default=None, metadata={"help": "none or convergence (none)."})
+    halting: str | None = field(
+        default=None,
+        metadata={"help": "none, convergence, confidence, patience; a+b: both, 'a|b': either (none)."},
+    )
     halting_threshold: float | None = field(
         default=None, metadata={"help": "Residual at which an example stops (0.01)."}
+    )
+    halting_confidence: float | None = field(
+        default=None, metadata={"help": "How sure an answer is at which an example stops (0.9)."}
+    )
+    halting_measure: str | None = field(default=None, metadata={"help": "Sure by probability or margin."})
+    halting_patience: int | None = field(
+        default=None, metadata={"help": "The same answer so many times at which an example stops (2)."}
     )
     min_iterations: int | None = field(default=None, metadata={"help": "No example stops before (2)."})
     fixed_point_solver: str | None = field(default=None, metadata={"help": "iteration or anderson (iteration)."})

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..modeling_fnn import FNNForSequenceClassification
+from ..segments import special_tokens_of
 from .arguments import DataArguments, FeedbackTrainingArguments, ModelArguments, TextArguments
 from .data import Columns, encode, find_columns, read_splits
 from .labels import LabelSet, has_labels
@@ -47,6 +48,8 @@ def _start(
         return trained_fnn(args, labels)
     tokenizer = load_tokenizer(args.model, args.revision)
     model = make_model(FeedbackForSequenceClassification, args, labels)
+    if model.config.feedback_span == "segment" and model.config.segment_special_tokens is None:
+        model.config.segment_special_tokens = special_tokens_of(tokenizer)
     set_padding(model, tokenizer)
     return model, tokenizer
 

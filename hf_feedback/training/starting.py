@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..backbones import max_positions
 from ..configuration_feedback import FeedbackConfig
 from ..modeling_task import FeedbackTaskModel
 from ..topology import resolve_edges
@@ -48,13 +49,12 @@ def max_length_of(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: 
     Raises:
         ValueError: the model does not read so many, or nothing but special tokens would be left.
     """
-    text_config = getattr(model.config, "text_config", None)
-    positions = getattr(text_config, "max_position_embeddings", None) or math.inf
-    for name, module in model.named_modules():
-        # families that count positions from the padding token on (RoBERTa) have fewer of them
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions = module.num_embeddings - module.padding_idx - 1
-    longest = min(tokenizer.model_max_length, positions)
+    cutting = model.cutting if isinstance(model, FeedbackTaskModel) else None
+    if cutting is None:
+        positions = max_positions(model, getattr(model.config, "text_config", None))
+        longest = min(tokenizer.model_max_length, positions)
+    else:
+        longest = tokenizer.model_max_length = cutting.longest
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1
     if asked is not None and not least <= asked <= longest:
         raise ValueError(

@@ -1,0 +1,161 @@
+"""Long texts as overlapping segments, each a row of the batch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+# What can be cut: whatever has one entry per token.
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "inputs_embeds")
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which text each row of a batch belongs to. The segments of a text are rows in a row, in order.
+
+    Args:
+        text: `(N,)`, the number of the text, ascending.
+        num_texts: B.
+    """
+
+    text: torch.Tensor
+    num_texts: int
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """x_{t−1} for each segment t, `(N, …)`; 0 for the first of a text."""
+        return F.pad(x[:-1] * self._joined(x), (*(0, 0) * (x.dim() - 1), 1, 0))
+
+    def after(self, x: torch.Tensor) -> torch.Tensor:
+        """x_{t+1} for each segment t, `(N, …)`; 0 for the last of a text."""
+        return F.pad(x[1:] * self._joined(x), (*(0, 0) * (x.dim() - 1), 0, 1))
+
+    def _joined(self, x: torch.Tensor) -> torch.Tensor:
+        same = self.text[1:] == self.text[:-1]
+        return same.to(x).view(-1, *[1] * (x.dim() - 1))
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Over the segments of each text: `(N, …)` → `(B, …)`."""
+        return x.new_zeros(self.num_texts, *x.shape[1:]).index_add(0, self.text.to(x.device), x)
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """Over the segments of each text: `(N, …)` → `(B, …)`."""
+        counts = self.sum(torch.ones_like(self.text))
+        return self.sum(x) / counts.to(x).view(-1, *[1] * (x.dim() - 1))
+
+    def take(self, rows: torch.Tensor) -> "Segments":
+        """Those rows alone; of a text all or none."""
+        return Segments(self.text[rows.to(self.text.device)], self.num_texts)
+
+
+def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """How many tokens a tokenizer puts at the start and at the end of a text."""
+    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    more = len(whole) - len(bare)
+    front = next(i for i in range(more + 1) if whole[i : i + len(bare)] == bare)
+    return [front, more - front]
+
+
+def find_special_tokens(name_or_path: str | Path, **hub_kwargs: Any) -> list[int] | None:
+    """The same of the tokenizer in a folder or repository; `None` where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub_kwargs)
+    except (OSError, ValueError):
+        return None
+    return special_tokens_of(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How texts are cut.
+
+    Args:
+        length: tokens of a segment, those that stand around a text included.
+        overlap: tokens that a segment shares with the one before.
+        special_tokens: how many tokens at the start and at the end of a text stand around every segment of it.
+        max_segments: of a text.
+        pad_token_id: fills up the last segments.
+    """
+
+    length: int
+    overlap: int
+    special_tokens: tuple[int, int]
+    max_segments: int
+    pad_token_id: int
+
+    @property
+    def stride(self) -> int:
+        """By how many tokens a segment starts later than the one before."""
+        return self.length - sum(self.special_tokens) - self.overlap
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that fits into `max_segments`."""
+        return self.length + (self.max_segments - 1) * self.stride
+
+    def cut(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Segments]:
+        """Texts → their segments.
+
+        Args:
+            inputs: what `forward` was called with, tensors `(B, T)`, padded on either side.
+
+        Returns:
+            The same with tensors `(N, length)`, padded on the right, and the text of each row; as it was where no text
+            is longer than one segment.
+
+        Raises:
+            ValueError: a text needs more than `max_segments`, or something among the inputs cannot be cut.
+        """
+        given = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        tokens = given.get("input_ids", given.get("inputs_embeds"))
+        if tokens is None:
+            raise ValueError("`feedback_span='segment'` needs `input_ids` or `inputs_embeds`.")
+        num_texts, num_tokens = tokens.shape[:2]
+        if num_tokens <= self.length:
+            return inputs, Segments(torch.arange(num_texts, device=tokens.device), num_texts)
+        if strange := sorted(given.keys() - set(PER_TOKEN)):
+            raise ValueError(
+                f"`{strange[0]}` cannot be cut into segments; leave it out, or give texts of at most {self.length} "
+                f"tokens (got {num_tokens})."
+            )
+        mask = given.get("attention_mask", tokens.new_ones((num_texts, num_tokens), dtype=torch.long))
+        if mask.dim() != 2:
+            raise ValueError(f"`attention_mask` must have shape (batch, tokens), got {tuple(mask.shape)}.")
+        text, index, real = self._places(mask != 0)
+        cut: dict[str, Any] = {}
+        for name, value in {**given, "attention_mask": mask}.items():
+            rows = value[text[:, None], index]
+            fill = self.pad_token_id if name == "input_ids" else 0
+            cut[name] = rows.masked_fill(~real.view(*real.shape, *[1] * (rows.dim() - 2)), fill)
+        return {**inputs, **cut}, Segments(text, num_texts)
+
+    def _places(self, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the tokens of each segment stand.
+
+        Args:
+            real: `(B, T)`, true at the tokens of a text.
+
+        Returns:
+            `(N,)` the text, `(N, length)` the places in it, and `(N, length)` false where there is nothing any more.
+        """
+        front, back = self.special_tokens
+        room = self.length - front - back
+        tokens, start = real.sum(1), real.int().argmax(1)
+        inner = (tokens - front - back).clamp_min(0)  # without those that stand around
+        counts = 1 + ((inner - room).clamp_min(0) + self.stride - 1) // self.stride
+        if not torch.compiler.is_compiling() and (most := int(counts.max())) > self.max_segments:
+            raise ValueError(
+                f"A text of {int(tokens.max())} tokens makes {most} segments of {self.length}, more than "
+                f"`max_segments`={self.max_segments}; raise that, or cut texts at {self.longest} tokens "
+                f"(`truncation=True, max_length={self.longest}` in the tokenizer's call)."
+            )
+        text = torch.repeat_interleave(counts)
+        number = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts)[text]
+        offset, inner, tokens = (number * self.stride)[:, None], inner[text, None], tokens[text, None]
+        size = (inner - offset).clamp_max(room)
+        j = torch.arange(self.length, device=text.device)[None]
+        place = torch.where(j < front, j, torch.where(j < front + size, offset + j, inner + j - size))
+        exists = (j < front + size + back) & (place < tokens)
+        return text, torch.where(exists, start[text, None] + place, 0), exists
