@@ -424,6 +424,9 @@ class FeedbackConfig(PreTrainedConfig):
                 check_choice("halting", rule, ("none", *HALTING_RULES))
         if self.halting != "none" and "none" in self.halting.replace("+", "|").split("|"):
             raise ValueError(f"`halting`: 'none' cannot be joined with others, got {self.halting!r}.")
+        values = self.problem_type == "regression" or len(self.id2label or {}) == 1
+        if values and self.halting not in ("none", "convergence"):
+            raise ValueError(f"`halting`={self.halting!r} needs classes, not one value; use 'convergence'.")
         if not is_number(self.halting_threshold) or self.halting_threshold < 0:
             raise ValueError(f"`halting_threshold` must be a number of at least 0, got {self.halting_threshold!r}.")
         if not is_number(self.halting_confidence) or not 0 < self.halting_confidence <= 1:

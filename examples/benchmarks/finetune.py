@@ -9,13 +9,13 @@ rates, schedule and number of steps; the test split is read once, after the last
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import interval, read, table
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -27,20 +27,9 @@ from transformers import (
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
-from hf_feedback.training.data import encode, find_columns, read_file
 from hf_feedback.training.labels import LabelSet
 from hf_feedback.training.metrics import default_metrics, make_compute_metrics
 from hf_feedback.training.run import bf16_is_fast
-
-
-def read(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Any], LabelSet]:
-    """The encoded splits and their labels."""
-    files = {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
-    data = {split: read_file(file) for split, file in files.items()}
-    columns = find_columns(data["train"].column_names, str(folder))
-    labels = LabelSet.of(data["train"], columns.label or "", str(folder))
-    encoded = {s: encode(d, columns, tokenizer, max_length, f"{folder.name}/{s}", labels) for s, d in data.items()}
-    return encoded, labels
 
 
 def run(
@@ -121,11 +110,11 @@ def main() -> None:
             if args.output:
                 args.output.write_text("".join(json.dumps(result) + "\n" for result in results))
     keys = [key for key in results[0] if key not in ("system", "seed")]
-    print(f"\n{args.data.name}, mean over {len(args.seeds)} seed(s)")
-    print(" | ".join(["system", *keys]))
+    rows = []
     for system in dict.fromkeys(result["system"] for result in results):
         mine = [result for result in results if result["system"] == system]
-        print(" | ".join([system, *(f"{statistics.mean(result[key] for result in mine):.4f}" for key in keys)]))
+        rows.append((system, *(interval([result[key] for result in mine], 4) for key in keys)))
+    print(table((args.data.name, *keys), rows))
 
 
 if __name__ == "__main__":

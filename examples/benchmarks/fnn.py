@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import interval, table
 from datasets import Dataset
-from scipy import stats
 from torch import nn
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
@@ -144,14 +144,6 @@ def run(build: Callable[[], nn.Module], seed: int, args: argparse.Namespace, dat
     return {"validation": best, "test": test, "rate": rate, "seconds": seconds, "rest": rest_of(trainer.model)}
 
 
-def interval(values: list[float]) -> str:
-    """Mean and half-width of the 95% interval of Student's t."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -175,7 +167,7 @@ def main() -> None:
         embedding_size=args.embedding_size,
         embedding_dropout=args.embedding_dropout,
     )
-    rows = ["| system | parameters beside embeddings | validation | test | seconds a run |", "|---|---|---|---|---|"]
+    rows = []
     for name, build in systems(args, sizes, labels.num_labels).items():
         if args.systems and name not in args.systems:
             continue
@@ -183,10 +175,10 @@ def main() -> None:
         for seed in args.seeds:
             found.append(run(build, seed, args, data, tokenizer))
             print(name, seed, found[-1], flush=True)
-        columns = [interval([result[key] for result in found]) for key in ("validation", "test")]
+        columns = [interval([result[key] for result in found], 3) for key in ("validation", "test")]
         seconds = f"{statistics.mean(result['seconds'] for result in found):.0f}"
-        rows.append(f"| {name} | {found[0]['rest']:,} | {' | '.join(columns)} | {seconds} |")
-    print("\n".join(["", *rows]))
+        rows.append((name, f"{found[0]['rest']:,}", *columns, seconds))
+    print(table(("system", "parameters beside embeddings", "validation", "test", "seconds a run"), rows))
 
 
 if __name__ == "__main__":

@@ -14,20 +14,17 @@ Source of the echo: Springer et al. 2024, Repetition Improves Language Model Emb
 import argparse
 import csv
 import json
-import statistics
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import Finished, fit, interval, measure, read, table
 from datasets import Dataset
-from scipy import stats
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
     DataCollatorForLanguageModeling,
-    DataCollatorWithPadding,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -37,12 +34,10 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
-from hf_feedback.training.data import encode, find_columns, read_file
 from hf_feedback.training.labels import LabelSet
-from hf_feedback.training.metrics import make_compute_metrics
 
 SIZES = dict(hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4)
+METRICS = ("accuracy", "macro_f1")
 QUIET = dict(save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=200, warmup_steps=0.1)
 
 
@@ -118,18 +113,14 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def read(folder: Path, tokenizer: Any, twice: bool, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:
-    """The encoded splits and their labels."""
-    data = {split: read_file(folder / f"{split}.csv") for split in ("train", "validation", "test")}
-    columns = find_columns(data["train"].column_names, str(folder))
-    labels = LabelSet.of(data["train"], columns.label or "", str(folder))
-    splits = {}
-    for split, rows in data.items():
-        found = encode(rows, columns, tokenizer, max_length, f"{folder.name}/{split}", labels)
-        if twice:
-            found = found.map(lambda row: {n: row[n] * 2 for n in ("input_ids", "attention_mask")})
-        splits[split] = found
-    return splits, labels
+def read_twice(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:
+    """The encoded splits with each text repeated, and their labels."""
+    data, labels = read(folder, tokenizer, max_length)
+
+    def again(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: row[name] * 2 for name in ("input_ids", "attention_mask")}
+
+    return {split: rows.map(again) for split, rows in data.items()}, labels
 
 
 def settings(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -141,54 +132,38 @@ def settings(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dic
 
 def run(row: str, folder: Path, seed: int, args: argparse.Namespace, backbone: Path) -> dict[str, Any]:
     """Fine-tunes one way and measures it."""
-    found = settings(row, folder, seed, args)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    data, labels = read(folder, tokenizer, row == "input repeated", args.max_length)
+    echo = row == "input repeated"
+    data, labels = (read_twice if echo else read)(folder, tokenizer, args.max_length)
     set_seed(seed)
-    kind = Echo if row == "input repeated" else FeedbackForSequenceClassification
-    model = kind.from_backbone(backbone, num_labels=labels.num_labels, pooling=args.pooling, **found["options"])
+    kind = Echo if echo else FeedbackForSequenceClassification
+    options = settings(row, folder, seed, args)["options"]
+    model = kind.from_backbone(backbone, num_labels=labels.num_labels, pooling=args.pooling, **options)
     if row == "causal mask lifted":
         model.backbone.register_forward_pre_hook(lift_the_mask, with_kwargs=True)
-    set_seed(seed)  # the same order of texts, whatever building the model drew
-    training = FeedbackTrainingArguments(
-        output_dir=tempfile.mkdtemp(), num_train_epochs=args.num_train_epochs, learning_rate=args.learning_rate,
-        feedback_lr=args.feedback_lr, per_device_train_batch_size=32, per_device_eval_batch_size=128, seed=seed,
-        weight_decay=0.01, use_cpu=not torch.accelerator.is_available(), eval_strategy="epoch",
-        **{**QUIET, "save_strategy": "epoch"}, load_best_model_at_end=True, save_total_limit=1,
-        metric_for_best_model="accuracy",
+    trainer = fit(
+        model, data, labels, tokenizer, seed, METRICS,
+        num_train_epochs=args.num_train_epochs, learning_rate=args.learning_rate, feedback_lr=args.feedback_lr,
     )  # fmt: skip
-    trainer = FeedbackTrainer(
-        model=model, args=training, train_dataset=data["train"], eval_dataset=data["validation"],
-        processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=make_compute_metrics(labels.problem_type, ["accuracy", "macro_f1"]),
-    )  # fmt: skip
-    trainer.train()
-    for split in ("validation", "test") if args.test else ("validation",):
-        metrics = trainer.evaluate(data[split], metric_key_prefix=split)
-        found.update({f"{split}_{name}": metrics[f"{split}_{name}"] for name in ("accuracy", "macro_f1")})
-    return found
+    return measure(trainer, data, ("validation", "test") if args.test else ("validation",), METRICS)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Means over seeds with the half-width of a 95% interval (Student's t)."""
-    cells: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for found in results:
-        for split in ("validation", "test"):
-            if f"{split}_accuracy" in found:
-                cells[found["row"], found["data"], split].append(100 * found[f"{split}_accuracy"])
-    columns = sorted({key[1:] for key in cells})
-    lines = ["| accuracy (%) | " + " | ".join(f"{data}, {split}" for data, split in columns) + " |"]
-    lines += ["|---" * (1 + len(columns)) + "|"]
-    for row in dict.fromkeys(key[0] for key in cells):
-        shown = []
-        for column in columns:
-            values = cells.get((row, *column), [])
-            half = 0.0
-            if len(values) > 1:
-                half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-            shown.append(f"{statistics.mean(values):.1f} ± {half:.1f} ({len(values)})" if values else "")
-        lines.append(f"| {row} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+def summary(results: list[dict[str, Any]]) -> str:
+    """Accuracies of the ways, means over seeds with intervals."""
+    columns = [
+        (data, split)
+        for data in dict.fromkeys(found["data"] for found in results)
+        for split in ("validation", "test")
+        if any(f"{split}_accuracy" in found for found in results)
+    ]
+    rows = []
+    for row in dict.fromkeys(found["row"] for found in results):
+        cells = []
+        for data, split in columns:
+            mine = [found for found in results if (found["row"], found["data"]) == (row, data)]
+            cells.append(interval([100 * f[f"{split}_accuracy"] for f in mine if f"{split}_accuracy" in f]))
+        rows.append((row, *cells))
+    return table(("accuracy (%)", *(f"{data}, {split}" for data, split in columns)), rows)
 
 
 def main() -> None:
@@ -207,23 +182,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
     args = parser.parse_args()
-    backbone, file = args.work / "decoder", args.work / "results.jsonl"
+    backbone, finished = args.work / "decoder", Finished(args.work / "results.jsonl")
     if not (backbone / "config.json").is_file():
         pretrain(args, backbone)
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    mine = []
+    wanted, mine = f"{'test' if args.test else 'validation'}_accuracy", []
     for seed in args.seeds:
         for folder in args.data:
             for row in args.rows:
-                known, wanted = settings(row, folder, seed, args), f"{'test' if args.test else 'validation'}_accuracy"
-                found = next((r for r in done if wanted in r and all(r.get(k) == v for k, v in known.items())), None)
-                if found is None:
-                    found = run(row, folder, seed, args, backbone)
-                    with file.open("a") as stream:
-                        stream.write(json.dumps(found) + "\n")
-                    print(found, flush=True)
-                mine.append(found)
-    print(table(mine))
+                known = settings(row, folder, seed, args)
+                mine.append(finished.find(known, wanted, lambda r=row, f=folder, s=seed: run(r, f, s, args, backbone)))
+    print(summary(mine))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
@@ -87,6 +88,35 @@ class FeedbackTrainer(Trainer):
         idle = [] if feedback is None else [p for p in feedback.parameters() if p.requires_grad]
         nothing = sum(parameter.sum() for parameter in idle) * 0.0
         return (found[0] + nothing, *found[1:]) if isinstance(found, tuple) else found + nothing
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in transformers; where examples stop by themselves, `mean_iterations` is among the metrics."""
+        taken: list[torch.Tensor] = []
+
+        def note(module: nn.Module, args: tuple, output: Any) -> None:
+            if getattr(output, "iterations", None) is not None:
+                taken.append(output.iterations)
+
+        hook = any_model_in(cast(nn.Module, self.model))[1].register_forward_hook(note)
+        try:
+            found = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        finally:
+            hook.remove()
+        if taken:
+            counted = torch.cat(taken).double()
+            total = self.accelerator.reduce(torch.stack((counted.sum(), torch.ones_like(counted).sum())))
+            metrics = cast(dict[str, float], found.metrics)
+            metrics[f"{metric_key_prefix}_mean_iterations"] = (total[0] / total[1]).item()
+        return found
 
     def _draw_iterations(self, mean: int) -> int:
         args, state = self.args, self.state

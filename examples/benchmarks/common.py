@@ -1,0 +1,131 @@
+"""What the benchmarks share: data, one way to train, finished runs that are not run again, and intervals."""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from scipy import stats
+from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
+
+from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
+from hf_feedback.training.data import encode, find_columns, read_file
+from hf_feedback.training.labels import LabelSet
+from hf_feedback.training.metrics import make_compute_metrics
+from hf_feedback.training.run import bf16_is_fast
+
+SPLITS = ("train", "validation", "test")
+
+
+def read(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:
+    """The encoded splits of a folder with train.csv, validation.csv and test.csv, and their labels."""
+    data = {split: read_file(folder / f"{split}.csv") for split in SPLITS}
+    columns = find_columns(data["train"].column_names, str(folder))
+    labels = LabelSet.of(data["train"], columns.label or "", str(folder))
+    encoded = {s: encode(d, columns, tokenizer, max_length, f"{folder.name}/{s}", labels) for s, d in data.items()}
+    return encoded, labels
+
+
+def fit(
+    model: PreTrainedModel,
+    data: dict[str, Dataset],
+    labels: LabelSet,
+    tokenizer: Any,
+    seed: int,
+    metrics: Sequence[str] = ("accuracy", "macro_f1"),
+    **options: Any,
+) -> FeedbackTrainer:
+    """Fine-tunes a model; the epoch with the best first metric on the validation split is kept.
+
+    Args:
+        model: as it starts.
+        data: encoded splits.
+        labels: of the data.
+        tokenizer: pads the batches.
+        seed: of the order of the texts and of dropout, whatever building the model drew.
+        metrics: the first one chooses.
+        **options: of `FeedbackTrainingArguments`.
+    """
+    set_seed(seed)
+    defaults: dict[str, Any] = dict(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=64,
+        weight_decay=0.01,
+        warmup_steps=0.1,
+        bf16=bf16_is_fast(),
+        use_cpu=not torch.accelerator.is_available(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=metrics[0],
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=200,
+    )
+    trainer = FeedbackTrainer(
+        model=model,
+        args=FeedbackTrainingArguments(seed=seed, **{**defaults, **options}),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=make_compute_metrics(labels.problem_type, list(metrics)),
+    )
+    trainer.train()
+    return trainer
+
+
+def measure(trainer: FeedbackTrainer, data: dict[str, Dataset], splits: Sequence[str], metrics: Sequence[str]) -> dict:
+    """`{"validation_accuracy": …}` of the model that was kept."""
+    found = {}
+    for split in splits:
+        values = trainer.evaluate(data[split], metric_key_prefix=split)
+        found.update({f"{split}_{name}": values[f"{split}_{name}"] for name in metrics})
+    return found
+
+
+class Finished:
+    """Finished runs, one JSON line each, so that a benchmark that was stopped goes on where it was.
+
+    Args:
+        file: where they are.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def find(self, settings: dict[str, Any], wanted: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The run of these settings that measured what is wanted; made now if there is none."""
+        for found in self.runs:
+            if wanted in found and all(found.get(name) == value for name, value in settings.items()):
+                return found
+        found = {**settings, **run()}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(found) + "\n")
+        self.runs.append(found)
+        print(found, flush=True)
+        return found
+
+
+def interval(values: Sequence[float], digits: int = 1) -> str:
+    """Mean with the half-width of a 95% interval (Student's t), and how many there are."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (1)"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f} ({len(values)})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
