@@ -194,6 +194,7 @@ class FeedbackForMultipleChoice(PooledHead, FeedbackTextModel):
 
     _backbone_task_class = AutoModelForMultipleChoice
     _labelled = False
+    _answers_once = False
 
     def _num_outputs(self, config: FeedbackConfig) -> int:
         return 1

@@ -184,19 +184,21 @@ class LoopedModel(PreTrainedModel):
             if trace:
                 trace.iterations = halting.iterations
             return output
+        penalizes = config.jacobian_penalty > 0 and self.training and torch.is_grad_enabled()
         latest: States = {}
 
-        def observe(k: int, h: States) -> None:
+        def note(k: int, h: States) -> None:
             latest.update(h)
             if trace:
                 trace(k, h)
 
+        observe = note if penalizes else trace
         if config.gradient == "implicit":
             output = converge(loop, num_iterations, config.fixed_point_tolerance, config.fixed_point_solver, observe)
         else:
             kept = {"full": None, "one_step": 1, "truncated": config.gradient_iterations}[config.gradient]
             output = iterate(loop, num_iterations, kept, observe)
-        if config.jacobian_penalty > 0 and self.training and torch.is_grad_enabled():
+        if penalizes:
             call.penalty = jacobian_penalty(loop, latest)
         return output
 

@@ -19,6 +19,9 @@ from .pooling import pool
 class FeedbackTaskModel(LoadableFeedbackModel):
     """A feedback model with a task head: the backbone's own with `head="backbone"`, else the one of `_make_head`."""
 
+    # Whether there is one answer, `(B, num_labels)`, for each row of the batch.
+    _answers_once = False
+
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
         self.num_labels = config.num_labels
@@ -47,6 +50,8 @@ class FeedbackTaskModel(LoadableFeedbackModel):
         raise NotImplementedError
 
     def _answer_at(self, call: Call, state: torch.Tensor) -> torch.Tensor:
+        if not self._answers_once:
+            return super()._answer_at(call, state)
         return self._logits(self._run_from(call, state), call)
 
     def _output(self, logits: torch.Tensor, **fields: Any) -> Any:
@@ -132,6 +137,7 @@ class FeedbackTextModel(FeedbackTaskModel):
 class PooledHead(FeedbackTaskModel):
     """One answer per input: dropout and a linear `classifier` over the pooled last hidden state."""
 
+    _answers_once = True
     # The pooling that `"auto"` stands for where the backbone reads in both directions.
     _auto_pooling = "cls"
 

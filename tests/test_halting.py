@@ -9,7 +9,13 @@ from families import speak, tiny_backbone, tiny_batch
 from test_dynamics import make
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
-from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback import (
+    FeedbackConfig,
+    FeedbackForMultipleChoice,
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+    FeedbackModel,
+)
 from hf_feedback.halting import confidence_of
 from hf_feedback.recorder import IndivisibleError, row_places, take_rows
 from hf_feedback.training.answering import Answering
@@ -285,8 +291,12 @@ def test_several_labels_and_one_value():
     assert several(**some_texts()).iterations.shape == (12,)
     with pytest.raises(ValueError, match="needs classes"):
         make_sure(num_labels=1, halting="confidence")
-    with pytest.raises(ValueError, match="needs a model with classes"):
-        make(halting="patience", num_iterations=3)(**tiny_batch())
+    for cls in (FeedbackModel, FeedbackForTokenClassification):
+        with pytest.raises(ValueError, match="`halting='patience'` needs a model with classes, one answer for each"):
+            make(cls, halting="patience", num_iterations=3)(**tiny_batch())
+    choices = {name: value[None] for name, value in tiny_batch().items()}
+    with pytest.raises(ValueError, match="FeedbackForMultipleChoice gives none"):
+        make(FeedbackForMultipleChoice, halting="patience", num_iterations=3)(**choices)
 
 
 @pytest.mark.parametrize("halting", ["convergence", "patience"])
