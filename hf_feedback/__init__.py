@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from .backbones import UnsupportedBackboneError
-from .configuration_feedback import HF_FEEDBACK_VERSION as __version__
+from .checks import HF_FEEDBACK_VERSION as __version__
 from .configuration_feedback import FeedbackConfig
 from .configuration_fnn import FNNConfig
 from .loading import LoadableFeedbackModel, load_feedback

@@ -1,4 +1,20 @@
-"""Checks of option values, each with an error that names the option, the value and what is allowed."""
+"""What both configurations share: the version, and checks of option values."""
+
+HF_FEEDBACK_VERSION = "0.1.0"
+
+# What transformers adds to a config by itself; neither ours nor a misspelling of ours.
+TRANSFORMERS_KEYS = {
+    "_attn_implementation",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+}
 
 
 def is_integer(value: object) -> bool:
@@ -19,8 +35,8 @@ def check_choice(name: str, value: object, allowed: tuple[str | None, ...]) -> N
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
 
-def is_newer(version: str | None, than: str) -> bool:
+def is_newer(version: str | None) -> bool:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(".") if part.isdigit()]
 
-    return version is not None and numbers(version) > numbers(than)
+    return version is not None and numbers(version) > numbers(HF_FEEDBACK_VERSION)

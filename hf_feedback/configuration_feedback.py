@@ -9,13 +9,18 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 from .activations import check_activation
-from .checks import check_choice, check_integer, is_integer, is_newer, is_number
-from .halting import HALTING_RULES, rules_of
+from .checks import (
+    HF_FEEDBACK_VERSION,
+    TRANSFORMERS_KEYS,
+    check_choice,
+    check_integer,
+    is_integer,
+    is_newer,
+    is_number,
+)
 from .topology import TOPOLOGIES, resolve_edges
 
 logger = logging.get_logger(__name__)
-
-HF_FEEDBACK_VERSION = "0.1.0"
 
 # The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
 AUTO_MAP = {
@@ -35,20 +40,7 @@ AUTO_MAP = {
     },
 }
 
-# What transformers adds to a config by itself; neither ours nor a misspelling of ours.
-TRANSFORMERS_KEYS = {
-    "_attn_implementation",
-    "_name_or_path",
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "torch_dtype",
-}
-
+HALTING_RULES = ("convergence", "confidence", "patience")
 FEEDBACK_TYPES = ("additive", "gated", "attention", "temporal", "context", "joint")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
@@ -476,7 +468,7 @@ class FeedbackConfig(PreTrainedConfig):
         """Refuses near-misses of our names; drops, with a warning, what a newer hf_feedback wrote."""
         ours = self.option_names() | {"backbone_config", "num_labels"}
         unknown = [key for key in kwargs if key not in TRANSFORMERS_KEYS and not key.startswith("_")]
-        if is_newer(self.hf_feedback_version, HF_FEEDBACK_VERSION):
+        if is_newer(self.hf_feedback_version):
             if unknown:
                 logger.warning(
                     f"This config was written by hf_feedback {self.hf_feedback_version}, newer than the installed "
@@ -502,6 +494,12 @@ def nearest_option(key: str) -> str | None:
     short = {name.removeprefix("feedback_"): name for name in names if name.startswith("feedback_")}
     found = get_close_matches(key, names, n=1, cutoff=0.85)
     return found[0] if found else {**short, "iterations": "num_iterations"}.get(key)
+
+
+def rules_of(halting: str) -> list[list[str]]:
+    """`"convergence|confidence+patience"` → `[["convergence"], ["confidence", "patience"]]`: one group is enough, all
+    of it are needed."""
+    return [group.split("+") for group in halting.split("|")]
 
 
 def _config_from_dict(values: dict) -> PreTrainedConfig:

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from .activations import check_activation
-from .checks import check_choice, check_integer, is_newer, is_number
-from .configuration_feedback import HF_FEEDBACK_VERSION, TRANSFORMERS_KEYS
+from .checks import HF_FEEDBACK_VERSION, TRANSFORMERS_KEYS, check_choice, check_integer, is_newer, is_number
 
 # The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
 AUTO_MAP = {
@@ -110,7 +109,7 @@ class FNNConfig(PreTrainedConfig):
     hf_feedback_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for key in () if is_newer(self.hf_feedback_version, HF_FEEDBACK_VERSION) else kwargs:
+        for key in () if is_newer(self.hf_feedback_version) else kwargs:
             self.refuse_misspelt(key)
         super().__post_init__(**kwargs)
         check_choice("fnn_type", self.fnn_type, CHOICES["fnn_type"])

@@ -6,23 +6,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
+from .configuration_feedback import FeedbackConfig, rules_of
 from .dynamics import relative_residual
 from .recorder import IndivisibleError, Run, hidden_of, with_hidden
 
 if TYPE_CHECKING:
-    from .configuration_feedback import FeedbackConfig
     from .loop import Loop, States
 
 logger = logging.get_logger(__name__)
 
-HALTING_RULES = ("convergence", "confidence", "patience")
 Answer = Callable[[torch.Tensor], torch.Tensor]
-
-
-def rules_of(halting: str) -> list[list[str]]:
-    """`"convergence|confidence+patience"` → `[["convergence"], ["confidence", "patience"]]`: one group is enough, all
-    of it are needed."""
-    return [group.split("+") for group in halting.split("|")]
 
 
 def confidence_of(logits: torch.Tensor, measure: str, several_labels: bool) -> torch.Tensor:
@@ -60,7 +53,7 @@ class Halting:
     """
 
     def __init__(
-        self, config: "FeedbackConfig", loop: "Loop", mask: torch.Tensor | None = None, answer: Answer | None = None
+        self, config: FeedbackConfig, loop: "Loop", mask: torch.Tensor | None = None, answer: Answer | None = None
     ) -> None:
         self.config, self.loop, self.mask, self.answer = config, loop, mask, answer
         self.rules = rules_of(config.halting)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
-from .configuration_feedback import HF_FEEDBACK_VERSION, FeedbackConfig
+from .checks import HF_FEEDBACK_VERSION
+from .configuration_feedback import FeedbackConfig
 from .configuration_fnn import FNNConfig
 
 if TYPE_CHECKING:

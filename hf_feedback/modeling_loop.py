@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import TransformersKwargs, logging
 
-from .configuration_feedback import FeedbackConfig
+from .configuration_feedback import FeedbackConfig, rules_of
 from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
 from .equilibrium import contraction, converge, jacobian_penalty
-from .halting import Halting, rules_of
+from .halting import Halting
 from .loop import Loop, States, iterate
 from .recorder import Run, hidden_of, recording, with_hidden
 from .segments import Segments

@@ -6,7 +6,7 @@ import pytest
 from families import SIZES, tiny_config
 
 from hf_feedback import FeedbackConfig
-from hf_feedback.configuration_feedback import HF_FEEDBACK_VERSION
+from hf_feedback.checks import HF_FEEDBACK_VERSION
 from hf_feedback.topology import segment
 
 REFUSED = {

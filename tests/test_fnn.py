@@ -516,7 +516,7 @@ def test_only_what_is_needed_travels(tmp_path):
     travelled = {file.name for file in tmp_path.glob("*.py")}
     assert travelled == {
         *("configuration_fnn.py", "modeling_fnn.py", "fnn_layers.py", "fixed_point.py", "modeling_outputs.py"),
-        *("activations.py", "pooling.py", "configuration_feedback.py", "topology.py"),
+        *("activations.py", "pooling.py", "checks.py"),
     }
     allowed = {"torch", "transformers", *sys.stdlib_module_names}
     for file in tmp_path.glob("*.py"):
