@@ -13,6 +13,7 @@ import yaml
 from families import tiny_backbone
 from huggingface_hub import ModelCard
 from test_sharing import tiny_tokenizer
+from transformers import pipeline
 
 from hf_feedback.cli import main
 
@@ -63,6 +64,34 @@ def train_command(backbone, folder, *more, train="train.csv", validation="valida
     files = ["--train-file", train] + (["--validation-file", validation] if validation else [])
     fast = "--num-train-epochs 2 --per-device-train-batch-size 8 --disable-tqdm True --feedback-rank 4 --bf16 False"
     return ["train", "--model", backbone, *files, "--output-dir", str(folder), *fast.split(), *more]
+
+
+def test_long_texts_in_segments(backbone, tmp_path, capsys, caplog):
+    """Texts of several segments and of one, from training to predictions; those beyond the cap are cut and counted."""
+    long = [{**row, "text": " ".join([row["text"]] * (1 + 3 * (i % 3)))} for i, row in enumerate(rows(48))]
+    train = write(tmp_path, "train.csv", long)
+    validation = write(tmp_path, "validation.csv", [*long[:12], {**long[0], "text": "where is " * 40}])
+    out = tmp_path / "out"
+    segments = "--feedback-span segment --segment-length 12 --max-segments 4 --pooling mean --num-train-epochs 6"
+    more = [*segments.split(), "--learning-rate", "1e-2"]
+    assert main(train_command(backbone, out, *more, train=train, validation=validation)) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert (config["feedback_span"], config["segment_length"]) == ("segment", 12)
+    around = sum(config["segment_special_tokens"])
+    longest = 12 + 3 * (12 - around - 1)  # an eighth of 12 overlaps
+    assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == longest
+    results = json.loads((out / "all_results.json").read_text())
+    assert results["eval_accuracy"] > 0.8
+    assert main(["evaluate", "--model", str(out), "--file", validation]) == 0
+    assert f"{results['eval_accuracy']:.4f}" in capsys.readouterr().out
+    assert main(["predict", "--model", str(out), "--file", validation, "--output", str(tmp_path / "p.jsonl")]) == 0
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 13
+    assert f"1 of 13 texts are longer than {longest} tokens and were cut" in caplog.text
+    answering = pipeline("text-classification", str(out))
+    assert answering(long[1]["text"])[0]["label"] in WORDS
+    with pytest.raises(ValueError, match="more than `max_segments`=4; raise that, or cut texts at"):
+        answering("where is " * 40)
+    assert answering("where is " * 40, truncation=True)[0]["label"] in WORDS
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
