@@ -7,6 +7,7 @@ import torch
 from families import speak, tiny_backbone, tiny_batch
 from reference import run_operators
 from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel
 
@@ -106,16 +107,34 @@ def test_losses_of_all_iterations(rule, family):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet", "t5", "modernbert", "albert"])
-def test_states_of_all_iterations_go_through_the_tail_at_once(family):
-    model = make(FeedbackForSequenceClassification, family, feedback_edges=None)
-    assert model._stacks
-    stacked = model(**tiny_batch(), output_iterations=True).iteration_logits
-    model._stacks = False
-    for one, other in zip(stacked, model(**tiny_batch(), output_iterations=True).iteration_logits, strict=True):
-        torch.testing.assert_close(one, other)
-    lower = make(FeedbackForSequenceClassification, family, feedback_edges=[[2, 1]], num_iterations=2)
-    assert len(lower(**tiny_batch(), output_iterations=True).iteration_logits) == 2  # a layer follows
+@pytest.mark.parametrize("edges", [None, [[2, 1]]], ids=["to the top", "layers follow"])
+@pytest.mark.parametrize("head", ["new", "backbone"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet", "t5", "modernbert", "albert", "distilbert", "llama"])
+def test_answers_of_all_iterations_in_one_pass(family, head, edges):
+    """Each is that of a call with so many iterations; layers below the loop run once, whatever follows it K times."""
+    options = dict(feedback_edges=edges, num_iterations=3, dtype=torch.float32)
+    if head == "new":
+        model = make(FeedbackForSequenceClassification, family, **options)
+    else:
+        config = copy.deepcopy(tiny_backbone(family).config)
+        config.num_labels = 3
+        torch.manual_seed(0)
+        tuned = AutoModelForSequenceClassification.from_config(config).eval()
+        del options["dtype"]
+        model = FeedbackForSequenceClassification.from_backbone(tuned, head="backbone", feedback_rank=8, **options)
+        speak(model)
+    batch, passes = tiny_batch(), []
+    if family == "t5" and head == "backbone":  # it reads the last </s>
+        batch["input_ids"][:, 5] = 3
+    handle = model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    found = model(**batch, output_iterations=True).iteration_logits
+    handle.remove()
+    for k, logits in enumerate(found, 1):
+        torch.testing.assert_close(logits, model(**batch, num_iterations=k).logits, rtol=1e-4, atol=1e-5)
+    # the own heads of these look for the last token among the ids, of which there are as many as texts
+    assert model._stacks == (head == "new" or family not in ("gpt2", "llama", "t5"))
+    if family != "t5":  # whose halves have embeddings of their own
+        assert len(passes) == (1 if model._stacks else 3)
 
 
 # Gradients
