@@ -76,12 +76,13 @@ def main() -> None:
     if args.output:
         from matplotlib import pyplot
 
-        for mode, row in figures.items():
-            pyplot.plot(args.iterations, row, marker="o", label=mode)
-        pyplot.xlabel("iterations K")
-        pyplot.ylabel("MB held for the backward pass")
-        pyplot.legend()
-        pyplot.savefig(args.output)
+        figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+        for (mode, row), line in zip(figures.items(), ("-", "-", "-", "-", "--"), strict=True):
+            axes.loglog(args.iterations, row, line, marker="o", label=mode)
+        axes.set(xlabel="iterations K", ylabel="MB held for the backward pass")
+        axes.set_xticks(args.iterations, map(str, args.iterations))
+        axes.legend()
+        figure.savefig(args.output)
 
 
 if __name__ == "__main__":
