@@ -87,7 +87,8 @@ class FeedbackForSequenceClassification(PooledHead, FeedbackTextModel):
 
     Shapes:
         labels: `(B,)` class numbers, `(B,)` or `(B, num_labels)` targets for regression, `(B, num_labels)` zeros and
-            ones for several labels at once; logits: `(B, num_labels)`.
+            ones for several labels at once; logits: `(B, num_labels)`. With `feedback_span="segment"` texts may be
+            longer than the backbone reads; states and attentions are then those of the N segments, `(N, T, d)`.
     """
 
     _backbone_task_class = AutoModelForSequenceClassification
