@@ -112,18 +112,12 @@ def take_rows(value: Any, place: Any, rows: torch.Tensor, size: int) -> Any:
         value: arguments that were recorded with a batch of `size` rows.
         place: what `row_places` found.
         rows: the numbers of the rows to be kept.
+
+    Raises:
+        IndivisibleError: an argument is not of the kind that it was.
     """
     if isinstance(value, torch.Tensor):
-        if isinstance(place, torch.Size) and len(place) == value.dim():
-            if all(now == 1 or then != 1 for now, then in zip(value.shape, place, strict=True)):
-                return value
-        elif type(place) is tuple and value.dim() > place[0] and value.shape[place[0]] == 1:  # the same for all rows
-            return value
-        if type(place) is not tuple or value.dim() <= place[0] or value.shape[place[0]] != size * place[1]:
-            raise IndivisibleError(f"a tensor of shape {tuple(value.shape)} was another when the model was built")
-        dim, entries = place
-        kept = (rows.to(value.device)[:, None] * entries + torch.arange(entries, device=value.device)).flatten()
-        return value.index_select(dim, kept)
+        return _rows_of(value, place, rows, size)
     if isinstance(value, tuple | list):
         known = place if isinstance(place, list) and len(place) == len(value) else [None] * len(value)
         taken = [take_rows(v, p, rows, size) for v, p in zip(value, known, strict=True)]
@@ -132,6 +126,20 @@ def take_rows(value: Any, place: Any, rows: torch.Tensor, size: int) -> Any:
         places = place if isinstance(place, dict) else {}
         return {key: take_rows(v, places.get(key), rows, size) for key, v in value.items()}
     return value
+
+
+def _rows_of(tensor: torch.Tensor, place: Any, rows: torch.Tensor, size: int) -> torch.Tensor:
+    if isinstance(place, torch.Size):  # the same for all rows, unless it was expanded for each of them meanwhile
+        if len(place) == tensor.dim() and all(n == 1 or m != 1 for n, m in zip(tensor.shape, place, strict=True)):
+            return tensor
+    elif isinstance(place, tuple) and tensor.dim() > place[0]:
+        dim, entries = place
+        if tensor.shape[dim] == 1:
+            return tensor
+        if tensor.shape[dim] == size * entries:
+            kept = rows.to(tensor.device)[:, None] * entries + torch.arange(entries, device=tensor.device)
+            return tensor.index_select(dim, kept.flatten())
+    raise IndivisibleError(f"a tensor of shape {tuple(tensor.shape)} was another when the model was built")
 
 
 class OutOfOrderError(RuntimeError):
