@@ -287,7 +287,9 @@ def takes_a_larger_batch(
         return run.segment[-1].output
 
     try:
-        inputs = {**probe_inputs(backbone), **no_cache(model)}
+        inputs: dict[str, Any] = {**probe_inputs(backbone), **no_cache(model)}
+        if "input_values" in inputs and "attention_mask" in forward_arguments(model):  # for heads that read it
+            inputs["attention_mask"] = torch.ones_like(inputs["input_values"], dtype=torch.long)
         singly = []
         for change in (other, None):
             with recording(Run(layers, first, last, change)):
@@ -316,21 +318,23 @@ def unstack(outputs: Any, number: int) -> list[ModelOutput]:
 
 
 @torch.no_grad()
-def find_final(backbone: PreTrainedModel, layers: list[nn.Module], last: int, batch_dim: int) -> str | None:
+def find_final(backbone: PreTrainedModel, layers: list[nn.Module], last: int, batch_dim: int) -> list[str] | None:
     """What makes the backbone's last hidden state of the last layer's output, `last` being that layer.
 
     Returns:
-        The name of a module, in general a norm; empty where nothing does; `None` where it is anything else.
+        The names of modules that are called one after the other, in general a norm, at times with a dropout; `None`
+        where it is anything else.
     """
     ends: list[torch.Tensor] = []
-    calls: dict[str, tuple[torch.Tensor, Any]] = {}
+    names: list[str] = []
     was_training = backbone.training
     backbone.eval()
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            if ends and len(args) == 1 and args[0] is ends[0]:
-                calls[name] = (args[0], output)
+            if ends and len(args) == 1 and args[0] is ends[-1] and getattr(output, "shape", None) == args[0].shape:
+                names.append(name)
+                ends.append(output)
 
         return hook
 
@@ -346,13 +350,7 @@ def find_final(backbone: PreTrainedModel, layers: list[nn.Module], last: int, ba
         backbone.train(was_training)
         for handle in handles:
             handle.remove()
-
-    def is_final(state: Any) -> bool:
-        return isinstance(state, torch.Tensor) and torch.equal(state.transpose(0, batch_dim), final)
-
-    if is_final(ends[0]):
-        return ""
-    return next((name for name, (_, output) in calls.items() if is_final(output)), None)
+    return names if torch.equal(ends[-1].transpose(0, batch_dim), final) else None
 
 
 @torch.no_grad()
@@ -467,7 +465,8 @@ def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
         # families that count positions from the padding token on (RoBERTa) have fewer of them
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return cast(int, module.num_embeddings) - cast(int, module.padding_idx) - 1
-    return getattr(config, "max_position_embeddings", None) or math.inf
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    return positions if positions > 0 else math.inf  # XLNet says -1
 
 
 def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:

@@ -335,7 +335,7 @@ class FeedbackConfig(PreTrainedConfig):
         self._check_type()
         self._check_segments()
         self._check_dynamics()
-        self._check_halting()
+        self.check_halting()
         check_activation(self.feedback_activation)
         for name in ("feedback_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -403,14 +403,26 @@ class FeedbackConfig(PreTrainedConfig):
             least = 1 + (self.segment_overlap or 0) + sum(around or ())
             check_integer("segment_length", self.segment_length, least, "overlap and special tokens need as many")
         if self.feedback_span == "token":
+            for name in ("segment_length", "segment_overlap", "segment_special_tokens"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"`{name}` is for `feedback_span='segment'`, got {getattr(self, name)!r} with 'token'; leave "
+                        "one out."
+                    )
             return
+        if self.feedback_context != "state":
+            raise ValueError(
+                f"`feedback_span='segment'` reads the segments' states; leave out `feedback_context`, got "
+                f"{self.feedback_context!r}."
+            )
         if self.feedback_type != "additive":
             raise ValueError(
                 f"`feedback_span='segment'` has a message of its own; leave out `feedback_type`, got "
                 f"{self.feedback_type!r}."
             )
 
-    def _check_halting(self) -> None:
+    def check_halting(self) -> None:
+        """The part of `check_options` about halting, which may be changed after training."""
         for rules in rules_of(self.halting) if isinstance(self.halting, str) else [[self.halting]]:
             for rule in rules:
                 check_choice("halting", rule, ("none", *HALTING_RULES))

@@ -1,5 +1,7 @@
 """The loop at its fixed point: implicit gradients, and how strongly it contracts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -88,7 +90,22 @@ def converge(
     return with_hidden(latest[0], loop.unpack(found.state)[loop.run.last])
 
 
-def jacobian_penalty(loop: Loop, h: States) -> torch.Tensor:
+@contextmanager
+def _without_checkpointing(loop: Loop) -> Iterator[None]:
+    """Layers are run as they are: recomputed in the backward pass, they would take another attention kernel, and
+    reentrant checkpoints have no second derivative."""
+    modules = {module for call in loop.run.segment for module in call.module.modules()}
+    changed: list[Any] = [module for module in modules if getattr(module, "gradient_checkpointing", False)]
+    for module in changed:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.gradient_checkpointing = True
+
+
+def jacobian_penalty(loop: Loop, h: States, mask: torch.Tensor | None = None) -> torch.Tensor:
     """`‖εᵀJ‖² / n` with ε ~ N(0, I): an unbiased estimate of `‖J‖²_F / n`, J the loop's Jacobian at the states h and n
     their number of entries, padding left out where it is known. Minimized, it makes the loop contract (Bai et al.
     2021, Stabilizing Equilibrium Models by Jacobian Regularization, arXiv 2106.14342).
@@ -96,30 +113,19 @@ def jacobian_penalty(loop: Loop, h: States) -> torch.Tensor:
     Args:
         loop: the map of one iteration.
         h: states of the last iteration; no gradient flows into them.
+        mask: `(B, T)`, true at real tokens.
 
     Returns:
         Scalar, with a graph for the parameters.
-
-    Raises:
-        ValueError: layers are checkpointed in the way that knows no second derivative.
     """
     at = tuple(state.detach().requires_grad_() for state in loop.pack(h))
     before = loop.unpack(at)
-    with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+    with sdpa_kernel(SDPBackend.MATH), _without_checkpointing(loop):  # the others have no second derivative
         image = loop.pack(loop.feedback.damp(before, loop.step(before)[1]))
     epsilon = tuple(torch.randn_like(part) for part in image)
-    mask = loop.reading.mask
     if mask is not None:
         epsilon = tuple(part * mask[..., None].to(part) for part in epsilon)
-    try:
-        products = torch.autograd.grad(image, at, epsilon, create_graph=True, materialize_grads=True)
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise ValueError(
-            "`jacobian_penalty` does not work with reentrant activation checkpointing; pass "
-            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
-        ) from error
+    products = torch.autograd.grad(image, at, epsilon, create_graph=True, materialize_grads=True)
     exact = torch.promote_types(image[0].dtype, torch.float32)
     squares: Any = sum(part.to(exact).square().sum() for part in products)
     return squares / sum((part != 0).sum() for part in epsilon)

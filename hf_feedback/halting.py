@@ -56,6 +56,7 @@ class Halting:
         self, config: FeedbackConfig, loop: "Loop", mask: torch.Tensor | None = None, answer: Answer | None = None
     ) -> None:
         self.config, self.loop, self.mask, self.answer = config, loop, mask, answer
+        config.check_halting()  # options may have been set since the model was built
         self.rules = rules_of(config.halting)
         self.several_labels = config.problem_type == "multi_label_classification"
         self.batch_dim, self.segments = loop.reading.batch_dim, loop.reading.segments
@@ -100,8 +101,11 @@ class Halting:
                     f"{error}."
                 )
             else:
-                _, new = part.step({s: h[s].index_select(self.batch_dim, rows) for s in h})
-                new = {s: before[s].index_copy(self.batch_dim, rows, new[s].to(before[s])) for s in new}
+                _, new = part.step({s: h[s].index_select(self.batch_dim, rows.to(h[s].device)) for s in h})
+                new = {
+                    s: before[s].index_copy(self.batch_dim, rows.to(before[s].device), new[s].to(before[s]))
+                    for s in new
+                }
                 return with_hidden(loop.run.segment[-1].output, new[loop.run.last]), new
         were = [call.output for call in loop.run.segment]
         output, new = loop.step(h)

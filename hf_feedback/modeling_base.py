@@ -100,11 +100,17 @@ class FeedbackPreTrainedModel(LoopedModel):
         self._is_causal = self._must_stay_causal()
         self.feedback = FeedbackConnections(config, edges, config.hidden_size, self._is_causal)
         self._backbone_arguments = forward_arguments(backbone)
+        if config.feedback_span == "segment" and "attention_mask" not in self._backbone_arguments:
+            raise ValueError(
+                f"`feedback_span='segment'` needs a backbone that takes an `attention_mask`; {type(backbone).__name__} "
+                "does not, and would read the padding of a text's last segment."
+            )
         self._no_cache = no_cache(backbone)
         if config.head == "backbone" and self._no_cache:  # some task models do not pass the argument on
             backbone.config.get_text_config().use_cache = False
         self._disabled_compiled = 0
-        self._stacks, self._final, self._row_places = False, None, None
+        self._stacks, self._row_places = False, None
+        self._final: list[str] | None = None
         self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
         install_hooks(layers)
         self.probe_backbone()
@@ -134,7 +140,7 @@ class FeedbackPreTrainedModel(LoopedModel):
             ValueError: the operator cannot do without.
         """
         config = self.config
-        if not is_decoder(cast(PreTrainedConfig, config.backbone_config), config.backbone_part):
+        if not self._reads_causally:
             return False
         if config.feedback_future == "auto":
             config.feedback_future = self._answers_texts
@@ -146,6 +152,10 @@ class FeedbackPreTrainedModel(LoopedModel):
                 "decoder of later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
             )
         return causal
+
+    @property
+    def _reads_causally(self) -> bool:
+        return is_decoder(cast(PreTrainedConfig, self.config.backbone_config), self.config.backbone_part)
 
     def _init_weights(self, module: nn.Module) -> None:
         if not init_map(module):
@@ -183,7 +193,10 @@ class FeedbackPreTrainedModel(LoopedModel):
         config = self.config
         if config.feedback_span != "segment":
             return None
-        length = config.segment_length or max_positions(self.backbone, config.text_config)
+        most = max_positions(self.backbone, config.text_config)
+        length = config.segment_length or most
+        if most < length < math.inf:
+            raise ValueError(f"`segment_length` must be at most {most}, what the backbone reads, got {length}.")
         if config.segment_special_tokens is None or length == math.inf:
             missing = "segment_length" if length == math.inf else "segment_special_tokens"
             raise ValueError(
@@ -202,7 +215,17 @@ class FeedbackPreTrainedModel(LoopedModel):
 
     def _cut(self, tensors: dict[str, Any]) -> tuple[dict[str, Any], Segments | None]:
         cutting = self.cutting
-        return (tensors, None) if cutting is None else cutting.cut(tensors)
+        if cutting is None:
+            return tensors, None
+        cut, segments = cutting.cut(tensors)
+        needed = {"pad_token_id": self.config.pad_token_id, "input_ids": tensors.get("input_ids")}
+        missing = [name for name, value in needed.items() if value is None]
+        if missing and cut is not tensors and self.config.head == "backbone" and self._reads_causally:
+            raise ValueError(
+                f"`{missing[0]}` is needed where a decoder's own head reads segments, to find the last token of each; "
+                "give it, or use `head='new'`."
+            )
+        return cut, segments
 
     # Switches and checks
 

@@ -57,7 +57,7 @@ class LoopedModel(PreTrainedModel):
     _no_cache: dict[str, bool]
     _batch_dim: int | None
     _stacks: bool
-    _final: str | None
+    _final: list[str] | None
     _row_places: list[Any] | None
     _is_causal: bool
 
@@ -184,7 +184,7 @@ class LoopedModel(PreTrainedModel):
             if trace:
                 trace.iterations = halting.iterations
             return output
-        penalizes = config.jacobian_penalty > 0 and self.training and torch.is_grad_enabled()
+        penalizes = config.jacobian_penalty > 0 and num_iterations > 1 and self.training and torch.is_grad_enabled()
         latest: States = {}
 
         def note(k: int, h: States) -> None:
@@ -199,7 +199,7 @@ class LoopedModel(PreTrainedModel):
             kept = {"full": None, "one_step": 1, "truncated": config.gradient_iterations}[config.gradient]
             output = iterate(loop, num_iterations, kept, observe)
         if penalizes:
-            call.penalty = jacobian_penalty(loop, latest)
+            call.penalty = jacobian_penalty(loop, latest, mask)
         return output
 
     def _make_loop(self, run: Run, call: Call) -> Loop:
@@ -291,8 +291,9 @@ class LoopedModel(PreTrainedModel):
         """The backbone's own output when its segment ends in `state`, `(B, T, d)`. Where nothing but a norm follows the
         segment, that alone is run."""
         if self._final is not None:
-            final = self.backbone.get_submodule(self._final) if self._final else nn.Identity()
-            return BaseModelOutput(last_hidden_state=final(state).transpose(0, self._batch_dim or 0))
+            for name in self._final:
+                state = self.backbone.get_submodule(name)(state)
+            return BaseModelOutput(last_hidden_state=state.transpose(0, self._batch_dim or 0))
 
         def put(run: Run) -> Any:
             return with_hidden(run.segment[-1].output, state)

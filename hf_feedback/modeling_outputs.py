@@ -15,7 +15,7 @@ class FeedbackModelOutput(ModelOutput):
         hidden_states: L + 1 tensors `(B, T, d)` of the last iteration, with `output_hidden_states=True`.
         attentions: L tensors `(B, heads, T, T)` of the last iteration, with `output_attentions=True`.
         residuals: `(B, K − 1)`, `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖` over the sources' states, with `output_iterations=True`.
-        iterations: `(B,)`, how many iterations each example took, with `output_iterations=True`.
+        iterations: `(B,)`, how many iterations each example took, with `output_iterations=True` or `halting`.
     """
 
     last_hidden_state: torch.Tensor | None = None

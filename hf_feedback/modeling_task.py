@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .backbones import is_decoder, unstack
 from .configuration_feedback import FeedbackConfig
@@ -14,6 +14,8 @@ from .loading import LoadableFeedbackModel
 from .modeling_loop import Call
 from .modeling_outputs import FeedbackTaskOutput
 from .pooling import pool
+
+logger = logging.get_logger(__name__)
 
 
 class FeedbackTaskModel(LoadableFeedbackModel):
@@ -52,6 +54,12 @@ class FeedbackTaskModel(LoadableFeedbackModel):
     def _answer_at(self, call: Call, state: torch.Tensor) -> torch.Tensor:
         if not self._answers_once:
             return super()._answer_at(call, state)
+        if self._final is None and self._halts():
+            logger.warning_once(
+                f"`halting`={self.config.halting!r} reads the answer after every iteration, which costs a pass through "
+                "the whole backbone each time where layers follow those that loop, and with `head='backbone'`; "
+                "'convergence' does not."
+            )
         return self._logits(self._run_from(call, state), call)
 
     def _output(self, logits: torch.Tensor, **fields: Any) -> Any:
@@ -114,7 +122,7 @@ class FeedbackTextModel(FeedbackTaskModel):
             past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Where layers follow those
-                that loop, these run for every iteration.
+                that loop, these run for every iteration; with a decoder's own head, everything does.
             output_hidden_states, output_attentions: also return those of the last iteration.
             **kwargs: further inputs of the backbone.
         """

@@ -102,8 +102,8 @@ class Cutting:
             inputs: what `forward` was called with, tensors `(B, T)`, padded on either side.
 
         Returns:
-            The same with tensors `(N, length)`, padded on the right, and the text of each row; as it was where no text
-            is longer than one segment.
+            The same with tensors of N rows of at most `length` tokens, padded on the right, and the text of each row;
+            as it was where no text is longer than one segment.
 
         Raises:
             ValueError: a text needs more than `max_segments`, or something among the inputs cannot be cut.
@@ -113,16 +113,20 @@ class Cutting:
         if tokens is None:
             raise ValueError("`feedback_span='segment'` needs `input_ids` or `inputs_embeds`.")
         num_texts, num_tokens = tokens.shape[:2]
-        if num_tokens <= self.length:
+        mask = given.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(f"`attention_mask` must have shape (batch, tokens), got {tuple(mask.shape)}.")
+        # padding on the left is moved, so that a text is read alike whatever stands beside it in the batch
+        in_place = mask is None or torch.compiler.is_compiling() or bool(mask[:, 0].all())
+        if num_tokens <= self.length and in_place:
             return inputs, Segments(torch.arange(num_texts, device=tokens.device), num_texts)
         if strange := sorted(given.keys() - set(PER_TOKEN)):
             raise ValueError(
                 f"`{strange[0]}` cannot be cut into segments; leave it out, or give texts of at most {self.length} "
-                f"tokens (got {num_tokens})."
+                f"tokens (got {num_tokens}), padded on the right."
             )
-        mask = given.get("attention_mask", tokens.new_ones((num_texts, num_tokens), dtype=torch.long))
-        if mask.dim() != 2:
-            raise ValueError(f"`attention_mask` must have shape (batch, tokens), got {tuple(mask.shape)}.")
+        if mask is None:
+            mask = tokens.new_ones((num_texts, num_tokens), dtype=torch.long)
         text, index, real = self._places(mask != 0)
         cut: dict[str, Any] = {}
         for name, value in {**given, "attention_mask": mask}.items():
@@ -138,11 +142,11 @@ class Cutting:
             real: `(B, T)`, true at the tokens of a text.
 
         Returns:
-            `(N,)` the text, `(N, length)` the places in it, and `(N, length)` false where there is nothing any more.
+            `(N,)` the text, `(N, n)` the places in it, n ≤ length, and `(N, n)` false where there is nothing any more.
         """
         front, back = self.special_tokens
         room = self.length - front - back
-        tokens, start = real.sum(1), real.int().argmax(1)
+        tokens, order = real.sum(1), (~real).int().argsort(dim=1, stable=True)  # the places of the tokens come first
         inner = (tokens - front - back).clamp_min(0)  # without those that stand around
         counts = 1 + ((inner - room).clamp_min(0) + self.stride - 1) // self.stride
         if not torch.compiler.is_compiling() and (most := int(counts.max())) > self.max_segments:
@@ -155,7 +159,7 @@ class Cutting:
         number = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts)[text]
         offset, inner, tokens = (number * self.stride)[:, None], inner[text, None], tokens[text, None]
         size = (inner - offset).clamp_max(room)
-        j = torch.arange(self.length, device=text.device)[None]
+        j = torch.arange(min(self.length, real.shape[1]), device=text.device)[None]
         place = torch.where(j < front, j, torch.where(j < front + size, offset + j, inner + j - size))
         exists = (j < front + size + back) & (place < tokens)
-        return text, torch.where(exists, start[text, None] + place, 0), exists
+        return text, order[text[:, None], torch.where(exists, place, 0)], exists

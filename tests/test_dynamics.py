@@ -4,12 +4,17 @@ import copy
 
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch
+from families import speak, tiny_backbone, tiny_batch, tiny_config
 from reference import run_operators
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForAudioClassification, AutoModelForSequenceClassification
 
-from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback import (
+    FeedbackConfig,
+    FeedbackForAudioClassification,
+    FeedbackForSequenceClassification,
+    FeedbackModel,
+)
 
 EDGES = [[2, 0], [3, 0], [3, 2]]
 LABELS = torch.tensor([0, 2])
@@ -135,6 +140,16 @@ def test_answers_of_all_iterations_in_one_pass(family, head, edges):
     assert model._stacks == (head == "new" or family not in ("gpt2", "llama", "t5"))
     if family != "t5":  # whose halves have embeddings of their own
         assert len(passes) == (1 if model._stacks else 3)
+
+
+def test_answers_of_an_audio_head_that_reads_the_mask():
+    torch.manual_seed(0)
+    tuned = AutoModelForAudioClassification.from_config(tiny_config("wav2vec2")).eval()
+    model = speak(FeedbackForAudioClassification.from_backbone(tuned, head="backbone", num_iterations=3))
+    batch = {**tiny_batch(family="wav2vec2"), "attention_mask": torch.ones(2, 400, dtype=torch.long)}
+    batch["attention_mask"][1, 300:] = 0
+    for k, logits in enumerate(model(**batch, output_iterations=True).iteration_logits, 1):
+        torch.testing.assert_close(logits, model(**batch, num_iterations=k).logits, rtol=1e-4, atol=1e-5)
 
 
 # Gradients

@@ -8,6 +8,7 @@ import torch
 from families import tiny_batch
 from reference import operator_message
 from test_dynamics import gradients, graph_size, make, without_dropout
+from torch.nn import functional as F
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.equilibrium import jacobian_penalty
@@ -246,7 +247,44 @@ def test_training_with_the_penalty_makes_the_loop_contract(checkpointing):
         assert torch.equal(plain(**batch, labels=labels).loss, penalized(**batch, labels=labels).loss)
     with pytest.raises(ValueError, match="`jacobian_penalty` must be a number of at least 0"):
         make(jacobian_penalty=-1.0)
-    model = make(jacobian_penalty=1.0, **options).train()
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(ValueError, match="does not work with reentrant activation checkpointing"):
-        model(**batch, labels=labels)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_the_penalty_of_checkpointed_layers(reentrant):
+    """Without dropout, where attention would take a kernel that has no second derivative."""
+    found = []
+    for checkpointing in (False, True):
+        model = without_dropout(make(FeedbackForSequenceClassification, jacobian_penalty=1.0, num_iterations=3, **TOP))
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.manual_seed(0)
+        model(**tiny_batch(), labels=torch.tensor([0, 1])).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_the_penalty_leaves_padding_out():
+    options = dict(cls=FeedbackForSequenceClassification, scale=0.5, num_iterations=2, jacobian_penalty=1.0, **TOP)
+    short = {name: value[1:, :6] for name, value in tiny_batch().items()}
+    fill = {"input_ids": 1, "attention_mask": 0}
+    long = {name: F.pad(value, (0, 24), value=fill[name]) for name, value in short.items()}
+    means = []
+    for batch in (short, long):
+        model, found = without_dropout(make(**options)), []
+        for _ in range(300):
+            call = model._run(2, notes=False, **batch, output_hidden_states=None, output_attentions=None)[2]
+            found.append(call.penalty.item())
+        means.append(torch.tensor(found).mean().item())
+    assert means[1] == pytest.approx(means[0], rel=0.05)
+
+
+@pytest.mark.parametrize("rule", ["last", "uniform"])
+def test_no_penalty_without_a_loop(rule):
+    options = dict(cls=FeedbackForSequenceClassification, iteration_loss=rule, num_iterations=3, **TOP)
+    batch, losses = {**tiny_batch(), "labels": torch.tensor([0, 1])}, []
+    for weight in (0.0, 5.0):
+        model = without_dropout(make(**options, jacobian_penalty=weight))
+        with model.feedback_disabled():
+            losses.append((model(**batch, num_iterations=1).loss, model(**batch).loss))
+    assert losses[0] == losses[1]

@@ -158,28 +158,33 @@ def rows_of_calls(model):
     """Takes down how many rows the segment's first layer reads in each of its calls."""
     seen = []
     model._layers()[model._segment[0]].register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+        lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[model._batch_dim]),
+        with_kwargs=True,
     )
     return seen
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "modernbert", "t5", "bloom", "deberta-v2"])
-@pytest.mark.parametrize("operator", ["additive", "attention", "temporal", "joint"])
-def test_stopped_examples_leave_the_batch(family, operator):
-    batch = some_texts()
-    model = make_sure(family=family, feedback_type=operator, halting="confidence", halting_confidence=0.3)
-    logits = torch.stack(
-        make_sure(family=family, feedback_type=operator)(**batch, output_iterations=True).iteration_logits
-    )
-    sure = logits.softmax(-1).amax(-1)
-    model.config.halting_confidence = sure[1].sort().values[5:7].mean().item()  # half stop after the second
+OF_THE_LOOP = {
+    **{name: dict(feedback_type=name) for name in ("additive", "attention", "temporal", "joint")},
+    "damped": dict(feedback_damping=0.6),
+    "carried": dict(feedback_state="carry"),
+    "carried and damped": dict(feedback_state="carry", feedback_damping=0.6, learn_damping=True),
+}
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "modernbert", "t5", "bloom", "deberta-v2", "xlnet"])
+@pytest.mark.parametrize("case", OF_THE_LOOP)
+def test_stopped_examples_leave_the_batch(family, case):
+    batch, options = some_texts(), dict(family=family, **OF_THE_LOOP[case])
+    logits = torch.stack(make_sure(**options)(**batch, output_iterations=True).iteration_logits)
+    sure = logits.softmax(-1).amax(-1)[1].sort().values[5:7].mean().item()  # half stop after the second
+    model = make_sure(**options, halting="confidence", halting_confidence=sure)
     model(**batch)
     seen = rows_of_calls(model)
     with torch.no_grad():
         found = model(**batch)
-        left = [12, 12, *(int((found.iterations > k).sum()) for k in range(2, int(found.iterations.max())))]
-        assert seen == left
-        assert 3 <= left[2] <= 6
+        assert seen == [12, 12, *(int((found.iterations > k).sum()) for k in range(2, int(found.iterations.max())))]
+        assert seen[2] == 6
         for row, k in enumerate(found.iterations.tolist()):
             torch.testing.assert_close(found.logits[row], logits[k - 1, row], rtol=1e-3, atol=1e-4)
             single = model(**{name: value[row : row + 1] for name, value in batch.items()})
@@ -250,6 +255,18 @@ def test_positions_of_every_text_are_not_mistaken():
         torch.testing.assert_close(found.logits[row], logits[k - 1, row], rtol=1e-3, atol=1e-4)
 
 
+def test_options_set_afterwards_are_checked():
+    model, batch = make_sure(), some_texts()
+    for name, value, words in (
+        ("halting", "confident", "`halting` must be one of"),
+        ("halting_confidence", 7, r"`halting_confidence` must be in \(0, 1\]"),
+    ):
+        model.config.halting = "confidence"
+        setattr(model.config, name, value)
+        with pytest.raises(ValueError, match=words):
+            model(**batch)
+
+
 def test_anytime_answers():
     model, batch = make_sure(halting="patience"), some_texts()
     found = model(**batch, output_iterations=True)
@@ -289,6 +306,12 @@ def test_several_labels_and_one_value():
     torch.testing.assert_close(confidence_of(logits, "probability", True), sure)
     torch.testing.assert_close(confidence_of(logits, "margin", True), 2 * sure - 1)
     assert several(**some_texts()).iterations.shape == (12,)
+    patient = make_sure(problem_type="multi_label_classification", halting="patience")
+    plain = make_sure(problem_type="multi_label_classification")
+    yes = torch.stack(plain(**some_texts(), output_iterations=True).iteration_logits) > 0
+    again = torch.cat([torch.zeros_like(yes[:1, :, 0]), (yes[1:] == yes[:-1]).all(-1)])
+    assert patient(**some_texts()).iterations.tolist() == first_stop(again)
+    assert int(again.int().argmax(0).max()) >= 3
     with pytest.raises(ValueError, match="needs classes"):
         make_sure(num_labels=1, halting="confidence")
     for cls in (FeedbackModel, FeedbackForTokenClassification):

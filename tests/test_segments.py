@@ -7,9 +7,23 @@ import torch
 from families import speak, tiny_backbone
 from reference import Parts
 from test_equilibrium import jacobian_radius
-from transformers import AutoTokenizer, pipeline
+from torch.nn import functional as F
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    FNetConfig,
+    FNetModel,
+    GPT2ForSequenceClassification,
+    pipeline,
+)
 
-from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackForTokenClassification, FeedbackModel
+from hf_feedback import (
+    FeedbackConfig,
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+    FeedbackModel,
+    add_feedback,
+)
 from hf_feedback.segments import Cutting, Segments, special_tokens_of
 
 OPTIONS = dict(
@@ -95,6 +109,15 @@ def test_an_empty_text_and_one_without_special_tokens():
     cut, segments = Cutting(8, 2, (1, 1), 9, 1).cut(batch)
     assert segments.text.tolist() == [0, 0, 0, 0, 1, 2]
     assert cut["attention_mask"].sum(1).tolist()[-2:] == [0, 1]
+
+
+def test_holes_in_the_mask():
+    """Tokens that are masked in the middle of a text are left out, and no other."""
+    batch = long_batch(lengths=[20, 17])
+    batch["attention_mask"][0, 5:9] = 0
+    cut, _ = Cutting(8, 2, (1, 1), 9, 1).cut(batch)
+    found = [ids[mask != 0].tolist() for ids, mask in zip(cut["input_ids"], cut["attention_mask"], strict=True)]
+    assert found == [w for row in range(2) for w in windows(alone(batch, row)["input_ids"][0].tolist())]
 
 
 def test_neighbours():
@@ -199,6 +222,18 @@ def test_a_text_does_not_notice_the_others(family, padding):
     assert len(together.iteration_logits) == 3
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_short_text_is_read_alike_beside_short_and_long_ones(family):
+    model = make(family)
+    long, short = long_batch("left"), long_batch("left", lengths=[6, 8])
+    with torch.no_grad():
+        expected = model(**alone(short, 0)).logits[0]
+        torch.testing.assert_close(model(**short).logits[0], expected, rtol=1e-9, atol=1e-9)
+        both = {name: torch.cat((long[name], F.pad(short[name], (13, 0), value=fill))) for name, fill in
+                (("input_ids", 1), ("attention_mask", 0))}  # fmt: skip
+        torch.testing.assert_close(model(**both).logits[4], expected, rtol=1e-9, atol=1e-9)
+
+
 def test_news_travels_one_segment_an_iteration():
     model, batch = make(num_iterations=6), long_batch(lengths=[38])
     changed = {name: value.clone() for name, value in batch.items()}
@@ -253,10 +288,6 @@ def test_compiled():
 
 
 def test_own_head():
-    from transformers import BertForSequenceClassification
-
-    from hf_feedback import add_feedback
-
     tuned = BertForSequenceClassification(tiny_backbone("bert").config).eval()
     model, batch = add_feedback(tuned, FeedbackConfig(**OPTIONS)), long_batch()
     ids = alone(batch, 0)["input_ids"][0].tolist()
@@ -284,6 +315,9 @@ WRONG = {
     "pair": (dict(segment_special_tokens=[1]), "must be how many tokens stand at the start and at the end"),
     "operator": (dict(feedback_type="gated"), "has a message of its own"),
     "span": (dict(feedback_span="text"), "`feedback_span` must be one of"),
+    "too long": (dict(segment_length=65), "`segment_length` must be at most 64, what the backbone reads, got 65"),
+    "no segments": (dict(feedback_span="token"), "`segment_length` is for `feedback_span='segment'`"),
+    "classes": (dict(feedback_context="classes"), "leave out `feedback_context`"),
     "causal": (dict(feedback_future=False), "tells the early tokens of a decoder"),
 }
 
@@ -301,6 +335,18 @@ def test_what_cannot_be_cut():
         model(**batch, position_ids=torch.arange(21).expand(4, -1))
     with pytest.raises(ValueError, match="`attention_mask` must have shape"):
         model(batch["input_ids"], attention_mask=torch.ones(4, 1, 21, 21))
+    tiny = FNetConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, intermediate_size=37)
+    with pytest.raises(ValueError, match="FNetModel does not, and would read the padding"):
+        FeedbackForSequenceClassification.from_backbone(FNetModel(tiny), **OPTIONS)
+    tuned = GPT2ForSequenceClassification(tiny_backbone("gpt2").config).eval()
+    own = add_feedback(tuned, FeedbackConfig(**OPTIONS, max_segments=9))
+    assert own(**batch).logits.shape == (4, 2)
+    embeds = own.get_input_embeddings()(batch["input_ids"])
+    with pytest.raises(ValueError, match="`input_ids` is needed where a decoder's own head reads segments"):
+        own(inputs_embeds=embeds, attention_mask=batch["attention_mask"])
+    own.config.pad_token_id = None
+    with pytest.raises(ValueError, match="`pad_token_id` is needed"):
+        own(**batch)
     for cls in (FeedbackModel, FeedbackForTokenClassification):
         with pytest.raises(ValueError, match="is for FeedbackForSequenceClassification"):
             cls.from_backbone(tiny_backbone("bert"), **OPTIONS)

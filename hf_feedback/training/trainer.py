@@ -112,7 +112,7 @@ class FeedbackTrainer(Trainer):
         finally:
             hook.remove()
         if taken:
-            counted = torch.cat(taken).double()
+            counted = torch.cat(taken).float()
             total = self.accelerator.reduce(torch.stack((counted.sum(), torch.ones_like(counted).sum())))
             metrics = cast(dict[str, float], found.metrics)
             metrics[f"{metric_key_prefix}_mean_iterations"] = (total[0] / total[1]).item()
