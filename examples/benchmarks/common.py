@@ -1,5 +1,6 @@
 """What the benchmarks share: data, one way to train, finished runs that are not run again, and intervals."""
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -19,6 +20,26 @@ from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.run import bf16_is_fast
 
 SPLITS = ("train", "validation", "test")
+
+
+def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The options of a benchmark that fine-tunes a backbone on a folder of data.
+
+    Args:
+        description: docstring of the benchmark.
+        **defaults: other defaults than these.
+    """
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, required=True, help="folder with train.csv, validation.csv and test.csv")
+    made.add_argument("--model", required=True, help="hub id or folder of a backbone")
+    made.add_argument("--work", type=Path, required=True, help="folder of the results")
+    made.add_argument("--backbone-layers", type=int, nargs="+", help="layers of the backbone to keep")
+    made.add_argument("--num-train-epochs", type=float, default=4)
+    made.add_argument("--learning-rate", type=float, default=2e-4)
+    made.add_argument("--feedback-lr", type=float, default=1e-3)
+    made.add_argument("--max-length", type=int, default=64)
+    made.set_defaults(**defaults)
+    return made
 
 
 def read(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:

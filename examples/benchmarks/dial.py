@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import Finished, fit, interval, measure, read, table
+from common import Finished, fit, interval, measure, parser, read, table
 from matplotlib import pyplot
 from transformers import AutoTokenizer, set_seed
 
@@ -56,17 +56,9 @@ def plot(curves: dict[str, list[float]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--backbone-layers", type=int, nargs="+", help="layers of the backbone to keep")
-    parser.add_argument("--num-train-epochs", type=float, default=4)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--feedback-lr", type=float, default=1e-3)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = options.parse_args()
     finished, found = Finished(args.work / "dial.jsonl"), {}
     names = ("backbone_layers", "num_train_epochs", "learning_rate", "feedback_lr", "max_length")
     for seed in args.seeds:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import fit, read, table
+from common import fit, parser, read, table
 from transformers import AutoTokenizer, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
@@ -69,18 +69,10 @@ def answer(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--backbone-layers", type=int, nargs="+", help="layers of the backbone to keep")
-    parser.add_argument("--num-train-epochs", type=float, default=4)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--feedback-lr", type=float, default=1e-3)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--batch-size", type=int, default=32)
+    options.add_argument("--repeats", type=int, default=3)
+    args = options.parse_args()
     torch.set_num_threads(1)
     tokenizer, folder = AutoTokenizer.from_pretrained(args.model), args.work / "halting_model"
     if not (folder / "config.json").is_file():

@@ -11,11 +11,10 @@ split, per text. Finished runs stay in FOLDER/segments.jsonl.
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import Finished, fit, interval, measure, read, table
+from common import Finished, fit, interval, measure, parser, read, table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, set_seed
 
@@ -65,20 +64,12 @@ def run(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--segment-length", type=int, default=64)
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--backbone-layers", type=int, nargs="+", help="layers of the backbone to keep")
-    parser.add_argument("--num-train-epochs", type=float, default=3)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--feedback-lr", type=float, default=1e-3)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
-    args = parser.parse_args()
+    options = parser(__doc__, num_train_epochs=3, learning_rate=1e-4, max_length=512)
+    options.add_argument("--segment-length", type=int, default=64)
+    options.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
+    args = options.parse_args()
     finished, mine = Finished(args.work / "segments.jsonl"), []
     names = (
         "segment_length", "max_length", "backbone_layers", "num_train_epochs", "learning_rate", "feedback_lr"
