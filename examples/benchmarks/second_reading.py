@@ -8,6 +8,9 @@ with messages that may tell of later tokens; with the input repeated (echo: the 
 the causal mask lifted. All see the same texts in the same order with the same rates; the epoch is chosen on validation
 and the test split is read once. Finished runs stay in FOLDER/results.jsonl and are not run again.
 
+With `--model ENCODER` a pretrained encoder that reads through a causal mask takes the place of the decoder, which shows
+what there is to be had where the backbone has learnt to use what comes later.
+
 Source of the echo: Springer et al. 2024, Repetition Improves Language Model Embeddings, arXiv 2402.15449.
 """
 
@@ -123,22 +126,33 @@ def read_twice(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str,
     return {split: rows.map(again) for split, rows in data.items()}, labels
 
 
+def backbone_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Where the backbone is, and what makes it causal."""
+    if args.model is None:
+        return str(args.work / "decoder"), {}
+    return args.model, dict(config_overrides=dict(is_decoder=True))
+
+
 def settings(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """What makes a run the one that it is."""
     options = {**ROWS[row], **(args.options if "K = 2" in row else {})}
-    names = ("pooling", "num_train_epochs", "learning_rate", "feedback_lr")
+    names = ("model", "backbone_layers", "pooling", "num_train_epochs", "learning_rate", "feedback_lr")
     return dict(row=row, data=folder.name, seed=seed, options=options, **{name: getattr(args, name) for name in names})
 
 
-def run(row: str, folder: Path, seed: int, args: argparse.Namespace, backbone: Path) -> dict[str, Any]:
+def run(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Fine-tunes one way and measures it."""
+    backbone, causal = backbone_of(args)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     echo = row == "input repeated"
     data, labels = (read_twice if echo else read)(folder, tokenizer, args.max_length)
     set_seed(seed)
     kind = Echo if echo else FeedbackForSequenceClassification
     options = settings(row, folder, seed, args)["options"]
-    model = kind.from_backbone(backbone, num_labels=labels.num_labels, pooling=args.pooling, **options)
+    model = kind.from_backbone(
+        backbone, num_labels=labels.num_labels, pooling=args.pooling, backbone_layers=args.backbone_layers,
+        **causal, **options,
+    )  # fmt: skip
     if row == "causal mask lifted":
         model.backbone.register_forward_pre_hook(lift_the_mask, with_kwargs=True)
     trainer = fit(
@@ -168,9 +182,11 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of folders with a train.csv")
+    parser.add_argument("--corpus", type=Path, help="folder of folders with a train.csv, to train the decoder on")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders to classify")
     parser.add_argument("--work", type=Path, required=True, help="folder of the decoder and the results")
+    parser.add_argument("--model", help="hub id or folder of an encoder, in the place of the decoder")
+    parser.add_argument("--backbone-layers", type=int, nargs="+", help="layers of the backbone to keep")
     parser.add_argument("--pretraining-epochs", type=float, default=3)
     parser.add_argument("--num-train-epochs", type=float, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -182,15 +198,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
     args = parser.parse_args()
-    backbone, finished = args.work / "decoder", Finished(args.work / "results.jsonl")
-    if not (backbone / "config.json").is_file():
-        pretrain(args, backbone)
+    if not (args.corpus or args.model):
+        parser.error("give --corpus, to train a decoder on, or --model, an encoder to read with a causal mask")
+    decoder, finished = args.work / "decoder", Finished(args.work / "results.jsonl")
+    if args.model is None and not (decoder / "config.json").is_file():
+        pretrain(args, decoder)
     wanted, mine = f"{'test' if args.test else 'validation'}_accuracy", []
     for seed in args.seeds:
         for folder in args.data:
             for row in args.rows:
                 known = settings(row, folder, seed, args)
-                mine.append(finished.find(known, wanted, lambda r=row, f=folder, s=seed: run(r, f, s, args, backbone)))
+                mine.append(finished.find(known, wanted, lambda r=row, f=folder, s=seed: run(r, f, s, args)))
     print(summary(mine))
 
 
