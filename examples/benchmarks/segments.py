@@ -51,7 +51,7 @@ def run(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         options["segment_length"] = args.segment_length
     set_seed(seed)
     model = FeedbackForSequenceClassification.from_backbone(
-        args.model, num_labels=labels.num_labels, backbone_layers=args.backbone_layers, **options
+        args.model, num_labels=labels.num_labels, backbone_layers=args.backbone_layers, pooling=args.pooling, **options
     )
     trainer = fit(
         model, data, labels, tokenizer, seed, METRICS,
@@ -66,13 +66,14 @@ def run(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     options = parser(__doc__, num_train_epochs=3, learning_rate=1e-4, max_length=512)
     options.add_argument("--segment-length", type=int, default=64)
+    options.add_argument("--pooling", default="auto")
     options.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
     args = options.parse_args()
     finished, mine = Finished(args.work / "segments.jsonl"), []
     names = (
-        "segment_length", "max_length", "backbone_layers", "num_train_epochs", "learning_rate", "feedback_lr"
+        "segment_length", "max_length", "backbone_layers", "pooling", "num_train_epochs", "learning_rate", "feedback_lr"
     )  # fmt: skip
     for seed in args.seeds:
         for row in args.rows:
