@@ -56,7 +56,7 @@ def run(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     trainer = fit(
         model, data, labels, tokenizer, seed, METRICS,
         num_train_epochs=args.num_train_epochs, learning_rate=args.learning_rate, feedback_lr=args.feedback_lr,
-        train_sampling_strategy="group_by_length", per_device_train_batch_size=16,
+        per_device_train_batch_size=16,
     )  # fmt: skip
     splits = ("validation", "test") if args.test else ("validation",)
     found = measure(trainer, data, splits, METRICS)
