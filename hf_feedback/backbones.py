@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import ModelOutput
 
 from .recorder import (
     IndivisibleError,
@@ -44,6 +43,32 @@ def is_decoder(config: PreTrainedConfig, part: str = "auto") -> bool:
         and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
     return bool(getattr(config, "is_decoder", False)) or next_token_only
+
+
+@torch.no_grad()
+def reads_causally(backbone: PreTrainedModel, config: PreTrainedConfig, part: str = "auto") -> bool:
+    """Whether no token of the backbone sees a later one, tried out on two tiny texts that differ in their last token.
+    Where that cannot be (no token ids, no weights yet), what the config says counts; see `is_decoder`.
+
+    Args:
+        backbone: the half that `part` names.
+        config: of the whole.
+        part: which half.
+    """
+    if backbone.main_input_name != "input_ids" or any(parameter.is_meta for parameter in backbone.parameters()):
+        return is_decoder(config, part)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        ids = probe_inputs(backbone)["input_ids"][:1].repeat(2, 1)
+        ids[1, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        one, other = backbone(**inputs, **no_cache(backbone)).last_hidden_state
+        return torch.allclose(one[:-1], other[:-1], rtol=1e-5, atol=1e-6)
+    except Exception:  # whatever it is, the probe says it with a reason
+        return is_decoder(config, part)
+    finally:
+        backbone.train(was_training)
 
 
 def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
@@ -300,21 +325,31 @@ def takes_a_larger_batch(
         return False
     finally:
         model.train(was_training)
-    return all(
-        one[name].shape == answer[name].shape and torch.allclose(one[name], answer[name], rtol=1e-4, atol=1e-5)
+    pairs = [
+        (getattr(one, name), answer.get(name))
         for one, answer in zip(found, singly, strict=True)
-        for name in one
-    )
+        for name in ANSWERS
+        if getattr(one, name) is not None
+    ]
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
 # What a head answers by, or is made of.
 ANSWERS = ("last_hidden_state", "logits", "start_logits", "end_logits")
 
 
-def unstack(outputs: Any, number: int) -> list[ModelOutput]:
+class IterationOutput:
+    """What the backbone gave for one of several iterations; a plain class, which compiled graphs can build."""
+
+    def __init__(self, answers: dict[str, torch.Tensor]) -> None:
+        for name in ANSWERS:
+            setattr(self, name, answers.get(name))
+
+
+def unstack(outputs: Any, number: int) -> list[IterationOutput]:
     """The outputs of several iterations that went through as one larger batch, the first iteration first."""
     chunks = {name: outputs[name].chunk(number) for name in ANSWERS if outputs.get(name) is not None}
-    return [ModelOutput({name: chunk[i] for name, chunk in chunks.items()}) for i in range(number)]
+    return [IterationOutput({name: chunk[i] for name, chunk in chunks.items()}) for i in range(number)]
 
 
 @torch.no_grad()

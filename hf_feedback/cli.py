@@ -8,7 +8,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from .training.answering import Answering
-from .training.arguments import DataArguments, LabelArguments, TextArguments
+from .training.arguments import DataArguments, HaltingArguments, LabelArguments, TextArguments
 from .training.classification import train
 from .training.command import format_metrics, guarded, options_from_file, run_training
 from .training.networks import FNNArguments
@@ -55,22 +55,22 @@ def run_train(arguments: Sequence[str]) -> int:
     return run_training(given, DataArguments, train, prog="hf-feedback train")
 
 
-def _answering(args: InferenceArguments, text_args: TextArguments) -> Answering:
-    return Answering(args=text_args, **vars(args))
+def _answering(args: InferenceArguments, halting: HaltingArguments, text_args: TextArguments) -> Answering:
+    return Answering(args=text_args, halting=halting.halting_options(), **vars(args))
 
 
 def run_evaluate(arguments: Sequence[str]) -> int:
     """`hf-feedback evaluate`. Returns the exit status."""
-    args, label_args = _parser("evaluate", InferenceArguments, LabelArguments).parse_args_into_dataclasses(arguments)
-    print(format_metrics(_answering(args, label_args).evaluate()))
+    parser = _parser("evaluate", InferenceArguments, HaltingArguments, LabelArguments)
+    print(format_metrics(_answering(*parser.parse_args_into_dataclasses(arguments)).evaluate()))
     return 0
 
 
 def run_predict(arguments: Sequence[str]) -> int:
     """`hf-feedback predict`. Returns the exit status."""
-    parser = _parser("predict", InferenceArguments, TextArguments, OutputArguments)
-    args, text_args, output_args = parser.parse_args_into_dataclasses(arguments)
-    count = _answering(args, text_args).predict(output_args.output)
+    parser = _parser("predict", InferenceArguments, HaltingArguments, TextArguments, OutputArguments)
+    *given, output_args = parser.parse_args_into_dataclasses(arguments)
+    count = _answering(*given).predict(output_args.output)
     print(f"{count} predictions are in {output_args.output}")
     return 0
 

@@ -69,7 +69,8 @@ class FeedbackConfig(PreTrainedConfig):
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the backbone. Left out, it is filled in by `from_backbone` and `add_feedback`.
         num_iterations (`int`, defaults to 2):
-            K ≥ 1, the number of passes through the looped layers. K = 1 is the plain backbone.
+            K ≥ 1, the number of passes through the looped layers. K = 1 is the plain backbone (with `"joint"` messages
+            the adapted one).
         feedback_topology (`str`, *optional*):
             `"top"`: the last layer speaks to every lower one; `"adjacent"`: layer l + 1 to layer l; `"dense"`: every
             higher layer to every lower one. Left out together with `feedback_edges`, it means `"top"`.
@@ -92,8 +93,10 @@ class FeedbackConfig(PreTrainedConfig):
         feedback_sharing (`str`, defaults to `"edge"`):
             Weights of their own for every `"edge"`, or one set for all `"targets"` of a source.
         feedback_future (`bool` or `"auto"`, defaults to `"auto"`):
-            Whether messages may tell a token of a decoder about later ones. Auto: yes for models that answer for a
-            whole text or its tokens, no for `FeedbackModel`, whose states may serve to predict the next token.
+            Whether messages may tell a token about later ones. Auto: yes for models that answer for a whole text or
+            its tokens, and where the backbone reads in both directions; no for the `FeedbackModel` of a backbone that
+            reads from left to right, whose states may serve to predict the next token. `from_backbone` finds out, and
+            writes down True or False.
         feedback_span (`str`, defaults to `"token"`):
             `"segment"`: texts are cut into segments, each a row of the batch, and what is fed back is
             `f(U h_t + W h_{t−1} + V h_{t+1} + b)` of the segments' mean states; the answer is the mean over the
@@ -132,7 +135,7 @@ class FeedbackConfig(PreTrainedConfig):
             No example stops before this iteration.
         iteration_loss (`str`, defaults to `"last"`):
             In training, the loss of the `"last"` iteration; or a weighted mean over all, `"uniform"` or `"linear"`:
-            rising with k. A loss at every iteration makes K a dial after training.
+            rising with k. A loss at every iteration makes K a dial after training; it needs `gradient="full"`.
         jacobian_penalty (`float`, defaults to 0.0):
             In training, weight of a penalty on the loop's Jacobian, `‖J‖²_F` per entry, which makes further iterations
             settle (Bai et al. 2021, arXiv 2106.14342). Costs one more iteration, differentiated twice.
@@ -334,7 +337,7 @@ class FeedbackConfig(PreTrainedConfig):
             check_choice(name, getattr(self, name), allowed)
         self._check_type()
         self._check_segments()
-        self._check_dynamics()
+        self.check_dynamics()
         self.check_halting()
         check_activation(self.feedback_activation)
         for name in ("feedback_dropout", "classifier_dropout"):
@@ -358,6 +361,15 @@ class FeedbackConfig(PreTrainedConfig):
             check_choice("feedback_type", name, FEEDBACK_TYPES)
         if len(set(names)) < len(names):
             raise ValueError(f"`feedback_type` names an operator twice: {self.feedback_type!r}; name each once.")
+        if self.feedback_context == "classes" and "context" not in names and self.feedback_span == "token":
+            raise ValueError(
+                f"`feedback_context`='classes' is for `feedback_type='context'`, got {self.feedback_type!r}; leave one "
+                "out."
+            )
+        if self.feedback_context == "classes" and names == ["context"] and self.feedback_signal == "error":
+            raise ValueError(
+                "`feedback_signal`='error' compares states, and `feedback_context='classes'` reads none; leave one out."
+            )
         check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
         check_integer("feedback_sweeps", self.feedback_sweeps, 2, "one sweep reads no neighbours: use 'additive'")
         if self.feedback_future not in ("auto", True, False) or type(self.feedback_future) not in (bool, str):
@@ -369,7 +381,10 @@ class FeedbackConfig(PreTrainedConfig):
                 "or `feedback_rank`."
             )
 
-    def _check_dynamics(self) -> None:
+    def check_dynamics(self) -> None:
+        """The part of `check_options` about iterations and their gradient, which may be changed after building."""
+        for name in ("iteration_loss", "gradient", "fixed_point_solver", "feedback_state"):
+            check_choice(name, getattr(self, name), CHOICES[name])
         if not is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
             raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
         if not is_number(self.jacobian_penalty) or self.jacobian_penalty < 0:
@@ -378,6 +393,16 @@ class FeedbackConfig(PreTrainedConfig):
             raise ValueError(f"`learn_damping` must be True or False, got {self.learn_damping!r}.")
         if not is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:
             raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance!r}.")
+        if self.iteration_loss != "last" and self.gradient != "full":
+            raise ValueError(
+                f"`iteration_loss`={self.iteration_loss!r} needs a gradient of every iteration, and "
+                f"`gradient`={self.gradient!r} drops that of the earlier ones; use 'full', or `iteration_loss='last'`."
+            )
+        if self.fixed_point_solver != "iteration" and self.gradient != "implicit":
+            raise ValueError(
+                f"`fixed_point_solver`={self.fixed_point_solver!r} is for `gradient='implicit'`, got "
+                f"{self.gradient!r}; leave one out."
+            )
         truncated = self.gradient == "truncated"
         if truncated:
             check_integer("gradient_iterations", self.gradient_iterations, 1, "for `gradient='truncated'`")
@@ -403,8 +428,8 @@ class FeedbackConfig(PreTrainedConfig):
             least = 1 + (self.segment_overlap or 0) + sum(around or ())
             check_integer("segment_length", self.segment_length, least, "overlap and special tokens need as many")
         if self.feedback_span == "token":
-            for name in ("segment_length", "segment_overlap", "segment_special_tokens"):
-                if getattr(self, name) is not None:
+            for name in ("segment_length", "segment_overlap", "segment_special_tokens", "max_segments"):
+                if getattr(self, name) != getattr(type(self), name):
                     raise ValueError(
                         f"`{name}` is for `feedback_span='segment'`, got {getattr(self, name)!r} with 'token'; leave "
                         "one out."

@@ -26,6 +26,10 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 
+# How options start that only backbones with feedback have.
+FEEDBACK_ALONE = ("feedback_", "fixed_point_", "halting", "iteration_loss", "jacobian_", "min_iterations", "segment_")
+
+
 class FNNConfig(PreTrainedConfig):
     """Configuration of a feedback neural network (FNN).
 
@@ -139,6 +143,8 @@ class FNNConfig(PreTrainedConfig):
         if key in TRANSFORMERS_KEYS or key.startswith("_"):
             return
         shorter = {"iterations": "num_iterations", "layers": "num_layers", "dropout": "classifier_dropout"}
+        if key.startswith(FEEDBACK_ALONE):
+            raise ValueError(f"`{key}` is not an option of FNNConfig but of FeedbackConfig; leave it out.")
         near = get_close_matches(key, cls.option_names() | {"num_labels"}, n=1, cutoff=0.8)
         if meant := shorter.get(key) or (near[0] if near else None):
             raise ValueError(f"`{key}` is not an option of FNNConfig; did you mean `{meant}`?")

@@ -67,24 +67,24 @@ class AdditiveConnection(nn.Module):
         super().__init__()
         self.rank = hidden_size if config.feedback_rank is None else config.feedback_rank
         self.hidden_size, self.num_edges = hidden_size, num_edges
-        self.scale = config.feedback_scale
+        self.config = config
         self.reads_error = config.feedback_signal == "error"
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm: Any = nn.LayerNorm(hidden_size)
         self.down = StackedLinear(hidden_size, num_edges, self.rank)
         self.activation = make_activation(config.feedback_activation, num_edges)
         self.dropout = nn.Dropout(config.feedback_dropout)
         self.up = ZeroLinear(self.rank, num_edges, hidden_size)
 
     def forward(self, h: torch.Tensor, reading: Reading) -> Any:
-        h = h.to(self.norm.weight.device)
+        h = h.to(self.up.weight.device)
         return h if self.reads_error else self.speak(self.norm(h), reading)
 
     def message(self, said: Any, edge: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        x, place = x.to(self.norm.weight.device), edge
+        x, place = x.to(self.up.weight.device), edge
         if self.reads_error and said is not None:
             said, place = self.speak(self.norm(said - x), reading, edge), 0
         message = self.deliver(self.hear(said, place, edge, x, reading), edge, x)
-        return message if self.scale == 1.0 else self.scale * message
+        return message if self.config.feedback_scale == 1.0 else self.config.feedback_scale * message
 
     def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> Any:
         """What the normed source says to all targets, or to one: `(B, T, n or 1, r)`."""
@@ -102,9 +102,10 @@ class AdditiveConnection(nn.Module):
         """f, of all edges or of one."""
         return self.activation(z, edge) if isinstance(self.activation, Swish) else self.activation(z)
 
-    def flops(self, length: int) -> int:
-        """Floating-point operations per token and edge in a text of `length` tokens, of the matrix products."""
-        return 4 * self.hidden_size * self.rank
+    def flops(self, length: int) -> tuple[int, int]:
+        """Floating-point operations per token in a text of `length` tokens, of the matrix products: of what the source
+        says, once for each set of weights, and of each edge."""
+        return 2 * self.hidden_size * self.rank, 2 * self.hidden_size * self.rank
 
 
 class GatedConnection(AdditiveConnection):
@@ -122,8 +123,8 @@ class GatedConnection(AdditiveConnection):
         read = self.reader(self.reader_norm(x), edge)[..., 0, :]
         return self.gate(z + read, edge) * self.up(z, edge)
 
-    def flops(self, length: int) -> int:
-        return 8 * self.hidden_size * self.rank
+    def flops(self, length: int) -> tuple[int, int]:
+        return 2 * self.hidden_size * self.rank, 6 * self.hidden_size * self.rank
 
 
 class JointConnection(AdditiveConnection):
@@ -149,8 +150,8 @@ class JointConnection(AdditiveConnection):
             z = z + said[..., place : place + 1, :]
         return self.dropout(self.activate(z, edge))[..., 0, :]
 
-    def flops(self, length: int) -> int:
-        return 6 * self.hidden_size * self.rank
+    def flops(self, length: int) -> tuple[int, int]:
+        return 2 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank
 
 
 class AttentionConnection(AdditiveConnection):
@@ -180,8 +181,8 @@ class AttentionConnection(AdditiveConnection):
         z = attended.transpose(1, 2).flatten(2)
         return self.dropout(self.activate(z.unsqueeze(-2), edge))[..., 0, :]
 
-    def flops(self, length: int) -> int:
-        return 8 * self.hidden_size * self.rank + 4 * length * self.rank
+    def flops(self, length: int) -> tuple[int, int]:
+        return 4 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank + 4 * length * self.rank
 
 
 class TemporalConnection(AdditiveConnection):
@@ -211,8 +212,10 @@ class TemporalConnection(AdditiveConnection):
             m = self.activate(z, edge)
         return self.dropout(m)
 
-    def flops(self, length: int) -> int:
-        return 4 * self.hidden_size * self.rank + 4 * (self.num_sweeps - 1) * self.rank**2
+    def flops(self, length: int) -> tuple[int, int]:
+        neighbours = 1 if self.V is None else 2
+        sweeps = 2 * neighbours * (self.num_sweeps - 1) * self.rank**2
+        return 2 * self.hidden_size * self.rank + sweeps, 2 * self.hidden_size * self.rank
 
 
 class ContextConnection(AdditiveConnection):
@@ -227,14 +230,15 @@ class ContextConnection(AdditiveConnection):
         super().__init__(config, hidden_size, num_edges, causal)
         self.reads_classes = config.feedback_context == "classes"
         if self.reads_classes:
+            self.norm = nn.Identity()
             self.down = StackedLinear(len(config.id2label or {}), num_edges, self.rank)
 
     def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
         read: Any = reading.beliefs if self.reads_classes else pool(h, reading.mask, "mean")
         return self.dropout(self.activate(self.down(read.to(h), edge), edge))[:, None]  # (B, 1, n, r)
 
-    def flops(self, length: int) -> int:
-        return 4 * self.hidden_size * self.rank // length + self.hidden_size
+    def flops(self, length: int) -> tuple[int, int]:
+        return 2 * self.down.in_features * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 
 class SegmentConnection(AdditiveConnection):
@@ -258,8 +262,8 @@ class SegmentConnection(AdditiveConnection):
             z = z + self.W(reading.segments.before(h), edge) + self.V(reading.segments.after(h), edge)
         return self.dropout(self.activate(z, edge))[:, None]  # (N, 1, n, r)
 
-    def flops(self, length: int) -> int:
-        return 8 * self.hidden_size * self.rank // length + self.hidden_size
+    def flops(self, length: int) -> tuple[int, int]:
+        return 6 * self.hidden_size * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 
 def _may_read(reading: Reading, length: int, device: torch.device) -> torch.Tensor | None:
@@ -297,8 +301,9 @@ class SumConnection(nn.ModuleList):
             if said is not None or one.adapts
         )
 
-    def flops(self, length: int) -> int:
-        return sum(one.flops(length) for one in self)  # type: ignore[operator]
+    def flops(self, length: int) -> tuple[int, int]:
+        said, heard = zip(*(one.flops(length) for one in self), strict=True)  # type: ignore[operator]
+        return sum(said), sum(heard)
 
 
 class FeedbackConnections(nn.Module):
@@ -336,8 +341,8 @@ class FeedbackConnections(nn.Module):
             return made[0] if len(made) == 1 else SumConnection(made)
 
         self.sources = nn.ModuleDict({str(source): connection(len(its)) for source, its in targets.items()})
-        self.alpha = config.feedback_damping
-        self.damping = Damping(len(targets), self.alpha) if config.learn_damping else None
+        self.config = config
+        self.damping = Damping(len(targets), config.feedback_damping) if config.learn_damping else None
         # target → the (source, number among the source's edges) pairs that speak to it
         self.incoming: dict[int, list[tuple[int, int]]] = {}
         for source, its_targets in targets.items():
@@ -347,11 +352,17 @@ class FeedbackConnections(nn.Module):
     def forward(self, h: dict[int, torch.Tensor], reading: Reading) -> dict[int, Any]:
         return {source: self.sources[str(source)](h[source].transpose(0, reading.batch_dim), reading) for source in h}
 
+    @property
+    def damps(self) -> bool:
+        """Whether messages read other states than the new ones."""
+        return self.damping is not None or self.config.feedback_damping < 1.0
+
     def damp(self, previous: dict[int, torch.Tensor], new: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """What messages read next: the new states, damped towards the previous ones."""
         if self.damping is not None:
             return {s: self.damping(previous[s], new[s], i) for i, s in enumerate(sorted(new))}
-        return new if self.alpha == 1.0 else {s: torch.lerp(previous[s], new[s], self.alpha) for s in new}
+        alpha = self.config.feedback_damping
+        return {s: torch.lerp(previous[s], new[s], alpha) for s in new} if self.damps else new
 
     @property
     def weight(self) -> None:

@@ -62,23 +62,24 @@ def converge(
     """
     latest: list[Any] = [loop.run.segment[-1].output]
     same_dropout = RandomState(loop.entry.device)
+    damps, sources = loop.feedback.damps, len(loop.sources)
 
     def step(state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        h = loop.unpack(state)
+        h = loop.unpack(state[:sources])
         with same_dropout:
             latest[0], new = loop.step(h)
-        return loop.pack(loop.feedback.damp(h, new))
+        # damped states are what messages read next; what the backbone goes on with, and the answer, are the new ones
+        return (*loop.pack(loop.feedback.damp(h, new)), *loop.pack(new)) if damps else loop.pack(new)
 
     first = loop.recorded()
     if observe:
         observe(1, first)
     if num_iterations == 1:
         return latest[0]
-    start = tuple(state.detach() for state in loop.pack(first))
-    loop.run.forget()
+    start = loop.pack(first)  # with the graph of iteration 1, which the fallback needs
     found = implicit(
         step,
-        start,
+        (*start, *start) if damps else start,
         num_iterations - 1,
         tolerance=tolerance,
         solver=SOLVERS[solver],
@@ -86,8 +87,8 @@ def converge(
     )
     for k, state in enumerate(found.states, 2):
         if observe:
-            observe(k, loop.unpack(state))
-    return with_hidden(latest[0], loop.unpack(found.state)[loop.run.last])
+            observe(k, loop.unpack(state[-sources:]))
+    return with_hidden(latest[0], loop.unpack(found.state[-sources:])[loop.run.last])
 
 
 @contextmanager

@@ -262,8 +262,8 @@ def implicit(
     plain iteration. Memory does not grow with the number of steps.
 
     Where an example has not converged after `steps`, this gradient would be wrong: a `ConvergenceWarning` says so, and
-    the iteration runs again as in `full`. Where the adjoint does not converge, examples concerned get the gradient of
-    the one step with a graph (`g = v`), and a warning says that.
+    the iteration runs again as in `full`, from `start` with its graph. Where the adjoint does not converge, examples
+    concerned get the gradient of the one step with a graph (`g = v`), and a warning says that.
 
     Args:
         tolerance: the residual within which a fixed point, and `g`, count as found.
@@ -312,7 +312,15 @@ def with_implicit_gradient(
     image = _tensors(f(_like(state, at)))
 
     def transposed(g: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # Jᵀ g
-        return torch.autograd.grad(image, at, g, retain_graph=True, materialize_grads=True)
+        try:
+            return torch.autograd.grad(image, at, g, retain_graph=True, materialize_grads=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise RuntimeError(
+                "`gradient='implicit'` cannot go through reentrant checkpoints; enable them with "
+                "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+            ) from error
 
     def solve(v: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return _solve_adjoint(transposed, v, steps, tolerance, residual)

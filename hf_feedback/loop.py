@@ -125,15 +125,14 @@ def iterate(
         observe(1, new)
     if halting and halting.finished(1, None, new):
         return output
-    h = loop.feedback.damp(new, new)
+    h = new
     for k in range(2, num_iterations + 1):
         if k <= num_iterations - with_graph + 1:  # iteration k − 1 lies before those that keep a graph
-            h = {source: state.detach() for source, state in h.items()}
+            h, new = ({source: state.detach() for source, state in states.items()} for states in (h, new))
             loop.run.forget()
+        h, before = loop.feedback.damp(h, new), new
         with nullcontext() if k > num_iterations - with_graph else torch.no_grad():
-            before = new
             output, new = halting.step(h, before) if halting else loop.step(h)
-            h = loop.feedback.damp(h, new)
         if observe:
             observe(k, new)
         if halting and halting.finished(k, before, new):

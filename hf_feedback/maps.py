@@ -59,7 +59,8 @@ class Recurrence(nn.Module):
 
 
 class Damping(nn.Module):
-    """`lerp(previous, new, α)` of the states that messages read, one α per source; learned, it stays in [0, 1].
+    """`lerp(previous, new, α)` of the states that messages read, one α per source; learned, it counts as 0 below 0 and
+    as 1 above 1, with a gradient there too, so that it can come back.
 
     Args:
         num_sources: how many states there are.
@@ -72,7 +73,8 @@ class Damping(nn.Module):
         self.alpha = nn.Parameter(torch.full((num_sources,), start))
 
     def forward(self, previous: torch.Tensor, new: torch.Tensor, source: int) -> torch.Tensor:
-        return torch.lerp(previous, new, self.alpha[source].clamp(0, 1).to(new))
+        alpha = self.alpha[source]
+        return torch.lerp(previous, new, (alpha + (alpha.clamp(0, 1) - alpha).detach()).to(new))
 
 
 def init_map(module: nn.Module) -> bool:

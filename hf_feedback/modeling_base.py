@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .backbones import (
     check_static,
@@ -25,6 +26,7 @@ from .backbones import (
     no_cache,
     place_of_part,
     probe,
+    reads_causally,
     select_part,
     takes_a_larger_batch,
 )
@@ -32,10 +34,12 @@ from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections
 from .maps import init_map
 from .modeling_loop import LoopedModel
-from .recorder import install_hooks
+from .recorder import eagerly, install_hooks
 from .segments import Cutting, Segments
 from .summary import summarize
 from .topology import segment
+
+logger = logging.get_logger(__name__)
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("hf_feedback_disabled", default=frozenset())
 
@@ -64,6 +68,8 @@ class FeedbackPreTrainedModel(LoopedModel):
     _labelled = True
     # How many labels the backbone's own head must have, where that does not depend on the data.
     _num_outputs_of_own_head: int | None = None
+    # Whether there is one answer, `(B, num_labels)`, for each row of the batch.
+    _answers_once = False
     # Whether it answers for a text that is cut into segments.
     _answers_segments = False
     # Whether the answer is about a whole text or its tokens, all of which are there from the start.
@@ -98,8 +104,18 @@ class FeedbackPreTrainedModel(LoopedModel):
         edges = config.edges(len(layers))
         self._segment = segment(edges)
         self._is_causal = self._must_stay_causal()
+        if self._is_causal and "temporal" in config.feedback_type.split("+"):
+            logger.warning_once(
+                "`feedback_type`='temporal' goes without V here, which would tell the tokens of a backbone that reads "
+                "from left to right of later ones; `feedback_future=True` allows that."
+            )
         self.feedback = FeedbackConnections(config, edges, config.hidden_size, self._is_causal)
         self._backbone_arguments = forward_arguments(backbone)
+        if self.feedback.reads_classes and not self._answers_once:
+            raise ValueError(
+                f"`feedback_context='classes'` needs a model with one answer for each text or image; "
+                f"{type(self).__name__} gives none. Use `feedback_context='state'`."
+            )
         if config.feedback_span == "segment" and "attention_mask" not in self._backbone_arguments:
             raise ValueError(
                 f"`feedback_span='segment'` needs a backbone that takes an `attention_mask`; {type(backbone).__name__} "
@@ -133,17 +149,17 @@ class FeedbackPreTrainedModel(LoopedModel):
         return drop_pooler(select_part(AutoModel.from_config(backbone_config), config.backbone_part))
 
     def _must_stay_causal(self) -> bool:
-        """Whether messages must not tell a token of later ones; where that is the question, the config says so ever
-        after, whichever class loads it.
+        """Whether messages must not tell a token of later ones; the config says so ever after, whichever class loads
+        it.
 
         Raises:
             ValueError: the operator cannot do without.
         """
         config = self.config
-        if not self._reads_causally:
-            return False
         if config.feedback_future == "auto":
-            config.feedback_future = self._answers_texts
+            part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
+            whole_config = cast(PreTrainedConfig, config.backbone_config)
+            config.feedback_future = self._answers_texts or not reads_causally(part, whole_config, config.backbone_part)
         causal = not config.feedback_future
         whole = "feedback_span='segment'" if config.feedback_span == "segment" else "feedback_type='context'"
         if causal and (config.feedback_span == "segment" or "context" in config.feedback_type.split("+")):
@@ -152,10 +168,6 @@ class FeedbackPreTrainedModel(LoopedModel):
                 "decoder of later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
             )
         return causal
-
-    @property
-    def _reads_causally(self) -> bool:
-        return is_decoder(cast(PreTrainedConfig, self.config.backbone_config), self.config.backbone_part)
 
     def _init_weights(self, module: nn.Module) -> None:
         if not init_map(module):
@@ -217,10 +229,11 @@ class FeedbackPreTrainedModel(LoopedModel):
         cutting = self.cutting
         if cutting is None:
             return tensors, None
-        cut, segments = cutting.cut(tensors)
+        cut, segments = eagerly(cutting.cut, tensors)  # how many rows there will be, no compiled graph can know
         needed = {"pad_token_id": self.config.pad_token_id, "input_ids": tensors.get("input_ids")}
         missing = [name for name, value in needed.items() if value is None]
-        if missing and cut is not tensors and self.config.head == "backbone" and self._reads_causally:
+        decoder = is_decoder(cast(PreTrainedConfig, self.config.backbone_config), self.config.backbone_part)
+        if missing and cut is not tensors and self.config.head == "backbone" and decoder:
             raise ValueError(
                 f"`{missing[0]}` is needed where a decoder's own head reads segments, to find the last token of each; "
                 "give it, or use `head='new'`."
@@ -261,7 +274,8 @@ class FeedbackPreTrainedModel(LoopedModel):
 
     @torch.no_grad()
     def check_equivalence(self, batch: dict[str, Any]) -> float:
-        """How far the model is from its bare backbone with the same head, in evaluation mode.
+        """How far the model is from its bare backbone with the same head, in evaluation mode. With `"joint"` messages,
+        which speak in iteration 1 too, that is so of K = 1 as well, once they have been trained.
 
         Args:
             batch: what `forward` takes, such as a tokenizer's output.

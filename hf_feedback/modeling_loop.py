@@ -1,5 +1,6 @@
 """From a call of `forward` to K iterations inside the backbone, and back to one output."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -16,7 +17,7 @@ from .dynamics import IterationTrace
 from .equilibrium import contraction, converge, jacobian_penalty
 from .halting import Halting
 from .loop import Loop, States, iterate
-from .recorder import Run, hidden_of, recording, with_hidden
+from .recorder import Run, eagerly, hidden_of, recording, with_hidden
 from .segments import Segments
 
 logger = logging.get_logger(__name__)
@@ -107,6 +108,8 @@ class LoopedModel(PreTrainedModel):
             The backbone's own output, the notes, and what the call was about.
         """
         k = self._iterations(num_iterations)
+        if not torch.compiler.is_compiling():
+            self.config.check_dynamics()  # options may have been set since the model was built
         call = self._call(tensors)
         if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
             self.probe_backbone()
@@ -116,6 +119,15 @@ class LoopedModel(PreTrainedModel):
         if trace:
             trace.segments = call.segments
             trace.stacked = stacks and self._stacks and not _collects(call.inputs)
+        if self._halts() and call.inputs.get("output_attentions"):
+            raise ValueError(
+                f"`output_attentions` cannot be had with `halting`={self.config.halting!r}, where examples stop at "
+                "iterations of their own; set `model.config.halting = 'none'` for it."
+            )
+        # what solves for a fixed point, or differentiates inside the loop, is no graph that can be compiled
+        apart = k > 1 and (self.config.gradient == "implicit" or (self.training and self.config.jacobian_penalty > 0))
+        if apart and torch.compiler.is_compiling():
+            return eagerly(self._run_backbone, call, k, trace), trace, call
         return self._run_backbone(call, k, trace), trace, call
 
     def _call(self, tensors: dict[str, Any]) -> Call:
@@ -136,7 +148,7 @@ class LoopedModel(PreTrainedModel):
             trace: takes notes of each iteration.
         """
         first, last = self._segment
-        adapts = self.feedback.adapts and not self._is_disabled()
+        on_input = self._on_input()
 
         def on_segment(run: Run) -> Any:
             run.batch_dim = self._batch_dim or 0
@@ -145,7 +157,7 @@ class LoopedModel(PreTrainedModel):
                 run.companions = trace.ends[:-1]
             return output
 
-        if num_iterations == 1 and trace is None and not adapts and not self._halts():
+        if num_iterations == 1 and trace is None and on_input is None and not self._halts():
             run = None
         else:
             run = Run(
@@ -154,7 +166,7 @@ class LoopedModel(PreTrainedModel):
                 last,
                 on_segment=on_segment,
                 keep=None if _collects(call.inputs) else set(map(int, self.feedback.sources)),
-                on_input=(lambda layer, x: self.feedback.add(None, layer, x, Reading())) if adapts else None,
+                on_input=on_input,
             )
         with recording(run):
             outputs = self.backbone(**call.inputs)
@@ -166,6 +178,12 @@ class LoopedModel(PreTrainedModel):
         if run is not None and run.replays:
             self._mend_collected(run, outputs, run.replays + 1)
         return outputs
+
+    def _on_input(self) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+        """What messages add in iteration 1, where operators speak without a source."""
+        if not self.feedback.adapts or self._is_disabled():
+            return None
+        return lambda layer, x: self.feedback.add(None, layer, x, Reading())
 
     def _halts(self) -> bool:
         return self.config.halting != "none" and not self.training and not self._is_disabled()
@@ -233,7 +251,8 @@ class LoopedModel(PreTrainedModel):
         training, keep = [module for module in self.modules() if module.training], set(map(int, self.feedback.sources))
         self.eval()
         try:
-            with torch.no_grad(), recording(Run(self._layers(), *self._segment, on_segment, keep)):
+            run = Run(self._layers(), *self._segment, on_segment, keep, self._on_input())
+            with torch.no_grad(), recording(run):
                 self.backbone(**call.inputs)
         finally:
             for module in training:
@@ -320,7 +339,13 @@ class LoopedModel(PreTrainedModel):
             attentions = _without_replays(outputs[attentions_key], len(run.layers), first, calls, num_iterations)
             if not replayed:
                 for call in calls[:-1]:
-                    place = next(i for i, extra in enumerate(call.extras) if extra is attentions[call.layer])
+                    places = [i for i, extra in enumerate(call.extras) if extra is attentions[call.layer]]
+                    if len(places) != 1:
+                        raise RuntimeError(
+                            f"{type(self.backbone).__name__} does not hand on its layers' attentions as they are; call "
+                            "it without `output_attentions`."
+                        )
+                    place = places[0]
                     attentions[call.layer] = call.output[1 + place]
             outputs[attentions_key] = tuple(attentions)
 

@@ -14,15 +14,13 @@ from .loading import LoadableFeedbackModel
 from .modeling_loop import Call
 from .modeling_outputs import FeedbackTaskOutput
 from .pooling import pool
+from .segments import Segments
 
 logger = logging.get_logger(__name__)
 
 
 class FeedbackTaskModel(LoadableFeedbackModel):
     """A feedback model with a task head: the backbone's own with `head="backbone"`, else the one of `_make_head`."""
-
-    # Whether there is one answer, `(B, num_labels)`, for each row of the batch.
-    _answers_once = False
 
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
@@ -164,10 +162,19 @@ class PooledHead(FeedbackTaskModel):
 
     def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
         """`(B, T)`, 0 where the last hidden state stands for padding."""
+        return self._text_mask(inputs)
+
+    def _text_mask(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """`(B, T)`, 0 at padding, which may have to be found by its token."""
         mask, input_ids, pad = inputs.get("attention_mask"), inputs.get("input_ids"), self.config.pad_token_id
         if mask is None and input_ids is not None and pad is not None and self._pooling() == "last":
             mask = (input_ids != pad).int()
         return mask
+
+    def _cut(self, tensors: dict[str, Any]) -> tuple[dict[str, Any], Segments | None]:
+        if self.config.feedback_span == "segment":
+            tensors = {**tensors, "attention_mask": self._text_mask(tensors)}
+        return super()._cut(tensors)
 
     def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         pooled = pool(hidden, self._mask(hidden, call.given), self._pooling())

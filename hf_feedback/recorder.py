@@ -265,6 +265,7 @@ class _Compiled:
     """Stands in for the context variable while `torch.compile` traces, which cannot follow one."""
 
     run: Run | None = None
+    traced = False  # whether the whole model is; else the layers alone may be compiled, and their hooks leave the graph
 
 
 _COMPILED = _Compiled()
@@ -273,10 +274,11 @@ _COMPILED = _Compiled()
 @contextmanager
 def _traced(run: Run | None) -> Iterator[None]:
     before, _COMPILED.run = _COMPILED.run, run
+    outside, _COMPILED.traced = _COMPILED.traced, True
     try:
         yield
     finally:
-        _COMPILED.run = before
+        _COMPILED.run, _COMPILED.traced = before, outside
 
 
 @contextmanager
@@ -291,6 +293,12 @@ def _active(run: Run | None) -> Iterator[None]:
 def recording(run: Run | None) -> Any:
     """Context in which the layers' hooks report to `run`; to nobody where it is `None`."""
     return _traced(run) if torch.compiler.is_compiling() else _active(run)
+
+
+@torch.compiler.disable
+def eagerly(call: Callable[..., Any], *args: Any) -> Any:
+    """Calls something outside the compiled graph."""
+    return call(*args)
 
 
 def _current() -> Run | None:
@@ -309,6 +317,8 @@ class InputHook:
         self.keyword = keyword
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling() and not _COMPILED.traced:
+            return eagerly(self, module, args, kwargs)
         run = _current()
         return None if run is None else run.enter(module, self.keyword, args, kwargs)
 
@@ -324,6 +334,8 @@ class LayerHook:
         self.keyword = keyword
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        if torch.compiler.is_compiling() and not _COMPILED.traced:
+            return eagerly(self, module, args, kwargs, output)
         run = _current()
         return None if run is None else run.record(module, self.keyword, args, kwargs, output)
 

@@ -116,8 +116,8 @@ class Cutting:
         mask = given.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(f"`attention_mask` must have shape (batch, tokens), got {tuple(mask.shape)}.")
-        # padding on the left is moved, so that a text is read alike whatever stands beside it in the batch
-        in_place = mask is None or torch.compiler.is_compiling() or bool(mask[:, 0].all())
+        # padding on the left, and holes, are moved: a text is read alike whatever stands beside it in the batch
+        in_place = mask is None or not bool(((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any())
         if num_tokens <= self.length and in_place:
             return inputs, Segments(torch.arange(num_texts, device=tokens.device), num_texts)
         if strange := sorted(given.keys() - set(PER_TOKEN)):
@@ -149,7 +149,7 @@ class Cutting:
         tokens, order = real.sum(1), (~real).int().argsort(dim=1, stable=True)  # the places of the tokens come first
         inner = (tokens - front - back).clamp_min(0)  # without those that stand around
         counts = 1 + ((inner - room).clamp_min(0) + self.stride - 1) // self.stride
-        if not torch.compiler.is_compiling() and (most := int(counts.max())) > self.max_segments:
+        if (most := int(counts.max())) > self.max_segments:
             raise ValueError(
                 f"A text of {int(tokens.max())} tokens makes {most} segments of {self.length}, more than "
                 f"`max_segments`={self.max_segments}; raise that, or cut texts at {self.longest} tokens "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,10 +187,31 @@ def test_training_goes_on_from_a_feedback_model(backbone, tmp_path, capsys):
     rank = train_command(str(tmp_path / "one"), tmp_path / "x", "--feedback-rank", "5", train=train, validation=None)
     assert main(rank) == 2
     assert "with 4, and cannot be changed to 5" in capsys.readouterr().err
+    later = ["--halting", "patience", "--iteration-loss", "uniform", "--num-iterations", "3"]
+    assert main(train_command(str(tmp_path / "one"), tmp_path / "y", *later, train=train, validation=None)) == 0
+    config = json.loads((tmp_path / "y" / "config.json").read_text())
+    assert (config["halting"], config["iteration_loss"], config["num_iterations"]) == ("patience", "uniform", 3)
     other = write(tmp_path, "other.csv", [{**row, "label": row["label"].upper()} for row in rows()])
     capsys.readouterr()
     assert main(train_command(str(tmp_path / "one"), tmp_path / "three", train=other, validation=None)) == 2
     assert "was trained for the labels fine, late, lost" in capsys.readouterr().err
+
+
+def test_halting_is_chosen_after_training(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", rows())
+    assert main(train_command(backbone, tmp_path / "out", "--num-iterations", "4", train=train, validation=None)) == 0
+    evaluate = ["evaluate", "--model", str(tmp_path / "out"), "--file", train]
+    capsys.readouterr()
+    assert main(evaluate) == 0
+    assert "mean_iterations" not in capsys.readouterr().out
+    for k in (1, 2):
+        halting = ["--halting", "confidence", "--halting-confidence", "0.01", "--min-iterations", str(k)]
+        assert main([*evaluate, *halting]) == 0
+        assert re.search(rf"mean_iterations\W+{k}\.0", capsys.readouterr().out)
+    predict = ["predict", *evaluate[1:], "--output", str(tmp_path / "p.jsonl"), "--halting", "patience"]
+    assert main(predict) == 0
+    assert main([*evaluate, "--halting", "boredom"]) == 2
+    assert "`halting` must be one of" in capsys.readouterr().err
 
 
 def with_label(index, value):

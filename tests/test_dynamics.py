@@ -68,6 +68,62 @@ def test_learned_damping_learns():
         assert (model.feedback.damping.alpha.grad.abs().max() > 0) == moves  # never idle: zero with K = 2, and there
 
 
+@pytest.mark.parametrize("start", [1.0, 1.3, -0.2])
+def test_learned_damping_comes_back_from_its_bounds(start):
+    model, batch = make(learn_damping=True), tiny_batch()
+    expected = make(feedback_damping=1.0)(**batch).last_hidden_state if start >= 1 else None
+    with torch.no_grad():
+        model.feedback.damping.alpha.fill_(start)
+    found = model(**batch).last_hidden_state
+    if expected is not None:
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    found.square().sum().backward()
+    assert (model.feedback.damping.alpha.grad.abs() > 0).all()
+
+
+@pytest.mark.parametrize("mode", [dict(gradient="one_step"), dict(gradient="truncated", gradient_iterations=1)])
+def test_damping_is_learned_through_one_iteration(mode):
+    """Against finite differences of the last iteration, what it starts from held fixed."""
+    model, batch = make(learn_damping=True, feedback_damping=0.5, **mode), tiny_batch()
+    model(**batch).last_hidden_state.square().sum().backward()
+    assert (model.feedback.damping.alpha.grad.abs() > 0).all()
+
+
+def test_options_that_are_changed_later():
+    model, batch = make(FeedbackForSequenceClassification), tiny_batch()
+    expected = {name: make(FeedbackForSequenceClassification, **{name: 0.4})(**batch).logits for name in CHANGED}
+    for name in CHANGED:
+        setattr(model.config, name, 0.4)
+        torch.testing.assert_close(model(**batch).logits, expected[name])
+        setattr(model.config, name, 1.0)
+    model.config.gradient = "truncated"
+    with pytest.raises(ValueError, match="`gradient_iterations` must be an integer"):
+        model(**batch)
+    model.config.gradient, model.config.iteration_loss = "full", "all"
+    with pytest.raises(ValueError, match="`iteration_loss` must be one of"):
+        model(**batch)
+
+
+CHANGED = ("feedback_damping", "feedback_scale")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("edges", [EDGES, [[2, 1]]])
+def test_losses_of_all_iterations_are_compiled(family, edges):
+    torch._dynamo.reset()
+    model = without_dropout(
+        make(FeedbackForSequenceClassification, family, iteration_loss="linear", feedback_edges=edges)
+    )
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = []
+    for one in (model, compiled):
+        model.zero_grad()
+        output = one(**tiny_batch(), labels=LABELS, output_iterations=True)
+        output.loss.backward()
+        found.append((output.loss, output.iteration_logits, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 # Carried state
 
 
@@ -237,6 +293,14 @@ WRONG = {
     "state": (dict(feedback_state="loop"), "`feedback_state` must be one of 'reentry', 'carry'"),
     "loss": (dict(iteration_loss="all"), "`iteration_loss` must be one of"),
     "gradient": (dict(gradient="half"), "`gradient` must be one of"),
+    "loss without graph": (dict(iteration_loss="uniform", gradient="one_step"), "needs a gradient of every iteration"),
+    "loss at fixed point": (dict(iteration_loss="linear", gradient="implicit"), "needs a gradient of every iteration"),
+    "classes without context": (dict(feedback_context="classes"), "is for `feedback_type='context'`"),
+    "error of classes": (
+        dict(feedback_type="context", feedback_context="classes", feedback_signal="error"),
+        "`feedback_signal`='error' compares states",
+    ),
+    "solver": (dict(fixed_point_solver="anderson"), "`fixed_point_solver`='anderson' is for `gradient='implicit'`"),
     "no n": (dict(gradient="truncated"), "`gradient_iterations` must be an integer of at least 1, got None"),
     "idle n": (dict(gradient_iterations=2), "`gradient_iterations` is for `gradient='truncated'`"),
 }

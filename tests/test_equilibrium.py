@@ -89,14 +89,48 @@ def test_one_dropout_mask_for_all_iterations():
     assert torch.equal(after, torch.rand(1))
 
 
-def test_a_loop_that_does_not_settle_is_warned_of_and_unrolled():
-    options = dict(scale=3.0, num_iterations=4)
+@pytest.mark.parametrize("num_iterations", [2, 4])
+@pytest.mark.parametrize("damping", [1.0, 0.7])
+def test_a_loop_that_does_not_settle_is_warned_of_and_unrolled(num_iterations, damping):
+    options = dict(scale=3.0, num_iterations=num_iterations, feedback_damping=damping)
     batch = tiny_batch()
-    with pytest.warns(ConvergenceWarning, match="fixed point was not reached within 3 iterations"):
+    with pytest.warns(ConvergenceWarning, match=f"not reached within {num_iterations - 1} iterations"):
         mine = gradients(make(**options, gradient="implicit"), batch, weights())
-    # iteration 1 is the start of the unrolled iterations, and has no gradient of its own
-    theirs = gradients(make(**options, gradient="truncated", gradient_iterations=3), batch, weights())
-    close(mine, theirs, 1e-9)
+    close(mine, gradients(make(**options), batch, weights()), 1e-9)
+
+
+def test_damped_states_are_read_and_new_ones_answer():
+    options, batch = dict(num_iterations=3, feedback_damping=0.5), tiny_batch()
+    one, other = make(**options), make(FeedbackForSequenceClassification, **options, num_labels=3)
+    for model in (one, other):
+        found = []
+        for gradient in ("full", "implicit"):
+            model.config.gradient = gradient
+            with torch.no_grad():
+                output = model(**batch, output_iterations=True)
+            found.append((output[0], output.residuals))
+        torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_reentrant_checkpoints_are_refused():
+    model = make(scale=0.02, **IMPLICIT).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    loss = model(**tiny_batch()).last_hidden_state.sum()
+    with pytest.raises(RuntimeError, match="'use_reentrant': False"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("option", [dict(scale=0.02, **IMPLICIT), dict(jacobian_penalty=1.0)], ids=["implicit", "both"])
+def test_compiled_models_run_apart_what_no_graph_can_hold(option):
+    torch._dynamo.reset()
+    found, model = [], without_dropout(make(FeedbackForSequenceClassification, **option))
+    for one in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss = one(**tiny_batch(), labels=torch.tensor([0, 1])).loss
+        loss.backward()
+        found.append((loss, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
 
 
 def test_the_graph_does_not_grow():
@@ -123,18 +157,17 @@ def at_the_loop(model, batch, do):
     found, original = [], model._iterate
 
     def iterate(loop, num_iterations, call, trace):
-        output = original(loop, num_iterations, call, trace)
         h = loop.recorded()
         with torch.no_grad():
             for _ in range(num_iterations - 1):
                 h = loop.feedback.damp(h, loop.step(h)[1])
         with torch.enable_grad():
             found.append(do(loop, h))
-        return output
+        return original(loop, num_iterations, call, trace)
 
     model._iterate = iterate
     with torch.no_grad():
-        model(**batch)
+        model(**batch, output_iterations=True)  # which takes the loop's way with K = 1 too
     model._iterate = original
     return found[0]
 
@@ -154,9 +187,11 @@ def jacobian_radius(model, batch):
     return torch.linalg.eigvals(at_the_loop(model, batch, jacobian)).abs().max().item()
 
 
-@pytest.mark.parametrize("scale", [0.05, 0.3])
-def test_contraction_is_the_spectral_radius(scale):
-    model = make(scale=scale, num_iterations=3, **TOP)
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("scale", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["additive", "joint"])
+def test_contraction_is_the_spectral_radius(kind, scale, k):
+    model = make(scale=scale, num_iterations=k, feedback_type=kind, **TOP)
     batch = {key: value[:1, :4] for key, value in tiny_batch().items()}
     found = model.estimate_contraction(batch, steps=60).item()
     assert found == pytest.approx(jacobian_radius(model, batch), rel=0.1)

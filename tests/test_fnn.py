@@ -440,6 +440,8 @@ REFUSED = {
     "implicit without tolerance": (dict(gradient="implicit"), "`tolerance` is needed with gradient='implicit'"),
     "solver without implicit": (dict(solver="anderson"), "`solver`='anderson' is for gradient='implicit'"),
     "dropout of one": (dict(embedding_dropout=1.0), "`embedding_dropout` must be a probability"),
+    "halting": (dict(halting="patience"), "`halting` is not an option of FNNConfig but of FeedbackConfig"),
+    "iteration loss": (dict(iteration_loss="uniform"), "`iteration_loss` is not an option of FNNConfig"),
     "no labels": (dict(num_labels=0), "`num_labels` must be at least 1"),
     "misspelt": (dict(num_iteration=3), "`num_iteration` is not an option of FNNConfig; did you mean `num_iterations`"),
     "shortened": (dict(iterations=3), "did you mean `num_iterations`"),

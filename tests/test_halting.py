@@ -389,3 +389,27 @@ def test_wrong_options(case):
     options, words = WRONG[case]
     with pytest.raises(ValueError, match=words):
         FeedbackConfig(**options)
+
+
+def test_attentions_are_refused():
+    model = make(FeedbackForSequenceClassification, halting="patience", dtype=torch.float32)
+    with pytest.raises(ValueError, match="`output_attentions` cannot be had with `halting`='patience'"):
+        model(**tiny_batch(), output_attentions=True)
+    model.config.halting = "none"
+    model(**tiny_batch(), output_attentions=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_layers_that_are_compiled_one_by_one(family):
+    """The loop stays outside, so that examples stop and leave."""
+    torch._dynamo.reset()
+    model, batch = make(FeedbackForSequenceClassification, family, scale=0.03, **HALTS), tiny_batch(padding="none")
+    model.config.halting_threshold = threshold_between(make(model.__class__, family, 0.03), batch)
+    expected = model(**batch)
+    for layer in model._layers():
+        layer.compile(backend="eager")
+    found = model(**batch)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.iterations, expected.iterations)
+    with model.feedback_disabled():
+        model(**batch)

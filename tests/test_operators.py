@@ -1,13 +1,23 @@
 """Message operators: silent at the start, equal to a plainly written reference, and told only what they may know."""
 
 import copy
+import re
 
 import pytest
 import torch
 from families import speak, tiny_backbone, tiny_batch
 from reference import OPERATORS, run_operators
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.utils.logging import warning_once
 
-from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback import (
+    FeedbackConfig,
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+    FeedbackModel,
+)
 from hf_feedback.connections import CONNECTIONS, FeedbackConnections, Reading
 
 CASES = {
@@ -23,6 +33,9 @@ CASES = {
 }
 EDGES = [[2, 0], [3, 0], [3, 2]]
 every_case = pytest.mark.parametrize("case", CASES)
+# What needs a head, too
+LIVES = {**CASES, "classes": dict(feedback_type="context", feedback_context="classes", num_labels=3)}
+every_life = pytest.mark.parametrize("case", LIVES)
 
 
 def make(options, family="bert", cls=FeedbackModel, scale=0.3, dtype=torch.float32, **more):
@@ -35,10 +48,10 @@ def test_every_operator_is_in_the_reference():
     assert CONNECTIONS.keys() == OPERATORS.keys()
 
 
-@every_case
+@every_life
 @pytest.mark.parametrize("family", ["bert", "modernbert", "gpt2"])
 def test_silent_at_the_start(case, family):
-    model, batch = make(CASES[case], family, FeedbackForSequenceClassification, scale=0), tiny_batch()
+    model, batch = make(LIVES[case], family, FeedbackForSequenceClassification, scale=0), tiny_batch()
     for k in (1, 2, 4):
         model.set_num_iterations(k)
         assert model.check_equivalence(batch) == 0.0
@@ -155,7 +168,33 @@ def test_the_future_is_settled_when_the_model_is_made(tmp_path):
     assert make(options, "gpt2").feedback.sources["3"].V is None
     told = make(options, "gpt2", FeedbackForSequenceClassification, feedback_future=False)
     assert told._is_causal
-    assert make(options).config.feedback_future == "auto"  # of no meaning where all tokens see each other
+    assert make(options).config.feedback_future is True  # all tokens see each other
+
+
+CLIP = dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37)
+
+
+def test_who_reads_causally_is_found_out():
+    """CLIP's text tower masks later tokens and its config does not say so; XLNet is among the models that predict the
+    next token and reads both ways."""
+    torch.manual_seed(0)
+    tower = CLIPTextModel(CLIPTextConfig(**CLIP, projection_dim=32))
+    options = dict(feedback_type="attention", feedback_rank=8, feedback_edges=EDGES)
+    model = speak(FeedbackModel.from_backbone(tower, **options))
+    ids = tiny_batch()["input_ids"]
+    changed = ids.clone()
+    changed[:, -1] = 7
+    one, other = (model(input_ids=i, num_iterations=3).last_hidden_state[:, :-1] for i in (ids, changed))
+    assert torch.equal(one, other)
+    assert make(options, "xlnet").config.feedback_future is True
+    assert make(dict(feedback_type="context"), "xlnet").check_equivalence(tiny_batch()) > 0
+
+
+def test_no_v_without_a_future_is_said(caplog):
+    warning_once.cache_clear()
+    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
+        make(dict(feedback_type="additive+temporal"), "gpt2")
+    assert "'temporal' goes without V" in caplog.text
 
 
 def test_context_on_a_causal_model_is_refused():
@@ -164,10 +203,10 @@ def test_context_on_a_causal_model_is_refused():
     assert make(dict(feedback_type="context"), "gpt2", feedback_future=True).check_equivalence(tiny_batch()) > 0
 
 
-@every_case
+@every_life
 @pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet"])
 def test_padding_leaks_nothing(case, family):
-    model = make(CASES[case], family, FeedbackForSequenceClassification, pooling="mean")
+    model = make(LIVES[case], family, FeedbackForSequenceClassification, pooling="mean")
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(5, 99, (1, 6), generator=generator)
     alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
@@ -200,17 +239,18 @@ def test_class_context():
         torch.testing.assert_close(seen[k], beliefs[k])
     fresh = make(options, cls=FeedbackForSequenceClassification, scale=0)
     assert fresh.check_equivalence(batch) == 0.0
-    with pytest.raises(ValueError, match="needs a model with classes"):
-        make(options)(**batch)
+    for cls in (FeedbackModel, FeedbackForTokenClassification):
+        with pytest.raises(ValueError, match=f"{cls.__name__} gives none"):
+            make(options, cls=cls)
 
 
 # The rest of a model's life
 
 
-@every_case
+@every_life
 def test_saved_and_compiled(case, tmp_path):
     torch._dynamo.reset()
-    model, batch = make(CASES[case], cls=FeedbackForSequenceClassification, num_iterations=2), tiny_batch()
+    model, batch = make(LIVES[case], cls=FeedbackForSequenceClassification, num_iterations=2), tiny_batch()
     expected = model(**batch).logits
     model.save_pretrained(tmp_path)
     loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
@@ -221,11 +261,27 @@ def test_saved_and_compiled(case, tmp_path):
     torch.testing.assert_close(compiled(**batch).logits, expected)
 
 
-@every_case
+@every_life
 def test_nothing_is_idle(case):
-    model = make(CASES[case], cls=FeedbackForSequenceClassification).train()
+    model = make(LIVES[case], cls=FeedbackForSequenceClassification).train()
     model(**tiny_batch(), labels=torch.tensor([0, 1])).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@every_life
+def test_flops_are_those_of_the_matrix_products(case):
+    """What the summary says of one iteration's messages, against torch's counter."""
+    model = make(LIVES[case], cls=FeedbackForSequenceClassification)
+    length = 64
+    h = {source: torch.randn(1, length, 32) for source in (2, 3)}
+    reading = Reading(beliefs=torch.rand(1, 3))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        said = model.feedback(h, reading)
+        for target in (0, 2):
+            model.feedback.add(said, target, h[2], reading)
+    claimed = int(re.search(r"messages, ([\d,]+) \(64 tokens\)", model.feedback_summary(length))[1].replace(",", ""))
+    slack = 6 * length if "context" in LIVES[case]["feedback_type"] else 0  # rounded to a token
+    assert abs(counter.get_total_flops() - claimed * length) <= slack
 
 
 def test_sharing_means_one_set_of_weights():

@@ -269,9 +269,11 @@ def test_saved_loaded_and_in_a_pipeline(minilm, tmp_path):
         torch.testing.assert_close(torch.tensor(found), expected.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["uniform", "linear"])
-def test_trains(rule):
-    model, batch = make(iteration_loss=rule, gradient="truncated", gradient_iterations=2).train(), long_batch()
+@pytest.mark.parametrize(
+    "options", [dict(iteration_loss="linear"), dict(gradient="truncated", gradient_iterations=2)], ids=str
+)
+def test_trains(options):
+    model, batch = make(**options).train(), long_batch()
     output = model(**batch, labels=torch.tensor([0, 1, 2, 0]))
     output.loss.backward()
     assert output.logits.shape == (4, 3)
@@ -279,12 +281,35 @@ def test_trains(rule):
         assert getattr(model.feedback.sources["3"], name).weight.grad.abs().max() > 0
 
 
-def test_compiled():
+@pytest.mark.parametrize("lengths", [LENGTHS, [5, 3, 8]])
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_compiled(padding, lengths):
     torch._dynamo.reset()
-    model, batch = make(num_iterations=2, dtype=torch.float32), long_batch()
+    model, batch = make(num_iterations=2, dtype=torch.float32), long_batch(padding, lengths)
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
+        model.config.max_segments = 4
+        with pytest.raises(ValueError, match="more than `max_segments`=4"):
+            compiled(**long_batch())
+
+
+def test_neighbours_decide_nothing():
+    """Padding that only its token tells, and holes in the mask."""
+    decoder = make("gpt2", pooling="last", segment_special_tokens=[0, 0])
+    decoder.config.pad_token_id = 1
+    ids = long_batch(lengths=[20, 6])["input_ids"]
+    for expected in (decoder(ids[1:, :6]).logits, decoder(ids[1:, :8]).logits):
+        torch.testing.assert_close(decoder(ids).logits[1:], expected)
+    model, batch = make(), long_batch(lengths=[20, 7])
+    batch["attention_mask"][1, 3] = 0
+    short = {name: value[1:, :7] for name, value in batch.items()}
+    torch.testing.assert_close(model(**batch).logits[1:], model(**short).logits)
+
+
+def test_the_summary_counts_by_segment():
+    model = make()
+    assert model.feedback_summary() == model.feedback_summary(8) != model.feedback_summary(4)
 
 
 def test_own_head():
@@ -316,6 +341,10 @@ WRONG = {
     "operator": (dict(feedback_type="gated"), "has a message of its own"),
     "span": (dict(feedback_span="text"), "`feedback_span` must be one of"),
     "too long": (dict(segment_length=65), "`segment_length` must be at most 64, what the backbone reads, got 65"),
+    "cap without segments": (
+        {**dict.fromkeys(OPTIONS), "feedback_span": "token", "feedback_rank": 8, "max_segments": 9},
+        "`max_segments` is for `feedback_span='segment'`",
+    ),
     "no segments": (dict(feedback_span="token"), "`segment_length` is for `feedback_span='segment'`"),
     "classes": (dict(feedback_context="classes"), "leave out `feedback_context`"),
     "causal": (dict(feedback_future=False), "tells the early tokens of a decoder"),

@@ -432,3 +432,44 @@ def test_a_least_k_above_the_models_is_refused(tmp_path):
     rows = [{"input_ids": tiny_batch()["input_ids"][0], "labels": 0}] * 8
     with pytest.raises(ValueError, match=r"`min_train_iterations` must be between 1 and the model's K \(2\)"):
         FeedbackTrainer(model=make(num_iterations=2), args=args, train_dataset=rows).train()
+
+
+def moved(model, folder, **options):
+    """Whether training moves the feedback."""
+    before = [p.detach().clone() for p in model.feedback.parameters()]
+    options = {"max_steps": 6, **options}
+    FeedbackTrainer(model=model, args=arguments(folder, **options), train_dataset=tiny_data()).train()
+    return any(not torch.equal(p, q) for p, q in zip(model.feedback.parameters(), before, strict=True))
+
+
+def test_feedback_that_speaks_trains_whatever_the_models_k(tmp_path):
+    assert not moved(make(num_iterations=1), tmp_path)
+    assert moved(make(num_iterations=1, feedback_type="joint"), tmp_path)
+    drawn = dict(train_iterations="uniform", min_train_iterations=1, max_train_iterations=4)
+    assert moved(make(num_iterations=1), tmp_path, **drawn)
+
+
+WRONG_DRAWS = {
+    "kind": (dict(train_iterations="curiculum"), "`train_iterations` must be one of"),
+    "least": (dict(min_train_iterations=0), "`min_train_iterations` must be an integer of at least 1"),
+    "most": (dict(max_train_iterations=0), "`max_train_iterations` must be an integer of at least 1"),
+    "nothing to draw": (dict(train_iterations="uniform"), "has nothing to draw from 2 to 2 with the model's K = 2"),
+    "nothing to draw around": (dict(train_iterations="poisson"), "has nothing to draw from 2 to 8"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_DRAWS)
+def test_wrong_draws(case, tmp_path):
+    options, words = WRONG_DRAWS[case]
+    with pytest.raises(ValueError, match=words):
+        FeedbackTrainer(model=make(), args=arguments(tmp_path, **options), train_dataset=tiny_data()).train()
+
+
+@pytest.mark.parametrize("option", [dict(iteration_loss="uniform"), dict(jacobian_penalty=0.1)], ids=str)
+def test_a_loss_in_place_of_the_models_is_refused(option, tmp_path):
+    smooth = arguments(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="which `label_smoothing_factor` replaces"):
+        FeedbackTrainer(model=make(**option), args=smooth)
+    with pytest.raises(ValueError, match="which `compute_loss_func` replaces"):
+        FeedbackTrainer(model=make(**option), args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None)
+    FeedbackTrainer(model=make(), args=smooth)

@@ -50,7 +50,9 @@ def main() -> None:
         feedback_rank=args.feedback_rank,
         feedback_activation=args.feedback_activation,
     ).to(args.device)
-    ids = torch.randint(1000, 20000, (args.batch_size, args.tokens), device=args.device)
+    ids = torch.randint(
+        bare.config.vocab_size // 2, bare.config.vocab_size, (args.batch_size, args.tokens), device=args.device
+    )
     mask = torch.ones_like(ids)
 
     def forward(module: torch.nn.Module, **options: int) -> None:

@@ -121,7 +121,7 @@ def read_twice(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str,
     data, labels = read(folder, tokenizer, max_length)
 
     def again(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: row[name] * 2 for name in ("input_ids", "attention_mask")}
+        return {name: row[name] * 2 for name in tokenizer.model_input_names if name in row}
 
     return {split: rows.map(again) for split, rows in data.items()}, labels
 

@@ -5,8 +5,8 @@
 Five ways to classify long texts: cut at `--segment-length` tokens; as independent windows of that length whose answers
 are averaged (K = 1); the same with feedback over the segments, K = 2 and K = 3; and whole, at `--max-length` tokens.
 All see the same texts in the same order with the same rates and steps; the epoch is chosen on validation, and the test
-split is read once, with `--test`. Cost is counted in floating-point operations of the forward pass over the validation
-split, per text. Finished runs stay in FOLDER/segments.jsonl.
+split is read once, with `--test`. Cost is counted in floating-point operations of the forward pass, per text of the
+validation split (of its first 100). Finished runs stay in FOLDER/segments.jsonl.
 """
 
 import argparse
@@ -33,7 +33,8 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 def cost(model: Any, data: Any, tokenizer: Any) -> float:
-    """GFLOP of the forward pass per text, each text by itself."""
+    """GFLOP of the forward pass per text of the first 100, each text by itself."""
+    data = data.select(range(min(100, len(data))))
     with FlopCounterMode(display=False) as counter:
         for row in data:
             batch = {name: row[name] for name in ("input_ids", "attention_mask")}
@@ -60,7 +61,7 @@ def run(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     splits = ("validation", "test") if args.test else ("validation",)
     found = measure(trainer, data, splits, METRICS)
-    return {**found, "gflop_a_text": cost(model.eval(), data["validation"].select(range(100)), tokenizer)}
+    return {**found, "gflop_a_text": cost(model.eval(), data["validation"], tokenizer)}
 
 
 def main() -> None:

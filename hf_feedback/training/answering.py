@@ -22,7 +22,7 @@ from .labels import LabelSet
 from .metrics import decide, default_metrics, make_compute_metrics
 from .networks import is_fnn
 from .run import check_writable
-from .starting import is_feedback_model, load_tokenizer, max_length_of
+from .starting import is_feedback_model, load_tokenizer, max_length_of, set_options
 from .trainer import FeedbackTrainer
 
 
@@ -52,6 +52,7 @@ class Answering:
         args: columns, `max_length` and, with labels, metrics.
         revision: of the hub repository.
         num_iterations: K; the model's own by default.
+        halting: options of halting by name; the model's own by default.
         batch_size: texts a batch.
         bf16: compute in bfloat16.
     """
@@ -61,6 +62,7 @@ class Answering:
     args: TextArguments = field(default_factory=LabelArguments)
     revision: str | None = None
     num_iterations: int | None = None
+    halting: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 32
     bf16: bool = False
 
@@ -68,6 +70,8 @@ class Answering:
         model, tokenizer = load_for_inference(self.model, self.revision)
         if self.num_iterations is not None:
             model.set_num_iterations(self.num_iterations)
+        if self.halting:
+            set_options(model, self.model, self.halting)
         data, labels = read_file(self.file), LabelSet.of_model(model)
         columns = columns_of(data, self.file, self.args, needs_label=labelled)
         max_length = max_length_of(self.args.max_length, tokenizer, model)

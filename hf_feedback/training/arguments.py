@@ -2,11 +2,12 @@
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
+from ..checks import check_choice, check_integer
 from ..configuration_feedback import FeedbackConfig
 from .sampling import KINDS
 
@@ -21,7 +22,7 @@ class FeedbackTrainingArguments(TrainingArguments):
         layer_lr_decay: factor on the rate from one layer to the one below.
         learning_rate_mapping: regular expression over parameter names → rate (JSON on the command line).
         train_iterations: how many iterations each training step takes, see `draw_iterations`; the model's own K is the
-            mean, and what is used afterwards.
+            mean of `"poisson"` and what is used afterwards.
         min_train_iterations: the least K that is drawn.
         max_train_iterations: the largest; the model's K by default, four times as many for `"poisson"`.
     """
@@ -48,6 +49,13 @@ class FeedbackTrainingArguments(TrainingArguments):
 
     # Options that transformers reads as JSON when they come as text.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rate_mapping"]  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("train_iterations", self.train_iterations, KINDS)
+        check_integer("min_train_iterations", self.min_train_iterations, 1, "the least K that is drawn")
+        if self.max_train_iterations is not None:
+            check_integer("max_train_iterations", self.max_train_iterations, 1, "the largest K that is drawn")
 
     def __getstate__(self) -> dict[str, Any]:
         """What the Trainer pickles into `training_args.bin`, a file that is pushed with the model: not the token."""
@@ -105,7 +113,33 @@ class DataArguments(FileArguments, LabelArguments):
 
 
 @dataclass
-class ModelArguments:
+class HaltingArguments:
+    """When an example stops; see `FeedbackConfig`."""
+
+    halting: str | None = field(
+        default=None,
+        metadata={"help": "none, convergence, confidence, patience; a+b: both, 'a|b': either (none)."},
+    )
+    halting_threshold: float | None = field(
+        default=None, metadata={"help": "Residual at which an example stops (0.01)."}
+    )
+    halting_confidence: float | None = field(
+        default=None, metadata={"help": "How sure an answer is at which an example stops (0.9)."}
+    )
+    halting_measure: str | None = field(default=None, metadata={"help": "Sure by probability or margin."})
+    halting_patience: int | None = field(
+        default=None, metadata={"help": "The same answer so many times at which an example stops (2)."}
+    )
+    min_iterations: int | None = field(default=None, metadata={"help": "No example stops before (2)."})
+
+    def halting_options(self) -> dict[str, Any]:
+        """Those that were given."""
+        values = {option.name: getattr(self, option.name) for option in fields(HaltingArguments)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class ModelArguments(HaltingArguments):
     """The model to start from and the options of `FeedbackConfig`."""
 
     model: str = field(metadata={"help": "Hub id or folder of a backbone, or of a feedback model to train further."})
@@ -158,21 +192,6 @@ class ModelArguments:
     )
     gradient: str | None = field(default=None, metadata={"help": "full, truncated, one_step or implicit (full)."})
     gradient_iterations: int | None = field(default=None, metadata={"help": "Iterations that truncated goes through."})
-    halting: str | None = field(
-        default=None,
-        metadata={"help": "none, convergence, confidence, patience; a+b: both, 'a|b': either (none)."},
-    )
-    halting_threshold: float | None = field(
-        default=None, metadata={"help": "Residual at which an example stops (0.01)."}
-    )
-    halting_confidence: float | None = field(
-        default=None, metadata={"help": "How sure an answer is at which an example stops (0.9)."}
-    )
-    halting_measure: str | None = field(default=None, metadata={"help": "Sure by probability or margin."})
-    halting_patience: int | None = field(
-        default=None, metadata={"help": "The same answer so many times at which an example stops (2)."}
-    )
-    min_iterations: int | None = field(default=None, metadata={"help": "No example stops before (2)."})
     fixed_point_solver: str | None = field(default=None, metadata={"help": "iteration or anderson (iteration)."})
     fixed_point_tolerance: float | None = field(default=None, metadata={"help": "Residual of a fixed point (1e-4)."})
     feedback_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the messages (0)."})

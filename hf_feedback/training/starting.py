@@ -10,10 +10,20 @@ from ..backbones import max_positions
 from ..configuration_feedback import FeedbackConfig
 from ..modeling_task import FeedbackTaskModel
 from ..topology import resolve_edges
-from .arguments import ModelArguments
+from .arguments import HaltingArguments, ModelArguments
 from .labels import LabelSet
 
 Head = TypeVar("Head", bound=FeedbackTaskModel)
+# What may be another than the model was made with: its weights mean the same.
+LATER_OPTIONS = (
+    *HaltingArguments.__dataclass_fields__,
+    "iteration_loss",
+    "jacobian_penalty",
+    "gradient",
+    "gradient_iterations",
+    "fixed_point_solver",
+    "fixed_point_tolerance",
+)
 EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
 
 
@@ -74,7 +84,8 @@ def make_model(
     labels: LabelSet | None = None,
     config_overrides: dict[str, Any] | None = None,
 ) -> Head:
-    """The model to train: a feedback model goes on (only its K can be changed), a backbone gets fresh feedback.
+    """The model to train: a feedback model goes on (with its K, halting, loss and gradient as they are asked for), a
+    backbone gets fresh feedback.
 
     Args:
         head: the class of the task.
@@ -91,7 +102,7 @@ def make_model(
         architectures = PreTrainedConfig.get_config_dict(args.model, **hub)[0].get("architectures") or ()
         new_head = head.__name__ not in architectures  # pretrained with another head, say
         model = head.from_pretrained(args.model, **hub, **(label_options(labels) if new_head else {}))
-        _change_iterations(model, args.model, options)
+        _go_on_with(model, args.model, options)
     else:
         trained_head = head.has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
         if options.get("head") != "backbone" or not trained_head:
@@ -114,8 +125,22 @@ def label_options(labels: LabelSet | None) -> dict[str, Any]:
     }
 
 
-def _change_iterations(model: FeedbackTaskModel, source: str, options: dict[str, Any]) -> None:
-    """Sets K where it was given; any other option must be what it is already."""
+def set_options(model: PreTrainedModel, source: str, options: dict[str, Any]) -> None:
+    """Sets options that a trained model may still change.
+
+    Raises:
+        ValueError: it has no such options, or they contradict others.
+    """
+    if not isinstance(model.config, FeedbackConfig):
+        raise ValueError(f"`{next(iter(options))}`: {source} has no pretrained backbone; leave the option out.")
+    for option, value in options.items():
+        setattr(model.config, option, value)
+    model.config.check_options()
+
+
+def _go_on_with(model: FeedbackTaskModel, source: str, options: dict[str, Any]) -> None:
+    """Sets what may be set later; any other option must be what it is already."""
+    set_options(model, source, {name: value for name, value in options.items() if name in LATER_OPTIONS})
     for option, value in options.items():
         if option == "num_iterations":
             model.set_num_iterations(value)
@@ -126,7 +151,7 @@ def _change_iterations(model: FeedbackTaskModel, source: str, options: dict[str,
                     f"`{option}`: {source} is a feedback model already, with the edges {model.config.edges()}, not "
                     f"{edges}; leave the option out, or start from its backbone."
                 )
-        elif value != (there := getattr(model.config, option)):
+        elif option not in LATER_OPTIONS and value != (there := getattr(model.config, option)):
             raise ValueError(
                 f"`{option}`: {source} is a feedback model already, with {there!r}, and cannot be changed to "
                 f"{value!r}; leave the option out, or start from its backbone."

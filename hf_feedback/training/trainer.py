@@ -47,6 +47,20 @@ class FeedbackTrainer(Trainer):
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """A loss that the trainer takes from the last logits would leave out what the model adds to its own."""
+        config = any_model_in(cast(nn.Module, self.model))[1].config
+        theirs = "label_smoothing_factor" if self.label_smoother is not None else "compute_loss_func"
+        if self.label_smoother is None and self.compute_loss_func is None:
+            return
+        for name, plain in (("iteration_loss", "last"), ("jacobian_penalty", 0.0)):
+            if getattr(config, name, plain) != plain:
+                raise ValueError(
+                    f"`{name}`={getattr(config, name)!r} is part of the model's own loss, which `{theirs}` replaces; "
+                    "leave one out."
+                )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As in transformers; the new model is frozen as `args.freeze` says."""
@@ -56,8 +70,8 @@ class FeedbackTrainer(Trainer):
         return model
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers. With K = 1 nothing reads the feedback, and distributed training refuses idle parameters:
-        it rests while training lasts."""
+        """As in transformers. With K = 1 in every step nothing reads the feedback, and distributed training refuses
+        idle parameters: it rests while training lasts."""
         self._rest_idle_feedback(cast(nn.Module, self.model))
         try:
             return super().train(*args, **kwargs)
@@ -67,7 +81,9 @@ class FeedbackTrainer(Trainer):
             self._resting = []
 
     def _rest_idle_feedback(self, model: nn.Module) -> None:
-        if any_model_in(model)[1].config.num_iterations == 1:
+        core = any_model_in(model)[1]
+        adapts = getattr(getattr(core, "feedback", None), "adapts", False)
+        if core.config.num_iterations == 1 and self.args.train_iterations == "fixed" and not adapts:
             parts = parts_of(model)
             idle = [p for name, p in model.named_parameters() if parts[name] == "feedback" and p.requires_grad]
             self._resting += idle
@@ -76,11 +92,14 @@ class FeedbackTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with K drawn as `args.train_iterations` says."""
-        if not model.training or self.args.train_iterations == "fixed" or "num_iterations" in inputs:
+        if not model.training or "num_iterations" in inputs:
             return super().compute_loss(model, inputs, *args, **kwargs)
         core = any_model_in(model)[1]
-        k = self._draw_iterations(core.config.num_iterations)
-        found = super().compute_loss(model, {**inputs, "num_iterations": k}, *args, **kwargs)
+        k = core.config.num_iterations
+        if self.args.train_iterations != "fixed":
+            k = self._draw_iterations(k)
+            inputs = {**inputs, "num_iterations": k}
+        found = super().compute_loss(model, inputs, *args, **kwargs)
         if k > 1:
             return found
         # distributed training refuses parameters that nothing touched
@@ -120,11 +139,19 @@ class FeedbackTrainer(Trainer):
 
     def _draw_iterations(self, mean: int) -> int:
         args, state = self.args, self.state
-        most = args.max_train_iterations or (4 * mean if args.train_iterations == "poisson" else mean)
+        most = args.max_train_iterations
+        if most is None:
+            most = 4 * mean if args.train_iterations == "poisson" else mean
         if not 1 <= args.min_train_iterations <= min(mean, most):
             raise ValueError(
                 f"`min_train_iterations` must be between 1 and the model's K ({mean}) and `max_train_iterations` "
                 f"({most}), got {args.min_train_iterations}."
+            )
+        if args.min_train_iterations == (mean if args.train_iterations == "poisson" else most):
+            raise ValueError(
+                f"`train_iterations`={args.train_iterations!r} has nothing to draw from {args.min_train_iterations} to "
+                f"{most} with the model's K = {mean}; raise K or `max_train_iterations`, lower `min_train_iterations`, "
+                "or use 'fixed'."
             )
         progress = state.global_step / max(1, state.max_steps)
         return draw_iterations(
