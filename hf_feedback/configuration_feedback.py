@@ -142,8 +142,9 @@ class FeedbackConfig(PreTrainedConfig):
         gradient (`str`, defaults to `"full"`):
             Through all iterations; `"truncated"`: through the last `gradient_iterations` alone, the memory of the
             others is free; `"one_step"`: through the last one (Fung et al. 2022, Jacobian-free backpropagation, arXiv
-            2103.12803); `"implicit"`: of the fixed point, at which the iterations stop (K at most), with one dropout
-            mask for all of them; where it is not reached, a warning says so and the gradient is the full one.
+            2103.12803); `"implicit"`: of the fixed point, at which the iterations stop (K at most, so give it many),
+            with one dropout mask for all of them; where it is not reached, a warning says so and the gradient is the
+            full one.
         fixed_point_solver (`str`, defaults to `"iteration"`):
             How `"implicit"` finds the fixed point: plain `"iteration"`, or `"anderson"` acceleration.
         fixed_point_tolerance (`float`, defaults to 1e-4):
