@@ -107,6 +107,8 @@ def run_training(
         print(f"\nTrained from {model_args.model or 'scratch'}:")
         print(format_metrics(found))
         print(f"\nModel, {'tokenizer' if _reads_tokens(args) else 'processor'} and model card are in {args.output_dir}")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads may abort a process that ends under them
     return 0
 
 
