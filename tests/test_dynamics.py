@@ -83,10 +83,12 @@ def test_learned_damping_comes_back_from_its_bounds(start):
 
 @pytest.mark.parametrize("mode", [dict(gradient="one_step"), dict(gradient="truncated", gradient_iterations=1)])
 def test_damping_is_learned_through_one_iteration(mode):
-    """Against finite differences of the last iteration, what it starts from held fixed."""
+    """The last blend keeps its graph, and none before it does."""
     model, batch = make(learn_damping=True, feedback_damping=0.5, **mode), tiny_batch()
     model(**batch).last_hidden_state.square().sum().backward()
     assert (model.feedback.damping.alpha.grad.abs() > 0).all()
+    held = [graph_size(model, batch, k) for k in (3, 8)]
+    assert held[0] == held[1]
 
 
 def test_options_that_are_changed_later():
