@@ -20,15 +20,16 @@ from .configuration_feedback import AUTO_MAP, FeedbackConfig
 from .fingerprint import core_of, fingerprint, same_backbone, share_weights
 from .from_backbone import HUB_KWARGS, FromBackbone
 from .modeling_base import FeedbackPreTrainedModel
+from .stored_config import PLACE_KEYS
 
 logger = logging.get_logger(__name__)
 
 WEIGHTS_NAME = "feedback.safetensors"
 
 
-def is_feedback_only(config: dict[str, Any]) -> bool:
+def is_feedback_only(config: FeedbackConfig) -> bool:
     """Whether the folder of this config holds a feedback-only checkpoint."""
-    return "fingerprint" in (config.get("backbone_source") or {})
+    return "fingerprint" in (config.backbone_source or {})
 
 
 def write(model: FeedbackPreTrainedModel, folder: str | Path) -> None:
@@ -148,7 +149,7 @@ class FeedbackOnlyCheckpoints(FromBackbone):
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("`save_feedback`: parts of the model are offloaded; load it whole and save it then.")
         source = self.config.backbone_source
-        if source is None:
+        if source is None or "name_or_path" not in source:
             return  # nothing to compare with
         name = source["name_or_path"]
         try:
@@ -253,7 +254,7 @@ class FeedbackOnlyCheckpoints(FromBackbone):
         source = (config.backbone_source or {}) if name is None else {"name_or_path": str(name)}
         if "name_or_path" not in source:
             raise ValueError("This feedback was trained on a backbone without a name; pass it as `backbone`.")
-        place = {key: value for key, value in source.items() if key != "name_or_path"}
+        place = {key: source[key] for key in PLACE_KEYS[1:] if key in source}
         kind = AutoModel if config.head == "new" else cls._backbone_task_class
         try:
             loaded = kind.from_pretrained(

@@ -4,20 +4,26 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 from .activations import check_activation
 from .checks import (
     HF_FEEDBACK_VERSION,
+    MOST_ITERATIONS,
     TRANSFORMERS_KEYS,
     check_choice,
     check_integer,
+    check_problem,
+    check_shared_options,
+    check_types,
     is_integer,
     is_newer,
     is_number,
 )
+from .labels import normalize_labels_of
+from .stored_config import backbone_config_from_dict, check_place, refuse_methods
 from .topology import TOPOLOGIES, resolve_edges
 
 logger = logging.get_logger(__name__)
@@ -57,6 +63,15 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "head": ("new", "backbone"),
     "backbone_part": ("auto", "encoder", "decoder"),
 }
+
+
+# What the modules of a model are made of; every other option may be set on the config of a built one.
+BUILT_IN = (
+    *("feedback_topology", "feedback_edges", "feedback_layers", "feedback_type", "feedback_heads", "feedback_sweeps"),
+    *("feedback_context", "feedback_signal", "feedback_sharing", "feedback_future", "feedback_span", "feedback_rank"),
+    *("feedback_activation", "feedback_dropout", "learn_damping", "backbone_layers", "backbone_part", "head"),
+    *("classifier_dropout", "num_labels"),
+)
 
 
 class FeedbackConfig(PreTrainedConfig):
@@ -257,8 +272,11 @@ class FeedbackConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs = self._check_unknown_keys(kwargs)
+        check_types(self)
+        check_shared_options(self, kwargs)
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = _config_from_dict(self.backbone_config)
+            self.backbone_config = backbone_config_from_dict(self.backbone_config)
+        normalize_labels_of(self, kwargs)
         super().__post_init__(**kwargs)
         self.check_options()
 
@@ -333,7 +351,10 @@ class FeedbackConfig(PreTrainedConfig):
 
     def check_options(self) -> None:
         """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
-        check_integer("num_iterations", self.num_iterations, 1, "1 is the plain backbone, 2 reads feedback once")
+        check_types(self)
+        check_place(self.backbone_source)
+        hint = "1 is the plain backbone, 2 reads feedback once"
+        check_integer("num_iterations", self.num_iterations, 1, hint, MOST_ITERATIONS)
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         self._check_type()
@@ -350,8 +371,7 @@ class FeedbackConfig(PreTrainedConfig):
         for name in ("feedback_scale", "initializer_range"):
             if not is_number(getattr(self, name)):
                 raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)!r}.")
-        if not self.id2label:
-            raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels!r}.")
+        check_problem(self)
         self._check_rank()
         self._check_layers()
         self._check_edges()
@@ -372,7 +392,8 @@ class FeedbackConfig(PreTrainedConfig):
                 "`feedback_signal`='error' compares states, and `feedback_context='classes'` reads none; leave one out."
             )
         check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
-        check_integer("feedback_sweeps", self.feedback_sweeps, 2, "one sweep reads no neighbours: use 'additive'")
+        hint = "one sweep reads no neighbours: use 'additive'"
+        check_integer("feedback_sweeps", self.feedback_sweeps, 2, hint, MOST_ITERATIONS)
         if self.feedback_future not in ("auto", True, False) or type(self.feedback_future) not in (bool, str):
             raise ValueError(f"`feedback_future` must be 'auto', True or False, got {self.feedback_future!r}.")
         rank = self.hidden_size if self.feedback_rank is None else self.feedback_rank
@@ -505,6 +526,7 @@ class FeedbackConfig(PreTrainedConfig):
     def _check_unknown_keys(self, kwargs: dict) -> dict:
         """Refuses near-misses of our names; drops, with a warning, what a newer hf_feedback wrote."""
         ours = self.option_names() | {"backbone_config", "num_labels"}
+        refuse_methods(type(self), kwargs, "FeedbackConfig")
         unknown = [key for key in kwargs if key not in TRANSFORMERS_KEYS and not key.startswith("_")]
         if is_newer(self.hf_feedback_version):
             if unknown:
@@ -538,13 +560,3 @@ def rules_of(halting: str) -> list[list[str]]:
     """`"convergence|confidence+patience"` → `[["convergence"], ["confidence", "patience"]]`: one group is enough, all
     of it are needed."""
     return [group.split("+") for group in halting.split("|")]
-
-
-def _config_from_dict(values: dict) -> PreTrainedConfig:
-    model_type = str(values.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            "`backbone_config` must hold the `model_type` of a model in transformers, got "
-            f"{values.get('model_type')!r}; pass `AutoConfig.from_pretrained(...)` or upgrade transformers."
-        )
-    return CONFIG_MAPPING[model_type].from_dict(dict(values))

@@ -7,7 +7,20 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from .activations import check_activation
-from .checks import HF_FEEDBACK_VERSION, TRANSFORMERS_KEYS, check_choice, check_integer, is_newer, is_number
+from .checks import (
+    HF_FEEDBACK_VERSION,
+    MOST_ITERATIONS,
+    TRANSFORMERS_KEYS,
+    check_choice,
+    check_integer,
+    check_problem,
+    check_shared_options,
+    check_types,
+    is_newer,
+    is_number,
+)
+from .labels import normalize_labels_of
+from .stored_config import refuse_methods
 
 # The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
 AUTO_MAP = {
@@ -115,6 +128,10 @@ class FNNConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for key in () if is_newer(self.hf_feedback_version) else kwargs:
             self.refuse_misspelt(key)
+        refuse_methods(type(self), kwargs, "FNNConfig")
+        check_types(self)
+        check_shared_options(self, kwargs)
+        normalize_labels_of(self, kwargs)
         super().__post_init__(**kwargs)
         check_choice("fnn_type", self.fnn_type, CHOICES["fnn_type"])
         if self.num_layers is None:
@@ -153,6 +170,7 @@ class FNNConfig(PreTrainedConfig):
 
     def check_options(self) -> None:
         """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
+        check_types(self)
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         check_activation(self.activation, "activation")
@@ -161,7 +179,8 @@ class FNNConfig(PreTrainedConfig):
             check_integer(name, getattr(self, name), 1, meaning)
         if self.embedding_size is not None:
             check_integer("embedding_size", self.embedding_size, 1, "`None` means the hidden size")
-        check_integer("num_iterations", self.num_iterations, 1, "in the first sweep nothing is fed back yet")
+        hint = "in the first sweep nothing is fed back yet"
+        check_integer("num_iterations", self.num_iterations, 1, hint, MOST_ITERATIONS)
         for name in ("embedding_dropout", "classifier_dropout"):
             if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be a probability in [0, 1), got {getattr(self, name)!r}.")
@@ -169,8 +188,7 @@ class FNNConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not (value is None and name == "tolerance") and not (is_number(value) and value > 0):
                 raise ValueError(f"`{name}` must be a finite number above 0, got {value!r}.")
-        if not self.id2label:
-            raise ValueError(f"`num_labels` must be at least 1, got {self.num_labels!r}.")
+        check_problem(self)
         self._check_kind()
         self._check_gradient()
 

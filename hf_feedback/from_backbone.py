@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from .backbones import drop_pooler, select_part
 from .configuration_feedback import FeedbackConfig, nearest_option
-from .labels import LABEL_OPTIONS, adopt_labels, whole_labels
+from .labels import LABEL_OPTIONS, adopt_labels
 from .modeling_base import FeedbackPreTrainedModel
 from .pooling import find_pooling
 from .segments import find_special_tokens
@@ -63,7 +63,6 @@ class FromBackbone(FeedbackPreTrainedModel):
         ```
         """
         _check_names(feedback_options)
-        feedback_options = whole_labels(feedback_options)
         config = FeedbackConfig(head=head, backbone_part=backbone_part, **feedback_options)
         labels_given = {name for name in LABEL_OPTIONS if feedback_options.get(name) is not None}
         backbone_kwargs = dict(backbone_kwargs or {})

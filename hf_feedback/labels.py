@@ -1,28 +1,92 @@
 """The labels of a classifier: given by the user, or kept by a head that was trained for them."""
 
-import copy
-from typing import Any
+from collections.abc import Iterable
+from reprlib import repr as shortened
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from .configuration_feedback import FeedbackConfig
+from .checks import check_labels
+
+if TYPE_CHECKING:
+    from .configuration_feedback import FeedbackConfig
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
-def whole_labels(options: dict[str, Any]) -> dict[str, Any]:
-    """`label2id` alone says `id2label` too; `num_labels` must not contradict it."""
-    if options.get("label2id") and not options.get("id2label"):
-        options = {**options, "id2label": {number: name for name, number in options["label2id"].items()}}
-    names, count = options.get("id2label"), options.get("num_labels")
-    if names and count is not None and len(names) != count:
+def normalize_label_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`id2label` in the order of its numbers and `label2id` to match, each made of the other where it is left out.
+
+    A class's number is its key in `id2label`, whether that is an integer or, as in JSON, text. Names that transformers
+    makes up (`LABEL_0`, …) give way to others.
+
+    Args:
+        options: any of `LABEL_OPTIONS`; others are handed on.
+
+    Raises:
+        ValueError: something is no number or no name, numbers are missing, or the options contradict each other.
+    """
+    count = options.get("num_labels")
+    check_labels(count)
+    names = _names_by_number("id2label", _dict_of("id2label", options).items())
+    other = _names_by_number("label2id", [(number, name) for name, number in _dict_of("label2id", options).items()])
+    if not names or (_are_made_up(names) and not _are_made_up(other)):
+        names = other
+    elif not _are_made_up(other) and (set(names.values()), True) != (
+        set(other.values()),
+        all(names.get(number) == name for number, name in other.items()),
+    ):
+        raise ValueError(f"`label2id` contradicts `id2label`: {shortened(other)}, {shortened(names)}; leave one out.")
+    if not names:
+        return options
+    if list(names) != list(range(len(names))):
+        raise ValueError(f"`id2label` must number the labels from 0 on without a gap, got {shortened(list(names))}.")
+    if count not in (None, len(names)):
         raise ValueError(
             f"`num_labels`={count!r} contradicts `id2label`, which names {len(names)} labels; leave one out."
         )
-    return options
+    return {**options, "id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
-def adopt_labels(config: FeedbackConfig, task_config: PreTrainedConfig, given: set[str]) -> None:
+def normalize_labels_of(config: PreTrainedConfig, others: dict[str, Any]) -> None:
+    """The same for the labels that a config has got, before transformers fills in what is left out.
+
+    Args:
+        config: whose `id2label` and `label2id` are set.
+        others: what the config got besides; loses a `num_labels` of `None`.
+    """
+    if others.get("num_labels") is None:
+        others.pop("num_labels", None)
+    options = {"num_labels": others.get("num_labels"), "id2label": config.id2label, "label2id": config.label2id}
+    labels = normalize_label_options(options)
+    config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+
+
+def _dict_of(option: str, options: dict[str, Any]) -> dict[Any, Any]:
+    labels = options.get(option)
+    if not isinstance(labels, dict | None):
+        raise ValueError(f"`{option}` must be a dict of labels and their numbers, got {shortened(labels)}.")
+    return labels or {}
+
+
+def _names_by_number(option: str, pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+    """Number → name, by ascending number; numbers may come as text, names as numbers."""
+    names: dict[int, str] = {}
+    for number, name in pairs:
+        digits = isinstance(number, str) and number.strip().isdecimal()
+        if not (digits or hasattr(number, "__index__")) or isinstance(number, bool) or isinstance(name, list | dict):
+            pair = f"{shortened(number)} and {shortened(name)}"
+            raise ValueError(f"`{option}` must pair whole numbers with names of labels, got {pair}.")
+        if names.setdefault(int(number), str(name)) != str(name):
+            raise ValueError(f"`{option}` gives number {int(number)} to {names[int(number)]!r} and to {name!r}.")
+    return dict(sorted(names.items()))
+
+
+def _are_made_up(names: dict[int, str]) -> bool:
+    return all(name == f"LABEL_{number}" for number, name in names.items())
+
+
+def adopt_labels(config: "FeedbackConfig", task_config: PreTrainedConfig, given: set[str]) -> None:
     """A head that is trained already keeps its labels, in their order; all of them may be given new names.
 
     Args:
@@ -30,7 +94,8 @@ def adopt_labels(config: FeedbackConfig, task_config: PreTrainedConfig, given: s
         task_config: the head's own.
         given: which of `LABEL_OPTIONS` the user gave.
     """
-    own: dict[Any, Any] = dict(task_config.id2label or {})
+    trained = normalize_label_options({name: getattr(task_config, name) for name in LABEL_OPTIONS[1:]})
+    own: dict[Any, Any] = trained["id2label"] or {}
     asked = config.id2label or {}
     named = "id2label" in given
     moved = named and any(own.get(i) != name and name in own.values() for i, name in asked.items())
@@ -43,5 +108,5 @@ def adopt_labels(config: FeedbackConfig, task_config: PreTrainedConfig, given: s
     if "problem_type" in given and problem not in (None, config.problem_type):
         raise ValueError(f"`problem_type`: the head was trained for {problem!r}, got {config.problem_type!r}.")
     for name in ("problem_type",) if named else LABEL_OPTIONS[1:]:
-        if getattr(task_config, name) is not None:
-            setattr(config, name, copy.deepcopy(getattr(task_config, name)))
+        if trained[name] is not None:
+            setattr(config, name, trained[name])

@@ -48,11 +48,17 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
                 "A task head of its own is left out unless `head='backbone'`."
             )
             return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
-        saved_by = _class_called(*found.get("architectures") or ()) or cls
+        saved = FeedbackConfig.from_dict(copy.deepcopy(found))  # whatever is wrong in the file is said by name
+        saved_by = _class_called(saved.architectures) or cls
+        if "_from_pipeline" in kwargs and saved_by is not cls and cls._backbone_task_class is not None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} was trained as a {saved_by.__name__} and has no trained head for the "
+                f"pipeline {kwargs['_from_pipeline']!r}, which takes a {cls.__name__}. Use the pipeline of its own task."
+            )
         for key in kwargs.keys() - FeedbackConfig.option_names() - {"num_labels", "backbone"}:
             if near := nearest_option(key):
                 raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
-        if is_feedback_only(found):
+        if is_feedback_only(saved):
             return cls._from_feedback_only(pretrained_model_name_or_path, saved_by, hub_kwargs, kwargs)
         if kwargs.pop("backbone", None) is not None:
             raise ValueError(
@@ -61,7 +67,7 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
         kwargs["output_loading_info"] = True
-        other = cls._other_head(saved_by, found, kwargs)
+        other = cls._other_head(saved_by, saved, kwargs)
         kwargs.update(other)
         try:
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -90,43 +96,41 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
 
     @classmethod
     def _other_head(
-        cls, saved_by: "type[LoadableFeedbackModel]", found: dict[str, Any], kwargs: dict[str, Any]
+        cls, saved_by: "type[LoadableFeedbackModel]", saved: FeedbackConfig, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """What `from_pretrained` needs besides, where the model is to have another head than the folder's.
 
         Args:
             saved_by: the class of the folder.
-            found: its config.
+            saved: its config.
             kwargs: what `from_pretrained` got.
         """
         given = kwargs.get("config")
-        asked = kwargs.get("head", found["head"] if given is None else given.head)
-        backbone_config = cast(
-            PreTrainedConfig, FeedbackConfig(backbone_config=dict(found["backbone_config"])).backbone_config
-        )
+        asked = kwargs.get("head", saved.head if given is None else given.head)
+        backbone_config = cast(PreTrainedConfig, saved.backbone_config)
         if saved_by is not cls and "head" not in kwargs:
             asked = cls._choose_head("new", backbone_config)
-        if asked == found["head"] and (saved_by is cls or asked == "new"):
+        if asked == saved.head and (saved_by is cls or asked == "new"):
             return {}
 
         def prefixes(kind: Any, head: str) -> tuple[str, str]:
             """Where a model with that head keeps its backbone, and the backbone's token embeddings."""
             if head == "backbone":
                 model, inner = kind._backbone_task_class.from_config(backbone_config), "backbone."
-                place = place_of_part(model, found["backbone_part"])
+                place = place_of_part(model, saved.backbone_part)
                 inner += f"{place}." if place else ""
             else:
-                model, inner = select_part(AutoModel.from_config(backbone_config), found["backbone_part"]), "backbone."
+                model, inner = select_part(AutoModel.from_config(backbone_config), saved.backbone_part), "backbone."
             table = model.get_input_embeddings() if backbone_config.is_encoder_decoder else None
             return inner, next((f"backbone.{name}." for name, module in model.named_modules() if module is table), "")
 
         with torch.device("meta"):
-            here, there = prefixes(saved_by, found["head"]), prefixes(cls, asked)
+            here, there = prefixes(saved_by, saved.head), prefixes(cls, asked)
         # embeddings that both halves of an encoder-decoder share stand outside of them
         moves = {old: new for old, new in zip(reversed(here), reversed(there), strict=True) if old != new}
         keys = {f"^{re.escape(old)}": new for old, new in moves.items()}
         changes: dict[str, Any] = {"key_mapping": {**keys, **(kwargs.get("key_mapping") or {})} if keys else None}
-        if asked == found["head"]:
+        if asked == saved.head:
             return changes
         if given is None:
             return {**changes, "head": asked}
@@ -200,16 +204,19 @@ def load_feedback(
     """
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     found, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
-    if not is_feedback_only(found):
+    saved = FeedbackConfig.from_dict(found) if found.get("model_type") == FeedbackConfig.model_type else None
+    if saved is None or not is_feedback_only(saved):
         raise ValueError(f"{name_or_path} holds no feedback-only checkpoint; load it with `from_pretrained`.")
-    kind = _class_called(*found.get("architectures") or ())
+    kind = _class_called(saved.architectures)
     if kind is None:
-        raise ValueError(f"{name_or_path} was saved by {found.get('architectures')}, which this version does not have.")
+        raise ValueError(f"{name_or_path} was saved by {saved.architectures}, which this version does not have.")
     return kind.from_pretrained(name_or_path, backbone=backbone, **kwargs)
 
 
-def _class_called(*names: str) -> "type[LoadableFeedbackModel] | None":
-    """The feedback model class of one of these names."""
+def _class_called(names: Any) -> "type[LoadableFeedbackModel] | None":
+    """The feedback model class of one of these names, which stand in a config."""
+    if not isinstance(names, list | tuple):
+        return None
     waiting: list[type[LoadableFeedbackModel]] = [LoadableFeedbackModel]
     while waiting:
         kind = waiting.pop()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +31,7 @@ from .backbones import (
     select_part,
     takes_a_larger_batch,
 )
-from .configuration_feedback import FeedbackConfig
+from .configuration_feedback import BUILT_IN, FeedbackConfig
 from .connections import FeedbackConnections
 from .maps import init_map
 from .modeling_loop import LoopedModel
@@ -42,6 +43,16 @@ from .topology import segment
 logger = logging.get_logger(__name__)
 
 _DISABLED: ContextVar[frozenset[int]] = ContextVar("hf_feedback_disabled", default=frozenset())
+
+
+class _DisabledWhenCompiled(threading.local):
+    """The same for compiled graphs, which cannot read a context variable: each thread's number is a guard of theirs."""
+
+    def __init__(self) -> None:  # once in every thread
+        self.models: frozenset[int] = frozenset()
+
+
+_COMPILED = _DisabledWhenCompiled()
 
 
 class FeedbackPreTrainedModel(LoopedModel):
@@ -124,10 +135,10 @@ class FeedbackPreTrainedModel(LoopedModel):
         self._no_cache = no_cache(backbone)
         if config.head == "backbone" and self._no_cache:  # some task models do not pass the argument on
             backbone.config.get_text_config().use_cache = False
-        self._disabled_compiled = 0
         self._stacks, self._row_places = False, None
         self._final: list[str] | None = None
         self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
+        self._built_with = {name: copy.deepcopy(getattr(config, name)) for name in BUILT_IN}
         install_hooks(layers)
         self.probe_backbone()
 
@@ -168,6 +179,12 @@ class FeedbackPreTrainedModel(LoopedModel):
                 "decoder of later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
             )
         return causal
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether transformers must not rely on `_init_weights`. Ours is like its own; of custom code it skips the modules
+        that own no weights, by which some families initialize the modules inside of them."""
+        return cls._init_weights is not FeedbackPreTrainedModel._init_weights
 
     def _init_weights(self, module: nn.Module) -> None:
         if not init_map(module):
@@ -242,6 +259,20 @@ class FeedbackPreTrainedModel(LoopedModel):
 
     # Switches and checks
 
+    def check_options_set_since(self) -> None:
+        """Checks the options that were set on the config since the model was built.
+
+        Raises:
+            ValueError: one has a value that is not allowed, or that the modules were not made for.
+        """
+        self.config.check_options()
+        for name, built in self._built_with.items():
+            if (now := getattr(self.config, name)) != built:
+                raise ValueError(
+                    f"`{name}` was {built!r} when the model was built, which cannot become {now!r} now; set it back, or "
+                    "build another model with it."
+                )
+
     def set_num_iterations(self, num_iterations: int) -> None:
         """Sets K for all further calls; it is saved with the model.
 
@@ -258,19 +289,16 @@ class FeedbackPreTrainedModel(LoopedModel):
     @contextmanager
     def feedback_disabled(self) -> Iterator[None]:
         """Context in which the model is its bare backbone (K = 1), for the current thread alone."""
-        token = _DISABLED.set(_DISABLED.get() | {id(self)})
-        self._disabled_compiled += 1
+        before, token = _COMPILED.models, _DISABLED.set(_DISABLED.get() | {id(self)})
+        _COMPILED.models = before | {id(self)}
         try:
             yield
         finally:
-            self._disabled_compiled -= 1
+            _COMPILED.models = before
             _DISABLED.reset(token)
 
     def _is_disabled(self) -> bool:
-        # A compiled graph cannot read a context variable; it is guarded on a plain number, which all threads share.
-        if torch.compiler.is_compiling():
-            return self._disabled_compiled > 0
-        return id(self) in _DISABLED.get()
+        return id(self) in (_COMPILED.models if torch.compiler.is_compiling() else _DISABLED.get())
 
     @torch.no_grad()
     def check_equivalence(self, batch: dict[str, Any]) -> float:

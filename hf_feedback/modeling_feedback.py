@@ -74,7 +74,7 @@ class FeedbackModel(LoadableFeedbackModel):
             output_attentions=output_attentions,
             **kwargs,
         )
-        fields: dict[str, Any] = {**self._collected(outputs), "iterations": call.iterations}
+        fields: dict[str, Any] = {**self._collected(outputs, call), "iterations": call.iterations}
         fields |= trace.fields() if trace else {}
         return FeedbackModelOutput(last_hidden_state=outputs.last_hidden_state, **fields)
 

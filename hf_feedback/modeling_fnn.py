@@ -11,10 +11,11 @@ from transformers import initialization as init
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .activations import Swish
+from .checks import MOST_ITERATIONS, check_integer
 from .configuration_fnn import AUTO_MAP, FNNConfig
 from .fixed_point import Map, Solution, anderson, full, implicit, iterate, relative_residual, truncated
 from .fnn_layers import LayeredLayer, RecurrentLinear, TemporalLayer, sweep_upwards
-from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput
+from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput, select_states
 from .pooling import pool
 
 SOLVERS = {"iteration": iterate, "anderson": anderson}
@@ -140,7 +141,7 @@ class FNNModel(FNNPreTrainedModel):
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         fields: dict[str, Any] = statistics(found) if output_iterations else {}
         if wants_states:
-            fields["hidden_states"] = (entry, *states_of(found.state))
+            fields["hidden_states"] = select_states((entry, *states_of(found.state)), output_hidden_states)
         return FeedbackModelOutput(last_hidden_state=top_of(found.state), **fields)
 
     def _embed(
@@ -183,8 +184,7 @@ class FNNModel(FNNPreTrainedModel):
             keep_states: whether the states after every sweep are wanted.
         """
         config, steps = self.config, self.config.num_iterations if num_iterations is None else num_iterations
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`num_iterations` must be an integer of at least 1, got {steps!r}.")
+        check_integer("num_iterations", steps, 1, "in the first sweep nothing is fed back yet", MOST_ITERATIONS)
         f, start, entry = self._sweep(x, real)
         options: dict[str, Any] = dict(tolerance=config.tolerance, keep_states=keep_states)
         options["residual"] = relative_residual if measure or config.tolerance is not None else None
@@ -269,7 +269,7 @@ class FNNForSequenceClassification(FNNPreTrainedModel):
             earlier = [self._head(state, real) for state in found.states[:-1]]
             fields = {**statistics(found), "iteration_logits": (*earlier, logits)}
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            fields["hidden_states"] = (entry, *states_of(found.state))
+            fields["hidden_states"] = select_states((entry, *states_of(found.state)), output_hidden_states)
         loss = None if labels is None else self._loss(logits, labels)
         return FeedbackTaskOutput(loss=loss, logits=logits, **fields)
 

@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import TransformersKwargs, logging
 
+from .checks import MOST_ITERATIONS, check_integer
 from .configuration_feedback import FeedbackConfig, rules_of
 from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
 from .equilibrium import contraction, converge, jacobian_penalty
 from .halting import Halting
 from .loop import Loop, States, iterate
+from .modeling_outputs import select_states
 from .recorder import Run, eagerly, hidden_of, recording, with_hidden
 from .segments import Segments
 
@@ -78,6 +80,10 @@ class LoopedModel(PreTrainedModel):
         """Whether the bare backbone is to run."""
         raise NotImplementedError
 
+    def check_options_set_since(self) -> None:
+        """Checks the options that were set on the config since the model was built."""
+        raise NotImplementedError
+
     def _iterations(self, num_iterations: int | None) -> int:
         """K for this call."""
         if getattr(self, "_is_replica", False):
@@ -89,8 +95,7 @@ class LoopedModel(PreTrainedModel):
             return 1
         if num_iterations is None:
             return self.config.num_iterations
-        if isinstance(num_iterations, bool) or not isinstance(num_iterations, int) or num_iterations < 1:
-            raise ValueError(f"`num_iterations` must be an integer of at least 1, got {num_iterations!r}.")
+        check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MOST_ITERATIONS)
         return num_iterations
 
     def _run(
@@ -107,9 +112,9 @@ class LoopedModel(PreTrainedModel):
         Returns:
             The backbone's own output, the notes, and what the call was about.
         """
-        k = self._iterations(num_iterations)
         if not torch.compiler.is_compiling():
-            self.config.check_dynamics()  # options may have been set since the model was built
+            self.check_options_set_since()
+        k = self._iterations(num_iterations)
         call = self._call(tensors)
         if self._batch_dim is None and not torch.compiler.is_compiling():  # weights came after the model was built
             self.probe_backbone()
@@ -354,9 +359,12 @@ class LoopedModel(PreTrainedModel):
         half = f"{'decoder' if self.config.backbone_part == 'decoder' else 'encoder'}_{name}"
         return half if half in outputs and name not in outputs else name
 
-    def _collected(self, outputs: Any) -> dict[str, Any]:
+    def _collected(self, outputs: Any, call: Call) -> dict[str, Any]:
         """`hidden_states` and `attentions` for our own output."""
-        return {name: outputs.get(self._collected_key(outputs, name)) for name in ("hidden_states", "attentions")}
+        found = {name: outputs.get(self._collected_key(outputs, name)) for name in ("hidden_states", "attentions")}
+        if found["hidden_states"] is not None:
+            found["hidden_states"] = select_states(found["hidden_states"], call.given.get("output_hidden_states"))
+        return found
 
     def _inputs(self, output_hidden_states: Any, output_attentions: Any, **tensors: Any) -> dict[str, Any]:
         """What the backbone is called with: everything given that it takes.

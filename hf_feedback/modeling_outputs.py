@@ -4,6 +4,19 @@ from dataclasses import dataclass
 
 import torch
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import selected_hidden_states
+
+
+def select_states(
+    states: tuple[torch.Tensor, ...], output_hidden_states: bool | int | list[int] | None
+) -> tuple[torch.Tensor | None, ...]:
+    """As in transformers: `None` in place of the states that a list of numbers, which count from the end where they are
+    negative, does not select."""
+    selected = selected_hidden_states(output_hidden_states)
+    if selected is None:
+        return states
+    chosen = {number % len(states) for number in selected if -len(states) <= number < len(states)}
+    return tuple(state if i in chosen else None for i, state in enumerate(states))
 
 
 @dataclass

@@ -71,7 +71,7 @@ class FeedbackTaskModel(LoadableFeedbackModel):
         notes = output_iterations or rule != "last"
         outputs, trace, call = self._run(num_iterations, notes, stacks=True, **inputs)
         answers = self._answers(outputs, trace, call)
-        fields: dict[str, Any] = {**self._collected(outputs), "iterations": call.iterations}
+        fields: dict[str, Any] = {**self._collected(outputs, call), "iterations": call.iterations}
         if trace and output_iterations:
             fields |= {**trace.fields(), "iteration_logits": answers}
         if labels is not None:

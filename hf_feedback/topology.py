@@ -1,5 +1,7 @@
 """Edge sets by name or by list, and the segment of layers that they span."""
 
+from reprlib import repr as shortened
+
 
 def adjacent(num_layers: int) -> list[tuple[int, int]]:
     """Layer l + 1 speaks to layer l."""
@@ -16,6 +18,8 @@ def dense(num_layers: int) -> list[tuple[int, int]]:
     return [(source, target) for source in range(num_layers) for target in range(source)]
 
 
+# More than any model has; the edges between so many layers can still be written down.
+MOST_LAYERS = 1000
 TOPOLOGIES = {"adjacent": adjacent, "top": top, "dense": dense}
 DEFAULT_TOPOLOGY = "top"
 
@@ -40,6 +44,8 @@ def resolve_edges(
     Raises:
         ValueError: contradictory options, an edge that is out of range, not downwards or given twice, or no edge.
     """
+    if not 1 <= num_layers <= MOST_LAYERS:
+        raise ValueError(f"The backbone must have 1 to {MOST_LAYERS} layers, got {num_layers}.")
     if edges is not None:
         for name, value in (("feedback_topology", topology), ("feedback_layers", layers)):
             if value is not None:
@@ -63,11 +69,11 @@ def resolve_edges(
 def _check_edges(num_layers: int, edges: list[list[int]]) -> list[tuple[int, int]]:
     shape = "`feedback_edges` must be a list of [source, target] pairs of layer numbers"
     if not isinstance(edges, list | tuple) or not edges:
-        raise ValueError(f"{shape}, got {edges!r}.")
-    found: list[tuple[int, int]] = []
+        raise ValueError(f"{shape}, got {shortened(edges)}.")
+    found: set[tuple[int, int]] = set()
     for edge in edges:
         if not isinstance(edge, list | tuple) or len(edge) != 2 or not all(type(end) is int for end in edge):
-            raise ValueError(f"{shape}, got {edge!r} in it.")
+            raise ValueError(f"{shape}, got {shortened(edge)} in it.")
         source, target = edge
         if not (0 <= target < num_layers and 0 <= source < num_layers):
             raise ValueError(
@@ -80,7 +86,7 @@ def _check_edges(num_layers: int, edges: list[list[int]]) -> list[tuple[int, int
             )
         if (source, target) in found:
             raise ValueError(f"`feedback_edges`: {list(edge)} is given twice; give each edge once.")
-        found.append((source, target))
+        found.add((source, target))
     return sorted(found)
 
 

@@ -1,0 +1,87 @@
+"""What a config file may say of a backbone. Nothing in it may switch on code, become a keyword, or change a path."""
+
+from pathlib import PurePosixPath
+from reprlib import repr as shortened
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.utils import logging
+
+from .checks import check_labels
+
+logger = logging.get_logger(__name__)
+
+# What `from_pretrained` may be told of the place where a backbone is.
+PLACE_KEYS = ("name_or_path", "revision", "subfolder")
+# By these a config would have transformers run code from elsewhere, or read other files than those of the model.
+SWITCHES = ("auto_map", "distributed_config", "transformers_weights")
+# By these, where the value is the name of a repository: its kernels are downloaded and run.
+KERNELS = ("attn_implementation", "experts_implementation")
+
+
+def check_place(source: dict[str, Any] | None) -> None:
+    """Raises `ValueError` where `backbone_source` says more than a place in strings, and a fingerprint."""
+    for key, value in (source or {}).items():
+        if key == "fingerprint":
+            strings = isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
+        else:
+            strings = isinstance(value, str)
+        if key not in (*PLACE_KEYS, "fingerprint") or not strings:
+            raise ValueError(
+                f"`backbone_source` may hold {', '.join(PLACE_KEYS)} as texts, and a fingerprint; got "
+                f"{shortened(key)}: {shortened(value)}. Remove it from the config."
+            )
+        path = PurePosixPath(value) if key in ("revision", "subfolder") else PurePosixPath()
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"`backbone_source`: `{key}` must stay inside of the repository, got {shortened(value)}.")
+
+
+def refuse_methods(config_class: type[PreTrainedConfig], keys: Any, where: str) -> None:
+    """Raises `ValueError` where a value from a file would take the place of a method."""
+    for key in keys:
+        if not isinstance(key, str) or callable(getattr(config_class, key, None)):
+            raise ValueError(f"`{where}`: {shortened(key)} is no option of a {config_class.__name__}; remove it.")
+
+
+def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    """The config of a backbone, of a type that transformers has; whatever in it would switch on code is left out.
+
+    Args:
+        values: as in a `config.json`.
+
+    Raises:
+        ValueError: transformers has no such model type, or the values are none that it takes.
+    """
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            "`backbone_config` must hold the `model_type` of a model in transformers, got "
+            f"{shortened(model_type)}; pass `AutoConfig.from_pretrained(...)` or upgrade transformers."
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    refuse_methods(config_class, values, "backbone_config")
+    check_labels(values.get("num_labels"))
+    try:
+        return config_class.from_dict(_without_switches(values))
+    except Exception as error:  # whatever a family's config raises at a value that it does not expect
+        reason = str(error).strip().replace("\n", " ")
+        raise ValueError(
+            f"`backbone_config` is no valid {config_class.__name__} ({type(error).__name__}: {reason})."
+        ) from error
+
+
+def _without_switches(values: Any) -> Any:
+    """The values without what would switch on code, at any depth."""
+    if isinstance(values, list | tuple):
+        return [_without_switches(value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    dropped = [key for key, value in values.items() if _is_switch(key, value)]
+    if dropped:
+        logger.warning(f"`backbone_config`: {', '.join(dropped)} is not taken from a config file; pass it yourself.")
+    return {key: _without_switches(value) for key, value in values.items() if key not in dropped}
+
+
+def _is_switch(key: Any, value: Any) -> bool:
+    name = str(key).removeprefix("_").removesuffix("_internal")
+    return name in SWITCHES or (name in KERNELS and "/" in str(value))
