@@ -50,23 +50,22 @@ def is_number(value: object) -> bool:
 
 
 def is_of_type(value: Any, annotation: Any) -> bool:
-    """Whether a value is of an annotated type, its elements included. Numbers must be finite, and flags are none."""
-    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    """Whether a value is of an annotated type, whatever the elements of a list. Numbers must be finite, and flags are
+    none."""
+    origin = get_origin(annotation) or annotation
     if origin in (Union, types.UnionType):
-        return any(is_of_type(value, one) for one in arguments)
+        return any(is_of_type(value, one) for one in get_args(annotation))
     if origin is list:
-        return isinstance(value, list | tuple) and all(is_of_type(one, arguments[0]) for one in value)
+        return isinstance(value, list | tuple)
     if origin is float:
         return is_number(value)
     return is_integer(value) if origin is int else isinstance(value, origin)
 
 
 def _in_words(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    origin = get_origin(annotation) or annotation
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_in_words, arguments))
-    if origin is list and arguments:
-        return f"{TYPE_WORDS[list]} of which each is {_in_words(arguments[0])}"
+        return " or ".join(map(_in_words, get_args(annotation)))
     return TYPE_WORDS[origin]
 
 

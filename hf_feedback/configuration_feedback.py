@@ -23,7 +23,7 @@ from .checks import (
     is_number,
 )
 from .labels import normalize_labels_of
-from .stored_config import backbone_config_from_dict, check_place, refuse_methods
+from .stored_config import backbone_config_from_dict, check_place, refuse_methods, without_switches
 from .topology import TOPOLOGIES, resolve_edges
 
 logger = logging.get_logger(__name__)
@@ -279,6 +279,11 @@ class FeedbackConfig(PreTrainedConfig):
         normalize_labels_of(self, kwargs)
         super().__post_init__(**kwargs)
         self.check_options()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, for what stands in a file: nothing there switches on code."""
+        return super().from_dict(without_switches(config_dict), **kwargs)
 
     @classmethod
     def option_names(cls) -> set[str]:

@@ -20,7 +20,7 @@ from .checks import (
     is_number,
 )
 from .labels import normalize_labels_of
-from .stored_config import refuse_methods
+from .stored_config import refuse_methods, without_switches
 
 # The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
 AUTO_MAP = {
@@ -139,6 +139,11 @@ class FNNConfig(PreTrainedConfig):
         if self.sweep is None and self.fnn_type == "temporal":
             self.sweep = "sequential"
         self.check_options()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, for what stands in a file: nothing there switches on code."""
+        return super().from_dict(without_switches(config_dict), **kwargs)
 
     @classmethod
     def option_names(cls) -> set[str]:

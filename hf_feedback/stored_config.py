@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 # What `from_pretrained` may be told of the place where a backbone is.
 PLACE_KEYS = ("name_or_path", "revision", "subfolder")
 # By these a config would have transformers run code from elsewhere, or read other files than those of the model.
-SWITCHES = ("auto_map", "distributed_config", "transformers_weights")
+SWITCHES = ("distributed_config", "transformers_weights")
 # By these, where the value is the name of a repository: its kernels are downloaded and run.
 KERNELS = ("attn_implementation", "experts_implementation")
 
@@ -62,7 +62,7 @@ def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
     refuse_methods(config_class, values, "backbone_config")
     check_labels(values.get("num_labels"))
     try:
-        return config_class.from_dict(_without_switches(values))
+        return config_class.from_dict(_inner(values))
     except Exception as error:  # whatever a family's config raises at a value that it does not expect
         reason = str(error).strip().replace("\n", " ")
         raise ValueError(
@@ -70,16 +70,21 @@ def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
         ) from error
 
 
-def _without_switches(values: Any) -> Any:
-    """The values without what would switch on code, at any depth."""
-    if isinstance(values, list | tuple):
-        return [_without_switches(value) for value in values]
-    if not isinstance(values, dict):
-        return values
+def without_switches(values: dict[str, Any]) -> dict[str, Any]:
+    """What a config file holds, without what would switch on code, at any depth. An `auto_map` stays on the outside
+    alone, where transformers asks whoever loads the file (`trust_remote_code`)."""
     dropped = [key for key, value in values.items() if _is_switch(key, value)]
     if dropped:
-        logger.warning(f"`backbone_config`: {', '.join(dropped)} is not taken from a config file; pass it yourself.")
-    return {key: _without_switches(value) for key, value in values.items() if key not in dropped}
+        logger.warning(f"{', '.join(map(repr, dropped))} is not taken from a config file; pass it yourself.")
+    return {key: _inner(value) for key, value in values.items() if key not in dropped}
+
+
+def _inner(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_inner(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return without_switches({key: inner for key, inner in value.items() if key != "auto_map"})
 
 
 def _is_switch(key: Any, value: Any) -> bool:
