@@ -60,6 +60,9 @@ def train(model_args: ModelArguments, data_args: AudioArguments, args: FeedbackT
         for split, (data, source) in read_splits(data_args, partial(read_media, kind="audiofolder")).items()
     }
     labels = classes_of(*read["train"], data_args.label_column)
+    if args.process_index == 0:
+        columns = f"recordings in {data_args.audio_column!r}, labels in {data_args.label_column!r}"
+        print(f"{read['train'][1]}: {columns}; {labels}", flush=True)
     revision = model_args.revision or "main"
     extractor = AutoFeatureExtractor.from_pretrained(model_args.model, revision=revision)
     backbone = AutoConfig.from_pretrained(model_args.model, revision=revision)

@@ -76,6 +76,9 @@ def train(model_args: ModelArguments, data_args: ImageArguments, args: FeedbackT
         for split, (data, source) in read_splits(data_args, partial(read_media, kind="imagefolder")).items()
     }
     labels = classes_of(*read["train"], data_args.label_column)
+    if args.process_index == 0:
+        columns = f"images in {data_args.image_column!r}, labels in {data_args.label_column!r}"
+        print(f"{read['train'][1]}: {columns}; {labels}", flush=True)
     processor = AutoImageProcessor.from_pretrained(model_args.model, revision=model_args.revision or "main")
     model = make_model(FeedbackForImageClassification, model_args, labels)
     names = ["accuracy", "macro_f1"]

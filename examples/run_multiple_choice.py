@@ -21,6 +21,7 @@ from hf_feedback.training import FeedbackTrainingArguments
 from hf_feedback.training.arguments import FileArguments, ModelArguments
 from hf_feedback.training.command import script
 from hf_feedback.training.data import check_rows, read_splits
+from hf_feedback.training.label_names import label_name
 from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.run import Split, Task, prepare_run, run_task
 from hf_feedback.training.starting import load_tokenizer, make_model, max_length_of, set_padding
@@ -45,7 +46,7 @@ def check(data: Dataset, source: str) -> None:
             return f"`choices` must be a list of at least two texts, got {choices!r}"
         if len(choices) != count:
             return f"`choices` has {len(choices)} texts, row 1 has {count}; all rows must have the same number"
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < count:
+        if label_name(label) not in map(str, range(count)):
             return f"`label` must be the number of the right choice, 0 to {count - 1}, got {label!r}"
         return None
 
@@ -57,7 +58,8 @@ def encode(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -
 
     def tokenize(row: dict[str, Any]) -> dict[str, Any]:
         contexts = [row["context"]] * len(row["choices"])
-        return {**tokenizer(contexts, row["choices"], truncation=True, max_length=max_length), "labels": row["label"]}
+        found = tokenizer(contexts, row["choices"], truncation=True, max_length=max_length)
+        return {**found, "labels": int(label_name(row["label"]))}
 
     return data.map(tokenize, remove_columns=data.column_names, load_from_cache_file=False)
 
@@ -71,7 +73,7 @@ def train(model_args: ModelArguments, data_args: ChoiceArguments, args: Feedback
     tokenizer = load_tokenizer(model_args.model, model_args.revision)
     model = make_model(FeedbackForMultipleChoice, model_args)
     set_padding(model, tokenizer)
-    length = max_length_of(data_args.max_length, tokenizer, model)
+    length = tokenizer.model_max_length = max_length_of(data_args.max_length, tokenizer, model)
     compute_metrics = make_compute_metrics("single_label_classification", ["accuracy"])
     task = Task(
         model=model,

@@ -82,7 +82,7 @@ def train(model_args: ModelArguments, data_args: QuestionArguments, args: Feedba
     model = make_model(FeedbackForQuestionAnswering, model_args)
     set_padding(model, tokenizer)
     length = data_args.max_length or min(384, max_length_of(None, tokenizer, model))
-    length = max_length_of(length, tokenizer, model)
+    length = tokenizer.model_max_length = max_length_of(length, tokenizer, model)
     stride = length // 3 if data_args.stride is None else data_args.stride
     if stride < 0:
         raise ValueError(f"`stride` must be at least 0, got {stride}.")

@@ -23,7 +23,8 @@ from hf_feedback.training.arguments import FileArguments, ModelArguments
 from hf_feedback.training.command import script
 from hf_feedback.training.data import check_rows, read_splits
 from hf_feedback.training.entities import align, is_bio, make_tag_metrics, tag_set
-from hf_feedback.training.labels import LabelSet, names_of
+from hf_feedback.training.label_names import names_of, normal_labels, refuse_missing
+from hf_feedback.training.labels import LabelSet
 from hf_feedback.training.run import Split, Task, prepare_run, run_task
 from hf_feedback.training.starting import load_tokenizer, make_model, max_length_of, set_padding
 
@@ -50,7 +51,9 @@ def tags_of(data: Dataset, source: str, args: TagArguments) -> list[list[str]]:
         return None
 
     check_rows(data, source, (args.tokens_column, args.tags_column), fault)
-    return names_of(data, args.tags_column)
+    tags = normal_labels(names_of(data, args.tags_column), args.tags_column, source)
+    refuse_missing(tags, args.tags_column, source)
+    return tags
 
 
 def encode(
@@ -62,7 +65,7 @@ def encode(
     names: Sequence[str],
 ) -> Dataset:
     """Words and tags → token ids and `labels`; only the first piece of a word has one."""
-    number, rows = {name: i for i, name in enumerate(names)}, tags_of(data, source, args)
+    number, rows = LabelSet("single_label_classification", tuple(names)).numbers, tags_of(data, source, args)
     for i, tags in enumerate(rows):
         unknown = next((tag for tag in tags if tag not in number), None)
         if unknown is not None:
@@ -90,10 +93,14 @@ def train(model_args: ModelArguments, data_args: TagArguments, args: FeedbackTra
     prepare_run(args)
     splits = read_splits(data_args)
     labels = tag_set(tags_of(*splits["train"], data_args), splits["train"][1])
+    if args.process_index == 0:
+        columns = f"words in {data_args.tokens_column!r}, tags in {data_args.tags_column!r}"
+        print(f"{splits['train'][1]}: {columns}; {labels}", flush=True)
     tokenizer = load_tokenizer(model_args.model, model_args.revision, of_words=True)
     model = make_model(FeedbackForTokenClassification, model_args, labels)
     set_padding(model, tokenizer)
-    names, length = LabelSet.of_model(model).names, max_length_of(data_args.max_length, tokenizer, model)
+    names = LabelSet.of_model(model).names
+    length = tokenizer.model_max_length = max_length_of(data_args.max_length, tokenizer, model)
     compute_metrics = make_tag_metrics(names)
     measured = ["entity_f1", "entity_precision", "entity_recall"] if all(map(is_bio, names)) else []
     task = Task(

@@ -245,7 +245,7 @@ BAD = {
     "unknown activation": (rows(), rows(), ["--feedback-activation", "swishy"], "did you mean 'swish'"),
     "rank above the hidden size": (rows(), rows(), ["--feedback-rank", "64"], "at most the backbone's hidden size 32"),
     "rank that is no number": (rows(), rows(), ["--feedback-rank", "many"], "must be a number or 'none'"),
-    "too long": (rows(), rows(), ["--max-length", "9999"], "`max_length` must be between 4 and the 32 tokens"),
+    "too long": (rows(), rows(), ["--max-length", "9999"], "`max_length` must be between 4 and the 64 tokens"),
     "freezing nothing": (rows(), rows(), ["--freeze", "bakbone"], "'bakbone' matches no parameter"),
     "unknown metric to choose by": (rows(), rows(), ["--metric-for-best-model", "acuracy"], "`metric_for_best_model`"),
     "unknown metric": (rows(), rows(), ["--metrics", "acuracy"], "'acuracy' is none of accuracy"),

@@ -48,7 +48,7 @@ def test_several_labels_need_lists():
     from datasets import ClassLabel, Dataset, Features, List, Value
 
     words = Dataset.from_dict({"label": ["ab c", "bd"]})
-    with pytest.raises(ValueError, match="lists of labels in every row"):
+    with pytest.raises(ValueError, match="must hold lists of labels such as .* in every row"):
         LabelSet.of(words, "label", "here", "multi_label_classification")
     gaps = Dataset.from_dict({"label": [["x", None], ["y"]]})
     with pytest.raises(ValueError, match="label is missing"):

@@ -17,7 +17,8 @@ from ..modeling_feedback import FeedbackForSequenceClassification
 from ..modeling_fnn import FNNForSequenceClassification
 from .arguments import FeedbackTrainingArguments, LabelArguments, TextArguments
 from .classification import columns_of
-from .data import Columns, encode, read_file
+from .columns import Columns
+from .data import encode, read_file, texts_of
 from .labels import LabelSet
 from .metrics import decide, default_metrics, make_compute_metrics
 from .networks import is_fnn
@@ -73,7 +74,7 @@ class Answering:
         if self.halting:
             set_options(model, self.model, self.halting)
         data, labels = read_file(self.file), LabelSet.of_model(model)
-        columns = columns_of(data, self.file, self.args, needs_label=labelled)
+        columns = columns_of(data, self.file, self.args, labelled, Columns.of_model(model.config))
         max_length = max_length_of(self.args.max_length, tokenizer, model)
         encoded = encode(data, columns, tokenizer, max_length, self.file, labels if labelled else None)
         args = FeedbackTrainingArguments(
@@ -121,24 +122,26 @@ class Answering:
             raise ValueError(f"`output`: {output} is a folder; name a file.")
         trainer, data, encoded = self._prepare(None, labelled=False)
         logits = np.asarray(trainer.predict(encoded).predictions)
-        columns = columns_of(data, self.file, self.args, needs_label=False)
-        labels = LabelSet.of_model(cast(PreTrainedModel, trainer.model))
-        lines = [json.dumps(answer, ensure_ascii=False) for answer in _answers(data, columns, logits, labels)]
+        model = cast(PreTrainedModel, trainer.model)
+        columns = columns_of(data, self.file, self.args, False, Columns.of_model(model.config))
+        texts = [{"text": text} for text in texts_of(data[columns.text], columns.text, self.file)]
+        if columns.text_pair is not None:
+            pairs = texts_of(data[columns.text_pair], columns.text_pair, self.file)
+            texts = [{**text, "text_pair": pair} for text, pair in zip(texts, pairs, strict=True)]
+        answers = _answers(texts, logits, LabelSet.of_model(model))
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
         partial = Path(f"{output}.partial")
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.replace(output)
         return len(lines)
 
 
-def _answers(data: Dataset, columns: Columns, logits: np.ndarray, labels: LabelSet) -> Iterator[dict[str, Any]]:
-    texts: Sequence[str | None] = data[columns.text]
-    pairs = data[columns.text_pair] if columns.text_pair else [None] * len(texts)
+def _answers(texts: Sequence[dict[str, str | None]], logits: np.ndarray, labels: LabelSet) -> Iterator[dict[str, Any]]:
     decided = decide(logits, labels.problem_type)
     scores = torch.as_tensor(logits).float()
     several = labels.problem_type == "multi_label_classification"
     probabilities = scores.sigmoid() if several else F.softmax(scores, -1)
-    for text, pair, answer, row in zip(texts, pairs, decided, probabilities.tolist(), strict=True):
-        line: dict[str, Any] = {"text": str(text)} if pair is None else {"text": str(text), "text_pair": str(pair)}
+    for line, answer, row in zip(texts, decided, probabilities.tolist(), strict=True):
         if labels.problem_type == "regression":
             yield {**line, "value": float(answer)}
             continue

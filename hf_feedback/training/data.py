@@ -1,69 +1,23 @@
 """From files of labelled texts to what a model reads."""
 
-import csv
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from glob import escape
-from pathlib import Path
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from pyarrow import ArrowInvalid
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .arguments import FileArguments
-from .labels import LabelSet, label_numbers, rows_in_words
+from .columns import Columns, find_columns
+from .files import read_file, rows_in_words
+from .labels import LabelSet, label_numbers
+
+__all__ = ["Columns", "check_rows", "encode", "find_columns", "read_file", "read_splits", "texts_of"]
 
 logger = logging.get_logger(__name__)
-
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-TEXT_NAMES = ("text", "sentence", "content", "review", "question", "message", "tweet", "utterance")
-PAIR_NAMES = (
-    ("text_a", "text_b"),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("text", "text_pair"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-)
-LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "score")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a data set keeps its texts and labels."""
-
-    text: str
-    text_pair: str | None
-    label: str | None
-
-
-def read_file(file: str | Path) -> Dataset:
-    """Reads a CSV, TSV, JSON-lines or parquet file. Cells of CSV and TSV stay the text that they are: `007`, `NA` and
-    `None` too. Quotes mean nothing in a TSV file.
-
-    Raises:
-        ValueError: the file is missing, empty, of an unknown kind or cannot be read.
-    """
-    path = Path(file)
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(f"{file}: unknown kind of file; use one of {', '.join(FORMATS)}.")
-    if not path.is_file():
-        raise ValueError(f"{file}: there is no such file.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{file}: the file is empty.")
-    try:
-        data = _read_cells(path) if kind == "csv" else load_dataset(kind, data_files=escape(str(path)), split="train")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: is not UTF-8 ({error}); save it as UTF-8.") from error
-    except (DatasetGenerationError, ArrowInvalid, csv.Error) as error:
-        raise ValueError(f"{file}: cannot be read as {kind} ({error.__cause__ or error}).") from error
-    if len(data) == 0:
-        raise ValueError(f"{file}: the file has no rows.")
-    return data
 
 
 def read_splits(args: FileArguments, read: Callable[[str], Dataset] = read_file) -> dict[str, tuple[Dataset, str]]:
@@ -99,53 +53,31 @@ def check_rows(data: Dataset, source: str, columns: Sequence[str], fault: Callab
             raise ValueError(f"{source}: {rows_in_words([i])}: {wrong}.")
 
 
-def _read_cells(path: Path) -> Dataset:
-    csv.field_size_limit(2**31 - 1)
-    options: dict[str, Any] = {"strict": True}
-    if path.suffix.lower() == ".tsv":
-        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        header, *rows = [row for row in csv.reader(stream, **options) if row] or [[]]
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}: the header names a column twice: {', '.join(header)}; rename one.")
-    wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"{path}: row {wrong + 1} has {len(rows[wrong])} cells, the header has {len(header)}; put texts that hold "
-            "the separator in quotes."
-        )
-    return Dataset.from_dict({name: [row[i] for row in rows] for i, name in enumerate(header)})
+def texts_of(cells: Sequence[Any], column: str, source: str, first_row: int = 0) -> list[str | None]:
+    """The texts of cells; numbers, dates and truth values as JSON spells them, `None` for a gap.
 
-
-def find_columns(
-    names: Sequence[str],
-    source: str,
-    text: str | None = None,
-    text_pair: str | None = None,
-    label: str | None = None,
-    needs_label: bool = True,
-) -> Columns:
-    """The columns that were given, or found by their usual names.
+    Args:
+        cells: of one column.
+        column, source: its name and its file, for messages.
+        first_row: number of the first cell's row, counted from 0.
 
     Raises:
-        ValueError: a column is missing or cannot be found; names those that are there.
+        ValueError: a cell holds something else; says which.
     """
-    there = f"{source} has the columns: {', '.join(names)}."
-    for option, value in (("--text-column", text), ("--text-pair-column", text_pair), ("--label-column", label)):
-        if value is not None and value not in names and (option != "--label-column" or needs_label):
-            raise ValueError(f"`{option}`: there is no column {value!r}; {there}")
-    if text is None and text_pair is not None:
-        text = next((name for name in TEXT_NAMES if name in names and name != text_pair), None)
-    elif text is None:
-        pair = next((pair for pair in PAIR_NAMES if set(pair) <= set(names)), None)
-        text, text_pair = pair or (next((name for name in TEXT_NAMES if name in names), None), None)
-    if text is None:
-        raise ValueError(f"No column of texts was found; name it with `--text-column`. {there}")
-    if label is None:
-        label = next((name for name in LABEL_NAMES if name in names and name not in (text, text_pair)), None)
-    if label is None and needs_label:
-        raise ValueError(f"No column of labels was found; name it with `--label-column`. {there}")
-    return Columns(text, text_pair, label if label in names else None)
+
+    def text_of(row: int, cell: Any) -> str | None:
+        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+            return None
+        if isinstance(cell, bool):
+            return str(cell).lower()
+        if isinstance(cell, str | int | float | Decimal | date):
+            return str(cell)
+        raise ValueError(
+            f"{source}: {rows_in_words([row])}: column {column!r} must hold a text, got {type(cell).__name__} "
+            f"{cell!r:.80}; name another column or make texts of it."
+        )
+
+    return [text_of(row, cell) for row, cell in enumerate(cells, first_row)]
 
 
 def encode(
@@ -163,8 +95,9 @@ def encode(
     filler = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
     counts = {"long": 0, "empty": 0}
 
-    def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = [["" if v is None else str(v) for v in batch[c]] for c in (columns.text, columns.text_pair) if c]
+    def tokenize(batch: dict[str, list[Any]], rows: list[int]) -> dict[str, Any]:
+        read = [texts_of(batch[c], c, source, rows[0]) for c in (columns.text, columns.text_pair) if c]
+        texts = [[text or "" for text in column] for column in read]
         counts["empty"] += sum(not any(t.strip() for t in row) for row in zip(*texts, strict=True))
         found = tokenizer(*texts, truncation=True, max_length=max_length)
         cut = [e.overflowing for e in found.encodings or ()] or [len(i) == max_length for i in found["input_ids"]]
@@ -175,7 +108,9 @@ def encode(
                     found[key][i] = [filler if key == "input_ids" else int(key == "attention_mask")]
         return dict(found)
 
-    encoded = data.map(tokenize, batched=True, remove_columns=data.column_names, load_from_cache_file=False)
+    encoded = data.map(
+        tokenize, batched=True, with_indices=True, remove_columns=data.column_names, load_from_cache_file=False
+    )
     if counts["long"]:
         logger.warning(
             f"{source}: {counts['long']} of {len(data)} texts are longer than {max_length} tokens and were cut."

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers import EvalPrediction
 
+from .label_names import label_name
 from .labels import LabelSet
 
 IGNORED = -100  # no label: left out of the loss and of every metric
@@ -85,7 +86,7 @@ def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
     Raises:
         ValueError: there are fewer than two, or BIO tags and others are mixed.
     """
-    names = sorted({str(tag) for tags in rows for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
+    names = sorted({label_name(tag) for tags in rows for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
     wrong = [name for name in names if not is_bio(name)]
     if wrong and any(name == "O" or name.startswith("B-") for name in names):
         raise ValueError(f"{source}: the tag {wrong[0]!r} is none of O, B-TYPE and I-TYPE, as others are; correct it.")

@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Audio, Dataset, load_dataset
+from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 from pyarrow import ArrowException
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from .data import check_rows, read_file
+from .data import check_rows
+from .files import read_file, root_cause
+
+
+class _Recording(Audio):
+    """A recording that stays in its file; `Audio` asks for torchcodec even where nothing is decoded."""
+
+    def encode_example(self, value: Any) -> dict:
+        return {"bytes": None, "path": value}
+
+
+class _RecordingFolder(AudioFolder):
+    BASE_FEATURE = _Recording
 
 
 def read_media(file: str, kind: str) -> Dataset:
@@ -28,9 +42,16 @@ def read_media(file: str, kind: str) -> Dataset:
     if not Path(file).is_dir():
         return read_file(file)
     try:
-        return load_dataset(kind, data_dir=file, split="train")
+        if kind == "imagefolder":  # with labels, even if all files have the same
+            return load_dataset(kind, data_dir=file, split="train", drop_labels=False)
+        files = DataFilesDict.from_patterns(get_data_patterns(file), base_path=file)
+        builder = _RecordingFolder(data_dir=file, data_files=files, drop_labels=False)
+        builder.download_and_prepare()
+        return builder.as_dataset("train")
     except Exception as error:
-        raise ValueError(f"{file}: cannot be read as a folder with one folder of files a class ({error}).") from error
+        raise ValueError(
+            f"{file}: cannot be read as a folder with one folder of files a class ({root_cause(error)})."
+        ) from error
 
 
 def as_bytes(data: Dataset, column: str, feature: Any, source: str, read: Callable[[bytes], Any]) -> Dataset:
@@ -51,7 +72,8 @@ def as_bytes(data: Dataset, column: str, feature: Any, source: str, read: Callab
         try:
             read(bytes_of(cell))
         except Exception as error:  # decoders raise anything
-            return f"`{column}` cannot be read ({error})"
+            file = f" {cell['path']}" if cell and cell["bytes"] is None and cell["path"] else ""
+            return f"`{column}`{file} cannot be read ({error})"
         return None
 
     if column in data.column_names:

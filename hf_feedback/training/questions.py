@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .labels import rows_in_words
+from .files import rows_in_words
 
 OUTSIDE = [-1, -1]  # offsets of a token that is not part of the text
 

@@ -1,6 +1,5 @@
 """What training starts from: the tokenizer, and a backbone with fresh feedback or a feedback model to go on with."""
 
-import math
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -54,23 +53,20 @@ def load_tokenizer(
 
 
 def max_length_of(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """How many tokens a text may have: what was asked for, or what tokenizer and model read.
+    """How many tokens a text may have: what was asked for, now or in training (which the tokenizer keeps), or what
+    tokenizer and model read.
 
     Raises:
         ValueError: the model does not read so many, or nothing but special tokens would be left.
     """
     cutting = model.cutting if isinstance(model, FeedbackTaskModel) else None
-    if cutting is None:
-        positions = max_positions(model, getattr(model.config, "text_config", None))
-        longest = min(tokenizer.model_max_length, positions)
-    else:
-        longest = tokenizer.model_max_length = cutting.longest
+    longest = cutting.longest if cutting else max_positions(model, getattr(model.config, "text_config", None))
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1
     if asked is not None and not least <= asked <= longest:
         raise ValueError(
             f"`max_length` must be between {least} and the {longest} tokens that the model reads, got {asked}."
         )
-    return int(min(asked or math.inf, longest, 1_000_000))
+    return int(min(asked or tokenizer.model_max_length, longest, 1_000_000))
 
 
 def is_feedback_model(name: str, hub: dict[str, str]) -> bool:
@@ -161,7 +157,7 @@ def _go_on_with(model: FeedbackTaskModel, source: str, options: dict[str, Any]) 
 def check_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
     """Raises `ValueError` where the data has labels that a trained head does not know."""
     known = LabelSet.of_model(model)
-    if known.problem_type != labels.problem_type or not set(labels.names) <= set(known.names):
+    if known.problem_type != labels.problem_type or not labels.numbers.keys() <= known.numbers.keys():
         raise ValueError(
             f"`model`: {source} was trained for the labels {', '.join(known.names) or 'numbers'}, the data has "
             f"{', '.join(labels.names) or 'numbers'}; start from its backbone, or map the labels."
