@@ -102,3 +102,102 @@ def test_the_second_text_alone():
 def test_columns_are_found(names):
     found = find_columns(names, "here")
     assert (found.text, found.text_pair, found.label) == COLUMNS[names]
+
+
+JSON = {
+    "dates stay texts": ('{"text": "2024-01-01T10:00:00", "label": "2024-01-01"}', ["2024-01-01T10:00:00"]),
+    "gaps": ('{"text": "a"}\n\n{"label": 1}\n', ["a", None]),
+    "a list": ('\n[{"text": "a"},\n {"text": "b"}]', ["a", "b"]),
+    "a list of texts": ('["a", "b"]', ["a", "b"]),
+    "objects over several lines": ('{\n "text": "a"\n}\n{\n "text": "b"\n}', ["a", "b"]),
+    "a byte order mark": ('\ufeff{"text": "a"}', ["a"]),
+    "numbers of more than 64 bits": ('{"text": 18446744073709551616}', ["18446744073709551616"]),
+    "cells of several kinds": ('{"text": "a"}\n{"text": 1}', ["a", 1]),
+}
+
+
+@pytest.mark.parametrize("case", JSON)
+def test_json(tmp_path, case):
+    content, texts = JSON[case]
+    for name in ("t.json", "t.jsonl"):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert list(read_file(tmp_path / name)["text"]) == texts
+
+
+FAULTS = {
+    "Latin-1": ("t.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', "line 2 is not UTF-8"),
+    "Latin-1 in CSV": ("t.csv", b"text\na\n\ncaf\xe9\n", "line 4 is not UTF-8"),
+    "JSON that ends early": ("t.jsonl", b'{"text": "a"}\n{"text": }\n', "cannot be read as json (Expecting value: line 2"),
+    "a list that ends early": ("t.json", b'[{"text": "a"},\n', "Expecting value: line 2"),
+    "a number": ("t.jsonl", b'{"text": "a"}\n1\n', 'row 2 must be an object such as {"text": "…"}, got 1'),
+    "nested deeply": (
+        "t.jsonl",
+        b'{"text": "a"}\n{"text": ' + b"[" * 99_999 + b"]" * 99_999 + b"}",
+        "line 2 is nested too deeply",
+    ),
+    "a stray quote": ("t.csv", b'text,label\na,x\n"b" c,x\n', "line 3 cannot be read as csv"),
+    "too few cells": ("t.csv", b"text;label\na;x\nb\n", "row 2 has 1 cells, the header has 2; put texts that hold the"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faults_name_their_file_and_line_once(tmp_path, capfd, case):
+    name, content, words = FAULTS[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        read_file(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_broken_parquet_file_is_reported_once(tmp_path, capfd, caplog):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1" + b"0" * 100)
+    with pytest.raises(ValueError, match="t.parquet: cannot be read as parquet"):
+        read_file(tmp_path / "t.parquet")
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
+QUOTES = {
+    # cells of a TSV file → what they mean
+    "a lone quote": ('"so he said', '"so he said'),
+    "quotes around some words": ('he said "yes"', 'he said "yes"'),
+    "quotes around the first words": ('"yes" he said', '"yes" he said'),
+    "a cell in quotes": ('"a ""b"" c"', 'a "b" c'),
+    "a tab in quotes": ('"a\tb"', "a\tb"),
+    "lines in quotes": ('"a\nb"', "a\nb"),
+    "no quotes": ("a", "a"),
+}
+
+
+@pytest.mark.parametrize("case", QUOTES)
+def test_quotes_in_tsv(tmp_path, case):
+    cell, meaning = QUOTES[case]
+    (tmp_path / "t.tsv").write_text(f"text\tlabel\n{cell}\tx\nb, c\ty\n")
+    assert read_file(tmp_path / "t.tsv")["text"][:] == [meaning, "b, c"]
+
+
+def test_one_cell_whose_quotes_are_text_keeps_them_all(tmp_path):
+    (tmp_path / "t.tsv").write_text('text\tlabel\n"yes"\tx\n"yes" he said\ty\n')
+    assert read_file(tmp_path / "t.tsv")["text"][:] == ['"yes"', '"yes" he said']
+
+
+def test_what_pandas_writes_comes_back(tmp_path):
+    import pandas as pd
+
+    table = pd.DataFrame({"text": ['a "b"', "c\td", "e\nf", '"g', "h", ""], "label": ["x, y"] * 6})
+    for name, delimiter in (("t.tsv", "\t"), ("t.csv", ","), ("s.csv", ";")):
+        table.to_csv(tmp_path / name, sep=delimiter, index=False)
+        assert read_file(tmp_path / name).to_dict() == table.to_dict("list")
+
+
+def test_the_header_tells_the_separator(tmp_path):
+    (tmp_path / "s.csv").write_text("text;label\na, b;x\n")
+    (tmp_path / "t.csv").write_text("text\tlabel\na, b\tx\n")
+    (tmp_path / "c.tsv").write_text("text,label\na\t b,x\n")
+    (tmp_path / "one.csv").write_text("text\na; b\n")
+    assert [read_file(tmp_path / name)[0] for name in ("s.csv", "t.csv")] == [{"text": "a, b", "label": "x"}] * 2
+    assert read_file(tmp_path / "c.tsv")[0] == {"text": "a\t b", "label": "x"}
+    assert read_file(tmp_path / "one.csv")[0] == {"text": "a; b"}
