@@ -24,6 +24,7 @@ from hf_feedback.training import FeedbackTrainingArguments
 from hf_feedback.training.arguments import FileArguments, ModelArguments
 from hf_feedback.training.command import script
 from hf_feedback.training.data import check_rows, read_splits
+from hf_feedback.training.label_names import label_name
 from hf_feedback.training.questions import answer_scores, best_answers, windows_of
 from hf_feedback.training.run import Split, Task, prepare_run, run_task
 from hf_feedback.training.starting import load_tokenizer, make_model, max_length_of, set_padding
@@ -49,7 +50,8 @@ def fault(question: Any, context: Any, answers: Any) -> str | None:
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip():
             return f"an answer must be a text, got {text!r}"
-        if not isinstance(start, int) or start < 0 or context[start : start + len(text)] != text:
+        place = label_name(start)
+        if not place.isdecimal() or context[int(place) :][: len(text)] != text:
             return f"the answer {text!r} does not stand at character {start!r} of the context"
     return None
 

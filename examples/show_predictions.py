@@ -7,6 +7,8 @@ import csv
 import json
 import sys
 
+from hf_feedback.training.label_names import label_name
+
 
 def main(predictions: str, labelled: str, count: str = "8") -> None:
     with open(predictions, encoding="utf-8") as stream:
@@ -15,7 +17,7 @@ def main(predictions: str, labelled: str, count: str = "8") -> None:
         rows = list(csv.DictReader(stream))
     step = max(1, len(answers) // int(count))
     for answer, row in list(zip(answers, rows, strict=True))[::step][: int(count)]:
-        mark = "✓" if answer["label"] == row["label"] else f"✗ (is {row['label']})"
+        mark = "✓" if label_name(answer["label"]) == label_name(row["label"]) else f"✗ (is {row['label']})"
         print(f"{answer['score']:.2f}  {answer['label']:<20} {mark}\n      {answer['text']}")
 
 

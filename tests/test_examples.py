@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Audio, ClassLabel, Dataset, Features, Value
 from families import tiny_backbone, tiny_config
 from huggingface_hub import ModelCard
 from scipy.io import wavfile
 from transformers import (
+    AutoTokenizer,
     BertTokenizer,
     EvalPrediction,
     ViTImageProcessor,
@@ -32,7 +33,7 @@ from hf_feedback import HEADS, FNNForSequenceClassification
 from hf_feedback.model_card import TASKS
 from hf_feedback.training.entities import align, entities, entity_scores, is_bio, make_tag_metrics, tag_set
 from hf_feedback.training.masking import MaskingCollator, perplexity_of_losses, token_losses, with_fixed_masks
-from hf_feedback.training.media import read_wave
+from hf_feedback.training.media import as_bytes, read_media, read_wave
 from hf_feedback.training.questions import answer_f1, answer_scores, answer_tokens, best_answers, windows_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -305,6 +306,34 @@ def test_tag_sets():
     assert module.tags_of(data, "here", module.TagArguments()) == [["B-X", "O"]]
 
 
+def test_tags_that_are_numbers():
+    module = script("run_token_classification")
+    args = module.TagArguments()
+    data = Dataset.from_list([{"tokens": ["a", "b"], "tags": [1.0, 0.0]}])
+    names = tag_set(module.tags_of(data, "here", args), "here").names
+    assert names == ("0", "1")
+    whole = Dataset.from_list([{"tokens": ["a", "b"], "tags": [1, 0]}])
+    for rows in (data, whole, Dataset.from_list([{"tokens": ["a", "b"], "tags": ["1", "0.0"]}])):
+        assert module.encode(rows, "here", args, letters(), 8, names)[0]["labels"] == [-100, 1, 0, -100]
+    assert module.encode(whole, "here", args, letters(), 8, ("0.0", "1.0"))[0]["labels"] == [-100, 1, 0, -100]
+
+
+def test_hidden_tags_are_missing():
+    features = Features({"tokens": [Value("string")], "tags": [ClassLabel(names=["O", "B-X"])]})
+    data = Dataset.from_dict({"tokens": [["a"], ["b"]], "tags": [[0], [-1]]}, features=features)
+    module = script("run_token_classification")
+    with pytest.raises(ValueError, match="here: the label is missing in column 'tags', row 2"):
+        module.tags_of(data, "here", module.TagArguments())
+
+
+@pytest.mark.parametrize("labels", [["1", "0"], [1.0, 0.0], [1, 0]], ids=str)
+def test_numbers_of_choices(labels):
+    module = script("run_multiple_choice")
+    data = Dataset.from_list([{"context": "a", "choices": ["b", "c"], "label": label} for label in labels])
+    module.check(data, "here")
+    assert module.encode(data, letters(), 8)["labels"][:] == [1, 0]
+
+
 # Questions
 
 
@@ -338,6 +367,19 @@ def test_an_answer_stands_in_its_windows_and_comes_back():
     start[:, 0] = end[:, 0] = 9
     assert best_answers(start, end, windows, data["context"]) == ["red"]
     assert best_answers(start, end, windows, data["context"], may_be_empty=True) == [""]
+
+
+@pytest.mark.parametrize("start", [10.0, "10", 10])
+def test_an_answer_may_stand_at_a_number_of_any_kind(start):
+    answers = {"text": ["red"], "answer_start": [start]}
+    row = {"question": "hue?", "context": "we have a red fan", "answers": answers}
+    assert script("run_question_answering").fault(**row) is None
+    (window,) = windows_of(Dataset.from_list([row]), letters(), 64, 6, "here")
+    tokens = letters().convert_ids_to_tokens(window["input_ids"])
+    assert tokens[window["start_positions"] : window["end_positions"] + 1] == ["r", "##e", "##d"]
+    assert "does not stand at character 11" in script("run_question_answering").fault(
+        **{**row, "answers": {**answers, "answer_start": [11]}}
+    )
 
 
 def test_answers_that_are_cut_do_not_count():
@@ -418,6 +460,25 @@ def test_the_loss_of_a_script_is_that_of_the_model(backbones, tmp_path):
     assert found["eval_perplexity"] == pytest.approx(np.exp(found["eval_loss"]))
 
 
+def test_all_files_are_read_by_the_columns_of_training(backbones, tmp_path, capsys):
+    train, validation = tmp_path / "t.csv", tmp_path / "v.csv"
+    train.write_text("review\nwhere is my red fan\n")
+    validation.write_text("text,review\n,where is my red fan\n")
+    more = ["--validation-file", str(validation), "--max-steps", "1"]
+    assert run("run_masked_lm", backbones, tmp_path, *more, train=str(train)) == 0
+    assert f"{train}: texts in 'review'" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["data_columns"]["text"] == "review"
+    validation.write_text("text\nwhere is my red fan\n")
+    assert run("run_masked_lm", backbones, tmp_path, *more, train=str(train)) == 2
+    assert "there is no column 'review', which training read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run_token_classification", "run_multiple_choice", "run_question_answering"])
+def test_pipelines_cut_where_training_cut(name, backbones, tmp_path):
+    assert run(name, backbones, tmp_path, "--max-steps", "1", "--max-length", "48") == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 48
+
+
 # Images and recordings
 
 
@@ -432,6 +493,51 @@ def test_folders_of_images(backbones, tmp_path):
     assert run("run_image_classification", backbones, tmp_path, "--validation-file", folder, train=folder) == 0
     classify = pipeline("image-classification", str(tmp_path / "out"))
     assert {answer["label"] for answer in classify(Image.new("RGB", (20, 20)))} == {"dark", "light"}
+
+
+def test_folders_of_one_class(backbones, tmp_path, capsys):
+    from PIL import Image
+
+    (tmp_path / "images" / "dark").mkdir(parents=True)
+    Image.new("L", (12, 12)).save(tmp_path / "images" / "dark" / "a.png")
+    folder = str(tmp_path / "images")
+    assert run("run_image_classification", backbones, tmp_path, train=folder) == 2
+    assert f"{folder}: column 'label' has fewer than two different labels (dark)" in capsys.readouterr().err
+
+
+def recordings(folder, kinds=("high", "low"), count=3):
+    for k, kind in enumerate(kinds):
+        (folder / kind).mkdir(parents=True)
+        for i in range(count):
+            wave = np.random.default_rng(i).normal(0, 0.1 + k, 1600).astype(np.float32)
+            wavfile.write(folder / kind / f"{i}.wav", 4000, wave)
+    return str(folder)
+
+
+def test_folders_of_recordings(backbones, tmp_path, monkeypatch, capsys):
+    """They are read without torchcodec, which `datasets` asks for."""
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    folder = recordings(tmp_path / "recordings")
+    one_class = recordings(tmp_path / "validation", kinds=("low",))
+    more = ["--max-steps", "1", "--validation-file", one_class]
+    assert run("run_audio_classification", backbones, tmp_path, *more, train=folder) == 0
+    understood = f"{folder}: recordings in 'audio', labels in 'label'; 2 classes: high, low"
+    assert understood in capsys.readouterr().out
+    (tmp_path / "recordings" / "low" / "1.wav").write_bytes(b"no wave")
+    assert run("run_audio_classification", backbones, tmp_path, train=folder) == 2
+    assert f"row 5: `audio` {folder}/low/1.wav cannot be read (" in capsys.readouterr().err
+
+
+def test_a_list_of_recordings(tmp_path):
+    """As `datasets` takes it beside the files."""
+    folder = recordings(tmp_path / "recordings")
+    (tmp_path / "recordings" / "metadata.csv").write_text("file_name,label\nlow/0.wav,x\nhigh/1.wav,y\n")
+    data = as_bytes(read_media(folder, "audiofolder"), "audio", Audio(decode=False), "here", read_wave)
+    assert data["label"][:] == ["x", "y"]
+    assert data[1]["audio"]["path"] == f"{folder}/high/1.wav"
+    (tmp_path / "recordings" / "metadata.csv").write_text("name,label\nlow/0.wav,x\n")
+    with pytest.raises(ValueError, match=r"cannot be read as a folder .*`file_name`"):
+        read_media(folder, "audiofolder")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])

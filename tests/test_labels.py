@@ -141,7 +141,7 @@ def test_cells_that_are_no_labels(case):
 
 def test_one_label_where_training_had_several():
     several = LabelSet("multi_label_classification", ("late", "lost"))
-    with pytest.raises(ValueError, match="must hold lists of labels .* as in training; row 2: 'late'"):
+    with pytest.raises(ValueError, match=r"must hold lists of labels .* as in training; row 2: 'late'"):
         several.encode([["late"], "late"], "label", "here")
     with pytest.raises(ValueError, match=r"must hold one label in every row, as in training; row 1: \['late'\]"):
         LabelSet("single_label_classification", ("late", "lost")).encode([["late"]], "label", "here")

@@ -48,7 +48,7 @@ def test_several_labels_need_lists():
     from datasets import ClassLabel, Dataset, Features, List, Value
 
     words = Dataset.from_dict({"label": ["ab c", "bd"]})
-    with pytest.raises(ValueError, match="must hold lists of labels such as .* in every row"):
+    with pytest.raises(ValueError, match=r"must hold lists of labels such as .* in every row"):
         LabelSet.of(words, "label", "here", "multi_label_classification")
     gaps = Dataset.from_dict({"label": [["x", None], ["y"]]})
     with pytest.raises(ValueError, match="label is missing"):
@@ -127,7 +127,11 @@ def test_json(tmp_path, case):
 FAULTS = {
     "Latin-1": ("t.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', "line 2 is not UTF-8"),
     "Latin-1 in CSV": ("t.csv", b"text\na\n\ncaf\xe9\n", "line 4 is not UTF-8"),
-    "JSON that ends early": ("t.jsonl", b'{"text": "a"}\n{"text": }\n', "cannot be read as json (Expecting value: line 2"),
+    "JSON that ends early": (
+        "t.jsonl",
+        b'{"text": "a"}\n{"text": }\n',
+        "cannot be read as json (Expecting value: line 2",
+    ),
     "a list that ends early": ("t.json", b'[{"text": "a"},\n', "Expecting value: line 2"),
     "a number": ("t.jsonl", b'{"text": "a"}\n1\n', 'row 2 must be an object such as {"text": "…"}, got 1'),
     "nested deeply": (
@@ -154,7 +158,7 @@ def test_faults_name_their_file_and_line_once(tmp_path, capfd, case):
 
 def test_a_broken_parquet_file_is_reported_once(tmp_path, capfd, caplog):
     (tmp_path / "t.parquet").write_bytes(b"PAR1" + b"0" * 100)
-    with pytest.raises(ValueError, match="t.parquet: cannot be read as parquet"):
+    with pytest.raises(ValueError, match=r"t\.parquet: cannot be read as parquet"):
         read_file(tmp_path / "t.parquet")
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""

@@ -14,6 +14,7 @@ from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowException, parquet
 
 QUOTED = re.compile(r'"([^"]|"")*"')  # a whole cell in quotes, those inside doubled
+FIRST_LINE = re.compile(r"[\r\n]*([^\r\n]*)")
 SPACE = re.compile(r"\s*")
 
 
@@ -67,7 +68,7 @@ def root_cause(error: BaseException) -> str:
 
 def _read_csv(path: Path) -> Dataset:
     text, usual = read_text(path), "\t" if path.suffix.lower() == ".tsv" else ","
-    first_line = text.lstrip("\r\n").partition("\n")[0]
+    first_line = FIRST_LINE.match(text)[1]  # type: ignore[index]  # matches anything
     delimiter = next((mark for mark in (usual, ";", "\t", ",") if mark in first_line), usual)
     parse = _parse_tsv if usual == "\t" else _parse_csv
     header, *rows = parse(path, text, delimiter) or [[]]

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .files import rows_in_words
+from .label_names import label_name
 
 OUTSIDE = [-1, -1]  # offsets of a token that is not part of the text
 
@@ -85,7 +86,7 @@ def windows_of(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: in
         first, last = null, null
         if answers["text"]:
             answer = answers["text"][0]
-            start = answers["answer_start"][0] + len(answer) - len(answer.lstrip())
+            start = int(label_name(answers["answer_start"][0])) + len(answer) - len(answer.lstrip())
             first, last = answer_tokens(places, start, start + len(answer.strip())) or (null, null)
         return {"start_positions": first, "end_positions": last, "null": null}
 

@@ -147,7 +147,7 @@ def _go_on_with(model: FeedbackTaskModel, source: str, options: dict[str, Any]) 
                     f"`{option}`: {source} is a feedback model already, with the edges {model.config.edges()}, not "
                     f"{edges}; leave the option out, or start from its backbone."
                 )
-        elif option not in LATER_OPTIONS and value != (there := getattr(model.config, option)):
+        elif option not in LATER_OPTIONS and value not in ("auto", there := getattr(model.config, option)):
             raise ValueError(
                 f"`{option}`: {source} is a feedback model already, with {there!r}, and cannot be changed to "
                 f"{value!r}; leave the option out, or start from its backbone."
