@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shutil
 from decimal import Decimal
 
 import pytest
@@ -212,8 +213,6 @@ def test_texts_are_cut_where_training_cut_them(trained, caplog, capsys):
 
 
 def test_columns_that_a_folder_lists_must_be_names(trained, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(trained / "out", tmp_path / "out")
     shutil.copy(trained / "clean.csv", tmp_path)
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -154,6 +154,7 @@ def test_what_was_understood_is_said():
     thirty = str(labels_of(list(range(30))))
     assert thirty.startswith("30 classes: 0, 1, 2,")
     assert "19, …; for values to predict, `--problem-type regression`" in thirty
+    assert str(labels_of([[1], [2], [3]])) == "3 labels, several a text: 1, 2, 3"
     assert len(str(labels_of(["a" * 1000, "b"]))) < 100
 
 

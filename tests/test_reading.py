@@ -2,6 +2,8 @@
 
 import pytest
 
+from hf_feedback.training import classification
+from hf_feedback.training.arguments import DataArguments
 from hf_feedback.training.data import LabelSet, find_columns, read_file
 
 
@@ -205,3 +207,10 @@ def test_the_header_tells_the_separator(tmp_path):
     assert [read_file(tmp_path / name)[0] for name in ("s.csv", "t.csv")] == [{"text": "a, b", "label": "x"}] * 2
     assert read_file(tmp_path / "c.tsv")[0] == {"text": "a\t b", "label": "x"}
     assert read_file(tmp_path / "one.csv")[0] == {"text": "a; b"}
+
+
+def test_what_is_wrong_with_a_data_set_is_said(tmp_path):
+    """`datasets` itself says no more than that an error occurred."""
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y,z\n")
+    with pytest.raises(ValueError, match=r"`dataset_name`: .* cannot be read \(.*Expected 2 fields in line 3, saw 3"):
+        classification._read_splits(DataArguments(dataset_name=str(tmp_path)))

@@ -30,7 +30,7 @@ class LabelSet:
         if self.problem_type == "regression":
             return "values (regression)"
         kind = "labels, several a text" if self.problem_type == "multi_label_classification" else "classes"
-        numbers = len(self.names) > 2 and all(map(_is_float, self.names))
+        numbers = kind == "classes" and len(self.names) > 2 and all(map(_is_float, self.names))
         hint = "; for values to predict, `--problem-type regression`" if numbers else ""
         return f"{len(self.names)} {kind}: {self.shown}{hint}"
 
@@ -122,7 +122,8 @@ class LabelSet:
                 f"{source}: label {name!r} in {rows_in_words(unknown)} is not among the training labels: {self.shown}."
             )
         if several:
-            return [[float(name in row) for name in numbers] for row in rows]
+            names = list(map(label_name, self.names))
+            return [[float(name in row) for name in names] for row in rows]
         return [numbers[row[0]] for row in rows]
 
 
