@@ -147,6 +147,12 @@ def test_one_label_where_training_had_several():
         LabelSet("single_label_classification", ("late", "lost")).encode([["late"]], "label", "here")
 
 
+@pytest.mark.parametrize("kind", ["single_label_classification", "regression"])
+def test_lists_where_one_label_was_asked_for(kind):
+    with pytest.raises(ValueError, match=f"must hold one label in every row for {kind}"):
+        labels_of([["late"], ["lost"]], problem_type=kind)
+
+
 def test_what_was_understood_is_said():
     assert str(labels_of(["late", "lost"])) == "2 classes: late, lost"
     assert str(labels_of([["late"], ["lost"]])) == "2 labels, several a text: late, lost"

@@ -71,11 +71,11 @@ class LabelSet:
         refuse_missing(values, column, source)
         _refuse_multi_hot(data[column], values, column, source)
         lists = [isinstance(value, list) for value in values]
-        several = problem_type == "multi_label_classification"
-        if any(lists) != all(lists) or (problem_type is not None and several != all(lists)):
+        several = any(lists) if problem_type is None else problem_type == "multi_label_classification"
+        if set(lists) != {several}:
             raise ValueError(
-                f"{source}: column {column!r} must hold {LISTS_OF_LABELS if several or any(lists) else 'one label'} in "
-                f"every row for {problem_type or 'multi_label_classification'}."
+                f"{source}: column {column!r} must hold {LISTS_OF_LABELS if several else 'one label'} in every row for "
+                f"{problem_type or 'multi_label_classification'}."
             )
         problem_type = problem_type or _guess_problem(values, isinstance(inner, ClassLabel))
         if problem_type == "regression":
