@@ -53,7 +53,7 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
         if "_from_pipeline" in kwargs and saved_by is not cls and cls._backbone_task_class is not None:
             raise ValueError(
                 f"{pretrained_model_name_or_path} was trained as a {saved_by.__name__} and has no trained head for the "
-                f"pipeline {kwargs['_from_pipeline']!r}, which takes a {cls.__name__}. Use the pipeline of its own task."
+                f"pipeline {kwargs['_from_pipeline']!r}, which takes a {cls.__name__}; use that of its own task."
             )
         for key in kwargs.keys() - FeedbackConfig.option_names() - {"num_labels", "backbone"}:
             if near := nearest_option(key):

@@ -182,7 +182,7 @@ class FeedbackPreTrainedModel(LoopedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Whether transformers must not rely on `_init_weights`. Ours is like its own; of custom code it skips the modules
+        """Whether transformers must not rely on `_init_weights`, as it may on ours. Of custom code it skips the modules
         that own no weights, by which some families initialize the modules inside of them."""
         return cls._init_weights is not FeedbackPreTrainedModel._init_weights
 
@@ -269,8 +269,8 @@ class FeedbackPreTrainedModel(LoopedModel):
         for name, built in self._built_with.items():
             if (now := getattr(self.config, name)) != built:
                 raise ValueError(
-                    f"`{name}` was {built!r} when the model was built, which cannot become {now!r} now; set it back, or "
-                    "build another model with it."
+                    f"`{name}` was {built!r} when the model was built, which cannot become {now!r} now; set it back, "
+                    "or build another model with it."
                 )
 
     def set_num_iterations(self, num_iterations: int) -> None:

@@ -1,5 +1,5 @@
-"""Nobody's code runs but that of whoever loads a folder: every way to load one, each in a fresh process, on folders whose
-config says what an attacker would want."""
+"""No code of a folder runs unless whoever loads it says so: every way to load one, each in a fresh process, on folders
+whose config says what an attacker would want."""
 
 import json
 import os
@@ -62,8 +62,8 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Feedback-only checkpoints and whole models, one of each for every edit, beside a backbone with code; the marker that
-    the code would make."""
+    """Feedback-only checkpoints and whole models, one of each for every edit, beside a backbone with code; and the
+    marker that the code would make."""
     root = tmp_path_factory.mktemp("hostile")
     marker, evil = root / "code ran", root / "evil"
     tokenizer = tiny_tokenizer()
@@ -134,7 +134,7 @@ for name in sorted(os.listdir(f"{root}/folders")):
     try:
 CODE
         outcome = "loaded"
-    except (ValueError, OSError, KeyError, RuntimeError) as error:  # KeyError: transformers', of a type it does not know
+    except (ValueError, OSError, KeyError, RuntimeError) as error:  # KeyError: a type that transformers does not know
         outcome = type(error).__name__
     print(f"{name}: {outcome}", "CODE RAN" * os.path.exists(marker))
 """

@@ -1,4 +1,4 @@
-"""What is switched or asked for on a model that is there: K and other options, feedback on and off, states by number."""
+"""What is switched or asked for on a built model: K and other options, feedback on and off, states by number."""
 
 import threading
 
