@@ -183,6 +183,8 @@ class FNNModel(FNNPreTrainedModel):
             measure: whether residuals are wanted where nothing stops by them.
             keep_states: whether the states after every sweep are wanted.
         """
+        if not torch.compiler.is_compiling():
+            self.config.check_options()  # options may have been set since the model was built
         config, steps = self.config, self.config.num_iterations if num_iterations is None else num_iterations
         check_integer("num_iterations", steps, 1, "in the first sweep nothing is fed back yet", MOST_ITERATIONS)
         f, start, entry = self._sweep(x, real)

@@ -39,6 +39,14 @@ def test_options_set_on_a_built_model_are_checked_at_the_next_call(case):
     assert torch.equal(model(**tiny_batch()).last_hidden_state, expected)  # the same call once more
 
 
+@pytest.mark.parametrize(("option", "value"), [("num_iterations", "2"), ("gradient", "half"), ("tolerance", -1.0)])
+def test_options_set_on_a_network_from_scratch_are_checked_too(option, value):
+    model = FNNModel(FNNConfig(vocab_size=99, hidden_size=8))
+    setattr(model.config, option, value)
+    with pytest.raises(ValueError, match=f"`{option}` must be"):
+        model(input_ids=torch.tensor([[5, 6]]))
+
+
 def test_options_that_may_change_do():
     model, batch = speaking_model(), tiny_batch()
     before = model(**batch).last_hidden_state
