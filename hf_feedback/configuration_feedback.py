@@ -64,6 +64,16 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "backbone_part": ("auto", "encoder", "decoder"),
 }
 
+# What other libraries read in a config and its dictionary, and what the backbone determines here.
+BACKBONE_FACTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
+
 
 # What the modules of a model are made of; every other option may be set on the config of a built one.
 BUILT_IN = (
@@ -222,9 +232,6 @@ class FeedbackConfig(PreTrainedConfig):
         "iterations",
     ]
 
-    # A new masked-LM head is tied to the input embeddings; the backbone's own head follows the backbone's config.
-    tie_word_embeddings: ClassVar[bool] = True
-
     backbone_config: dict | PreTrainedConfig | None = None
     num_iterations: int = 2
     feedback_topology: str | None = None
@@ -271,6 +278,7 @@ class FeedbackConfig(PreTrainedConfig):
     hf_feedback_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        facts = {name: kwargs.pop(name) for name in BACKBONE_FACTS if name in kwargs}
         kwargs = self._check_unknown_keys(kwargs)
         check_types(self)
         check_shared_options(self, kwargs)
@@ -278,6 +286,7 @@ class FeedbackConfig(PreTrainedConfig):
             self.backbone_config = backbone_config_from_dict(self.backbone_config)
         normalize_labels_of(self, kwargs)
         super().__post_init__(**kwargs)
+        self._check_backbone_facts(facts)
         self.check_options()
 
     @classmethod
@@ -325,9 +334,42 @@ class FeedbackConfig(PreTrainedConfig):
         return getattr(config, "num_hidden_layers", None)
 
     @property
+    def num_attention_heads(self) -> int | None:
+        """The backbone's."""
+        return getattr(self.text_config, "num_attention_heads", None)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The backbone's; it has no such attribute where positions are not numbered.
+
+        Raises:
+            AttributeError: as in a backbone's config without it, where libraries ask `hasattr`.
+        """
+        return self.text_config.max_position_embeddings
+
+    @property
     def vocab_size(self) -> int | None:
-        """The backbone's vocabulary size."""
+        """The backbone's vocabulary size; set here, it is set there."""
         return getattr(self.text_config, "vocab_size", None)
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.text_config.vocab_size = value
+
+    @property
+    def tie_word_embeddings(self) -> bool | None:
+        """Whether the output embeddings are the input embeddings: as the backbone says of its own head, or as set for
+        a new masked-LM head; `None` where there are no output embeddings."""
+        if self.head == "backbone":
+            return getattr(self.backbone_config, "tie_word_embeddings", None)
+        return self.__dict__.get("tie_word_embeddings")
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        if self.head == "backbone":
+            self.backbone_config.tie_word_embeddings = value  # type: ignore[union-attr]
+        else:
+            self.__dict__["tie_word_embeddings"] = value
 
     @property
     def pad_token_id(self) -> int | None:
@@ -528,6 +570,20 @@ class FeedbackConfig(PreTrainedConfig):
             mentioned += self.feedback_layers or []
             self.edges(2 + max((i for i in mentioned if is_integer(i)), default=0))
 
+    def _check_backbone_facts(self, facts: dict[str, Any]) -> None:
+        """Refuses facts that contradict the backbone; those of `to_dict` are what follows from it anyway."""
+        for name, value in facts.items():
+            follows = getattr(self, name, None)
+            if value == follows:
+                continue
+            if name == "tie_word_embeddings" and self.head == "new":
+                self.tie_word_embeddings = value
+                continue
+            raise ValueError(
+                f"`{name}` follows from `backbone_config`, where it is {follows!r}, got {value!r}; change it there, or "
+                "leave it out."
+            )
+
     def _check_unknown_keys(self, kwargs: dict) -> dict:
         """Refuses near-misses of our names; drops, with a warning, what a newer hf_feedback wrote."""
         ours = self.option_names() | {"backbone_config", "num_labels"}
@@ -549,8 +605,14 @@ class FeedbackConfig(PreTrainedConfig):
         return kwargs
 
     def to_dict(self) -> dict:
-        """As in transformers, with the version of hf_feedback that writes it."""
-        return {**super().to_dict(), "hf_feedback_version": HF_FEEDBACK_VERSION}
+        """As in transformers, with the version of hf_feedback that writes it, and what follows from the backbone."""
+        facts = {name: value for name in BACKBONE_FACTS if (value := getattr(self, name, None)) is not None}
+        return {**super().to_dict(), **facts, "hf_feedback_version": HF_FEEDBACK_VERSION}
+
+    def to_diff_dict(self) -> dict:
+        """As in transformers, for files: what follows from the backbone stands in `backbone_config` alone."""
+        follows = {*BACKBONE_FACTS} - {*self.__dict__}
+        return {key: value for key, value in super().to_diff_dict().items() if key not in follows}
 
 
 def nearest_option(key: str) -> str | None:

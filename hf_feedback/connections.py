@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .activations import Swish, make_activation
-from .maps import Damping, Gate, Recurrence, StackedLinear, ZeroLinear
+from .maps import Damping, Gate, Recurrence, StackedLinear, ZeroLinear, on_device_of
 from .pooling import pool
 from .segments import Segments
 
@@ -76,11 +76,11 @@ class AdditiveConnection(nn.Module):
         self.up = ZeroLinear(self.rank, num_edges, hidden_size)
 
     def forward(self, h: torch.Tensor, reading: Reading) -> Any:
-        h = h.to(self.up.weight.device)
+        h = on_device_of(self.up, h)
         return h if self.reads_error else self.speak(self.norm(h), reading)
 
     def message(self, said: Any, edge: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        x, place = x.to(self.up.weight.device), edge
+        x, place = on_device_of(self.up, x), edge
         if self.reads_error and said is not None:
             said, place = self.speak(self.norm(said - x), reading, edge), 0
         message = self.deliver(self.hear(said, place, edge, x, reading), edge, x)

@@ -10,13 +10,19 @@ from transformers import initialization as init
 from .activations import Swish
 
 
-class StackedLinear(nn.Linear):
+class StackedLinear(nn.Module):
     """The maps d → r of all n edges of one source as one matrix: `(..., d)` → `(..., n, r)`, or `(..., 1, r)` for one
-    of them."""
+    of them.
+
+    It is no `nn.Linear`, whose output is a matrix product's: what finds linear maps by their class, to adapt, quantize
+    or prune them, leaves it alone.
+    """
 
     def __init__(self, in_features: int, num_edges: int, out_features: int, bias: bool = True) -> None:
-        super().__init__(in_features, num_edges * out_features, bias)
-        self.rank = out_features
+        super().__init__()
+        self.in_features, self.rank = in_features, out_features
+        linear = nn.Linear(in_features, num_edges * out_features, bias)
+        self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: torch.Tensor, edge: int | None = None) -> torch.Tensor:
         rows = slice(None) if edge is None else slice(edge * self.rank, (edge + 1) * self.rank)
@@ -75,6 +81,13 @@ class Damping(nn.Module):
     def forward(self, previous: torch.Tensor, new: torch.Tensor, source: int) -> torch.Tensor:
         alpha = self.alpha[source]
         return torch.lerp(previous, new, (alpha + (alpha.clamp(0, 1) - alpha).detach()).to(new))
+
+
+def on_device_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`x` where the module computes; as it is if that cannot be told, since the module keeps its weights in other
+    objects than parameters (quantized maps) or loads them for each call (offloaded ones, which move `x` themselves)."""
+    parameter = next(module.parameters(), None)
+    return x if parameter is None or parameter.is_meta else x.to(parameter.device)
 
 
 def init_map(module: nn.Module) -> bool:

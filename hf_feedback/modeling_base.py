@@ -106,6 +106,8 @@ class FeedbackPreTrainedModel(LoopedModel):
                 module._is_hf_initialized = True  # type: ignore[assignment]
         check_static(backbone)
         self.backbone = backbone
+        tied = backbone.all_tied_weights_keys  # read of the whole model by other libraries
+        self._tied_weights_keys = {f"backbone.{key}": f"backbone.{source}" for key, source in tied.items()}
         self.main_input_name = backbone.main_input_name
         self._part_name = place_of_part(backbone, config.backbone_part)
         self._stack_name = find_layers(backbone, cast(int, config.num_backbone_layers), self._part_name)
@@ -189,6 +191,32 @@ class FeedbackPreTrainedModel(LoopedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if not init_map(module):
             super()._init_weights(module)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_to_state_dict(*args, **kwargs)
+        adapters = getattr(self, "peft_config", {}).values()
+        if adapters and not (self.name_or_path or all(adapter.base_model_name_or_path for adapter in adapters)):
+            logger.warning_once(
+                "These adapters belong to a feedback model that was not loaded from a folder: what PEFT saves of them "
+                "names no model and holds no feedback options. Keep the options, to build the model again with "
+                "`from_backbone`; or merge the adapters (`merge_and_unload`) and save the whole model."
+            )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not hasattr(self, "peft_config"):
+            return
+        # PEFT loads without being strict: of other feedback it would take what fits
+        own = {name: tensor.shape for name, tensor in self.feedback.state_dict(prefix=f"{prefix}feedback.").items()}
+        theirs = {name: tensor.shape for name, tensor in state_dict.items() if name.startswith(f"{prefix}feedback.")}
+        if other := sorted(name for name, shape in theirs.items() if own.get(name) != shape):
+            config = self.config
+            raise ValueError(
+                f"These adapters were saved with other feedback than that of this model, which has `feedback_type`="
+                f"{config.feedback_type!r}, `feedback_rank`={config.feedback_rank!r} and the edges {config.edges()}: "
+                f"{other[0].removeprefix(prefix)} {tuple(theirs[other[0]])} does not fit. Build the model with the "
+                "options that it had when they were saved."
+            )
 
     def _layers(self) -> list[nn.Module]:
         stack = cast(nn.ModuleList, self.backbone.get_submodule(self._stack_name))

@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .configuration_feedback import FeedbackConfig
 from .loading import LoadableFeedbackModel
+from .maps import on_device_of
 from .modeling_loop import Call
 from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
 from .modeling_task import FeedbackTaskModel, FeedbackTextModel, PooledHead, classifier_dropout
@@ -109,7 +110,7 @@ class FeedbackForTokenClassification(FeedbackTextModel):
         self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
 
     def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-        return self.classifier(self.dropout(hidden.to(self.classifier.weight.device)))
+        return self.classifier(self.dropout(on_device_of(self.classifier, hidden)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return self.loss_function(logits, labels, self.config)
@@ -169,7 +170,7 @@ class FeedbackForQuestionAnswering(FeedbackTaskModel):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
     def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-        return self.qa_outputs(hidden.to(self.qa_outputs.weight.device))
+        return self.qa_outputs(on_device_of(self.qa_outputs, hidden))
 
     def _logits(self, outputs: Any, call: Call) -> torch.Tensor:
         """`(B, T, 2)`: start and end."""
@@ -241,7 +242,7 @@ class MaskedLMHead(nn.Module):
         self.decoder = nn.Linear(embeddings.embedding_dim, embeddings.num_embeddings)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(F.gelu(self.dense(hidden.to(self.dense.weight.device)))))
+        return self.decoder(self.norm(F.gelu(self.dense(on_device_of(self.dense, hidden)))))
 
 
 class FeedbackForMaskedLM(FeedbackTextModel):
@@ -271,7 +272,8 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         embeddings = cast(nn.Embedding, self.get_input_embeddings())
         place = next(name for name, module in self.named_modules() if module is embeddings)
         self.lm_head = MaskedLMHead(config.hidden_size, embeddings)
-        self._tied_weights_keys = {"lm_head.decoder.weight": f"{place}.weight"}
+        self._tied_weights_keys = {**self._tied_weights_keys, "lm_head.decoder.weight": f"{place}.weight"}
+        config.__dict__.setdefault("tie_word_embeddings", True)  # unless they were untied since
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder if self.config.head == "new" else self.backbone.get_output_embeddings()

@@ -11,6 +11,7 @@ from .backbones import is_decoder, unstack
 from .configuration_feedback import FeedbackConfig
 from .dynamics import IterationTrace
 from .loading import LoadableFeedbackModel
+from .maps import on_device_of
 from .modeling_loop import Call
 from .modeling_outputs import FeedbackTaskOutput
 from .pooling import pool
@@ -178,7 +179,7 @@ class PooledHead(FeedbackTaskModel):
 
     def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         pooled = pool(hidden, self._mask(hidden, call.given), self._pooling())
-        return self.classifier(self.dropout(pooled.to(self.classifier.weight.device)))
+        return self.classifier(self.dropout(on_device_of(self.classifier, pooled)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         problem = self.config.problem_type
