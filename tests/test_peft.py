@@ -1,6 +1,7 @@
 """PEFT on a feedback model: adapters in the backbone, feedback and head trained in full beside them."""
 
 import copy
+import logging
 import re
 
 import pytest
@@ -81,10 +82,7 @@ def test_groups_of_a_wrapped_model():
 
 
 def test_prefix_tuning_is_refused():
-    config = PrefixTuningConfig(
-        task_type="SEQ_CLS", num_virtual_tokens=2, token_dim=32, num_layers=4, num_attention_heads=4
-    )
-    model = get_peft_model(make(), config)
+    model = get_peft_model(make(), PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
     with pytest.raises(ValueError, match="prefix-tuning"):
         model(**tiny_batch())
 
@@ -291,3 +289,48 @@ def test_from_peft_refuses_before_it_takes_apart(options, more, words):
     with pytest.raises(ValueError, match=words):
         from_peft(FeedbackModel, model, **more)
     assert torch.equal(model(**batch).last_hidden_state, expected)
+
+
+# Adapters without the model that they belong to
+
+
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_adapters_of_a_model_from_no_folder(from_folder, tmp_path, caplog):
+    """What is saved of them holds no feedback options; a warning says so where it can still be mended."""
+    logging.Logger.warning_once.cache_clear()
+    model = make()
+    if from_folder:
+        model.save_pretrained(tmp_path / "model")
+        model = FeedbackForSequenceClassification.from_pretrained(tmp_path / "model")
+    tuned = get_peft_model(model, LoraConfig(r=2, **peft_options(model)))
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        tuned.save_pretrained(tmp_path / "adapter")
+    assert ("a feedback model that was not loaded from a folder" in caplog.text) != from_folder
+    logging.Logger.warning_once.cache_clear()
+    caplog.clear()
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert caplog.text == ""
+
+
+OTHER_FEEDBACK = {
+    "rank": (dict(feedback_rank=4), {}),
+    "edges": (dict(feedback_edges=[[3, 0]]), {}),
+    "fewer edges": ({}, dict(feedback_edges=[[3, 0]])),
+    "fewer sources": (dict(feedback_topology="dense"), {}),
+    "operator": (dict(feedback_type="gated"), {}),
+    "activation": ({}, dict(feedback_activation="tanh")),
+    "sharing": ({}, dict(feedback_sharing="targets")),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FEEDBACK)
+def test_adapters_of_other_feedback_are_refused(kind, tmp_path):
+    theirs, ours = (
+        FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert"), **{"feedback_rank": 8, **options})
+        for options in OTHER_FEEDBACK[kind]
+    )
+    get_peft_model(theirs, LoraConfig(r=2, **peft_options(theirs))).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="saved with other feedback than that of this model, which has `feedback_type`"
+    ):
+        PeftModel.from_pretrained(ours, tmp_path)
