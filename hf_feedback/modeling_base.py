@@ -106,8 +106,8 @@ class FeedbackPreTrainedModel(LoopedModel):
                 module._is_hf_initialized = True  # type: ignore[assignment]
         check_static(backbone)
         self.backbone = backbone
-        tied = backbone.all_tied_weights_keys  # read of the whole model by other libraries
-        self._tied_weights_keys = {f"backbone.{key}": f"backbone.{source}" for key, source in tied.items()}
+        if tied := backbone.all_tied_weights_keys:  # other libraries read them of the whole model
+            self._tied_weights_keys = {f"backbone.{key}": f"backbone.{source}" for key, source in tied.items()}
         self.main_input_name = backbone.main_input_name
         self._part_name = place_of_part(backbone, config.backbone_part)
         self._stack_name = find_layers(backbone, cast(int, config.num_backbone_layers), self._part_name)

@@ -272,7 +272,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         embeddings = cast(nn.Embedding, self.get_input_embeddings())
         place = next(name for name, module in self.named_modules() if module is embeddings)
         self.lm_head = MaskedLMHead(config.hidden_size, embeddings)
-        self._tied_weights_keys = {**self._tied_weights_keys, "lm_head.decoder.weight": f"{place}.weight"}
+        self._tied_weights_keys = {**(self._tied_weights_keys or {}), "lm_head.decoder.weight": f"{place}.weight"}
         config.__dict__.setdefault("tie_word_embeddings", True)  # unless they were untied since
 
     def get_output_embeddings(self) -> nn.Module:
