@@ -34,6 +34,11 @@ def refuse(backbone: nn.Module, reason: str, remedy: str) -> UnsupportedBackbone
     )
 
 
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether transformers has sharded its weights over several processes (`distributed_config`)."""
+    return getattr(model, "_device_mesh", None) is not None
+
+
 def is_decoder(config: PreTrainedConfig, part: str = "auto") -> bool:
     """Whether the backbone, or that half of it, reads from left to right as language models do."""
     if getattr(config, "is_encoder_decoder", False):
@@ -475,7 +480,7 @@ def _check_record(backbone: PreTrainedModel, plain: Run, disturbed: Run) -> None
     hidden = disturbed.segment[0].hidden
     expected = hidden_of(disturbed.segment[-1].output)
     for call in segment:
-        hidden = hidden_of(call.replay(hidden, hooked=False))
+        hidden = hidden_of(call.replay(hidden))
     error = (hidden.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30)
     if not error <= 32 * torch.finfo(expected.dtype).eps:
         raise refuse(

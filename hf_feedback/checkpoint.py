@@ -15,7 +15,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import load_state_dict, safe_save_file
 from transformers.utils import PushToHubMixin, cached_file, logging
 
-from .backbones import select_part
+from .backbones import is_sharded, select_part
 from .configuration_feedback import AUTO_MAP, FeedbackConfig
 from .fingerprint import core_of, fingerprint, same_backbone, share_weights
 from .from_backbone import HUB_KWARGS, FromBackbone
@@ -148,6 +148,11 @@ class FeedbackOnlyCheckpoints(FromBackbone):
             )
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("`save_feedback`: parts of the model are offloaded; load it whole and save it then.")
+        if is_sharded(self):
+            raise ValueError(
+                "`save_feedback`: the model is sharded over processes; save it whole with `save_pretrained`, load that "
+                "in one process and save its feedback then."
+            )
         source = self.config.backbone_source
         if source is None or "name_or_path" not in source:
             return  # nothing to compare with

@@ -7,7 +7,7 @@ from typing import Any, Self
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .backbones import drop_pooler, select_part
+from .backbones import drop_pooler, is_sharded, select_part
 from .configuration_feedback import FeedbackConfig, nearest_option
 from .labels import LABEL_OPTIONS, adopt_labels
 from .modeling_base import FeedbackPreTrainedModel
@@ -176,6 +176,12 @@ class FromBackbone(FeedbackPreTrainedModel):
     @classmethod
     def _wrap(cls, backbone: PreTrainedModel, config: FeedbackConfig) -> Self:
         """A feedback model around a loaded backbone; `config` has everything but the `backbone_config`."""
+        if is_sharded(backbone):
+            raise ValueError(
+                "`distributed_config`: a backbone that is sharded over processes cannot be given feedback, which would "
+                "be left out of the sharding and run apart in training; save the feedback model from one process with "
+                "`save_pretrained`, and load that with `from_pretrained(folder, distributed_config=…)`."
+            )
         if config.head == "new":
             drop_pooler(backbone)
         config.backbone_config = backbone.config if config.backbone_layers is None else copy.deepcopy(backbone.config)

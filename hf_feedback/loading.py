@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import logging
 
 from .backbones import place_of_part, select_part
@@ -90,7 +91,8 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
                 f"{len(missing)} tensors are missing, among them {missing[0]}. Load the folder with the options it was "
                 "saved with, or start anew with `from_backbone`."
             )
-        model.probe_backbone()
+        if not is_fsdp_managed_module(model):  # else its weights come together in the first call alone
+            model.probe_backbone()
         warn_if_offloaded(model)
         return (model, info) if wants_info else model
 

@@ -144,6 +144,15 @@ class FeedbackPreTrainedModel(LoopedModel):
         install_hooks(layers)
         self.probe_backbone()
 
+    def init_parallel_plans(self) -> None:
+        """As in transformers; the plan for FSDP has the looped layers of every family, and no rule that names nothing.
+        Layers that are shared cannot be put away between two of their calls: they have none."""
+        super().init_parallel_plans()
+        modules, plan, layers = dict(self.named_modules()), cast(dict[str, str], self._fsdp_plan), self._layers()
+        self._fsdp_plan = {name: style for name, style in plan.items() if name.removesuffix(".*") in modules}
+        if len(set(layers)) == len(layers):
+            self._fsdp_plan[f"backbone.{self._stack_name}.*"] = "free_full_weight"
+
     def _new_backbone(self, config: FeedbackConfig) -> PreTrainedModel:
         backbone_config = cast(PreTrainedConfig, config.backbone_config)
         if config.backbone_layers is not None:  # it is going to be changed with the layers

@@ -275,6 +275,13 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         self._tied_weights_keys = {**(self._tied_weights_keys or {}), "lm_head.decoder.weight": f"{place}.weight"}
         config.__dict__.setdefault("tie_word_embeddings", True)  # unless they were untied since
 
+    def init_parallel_plans(self) -> None:
+        """As in transformers; a new head is cut by rows where the input embeddings are that it is tied to."""
+        super().init_parallel_plans()
+        plan, tied = cast(dict[str, str], self._tp_plan), (self._tied_weights_keys or {}).get("lm_head.decoder.weight")
+        if self.config.head == "new" and plan.get(str(tied).removesuffix(".weight")) == "embedding_rowwise":
+            plan["lm_head.decoder"] = "colwise_gather_output"
+
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder if self.config.head == "new" else self.backbone.get_output_embeddings()
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import TransformersKwargs, logging
 
+from .backbones import is_sharded
 from .checks import MOST_ITERATIONS, check_integer
 from .configuration_feedback import FeedbackConfig, rules_of
 from .connections import FeedbackConnections, Reading
@@ -129,6 +131,11 @@ class LoopedModel(PreTrainedModel):
                 f"`output_attentions` cannot be had with `halting`={self.config.halting!r}, where examples stop at "
                 "iterations of their own; set `model.config.halting = 'none'` for it."
             )
+        if self.training and self.config.jacobian_penalty > 0 and is_sharded(self):
+            raise ValueError(
+                f"`jacobian_penalty`={self.config.jacobian_penalty!r} differentiates twice, which a model that is "
+                "sharded over processes (`distributed_config`) cannot do; set it to 0, or load the model without."
+            )
         # what solves for a fixed point, or differentiates inside the loop, is no graph that can be compiled
         apart = k > 1 and (self.config.gradient == "implicit" or (self.training and self.config.jacobian_penalty > 0))
         if apart and torch.compiler.is_compiling():
@@ -245,7 +252,14 @@ class LoopedModel(PreTrainedModel):
 
         Returns:
             `(B,)`, an estimate of the spectral radius of the loop's Jacobian.
+
+        Raises:
+            ValueError: the model is sharded with FSDP, whose weights come together in `forward` alone.
         """
+        if is_fsdp_managed_module(self):
+            raise ValueError(
+                "`estimate_contraction` cannot run on a model that is sharded with FSDP; load it without `fsdp_size`."
+            )
         given = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
         call = self._call({"output_hidden_states": False, "output_attentions": False, **given})
         k, found = self._iterations(num_iterations), []
