@@ -33,8 +33,9 @@ class Solution:
 
     Args:
         state: after the last application of the map.
-        residuals: `(B, steps)`, how far each application still moved each example; 0 once it has stopped. Nothing is
-            measured, and the shape is `(B, 0)`, without a `residual` function.
+        residuals: `(B, steps)`, how far each application still moved each example; 0 once it has stopped, and no finite
+            number in the step in which its state ceased to be finite. Nothing is measured, and the shape is `(B, 0)`,
+            without a `residual` function.
         iterations: `(B,)`, how many applications each example took.
         states: the states after every application, with `keep_states=True`.
     """
@@ -48,6 +49,10 @@ class Solution:
         """`(B,)`: which examples had a last step within the tolerance."""
         last = self.residuals.gather(1, (self.iterations - 1).unsqueeze(1)).squeeze(1)
         return last <= tolerance
+
+    def lost(self) -> torch.Tensor:
+        """`(B,)`: which examples have a state that is not finite any more."""
+        return ~self.residuals.isfinite().all(1)
 
 
 def relative_residual(new: State, old: State) -> torch.Tensor:
@@ -77,7 +82,7 @@ def iterate(
         f: the map.
         start: the state it is first applied to.
         steps: how many applications; with a `tolerance`, at most so many.
-        tolerance: an example stops at its first step whose residual is not above this.
+        tolerance: an example stops at its first step whose residual is not above this, or is no finite number.
         residual: how a step is measured; `None`, only without `tolerance`: not at all.
         keep_states: also return the state after every step.
 
@@ -176,12 +181,12 @@ class _Progress:
         self.iterations = self.iterations + ~self.stopped
         if self.residual is not None:
             with torch.no_grad():
-                self.residuals.append(self.residual(new, old))
+                self.residuals.append(self.residual(new, old).masked_fill(self.stopped, 0.0))
         if self.keep_states:
             self.states.append(new)
         if self.tolerance is not None:
             self.latest = new
-            self.stopped = self.stopped | (self.residuals[-1] <= self.tolerance)
+            self.stopped = self.stopped | (self.residuals[-1] <= self.tolerance) | ~self.residuals[-1].isfinite()
             self.finished = bool(self.stopped.all())
         return new
 
@@ -262,8 +267,9 @@ def implicit(
     plain iteration. Memory does not grow with the number of steps.
 
     Where an example has not converged after `steps`, this gradient would be wrong: a `ConvergenceWarning` says so, and
-    the iteration runs again as in `full`, from `start` with its graph. Where the adjoint does not converge, examples
-    concerned get the gradient of the one step with a graph (`g = v`), and a warning says that.
+    it gets that of the iteration, which runs again as in `full`, from `start` with its graph. Where the adjoint does
+    not converge, examples concerned get the gradient of the one step with a graph (`g = v`), and a warning says that.
+    An example whose state is not finite stops there, which is warned of, too. None of this changes another example.
 
     Args:
         tolerance: the residual within which a fixed point, and `g`, count as found.
@@ -283,16 +289,25 @@ def implicit(
         found = solver(f, start, steps, **options)
     if not torch.is_grad_enabled():
         return found
-    converged = found.converged(tolerance)
-    if not bool(converged.all()):
+    lost = found.lost()
+    unrolled = ~found.converged(tolerance) & ~lost
+    if bool(lost.any()):
+        _warn(
+            f"The fixed point was not reached: the state of {int(lost.sum())} of {len(lost)} examples is not finite "
+            f"after {int(found.iterations[lost].min())} iterations, where they stop. Check their inputs, lower the "
+            "learning rate, or make the map contract (smaller feedback weights, weight decay)."
+        )
+    state = found.state
+    if not bool(unrolled.all()):
+        state = with_implicit_gradient(f, state, adjoint_steps or 2 * steps, tolerance=tolerance, residual=residual)
+    if bool(unrolled.any()):
         _warn(
             f"The fixed point was not reached within {steps} iterations: the last one moved the state by "
-            f"{_in_words(found.residuals[:, -1])}, `tolerance` is {tolerance:g}. The gradient of the iterations "
+            f"{_in_words(found.residuals[unrolled, -1])}, `tolerance` is {tolerance:g}. The gradient of the iterations "
             "themselves (`gradient='full'`) is used instead. Allow more iterations, ask for less, or make the map "
             "contract (smaller feedback weights, weight decay)."
         )
-        return iterate(f, start, steps, **options)
-    state = with_implicit_gradient(f, found.state, adjoint_steps or 2 * steps, tolerance=tolerance, residual=residual)
+        state = _where(unrolled, iterate(f, start, steps, **options).state, state)
     return replace(found, state=state, states=(*found.states[:-1], state) if keep_states else ())
 
 

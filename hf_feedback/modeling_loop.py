@@ -276,10 +276,11 @@ class LoopedModel(PreTrainedModel):
         finally:
             for module in training:
                 module.training = True
-        if (found[0] > 1).any():
+        expanding = found[0][found[0] > 1]  # no number where states are not finite
+        if len(expanding):
             logger.warning(
-                f"The loop expands on {int((found[0] > 1).sum())} of {len(found[0])} texts (by up to "
-                f"{found[0].max():.2f} an iteration): more iterations will not settle. Train with a smaller "
+                f"The loop expands on {len(expanding)} of {len(found[0])} texts (by up to "
+                f"{expanding.max():.2f} an iteration): more iterations will not settle. Train with a smaller "
                 "`feedback_lr` or more weight decay, a smaller `feedback_scale`, or `feedback_damping` below 1."
             )
         return found[0]

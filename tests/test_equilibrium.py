@@ -99,6 +99,50 @@ def test_a_loop_that_does_not_settle_is_warned_of_and_unrolled(num_iterations, d
     close(mine, gradients(make(**options), batch, weights()), 1e-9)
 
 
+EACH_BY_ITSELF = {
+    "iteration": IMPLICIT,
+    "anderson": dict(**IMPLICIT, fixed_point_solver="anderson"),
+    "damped": dict(**IMPLICIT, feedback_damping=0.7),
+    "of each iteration": {},
+    "truncated": dict(gradient="truncated", gradient_iterations=2),
+}
+
+
+@pytest.mark.parametrize("case", EACH_BY_ITSELF)
+@pytest.mark.parametrize("bad", ["no number", "does not settle"])
+@pytest.mark.filterwarnings("ignore::hf_feedback.fixed_point.ConvergenceWarning")
+def test_a_text_that_does_not_settle_moves_no_other(case, bad):
+    """Its state, its residuals, its gradient, and how the loop contracts there."""
+    found = []
+    for value in (1.0, bad):
+        model = make(scale=0.02, **EACH_BY_ITSELF[case])
+        texts = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        if value == "no number":
+            texts[1, 4, 7] = torch.nan
+        texts.requires_grad_()
+        if value == "does not settle":  # louder messages to the second text alone make it run away
+            louder = torch.tensor([1.0, 300.0], dtype=torch.float64)[:, None, None]
+            for source in model.feedback.sources.values():
+                source.up.register_forward_hook(lambda module, args, output, louder=louder: output * louder)
+        output = model(inputs_embeds=texts, output_iterations=True)
+        (gradient,) = torch.autograd.grad(output.last_hidden_state.sin().sum(), texts)
+        contraction = model.estimate_contraction({"inputs_embeds": texts.detach()})
+        found.append((output.last_hidden_state[0], output.residuals[0, :3], gradient[0], contraction[0]))
+        assert (value == 1.0) == bool(output.last_hidden_state.isfinite().all() and output.residuals[1, -1] < 1e-3)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
+
+
+def test_no_more_iterations_once_nothing_is_finite():
+    """One to see it, one for the gradient."""
+    calls = []
+    model = make(scale=0.02, **IMPLICIT)
+    model.backbone.encoder.layer[1].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    texts = torch.full((2, 9, 32), torch.nan, dtype=torch.float64)
+    with pytest.warns(ConvergenceWarning, match="2 of 2 examples is not finite after 1 iterations"):
+        model(inputs_embeds=texts)
+    assert calls == [True, False, True]
+
+
 def test_damped_states_are_read_and_new_ones_answer():
     options, batch = dict(num_iterations=3, feedback_damping=0.5), tiny_batch()
     one, other = make(**options), make(FeedbackForSequenceClassification, **options, num_labels=3)

@@ -187,6 +187,60 @@ def test_a_state_that_is_no_number_warns_too():
         implicit(lambda h: h * torch.inf - torch.inf, torch.ones(1, 1, requires_grad=True), 5, tolerance=1e-3)
 
 
+BAD = {"no number": torch.nan, "infinite": torch.inf, "growing": 3.0}
+
+
+def with_a_bad_row(value):
+    """A map whose second example runs away (at once, or by a factor in each step), and its parameters."""
+    f, (matrix, shift) = contraction(0.8)
+    factor = torch.ones(B, 1, dtype=torch.float64)
+    factor[1] = value
+    return (lambda h: factor * torch.tanh(h @ matrix.T + shift) if value != 3 else f(h) + (factor - 1) * h), shift
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.filterwarnings("ignore::hf_feedback.fixed_point.ConvergenceWarning")
+def test_a_row_that_runs_away_moves_no_other(solver, bad):
+    f, shift = with_a_bad_row(BAD[bad])
+    g, (_, same_shift) = contraction(0.8)
+    options = dict(tolerance=1e-10, solver=SOLVERS[solver], keep_states=True)
+    found, expected = implicit(f, START, 200, **options), implicit(g, START, 200, **options)
+    good = torch.tensor([0, 2])
+    assert found.converged(1e-10)[good].all()
+    assert found.lost()[1] == (bad != "growing")
+    torch.testing.assert_close(found.state[good], expected.state[good], rtol=0, atol=1e-14)
+    assert torch.equal(found.iterations[good], expected.iterations[good])
+    (gradient,) = torch.autograd.grad((found.state * COEFFICIENTS).sum(), shift)
+    (expected_gradient,) = torch.autograd.grad((expected.state * COEFFICIENTS).sum(), same_shift)
+    torch.testing.assert_close(gradient[good], expected_gradient[good], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_state_that_is_not_finite_stops(solver):
+    calls = []
+
+    def f(h):
+        calls.append(torch.is_grad_enabled())
+        return h * torch.inf - torch.inf
+
+    start = torch.ones(2, 1, requires_grad=True)
+    with pytest.warns(ConvergenceWarning, match="2 of 2 examples is not finite after 1 iterations.*learning rate"):
+        found = implicit(f, start, 50, tolerance=1e-3, solver=SOLVERS[solver])
+    assert calls == [False, True]  # one to see it, one with a graph
+    assert found.iterations.tolist() == [1, 1]
+    assert found.residuals.shape == (2, 1)
+
+
+def test_a_row_that_is_not_finite_stops_alone():
+    f, _ = with_a_bad_row(torch.nan)
+    found = iterate(f, START, 200, tolerance=1e-10)
+    assert found.iterations[1] == 1
+    assert found.residuals[1, 0].isnan()
+    assert (found.residuals[1, 1:] == 0).all()
+    assert iterate(f, START, 5).iterations.tolist() == [5, 5, 5]  # nobody asked it to stop
+
+
 def test_an_adjoint_without_solution_warns_and_falls_back_to_one_step():
     # Anderson finds the fixed point 1 of a map that expands there
     matrix = torch.tensor([[2.0]], dtype=torch.float64, requires_grad=True)
