@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import load_state_dict, safe_save_file
-from transformers.utils import PushToHubMixin, cached_file, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, PushToHubMixin, cached_file, logging
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from .backbones import is_sharded, select_part
 from .configuration_feedback import AUTO_MAP, FeedbackConfig
-from .fingerprint import core_of, fingerprint, same_backbone, share_weights
+from .fingerprint import core_of, fingerprint, fingerprint_of_files, same_backbone, share_weights
 from .from_backbone import HUB_KWARGS, FromBackbone
 from .modeling_base import FeedbackPreTrainedModel
 from .stored_config import PLACE_KEYS
@@ -156,8 +158,10 @@ class FeedbackOnlyCheckpoints(FromBackbone):
         source = self.config.backbone_source
         if source is None or "name_or_path" not in source:
             return  # nothing to compare with
+        if self._is_in_files_of(source, **hub_kwargs):
+            return
         name = source["name_or_path"]
-        try:
+        try:  # loaded whole, whatever the names in its files
             found = self._named_backbone(self.config, None, {"dtype": self.backbone.dtype, **hub_kwargs})
         except RuntimeError as error:  # transformers' word for weights of another size
             raise ValueError(
@@ -176,6 +180,21 @@ class FeedbackOnlyCheckpoints(FromBackbone):
                 f"`save_feedback`: the backbone was trained, its weights are no longer those of {name}; {advice}, or "
                 "train with `freeze='backbone'`."
             )
+
+    def _is_in_files_of(self, source: dict[str, Any], **hub_kwargs: Any) -> bool:
+        """Whether the backbone's weights are those in the safetensors files of its source, by the same names."""
+        if self.config.backbone_layers is not None:  # its layers have other numbers there
+            return False
+        name, place = source["name_or_path"], {**hub_kwargs, "revision": source.get("revision")}
+        place["subfolder"] = source.get("subfolder") or ""
+        quiet = {"_raise_exceptions_for_missing_entries": False}
+        try:
+            file = cached_file(name, SAFE_WEIGHTS_NAME, **quiet, **place)
+            index = None if file else cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **quiet, **place)
+            files = get_checkpoint_shard_files(name, index, **place)[0] if index else [file] if file else []
+            return bool(files) and same_backbone(fingerprint_of_files(self, files), fingerprint(self))
+        except (OSError, SafetensorError):
+            return False
 
     @classmethod
     def _from_feedback_only(

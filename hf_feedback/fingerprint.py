@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+from collections.abc import Callable
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from .backbones import place_of_core
@@ -30,23 +32,61 @@ def fingerprint(model: FeedbackPreTrainedModel, like: dict[str, str] | None = No
         like: a fingerprint to compare with: one format that it has is enough, where there is one.
     """
     state, core = model.state_dict(), core_of(model)
-    dtype_of = next(tensor.dtype for name, tensor in state.items() if name in core and tensor.is_floating_point())
+    return _fingerprint({own: name for name, own in core.items()}, lambda name: state[name], _dtype_of(model), like)
+
+
+def fingerprint_of_files(model: FeedbackPreTrainedModel, files: list[str]) -> dict[str, str]:
+    """The fingerprint that the model's backbone would have with the weights in these safetensors files, which are read
+    one tensor at a time.
+
+    Returns:
+        Empty where the files do not hold every tensor of the backbone under its name, with or without one prefix.
+    """
+    file_of: dict[str, str] = {}
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            file_of |= dict.fromkeys(tensors.keys(), file)
+    own_names = list(core_of(model).values())
+    prefixes = {key.removesuffix(own_names[0]) for key in file_of if f".{key}".endswith(f".{own_names[0]}")}
+    places = [{own: prefix + own for own in own_names} for prefix in sorted(prefixes)]
+    whole = [place for place in places if file_of.keys() >= set(place.values())]
+    if len(whole) != 1:
+        return {}
+    dtype = _dtype_of(model)
+
+    def read(key: str) -> torch.Tensor:
+        with safe_open(file_of[key], "pt") as tensors:  # opened anew: an open file keeps in memory what was read
+            tensor = tensors.get_tensor(key)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return _fingerprint(whole[0], read, dtype)
+
+
+def _dtype_of(model: FeedbackPreTrainedModel) -> torch.dtype:
+    state = model.state_dict()
+    return next(state[name].dtype for name in core_of(model) if state[name].is_floating_point())
+
+
+def _fingerprint(
+    places: dict[str, str],
+    read: Callable[[str], torch.Tensor],
+    dtype_of: torch.dtype,
+    like: dict[str, str] | None = None,
+) -> dict[str, str]:
+    """The fingerprint of tensors: name in the backbone → what `read` finds it by."""
     formats = {
         name: dtype for name, dtype in FINGERPRINT_DTYPES.items() if dtype_of in (dtype, torch.float32, torch.float64)
     }
     if common := [name for name in formats if name in (like or {})]:
         formats = {common[0]: formats[common[0]]}
-    found = {}
-    for format_name, dtype in formats.items():
-        digest = hashlib.sha256()
-        for name, own in sorted(core.items(), key=lambda item: item[1]):
-            tensor = state[name].detach()
-            if tensor.is_floating_point():
-                tensor = tensor.to(dtype).view(torch.int16)
+    digests = {name: hashlib.sha256() for name in formats}
+    for own, place in sorted(places.items()):
+        tensor = read(place).detach()
+        for name, digest in digests.items():
+            rounded = tensor.to(formats[name]).view(torch.int16) if tensor.is_floating_point() else tensor
             digest.update(f"{own} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
-        found[format_name] = digest.hexdigest()
-    return found
+            digest.update(rounded.contiguous().cpu().numpy().tobytes())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def same_backbone(one: dict[str, str], other: dict[str, str]) -> bool:

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 import torch
-from families import FAMILIES, speak, tiny_backbone, tiny_batch
-from safetensors.torch import load_file
+from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
+from safetensors.torch import load_file, save_file
 from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh
 from test_sharing import run_without_package, tiny_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
@@ -17,6 +17,7 @@ from hf_feedback import (
     FeedbackModel,
     load_feedback,
 )
+from hf_feedback.from_backbone import FromBackbone
 
 
 @pytest.fixture
@@ -237,6 +238,36 @@ def test_a_trained_backbone_is_refused(bert, tmp_path):
     with pytest.raises(ValueError, match="were its embeddings resized"):
         resized.save_feedback(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+SOURCES = {
+    "as it is": (tiny_backbone, {}),
+    "in several files": (tiny_backbone, dict(max_shard_size="20KB")),
+    "under a prefix": (lambda family: AutoModelForSequenceClassification.from_config(tiny_config(family)), {}),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_backbone_is_not_loaded_again_to_be_compared(source, dtype, tmp_path, monkeypatch):
+    build, how = SOURCES[source]
+    build("bert").save_pretrained(tmp_path / "bert", **how)
+    model = make(tmp_path / "bert", backbone_kwargs={"dtype": dtype})
+    with monkeypatch.context() as patch:
+        patch.delattr(FromBackbone, "_wrap")
+        model.save_feedback(tmp_path / "out")
+    expected = model(**tiny_batch()).logits
+    torch.testing.assert_close(load_feedback(tmp_path / "out", dtype=dtype)(**tiny_batch()).logits, expected)
+
+
+def test_files_that_do_not_tell_are_loaded(tmp_path):
+    """Layers under other numbers, and tensors that are missing."""
+    tiny_backbone("bert").save_pretrained(tmp_path / "bert")
+    make(tmp_path / "bert", backbone_layers=[1, 3]).save_feedback(tmp_path / "layers")
+    tensors = load_file(tmp_path / "bert" / "model.safetensors")
+    del tensors["embeddings.LayerNorm.bias"]  # new, and zero
+    save_file(tensors, tmp_path / "bert" / "model.safetensors", metadata={"format": "pt"})
+    make(tmp_path / "bert").save_feedback(tmp_path / "missing")
 
 
 def test_adapters_are_refused(bert, tmp_path):
