@@ -2,6 +2,7 @@
 
 import copy
 import re
+import traceback
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -51,10 +52,10 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
             return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
         saved = FeedbackConfig.from_dict(copy.deepcopy(found))  # whatever is wrong in the file is said by name
         saved_by = _class_called(saved.architectures) or cls
-        if "_from_pipeline" in kwargs and saved_by is not cls and cls._backbone_task_class is not None:
+        if saved_by is not cls and cls._backbone_task_class is not None and _is_for_a_pipeline():
             raise ValueError(
-                f"{pretrained_model_name_or_path} was trained as a {saved_by.__name__} and has no trained head for the "
-                f"pipeline {kwargs['_from_pipeline']!r}, which takes a {cls.__name__}; use that of its own task."
+                f"{pretrained_model_name_or_path} was trained as a {saved_by.__name__} and has no trained head to "
+                f"answer as a {cls.__name__}; use the pipeline of its own task."
             )
         for key in kwargs.keys() - FeedbackConfig.option_names() - {"num_labels", "backbone"}:
             if near := nearest_option(key):
@@ -213,6 +214,13 @@ def load_feedback(
     if kind is None:
         raise ValueError(f"{name_or_path} was saved by {saved.architectures}, which this version does not have.")
     return kind.from_pretrained(name_or_path, backbone=backbone, **kwargs)
+
+
+def _is_for_a_pipeline() -> bool:
+    """Whether a pipeline of transformers is loading the model, which it does not tell Auto classes. What it loads
+    answers at once, and nothing asks for training in between."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(None))
+    return any(module.startswith("transformers.pipelines") for module in modules)
 
 
 def _class_called(names: Any) -> "type[LoadableFeedbackModel] | None":
