@@ -22,7 +22,7 @@ from .checks import (
     is_newer,
     is_number,
 )
-from .labels import normalize_labels_of
+from .labels import normalize_labels_of, replace_labels
 from .stored_config import backbone_config_from_dict, check_place, refuse_methods, without_switches
 from .topology import TOPOLOGIES, resolve_edges
 
@@ -292,7 +292,7 @@ class FeedbackConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, for what stands in a file: nothing there switches on code."""
-        return super().from_dict(without_switches(config_dict), **kwargs)
+        return super().from_dict(replace_labels(without_switches(config_dict), kwargs), **kwargs)
 
     @classmethod
     def option_names(cls) -> set[str]:

@@ -30,12 +30,10 @@ def normalize_label_options(options: dict[str, Any]) -> dict[str, Any]:
     check_labels(count)
     names = _names_by_number("id2label", _dict_of("id2label", options).items())
     other = _names_by_number("label2id", [(number, name) for name, number in _dict_of("label2id", options).items()])
+    same = set(names.values()) == set(other.values()) and other.items() <= names.items()
     if not names or (_are_made_up(names) and not _are_made_up(other)):
         names = other
-    elif not _are_made_up(other) and (set(names.values()), True) != (
-        set(other.values()),
-        all(names.get(number) == name for number, name in other.items()),
-    ):
+    elif not (same or _are_made_up(other)):
         raise ValueError(f"`label2id` contradicts `id2label`: {shortened(other)}, {shortened(names)}; leave one out.")
     if not names:
         return options
@@ -60,6 +58,17 @@ def normalize_labels_of(config: PreTrainedConfig, others: dict[str, Any]) -> Non
     options = {"num_labels": others.get("num_labels"), "id2label": config.id2label, "label2id": config.label2id}
     labels = normalize_label_options(options)
     config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+
+
+def replace_labels(stored: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The stored values of a config with the labels that are among the options, which are taken out of them; names that
+    are stored stay if only their number is given, and is the same."""
+    given = {name: options[name] for name in LABEL_OPTIONS[:3] if options.get(name) is not None}
+    if not given or given == {"num_labels": len(stored.get("id2label") or ())}:
+        return stored
+    for name in given:
+        del options[name]
+    return {**{name: value for name, value in stored.items() if name not in LABEL_OPTIONS[:3]}, **given}
 
 
 def _dict_of(option: str, options: dict[str, Any]) -> dict[Any, Any]:

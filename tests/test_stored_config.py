@@ -65,6 +65,23 @@ def test_labels_are_filled_in_from_what_is_given(case, config_class):
     assert (again.id2label, again.label2id) == (config.id2label, config.label2id)
 
 
+@pytest.mark.parametrize("config_class", [FeedbackConfig, FNNConfig])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (dict(num_labels=3), ["LABEL_0", "LABEL_1", "LABEL_2"]),
+        (dict(num_labels=2), ["no", "yes"]),
+        (dict(id2label={0: "a", 1: "b", 2: "c"}), ["a", "b", "c"]),
+        (dict(label2id={"b": 1, "a": 0}), ["a", "b"]),
+    ],
+)
+def test_labels_that_are_given_replace_those_of_a_folder(config_class, given, expected, tmp_path):
+    config_class(id2label={0: "no", 1: "yes"}).save_pretrained(tmp_path)
+    config = config_class.from_pretrained(tmp_path, **given)
+    assert list(config.id2label.values()) == expected
+    assert config.label2id == {name: number for number, name in enumerate(expected)}
+
+
 CONTRADICTIONS = {
     "other numbers": (dict(id2label={0: "a", 1: "b"}, label2id={"a": 1, "b": 0}), "`label2id` contradicts `id2label`"),
     "other names": (dict(id2label={0: "a", 1: "b"}, label2id={"a": 0, "c": 1}), "`label2id` contradicts `id2label`"),
