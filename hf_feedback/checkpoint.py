@@ -5,6 +5,8 @@ a pooler; everything else (feedback, a new head, the head of a task model) is sa
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +31,17 @@ logger = logging.get_logger(__name__)
 WEIGHTS_NAME = "feedback.safetensors"
 
 
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A place to write a file to; the file appears when all of it is written, and nothing of it if that fails."""
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def is_feedback_only(config: FeedbackConfig) -> bool:
     """Whether the folder of this config holds a feedback-only checkpoint."""
     return "fingerprint" in (config.backbone_source or {})
@@ -46,11 +59,9 @@ def write(model: FeedbackPreTrainedModel, folder: str | Path) -> None:
     config.architectures = [type(model).__name__]
     custom_object_save(model, folder)
     config.auto_map = dict(AUTO_MAP)
-    partial = folder / f"{WEIGHTS_NAME}.partial"
-    safe_save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in _untied(ours)}, partial, metadata={"format": "pt"}
-    )
-    partial.replace(folder / WEIGHTS_NAME)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in _untied(ours)}
+    with whole_file(folder / WEIGHTS_NAME) as partial:
+        safe_save_file(tensors, partial, metadata={"format": "pt"})
     config.save_pretrained(folder)
 
 

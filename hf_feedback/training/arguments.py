@@ -12,6 +12,19 @@ from ..configuration_feedback import FeedbackConfig
 from .sampling import KINDS
 
 
+def read_json(option: str, text: str, example: str) -> Any:
+    """The value of an option that is written as JSON.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        raise ValueError(f"`{option}` must be JSON such as {example}, got {shown!r} ({error}).") from error
+
+
 @dataclass
 class FeedbackTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the options of `freeze_parameters` and `parameter_groups`; see there.
@@ -25,6 +38,7 @@ class FeedbackTrainingArguments(TrainingArguments):
             mean of `"poisson"` and what is used afterwards.
         min_train_iterations: the least K that is drawn.
         max_train_iterations: the largest; the model's K by default, four times as many for `"poisson"`.
+        overwrite_output_dir: write over a model, a card or checkpoints in the output folder.
     """
 
     freeze: list[str] | None = field(
@@ -46,11 +60,21 @@ class FeedbackTrainingArguments(TrainingArguments):
     )
     min_train_iterations: int = field(default=2, metadata={"help": "Least K that is drawn."})
     max_train_iterations: int | None = field(default=None, metadata={"help": "Largest K that is drawn."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write over what an earlier run left in the output folder; its checkpoints go."}
+    )
 
     # Options that transformers reads as JSON when they come as text.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rate_mapping"]  # noqa: RUF012
 
     def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            check_integer(name, getattr(self, name), 1, "examples of a batch, or batches of a step")
+        if self.num_train_epochs < 0:
+            raise ValueError(f"`num_train_epochs` must be at least 0, got {self.num_train_epochs}.")
+        for name in self._VALID_DICT_FIELDS:
+            if isinstance(text := getattr(self, name), str) and text.startswith("{"):
+                read_json(name, text, '{"name": 1e-5}')
         super().__post_init__()
         check_choice("train_iterations", self.train_iterations, KINDS)
         check_integer("min_train_iterations", self.min_train_iterations, 1, "the least K that is drawn")
@@ -220,10 +244,5 @@ class ModelArguments(HaltingArguments):
             known = {"auto": "auto", "true": True, "false": False}
             options["feedback_future"] = known.get(self.feedback_future.lower(), self.feedback_future)
         if self.feedback_edges is not None:
-            try:
-                options["feedback_edges"] = json.loads(self.feedback_edges)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"`feedback_edges` must be JSON such as [[3, 0], [3, 1]], got {self.feedback_edges!r} ({error})."
-                ) from error
+            options["feedback_edges"] = read_json("feedback_edges", self.feedback_edges, "[[3, 0], [3, 1]]")
         return options

@@ -2,11 +2,20 @@
 
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, Self
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 
 class InterruptCallback(TrainerCallback):
@@ -46,3 +55,49 @@ class InterruptCallback(TrainerCallback):
         if interrupted and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
         return control
+
+
+def metrics_in_words(logs: Mapping[str, Any]) -> str:
+    """One line of what is logged: `loss 0.693, learning_rate 1e-05, epoch 1`."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in logs.items()
+        if name != "total_flos"
+    )
+
+
+class MetricsPrinter(PrinterCallback):
+    """As in transformers, in words."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_local_process_zero and logs:
+            print(metrics_in_words(logs), flush=True)
+
+
+class MetricsProgress(ProgressCallback):
+    """As in transformers, in words."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            self.training_bar.write(metrics_in_words(logs))
+
+
+def show_plain_metrics(trainer: Trainer) -> None:
+    """Metrics are shown in words, and not as a dictionary of texts."""
+    for theirs, ours in ((PrinterCallback, MetricsPrinter), (ProgressCallback, MetricsProgress)):
+        if trainer.pop_callback(theirs) is not None:
+            trainer.add_callback(ours)

@@ -51,6 +51,7 @@ class MaskingCollator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float) -> None:
+        self.probability = probability
         self.mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
         self.pad = DataCollatorForTokenClassification(tokenizer)
 

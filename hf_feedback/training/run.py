@@ -1,6 +1,7 @@
 """A training run, whatever the task: train, keep the best epoch, measure, save with a model card."""
 
-import tempfile
+import contextlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +9,29 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import EvalPrediction, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EvalPrediction, PreTrainedConfig, set_seed
+from transformers.utils import logging
 
 from ..model_card import RunFacts
 from ..modeling_fnn import FNNForSequenceClassification
 from ..modeling_task import FeedbackTaskModel
 from .arguments import FeedbackTrainingArguments, ModelArguments
-from .callbacks import InterruptCallback
+from .callbacks import InterruptCallback, show_plain_metrics
+from .checkpoints import (
+    MANIFEST_NAME,
+    RESULTS,
+    checkpoint_fault,
+    folder_fault,
+    newest_checkpoint,
+    read_manifest,
+    write_manifest,
+)
 from .networks import FNNArguments
+from .outputs import UNFINISHED, check_nothing_is_lost, check_writable, finishing, remove_checkpoints
+from .records import MAY_CHANGE, differences, model_options, run_record
 from .trainer import FeedbackTrainer
+
+logger = logging.get_logger(__name__)
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
@@ -77,25 +91,25 @@ def bf16_is_fast() -> bool:
     return torch.cpu._is_amx_tile_supported()
 
 
-def check_writable(folder: str, option: str = "output_dir") -> None:
-    """Raises `ValueError` before any work is done where the results could not be written."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"`{option}`: {folder} cannot be written to ({error.strerror}); choose another.") from error
-
-
 def prepare_run(args: FeedbackTrainingArguments) -> None:
-    """To be called before data and model are made: the output folder can be written, and the seed is set."""
-    check_writable(str(args.output_dir))
+    """To be called before data and model are made: the output folder can be written, and the seed is set.
+
+    Raises:
+        ValueError: it cannot, or something is there that is not to be lost.
+    """
+    folder = Path(str(args.output_dir))
+    check_writable(str(folder))
+    begun = _wants_newest(args) and (any(folder.glob("checkpoint-*")) or (folder / MANIFEST_NAME).is_file())
+    if not (args.overwrite_output_dir or begun or _named_checkpoint(args)):
+        check_nothing_is_lost(folder)
     set_seed(args.seed)
 
 
 def run_task(task: Task, model_args: ModelArguments | FNNArguments, args: FeedbackTrainingArguments) -> dict[str, Any]:
     """Fine-tunes on the training split, keeps the best epoch by validation, tests it once, and saves model,
     processor, metrics and model card in `args.output_dir`.
+
+    A run that is finished is not trained again where it would go on; its metrics are returned.
 
     Returns:
         The metrics by name: `train_…`, `eval_…` (validation) and `test_…`.
@@ -118,13 +132,29 @@ def run_task(task: Task, model_args: ModelArguments | FNNArguments, args: Feedba
         preprocess_logits_for_metrics=task.preprocess_logits,
         callbacks=[interrupt],
     )
+    show_plain_metrics(trainer)
     if args.process_index == 0:
         print(task.model.feedback_summary(), flush=True)
-    checkpoint_to_resume = _checkpoint_to_resume(args, task.model)
-    with interrupt:
-        metrics = dict(trainer.train(resume_from_checkpoint=checkpoint_to_resume).metrics)
+    compared = ("train", "validation") if args.load_best_model_at_end else ("train",)
+    rows = {name: split.data for name, split in splits.items() if name in compared}
+    trainer.run_record = run_record(args, task.model.config, rows, task.collator)
+    folder = Path(str(args.output_dir))
+    if _wants_newest(args) and _is_finished(folder, trainer.run_record):
+        logger.warning(f"{folder}: this run is finished; nothing is left to train.")
+        return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    checkpoint_to_resume = _checkpoint_to_resume(args, task.model.config, trainer.run_record)
+    trainer.accelerator.wait_for_everyone()  # all have looked before anything is removed or written
+    if checkpoint_to_resume is None and trainer.is_world_process_zero():
+        remove_checkpoints(folder)
+    metrics: dict[str, float] = {}
+    if checkpoint_to_resume is not None and trainer.load_finished(checkpoint_to_resume):
+        logger.warning(f"{checkpoint_to_resume}: all steps are trained; the model is measured and saved.")
+    else:
+        with interrupt:
+            trained = trainer.train(resume_from_checkpoint=checkpoint_to_resume)
+        metrics = dict(trained.metrics) if trained.global_step else {}  # there is no loss of no steps
     if interrupt.stopped:
-        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+        checkpoint = folder / f"checkpoint-{trainer.state.global_step}"
         raise Interrupted(
             f"Stopped after step {trainer.state.global_step}. To go on: the same command with "
             f"--resume-from-checkpoint {checkpoint}"
@@ -141,11 +171,20 @@ def run_task(task: Task, model_args: ModelArguments | FNNArguments, args: Feedba
         arguments=args,
         head=type(task.model).__name__,
     )
-    trainer.save_model()
-    trainer.create_model_card()
-    trainer.save_state()
-    trainer.save_metrics("all", metrics)
+    _save(trainer, metrics)
     return metrics
+
+
+def _save(trainer: FeedbackTrainer, metrics: dict[str, float]) -> None:
+    """Model, card, state and metrics into the output folder, and last of all the word that they are there."""
+    folder, first = Path(str(trainer.args.output_dir)), trainer.is_world_process_zero()
+    with finishing(folder) if first else contextlib.nullcontext():
+        trainer.save_model()
+        trainer.create_model_card()
+        trainer.save_state()
+        trainer.save_metrics("all", metrics)
+        if first:
+            write_manifest(folder, trainer.run_record, RESULTS)
 
 
 def _keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, bool | None], validated: bool) -> None:
@@ -168,21 +207,59 @@ def _keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, bool
         args.greater_is_better = not chosen.endswith("loss") if known_way is None else known_way
 
 
-def _checkpoint_to_resume(
-    args: FeedbackTrainingArguments, model: FeedbackTaskModel | FNNForSequenceClassification
-) -> str | bool | None:
-    """The checkpoint that `resume_from_checkpoint` names (`True`: the latest one), made by the same model."""
+def _wants_newest(args: FeedbackTrainingArguments) -> bool:
+    return str(args.resume_from_checkpoint).lower() == "true"
+
+
+def _named_checkpoint(args: FeedbackTrainingArguments) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` names, if it names one."""
     asked = args.resume_from_checkpoint
-    if asked is None or str(asked).lower() == "false":
-        return None
-    folder = get_last_checkpoint(str(args.output_dir)) if str(asked).lower() == "true" else str(asked)
-    if folder is None or not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint at {folder or args.output_dir}.")
-    there, here = type(model.config).from_pretrained(folder).options(), model.config.options()
-    changed = [name for name in here if here[name] != there[name] and name not in ("num_iterations", "problem_type")]
+    return None if asked is None or str(asked).lower() in ("true", "false") else Path(asked)
+
+
+def _is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the results of this very run are in the folder."""
+    manifest = None if (folder / UNFINISHED).exists() else read_manifest(folder)
+    return manifest is not None and manifest["training"] == record and folder_fault(folder) is None
+
+
+def _checkpoint_to_resume(
+    args: FeedbackTrainingArguments, config: PreTrainedConfig, record: Mapping[str, Any]
+) -> str | None:
+    """The checkpoint to go on from; `None` to start from the beginning.
+
+    Raises:
+        ValueError: the one that is named is not complete, it was made with other options, or there is none and
+            starting would write over other files.
+    """
+    checkpoint = _named_checkpoint(args)
+    if checkpoint is not None:
+        fault = checkpoint_fault(checkpoint, args.world_size, args.load_best_model_at_end)
+        if fault is not None:
+            raise ValueError(f"`resume_from_checkpoint`: {checkpoint} is not complete: {fault}; name another.")
+    elif _wants_newest(args):
+        folder = Path(str(args.output_dir))
+        checkpoint = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end)
+        if checkpoint is None:
+            logger.warning(f"{folder} has no complete checkpoint; training starts from the beginning.")
+    if checkpoint is not None:
+        _check_made_alike(checkpoint, config, record)
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _check_made_alike(checkpoint: Path, config: PreTrainedConfig, record: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where a run would go on otherwise than it began, and says what is used where it may."""
+    manifest = read_manifest(checkpoint)
+    there = None if manifest is None else manifest["training"]
+    if there is None:
+        there = model_options(type(config).from_pretrained(checkpoint))
+        logger.warning(f"{checkpoint} does not tell how it was made; only the options of the model were compared.")
+    changed = differences(there, record)
+    said = [changed.pop(name) for name in sorted(MAY_CHANGE & changed.keys())]
     if changed:
         raise ValueError(
-            f"`resume_from_checkpoint`: {folder} was made with other options ({', '.join(changed)}); resume with the "
-            "same command, or train that checkpoint further with `--model`."
+            f"`resume_from_checkpoint`: {checkpoint} was made with other options: {'; '.join(changed.values())}. Resume "
+            "with the same command, or train that checkpoint further with `--model`."
         )
-    return folder
+    if said:
+        logger.warning(f"Training goes on otherwise than it began: {'; '.join(said)}. One run may give another result.")

@@ -1,17 +1,21 @@
 """`FeedbackTrainer`: transformers' Trainer with freezing and discriminative learning rates."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
 from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
+from .checkpoints import MANIFEST_NAME, best_checkpoint, write_manifest
+from .outputs import naming
 from .parameter_groups import (
     any_model_in,
     format_groups,
@@ -20,6 +24,20 @@ from .parameter_groups import (
     parts_of,
 )
 from .sampling import draw_iterations
+
+
+@contextmanager
+def _weights_kept(model: nn.Module) -> Iterator[None]:
+    """Gives parameters and buffers back the tensors that they had, whatever they were cast to meanwhile."""
+    tensors = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    try:
+        yield
+    finally:
+        for parameter, tensor in tensors:
+            parameter.data = tensor
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
 
 
 class FeedbackTrainer(Trainer):
@@ -43,6 +61,7 @@ class FeedbackTrainer(Trainer):
             raise TypeError(f"`args` must be FeedbackTrainingArguments, got {type(args).__name__}.")
         args = FeedbackTrainingArguments(output_dir="tmp_trainer") if args is None else args
         self.card_facts: RunFacts | None = None
+        self.run_record: dict[str, Any] | None = None
         self._resting: list[nn.Parameter] = []
         if model is not None:
             freeze_parameters(model, args.freeze)
@@ -116,7 +135,11 @@ class FeedbackTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As in transformers; where examples stop by themselves, `mean_iterations` is among the metrics."""
+        """As in transformers; where examples stop by themselves, `mean_iterations` is among the metrics.
+
+        Weights and random numbers are afterwards what they were: transformers casts the weights in place for
+        `bf16_full_eval` and `fp16_full_eval`, and a data loader draws a number.
+        """
         taken: list[torch.Tensor] = []
 
         def note(module: nn.Module, args: tuple, output: Any) -> None:
@@ -124,12 +147,14 @@ class FeedbackTrainer(Trainer):
                 taken.append(output.iterations)
 
         hook = any_model_in(cast(nn.Module, self.model))[1].register_forward_hook(note)
-        try:
-            found = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        finally:
-            hook.remove()
+        casts = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
+        with _weights_kept(cast(nn.Module, self.model)) if casts else nullcontext(), torch.random.fork_rng(devices=[]):
+            try:
+                found = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+            finally:
+                hook.remove()
         if taken:
             counted = torch.cat(taken).float()
             total = self.accelerator.reduce(torch.stack((counted.sum(), torch.ones_like(counted).sum())))
@@ -157,6 +182,54 @@ class FeedbackTrainer(Trainer):
         return draw_iterations(
             args.train_iterations, args.min_train_iterations, mean, most, args.seed, state.global_step, progress
         )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in transformers. The checkpoint is complete with its manifest; older ones are removed only then."""
+        run_folder, limit = self._get_output_dir(trial), self.args.save_total_limit
+        folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        self.args.save_total_limit = None
+        try:
+            with naming(folder):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # every process writes its random state
+        if self.args.should_save:
+            write_manifest(folder, self.run_record)
+            rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _init_training_state(
+        self, max_steps: int, steps_an_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """As in transformers, which takes the best checkpoint for lost where the folder has moved."""
+        trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is not None:
+            self._find_best(Path(resume_from_checkpoint))
+        return trained
+
+    def _find_best(self, checkpoint: Path) -> None:
+        if (best := best_checkpoint(checkpoint)) is not None:
+            here = Path(str(self.args.output_dir)) / best.name
+            self.state.best_model_checkpoint = str(here if here.is_dir() else best)
+
+    def load_finished(self, checkpoint: str) -> bool:
+        """Loads what a training ended with that had this checkpoint after its last step.
+
+        Returns:
+            `False` if steps are left to train; nothing is loaded then.
+        """
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if state.global_step < steps:
+            return False
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        self._find_best(Path(checkpoint))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return True
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of the run's facts where `card_facts` is set (it is pushed with the model), else transformers'."""

@@ -1,0 +1,120 @@
+"""Checkpoints of a training run: which are complete, and how they were made.
+
+A manifest, written last, says which files a checkpoint has and what the training that made it depends on.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers.utils import logging
+
+from ..checkpoint import whole_file
+
+logger = logging.get_logger(__name__)
+
+MANIFEST_NAME = "training_manifest.json"
+# What training goes on from; `global_step*` are the folders of DeepSpeed.
+PARTS = {
+    "model": ("*.safetensors", "pytorch_model*", "global_step*"),
+    "optimizer": ("optimizer*", "global_step*"),
+    "scheduler": ("scheduler.pt", "global_step*"),
+    "training state": ("trainer_state.json",),
+}
+# What a finished run has left in its output folder.
+RESULTS = ("*.safetensors", "config.json", "trainer_state.json", "all_results.json")
+
+
+def write_manifest(folder: Path, record: Mapping[str, Any] | None, patterns: Iterable[str] = ("**/*",)) -> None:
+    """Says that a folder is complete.
+
+    Args:
+        folder: a checkpoint, or the output folder of a run.
+        record: what the training depends on, see `run_record`; `None` if unknown.
+        patterns: of the files that belong to it.
+    """
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
+    with whole_file(folder / MANIFEST_NAME) as partial:
+        partial.write_text(json.dumps({"files": sizes, "training": record}, indent=1), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder; `None` if there is none."""
+    file = folder / MANIFEST_NAME
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def file_fault(file: Path) -> str | None:
+    """What makes a file unreadable, by its kind; `None` if it can be read."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                pass
+        elif file.suffix in (".pt", ".pth"):
+            zipfile.ZipFile(file).close()
+        elif file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        return f"{file.name} is nested too deeply"
+    except Exception as error:
+        if isinstance(error, OSError | ValueError | zipfile.BadZipFile) or type(error).__name__ == "SafetensorError":
+            return f"{file.name} is {'damaged or truncated' if file.stat().st_size else 'empty'}"
+        raise
+    return None
+
+
+def folder_fault(folder: Path) -> str | None:
+    """The first file of a folder that is missing, has lost bytes or cannot be read; `None` if all is well."""
+    faults = [fault for file in sorted(folder.iterdir()) if file.is_file() and (fault := file_fault(file))]
+    if faults:
+        return faults[0]
+    for name, size in (read_manifest(folder) or {"files": {}})["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (found := (folder / name).stat().st_size) != size:
+            return f"{name} has {found:,} of {size:,} bytes"
+    return None
+
+
+def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | None:
+    """What a checkpoint lacks for training to go on from it; `None` if it is complete.
+
+    Args:
+        folder: of the checkpoint.
+        world_size: number of processes; each has a random state of its own.
+        needs_best: whether the best checkpoint so far has to be there too.
+    """
+    if not folder.is_dir():
+        return "there is no checkpoint"
+    for part, patterns in PARTS.items():
+        if not any(True for pattern in patterns for _ in folder.glob(pattern)):
+            return f"the {part} is missing ({patterns[0]})"
+    for name in ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]:
+        if not (folder / name).is_file():
+            return f"the random state is missing ({name})"
+    fault = folder_fault(folder)
+    if fault is None and needs_best and (best := best_checkpoint(folder)) is not None:
+        fault = folder_fault(best) if best.is_dir() else f"{best.name}, the best so far, is missing beside it"
+    return fault
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint beside this one that was the best when this one was made; `None` if none was."""
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    step = state.get("best_global_step") if state.get("best_model_checkpoint") else None
+    return None if step is None else folder.parent / f"checkpoint-{step}"
+
+
+def newest_checkpoint(folder: Path, world_size: int = 1, needs_best: bool = False) -> Path | None:
+    """The newest complete checkpoint of a run; others are passed over with a message. `None` if there is none."""
+    numbered = {int(number): path for path in folder.glob("checkpoint-*") if (number := path.name[11:]).isdecimal()}
+    for _, path in sorted(numbered.items(), reverse=True):
+        fault = checkpoint_fault(path, world_size, needs_best)
+        if fault is None:
+            return path
+        logger.warning(f"{path} is not complete and is passed over: {fault}.")
+    return None
