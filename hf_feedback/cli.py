@@ -3,15 +3,15 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
-
-from transformers import HfArgumentParser
 
 from .training.answering import Answering
 from .training.arguments import DataArguments, HaltingArguments, LabelArguments, TextArguments
 from .training.classification import train
-from .training.command import format_metrics, guarded, options_from_file, run_training
+from .training.command import format_metrics, guarded, run_training
 from .training.networks import FNNArguments
+from .training.options import OptionParser, options_from_file
 
 USAGE = """usage: hf-feedback {train,evaluate,predict} ...
 
@@ -41,10 +41,11 @@ class OutputArguments:
     """Where `predict` writes."""
 
     output: str = field(default="predictions.jsonl", metadata={"help": "JSON-lines file to write."})
+    force: bool = field(default=False, metadata={"help": "Write over a file that is there."})
 
 
-def _parser(command: str, *parts: Any) -> HfArgumentParser:
-    return HfArgumentParser(list(parts), prog=f"hf-feedback {command}")
+def _parser(command: str, *parts: Any) -> OptionParser:
+    return OptionParser(list(parts), prog=f"hf-feedback {command}")
 
 
 def run_train(arguments: Sequence[str]) -> int:
@@ -62,15 +63,15 @@ def _answering(args: InferenceArguments, halting: HaltingArguments, text_args: T
 def run_evaluate(arguments: Sequence[str]) -> int:
     """`hf-feedback evaluate`. Returns the exit status."""
     parser = _parser("evaluate", InferenceArguments, HaltingArguments, LabelArguments)
-    print(format_metrics(_answering(*parser.parse_args_into_dataclasses(arguments)).evaluate()))
+    print(format_metrics(_answering(*parser.parse(arguments)).evaluate()))
     return 0
 
 
 def run_predict(arguments: Sequence[str]) -> int:
     """`hf-feedback predict`. Returns the exit status."""
     parser = _parser("predict", InferenceArguments, HaltingArguments, TextArguments, OutputArguments)
-    *given, output_args = parser.parse_args_into_dataclasses(arguments)
-    count = _answering(*given).predict(output_args.output)
+    *given, output_args = parser.parse(arguments)
+    count = _answering(*given).predict(output_args.output, output_args.force)
     print(f"{count} predictions are in {output_args.output}")
     return 0
 
@@ -81,10 +82,14 @@ COMMANDS = {"train": run_train, "evaluate": run_evaluate, "predict": run_predict
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `hf-feedback`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] not in COMMANDS:
-        asked = not arguments or arguments[0] in ("-h", "--help")
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] not in COMMANDS:
+        close = get_close_matches(arguments[0], COMMANDS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(COMMANDS)}."
+        print(f"error: there is no command {arguments[0]}; {hint}", file=sys.stderr)
+        return 2
     return guarded(COMMANDS[arguments[0]], arguments[1:])
 
 

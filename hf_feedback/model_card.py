@@ -1,12 +1,19 @@
 """A model card from the facts of a training run."""
 
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
+from .checkpoint import whole_file
 from .checks import HF_FEEDBACK_VERSION
 from .configuration_feedback import FeedbackConfig
 from .configuration_fnn import FNNConfig
@@ -146,7 +153,7 @@ class RunFacts:
     @property
     def hub_dataset(self) -> str | None:
         """The data's hub id; `None` for files and folders, which mean nothing there."""
-        return None if self.dataset is None or Path(self.dataset).exists() else self.dataset
+        return self.dataset if is_hub_id(self.dataset) else None
 
     @property
     def name(self) -> str:
@@ -184,29 +191,59 @@ def _figures(facts: RunFacts) -> dict[tuple[str, str], float]:
     return found
 
 
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name can be one of a repository on the Hub, and not that of a file or folder."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not os.path.exists(str(name))
+
+
+LONGEST_NAME = 80
+MOST_NAMES = 100
+
+
+def short_name(name: object) -> str:
+    """A name as it may stand in metadata: one line without control characters, of `LONGEST_NAME` letters at most."""
+    visible = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(name)[: 2 * LONGEST_NAME])
+    line = " ".join(visible.split())
+    return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
+
+
+def as_text(name: object) -> str:
+    """A name as it may stand in the card: nothing of it is read as HTML or Markdown."""
+    return re.sub(r"[&<>|`\[\]!*~#$\\\"]|\b_|_\b", lambda sign: f"&#{ord(sign[0])};", short_name(name))
+
+
+def _list_of(names: Iterable[object]) -> str:
+    texts = [as_text(name) for name in names]
+    more = f" and {len(texts) - MOST_NAMES} more" if len(texts) > MOST_NAMES else ""
+    return ", ".join(texts[:MOST_NAMES]) + more
+
+
 def card_data(facts: RunFacts) -> ModelCardData:
     """The card's metadata, as the Hub understands it."""
     results = [
         EvalResult(
             task_type=facts.task.pipeline_tag,
             dataset_type=facts.hub_dataset or facts.task.dataset_type,
-            dataset_name=facts.hub_dataset or Path(facts.data[split][0]).name,
+            dataset_name=short_name(facts.hub_dataset or Path(facts.data[split][0]).name),
             dataset_split=split,
-            metric_type=HUB_METRICS.get(metric, metric),
-            metric_name=metric,
+            metric_type=HUB_METRICS.get(metric, short_name(metric)),
+            metric_name=short_name(metric),
             metric_value=round(value, 4),
         )
         for (split, metric), value in _figures(facts).items()
     ]
-    is_hub_id = facts.backbone and not Path(facts.backbone).exists() and facts.backbone.count("/") <= 1
     return ModelCardData(
-        base_model=facts.backbone if is_hub_id else None,
+        base_model=facts.backbone if is_hub_id(facts.backbone) else None,
         library_name="transformers",
         datasets=facts.hub_dataset,
         pipeline_tag=facts.task.pipeline_tag,
         tags=["hf_feedback", "feedback"],
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=facts.name,
+        model_name=short_name(facts.name),
         eval_results=results or None,
     )
 
@@ -223,7 +260,7 @@ def _network_rows(config: FNNConfig) -> dict[str, object]:
     }
     if config.sweep is not None:
         rows["sweep"] = config.sweep
-    return {**rows, "labels": ", ".join(map(str, (config.id2label or {}).values()))}
+    return {**rows, "labels": _list_of((config.id2label or {}).values())}
 
 
 def _model_rows(config: FeedbackConfig | FNNConfig, facts: RunFacts) -> dict[str, object]:
@@ -232,14 +269,15 @@ def _model_rows(config: FeedbackConfig | FNNConfig, facts: RunFacts) -> dict[str
     rank = "full rank" if config.feedback_rank is None else f"rank {config.feedback_rank}"
     head = f"linear, pooling: {config.pooling}" if facts.task.pooled else "new"
     rows: dict[str, object] = {
-        "backbone": "/".join(Path(facts.backbone or "").parts[-2:]),  # a hub id, or the end of a folder's path
+        # a hub id, or the end of a folder's path
+        "backbone": as_text("/".join(Path(facts.backbone or "").parts[-2:])),
         "iterations (K)": config.num_iterations,
         "edges (source → target)": ", ".join(f"{source} → {target}" for source, target in config.edges()),
         "message": f"{config.feedback_type}, {config.feedback_activation}, {rank}",
         "head": "the backbone's own" if config.head == "backbone" else head,
     }
     if facts.task.labelled:
-        rows["labels"] = ", ".join(map(str, (config.id2label or {}).values()))
+        rows["labels"] = _list_of((config.id2label or {}).values())
     return rows
 
 
@@ -254,7 +292,7 @@ def _training_rows(args: "FeedbackTrainingArguments") -> dict[str, object]:
             if rate is not None
         },
         "layer-wise decay of the rate": args.layer_lr_decay,
-        "frozen": ", ".join([args.freeze] if isinstance(args.freeze, str) else args.freeze or []) or "nothing",
+        "frozen": _list_of([args.freeze] if isinstance(args.freeze, str) else args.freeze or []) or "nothing",
         "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, warm-up {args.warmup_steps}",
         "weight decay": args.weight_decay,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
@@ -308,23 +346,27 @@ def _reading(config: FeedbackConfig | FNNConfig) -> str:
 
 def write_model_card(folder: Path, config: FeedbackConfig | FNNConfig, facts: RunFacts) -> Path:
     """Writes `README.md` beside the model."""
+    repository = facts.arguments.hub_model_id
     body = BODY.format(
-        name=facts.name,
+        name=as_text(facts.name),
         what=f"{'An' if facts.task.model[0] in 'aeiou' else 'A'} {facts.task.model}",
-        usage=facts.task.usage.format(model=facts.arguments.hub_model_id or "path/or/id"),
+        usage=facts.task.usage.format(model=repository if is_hub_id(repository) else "path/or/id"),
         version=HF_FEEDBACK_VERSION,
         transformers=transformers.__version__,
         reading=_reading(config),
         model=_table(_model_rows(config, facts)),
         data=_table(
             {
-                split: f"{count} {facts.task.inputs} from {facts.hub_dataset or Path(source).name}"
+                split: f"{count} {facts.task.inputs} from {as_text(facts.hub_dataset or Path(source).name)}"
                 for split, (source, count) in facts.data.items()
             }
         ),
         training=_table(_training_rows(facts.arguments)),
-        results=_table({f"{split} {metric}": f"{value:.4f}" for (split, metric), value in _figures(facts).items()}),
+        results=_table(
+            {f"{split} {as_text(metric)}": f"{value:.4f}" for (split, metric), value in _figures(facts).items()}
+        ),
     )
     file = folder / "README.md"
-    file.write_text(f"---\n{card_data(facts).to_yaml()}\n---\n\n{body}", encoding="utf-8")
+    with whole_file(file) as partial:
+        partial.write_text(f"---\n{card_data(facts).to_yaml()}\n---\n\n{body}", encoding="utf-8")
     return file

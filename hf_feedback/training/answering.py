@@ -13,6 +13,10 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoint import whole_file
+from ..checks import check_integer
+from ..configuration_feedback import FeedbackConfig
+from ..configuration_fnn import FNNConfig
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..modeling_fnn import FNNForSequenceClassification
 from .arguments import FeedbackTrainingArguments, LabelArguments, TextArguments
@@ -21,9 +25,9 @@ from .columns import Columns
 from .data import encode, read_file, texts_of
 from .labels import LabelSet
 from .metrics import decide, default_metrics, make_compute_metrics
-from .networks import is_fnn
-from .run import check_writable
-from .starting import is_feedback_model, load_tokenizer, max_length_of, set_options
+from .outputs import check_writable
+from .sources import check_source, check_trained_for
+from .starting import load_tokenizer, max_length_of, set_options
 from .trainer import FeedbackTrainer
 
 
@@ -33,14 +37,19 @@ def load_for_inference(
     """A trained model and its tokenizer, from a folder or hub id.
 
     Raises:
-        ValueError: it is no feedback model; OSError: it is missing or damaged.
+        ValueError: it is missing or damaged, is no feedback model, or was trained for another task.
     """
-    hub = {} if revision is None else {"revision": revision}
-    if is_fnn(name, hub):
-        return FNNForSequenceClassification.from_pretrained(name, **hub), load_tokenizer(name, revision)
-    if not is_feedback_model(name, hub):
+    config = check_source(name, revision)
+    heads: dict[str, Any] = {
+        FeedbackConfig.model_type: FeedbackForSequenceClassification,
+        FNNConfig.model_type: FNNForSequenceClassification,
+    }
+    head = heads.get(config.get("model_type", ""))
+    if head is None:
         raise ValueError(f"`model`: {name} is no feedback model; make one with `hf-feedback train`.")
-    return FeedbackForSequenceClassification.from_pretrained(name, **hub), load_tokenizer(name, revision)
+    check_trained_for(name, config, [head.__name__])
+    hub = {} if revision is None else {"revision": revision}
+    return head.from_pretrained(name, **hub), load_tokenizer(name, revision)
 
 
 @dataclass
@@ -66,6 +75,9 @@ class Answering:
     halting: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 32
     bf16: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("batch_size", self.batch_size, 1, "texts a batch")
 
     def _prepare(self, metrics: Sequence[str] | None, labelled: bool) -> tuple[FeedbackTrainer, Dataset, Dataset]:
         model, tokenizer = load_for_inference(self.model, self.revision)
@@ -103,13 +115,14 @@ class Answering:
         trainer, _, encoded = self._prepare(getattr(self.args, "metrics", None), labelled=True)
         return trainer.evaluate(encoded)
 
-    def predict(self, output: str) -> int:
+    def predict(self, output: str, force: bool = False) -> int:
         """Writes the answers as JSON lines: the text, the label and all probabilities.
 
         The output appears when it is complete; a run that dies half-way leaves none.
 
         Args:
             output: the file to write.
+            force: write over a file that is there.
 
         Returns:
             The number of lines.
@@ -120,6 +133,9 @@ class Answering:
         check_writable(str(Path(output).parent), "output")
         if Path(output).is_dir():
             raise ValueError(f"`output`: {output} is a folder; name a file.")
+        if Path(output).exists() and not force:
+            which = "the file of texts itself" if Path(output).samefile(self.file) else "there already"
+            raise ValueError(f"`output`: {output} is {which}; name another, or write over it (`--force`).")
         trainer, data, encoded = self._prepare(None, labelled=False)
         logits = np.asarray(trainer.predict(encoded).predictions)
         model = cast(PreTrainedModel, trainer.model)
@@ -130,9 +146,8 @@ class Answering:
             texts = [{**text, "text_pair": pair} for text, pair in zip(texts, pairs, strict=True)]
         answers = _answers(texts, logits, LabelSet.of_model(model))
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
-        partial = Path(f"{output}.partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(output)
+        with whole_file(Path(output)) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return len(lines)
 
 

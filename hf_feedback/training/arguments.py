@@ -61,7 +61,8 @@ class FeedbackTrainingArguments(TrainingArguments):
     min_train_iterations: int = field(default=2, metadata={"help": "Least K that is drawn."})
     max_train_iterations: int | None = field(default=None, metadata={"help": "Largest K that is drawn."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write over what an earlier run left in the output folder; its checkpoints go."}
+        default=False,
+        metadata={"help": "Write over what an earlier run left in the output folder; its checkpoints go."},
     )
 
     # Options that transformers reads as JSON when they come as text.
@@ -72,6 +73,8 @@ class FeedbackTrainingArguments(TrainingArguments):
             check_integer(name, getattr(self, name), 1, "examples of a batch, or batches of a step")
         if self.num_train_epochs < 0:
             raise ValueError(f"`num_train_epochs` must be at least 0, got {self.num_train_epochs}.")
+        if self.optim_args and any("=" not in part for part in self.optim_args.split(",")):
+            raise ValueError(f"`optim_args` must be such as a=1,b=2, got {self.optim_args!r}.")
         for name in self._VALID_DICT_FIELDS:
             if isinstance(text := getattr(self, name), str) and text.startswith("{"):
                 read_json(name, text, '{"name": 1e-5}')

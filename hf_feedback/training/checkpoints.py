@@ -24,8 +24,9 @@ PARTS = {
     "scheduler": ("scheduler.pt", "global_step*"),
     "training state": ("trainer_state.json",),
 }
-# What a finished run has left in its output folder.
+# What a finished run has left in its output folder, and whoever loads a model reads.
 RESULTS = ("*.safetensors", "config.json", "trainer_state.json", "all_results.json")
+MODEL_FILES = ("*.safetensors", "config.json", "tokenizer*.json")
 
 
 def write_manifest(folder: Path, record: Mapping[str, Any] | None, patterns: Iterable[str] = ("**/*",)) -> None:
@@ -67,17 +68,28 @@ def file_fault(file: Path) -> str | None:
     return None
 
 
-def folder_fault(folder: Path) -> str | None:
-    """The first file of a folder that is missing, has lost bytes or cannot be read; `None` if all is well."""
-    faults = [fault for file in sorted(folder.iterdir()) if file.is_file() and (fault := file_fault(file))]
-    if faults:
-        return faults[0]
+def folder_fault(folder: Path, patterns: Iterable[str] = ("*",)) -> str | None:
+    """What is wrong with the first file of a folder that cannot be read; `None` if all can."""
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
+    return next((fault for file in files if (fault := file_fault(file)) is not None), None)
+
+
+def _lost_bytes(folder: Path) -> str | None:
+    """The first file that is missing or shorter than the manifest says; `None` if none is."""
     for name, size in (read_manifest(folder) or {"files": {}})["files"].items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if (found := (folder / name).stat().st_size) != size:
             return f"{name} has {found:,} of {size:,} bytes"
     return None
+
+
+def finished_record(folder: Path) -> dict[str, Any] | None:
+    """What the run depended on whose results are in a folder; `None` if there are none, or not all."""
+    manifest = read_manifest(folder)
+    if manifest is None or not all((folder / name).is_file() for name in manifest["files"]):
+        return None
+    return manifest["training"] if folder_fault(folder, RESULTS) is None else None
 
 
 def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | None:
@@ -96,7 +108,7 @@ def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | N
     for name in ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]:
         if not (folder / name).is_file():
             return f"the random state is missing ({name})"
-    fault = folder_fault(folder)
+    fault = folder_fault(folder) or _lost_bytes(folder)
     if fault is None and needs_best and (best := best_checkpoint(folder)) is not None:
         fault = folder_fault(best) if best.is_dir() else f"{best.name}, the best so far, is missing beside it"
     return fault

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration_fnn import FNNConfig
 from ..modeling_fnn import FNNForSequenceClassification
 from .arguments import ModelArguments
 from .labels import LabelSet
+from .sources import read_config
 from .starting import check_labels, label_options, load_tokenizer
 
 
@@ -46,7 +47,7 @@ class FNNArguments:
 
 def is_fnn(name: str, hub: dict[str, str]) -> bool:
     """Whether the folder or hub repository holds a feedback network from scratch."""
-    return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type") == FNNConfig.model_type
+    return read_config(name, **hub).get("model_type") == FNNConfig.model_type
 
 
 def new_fnn(args: FNNArguments, labels: LabelSet) -> tuple[FNNForSequenceClassification, PreTrainedTokenizerBase]:

@@ -54,7 +54,11 @@ def remove_checkpoints(folder: Path) -> None:
 
 def is_full_disk(error: Exception) -> bool:
     """Whether the error is how torch or safetensors say that a file could not be written."""
-    return type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    return (
+        type(error).__name__ == "SafetensorError"
+        or "PytorchStreamWriter" in str(error)
+        or "inline_container" in str(error)
+    )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from .checkpoints import (
     MANIFEST_NAME,
     RESULTS,
     checkpoint_fault,
-    folder_fault,
+    finished_record,
     newest_checkpoint,
     read_manifest,
     write_manifest,
@@ -219,8 +219,7 @@ def _named_checkpoint(args: FeedbackTrainingArguments) -> Path | None:
 
 def _is_finished(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether the results of this very run are in the folder."""
-    manifest = None if (folder / UNFINISHED).exists() else read_manifest(folder)
-    return manifest is not None and manifest["training"] == record and folder_fault(folder) is None
+    return not (folder / UNFINISHED).exists() and finished_record(folder) == record
 
 
 def _checkpoint_to_resume(
@@ -258,8 +257,8 @@ def _check_made_alike(checkpoint: Path, config: PreTrainedConfig, record: Mappin
     said = [changed.pop(name) for name in sorted(MAY_CHANGE & changed.keys())]
     if changed:
         raise ValueError(
-            f"`resume_from_checkpoint`: {checkpoint} was made with other options: {'; '.join(changed.values())}. Resume "
-            "with the same command, or train that checkpoint further with `--model`."
+            f"`resume_from_checkpoint`: {checkpoint} was made with other options: {'; '.join(changed.values())}. "
+            "Resume with the same command, or train that checkpoint further with `--model`."
         )
     if said:
         logger.warning(f"Training goes on otherwise than it began: {'; '.join(said)}. One run may give another result.")

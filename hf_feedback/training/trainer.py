@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_check
 
 from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
-from .checkpoints import MANIFEST_NAME, best_checkpoint, write_manifest
+from .checkpoints import MANIFEST_NAME, best_checkpoint, newest_checkpoint, write_manifest
 from .outputs import naming
 from .parameter_groups import (
     any_model_in,
@@ -71,6 +71,11 @@ class FeedbackTrainer(Trainer):
     def _check_loss(self) -> None:
         """A loss that the trainer takes from the last logits would leave out what the model adds to its own."""
         config = any_model_in(cast(nn.Module, self.model))[1].config
+        if self.label_smoother is not None and config.problem_type == "regression":
+            raise ValueError(
+                f"`label_smoothing_factor`={self.args.label_smoothing_factor} smooths classes, and the model predicts "
+                "values; leave it out."
+            )
         theirs = "label_smoothing_factor" if self.label_smoother is not None else "compute_loss_func"
         if self.label_smoother is None and self.compute_loss_func is None:
             return
@@ -88,12 +93,23 @@ class FeedbackTrainer(Trainer):
         self._rest_idle_feedback(model)
         return model
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers. With K = 1 in every step nothing reads the feedback, and distributed training refuses
-        idle parameters: it rests while training lasts."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in transformers; `resume_from_checkpoint=True` takes the newest complete checkpoint. With K = 1 in every
+        step nothing reads the feedback, and distributed training refuses idle parameters: it rests while training
+        lasts.
+
+        Raises:
+            ValueError: no checkpoint is complete.
+        """
+        if resume_from_checkpoint is True:
+            folder = Path(str(self.args.output_dir))
+            newest = newest_checkpoint(folder, self.args.world_size, self.args.load_best_model_at_end)
+            if newest is None:
+                raise ValueError(f"`resume_from_checkpoint`: {folder} has no complete checkpoint.")
+            resume_from_checkpoint = str(newest)
         self._rest_idle_feedback(cast(nn.Module, self.model))
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for parameter in self._resting:
                 parameter.requires_grad_(True)
@@ -248,6 +264,17 @@ class FeedbackTrainer(Trainer):
             for file in Path(checkpoint_folder).glob("*.py"):
                 shutil.copy(file, str(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            ValueError: the schedule does not take what `args.lr_scheduler_kwargs` holds.
+        """
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(f"`lr_scheduler_kwargs`={self.args.lr_scheduler_kwargs}: {error}.") from error
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that `args.optim` names, over `parameter_groups`; prints them as a table.

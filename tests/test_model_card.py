@@ -1,0 +1,81 @@
+"""The model card says what the run says, whatever labels, files and folders are called."""
+
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from test_training import make
+
+from hf_feedback.model_card import LONGEST_NAME, RunFacts, as_text, short_name, write_model_card
+from hf_feedback.training import FeedbackTrainingArguments
+
+HOSTILE = {
+    "HTML": "<script>alert(1)</script>",
+    "image": "![x](https://example.com/x.png)",
+    "link": "[click](https://example.com)",
+    "heading": "fine\n\n# Heading\n",
+    "table bar": "a | b | c",
+    "front matter": "fine\n---\nlicense: mit\n---\n",
+    "code": "`rm` ```python\nprint(1)\n```",
+    "other lines": "a\u2028b\x0cc\x85d\re",
+    "other directions": "abc\u202ecba",
+    "entity": "&lt;b&gt;",
+    "emphasis": "*a* __b__ ~~c~~ $x$ \\( y \\)",
+    "length": "x" * 10_000,
+}
+
+
+def card_of(tmp_path, name, **options):
+    """The card of a run in which everything that has a name is called `name`."""
+    args = FeedbackTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to=[], freeze=[name])
+    (tmp_path / "out").mkdir()
+    model = make(num_labels=3, id2label={0: name, 1: "late", 2: "lost"})
+    args.hub_model_id = f"me/{name}"
+    facts = RunFacts(
+        backbone=f"somewhere/{name}",
+        data={"train": (f"{name}.csv", 24), "validation": (f"{name}.csv", 12)},
+        dataset=None,
+        metrics={"eval_accuracy": 0.5, f"eval_{name}": 0.25},
+        arguments=args,
+    )
+    return write_model_card(tmp_path / "out", model.config, facts).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_name_is_nothing_but_a_name(case, tmp_path):
+    text = card_of(tmp_path, HOSTILE[case])
+    plain = card_of(tmp_path / "plain", "x") if (tmp_path / "plain").mkdir() is None else ""
+    for start in ("#", "---", "```", "| "):
+        count = sum(line.startswith(start) for line in plain.splitlines())
+        assert sum(line.startswith(start) for line in text.splitlines()) == count, start
+    body = text.split("---", 2)[2]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in body.splitlines() if line.startswith("|"))
+    for sign in ("<", "![", "](", "\u2028", "\u202e", "\x0c", "x" * (LONGEST_NAME + 1)):
+        assert sign not in body, sign
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_metadata_is_what_the_run_says(case, tmp_path):
+    text = card_of(tmp_path, HOSTILE[case])
+    data = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---"))
+    assert set(data) <= {"base_model", "library_name", "pipeline_tag", "tags", "metrics", "model-index"}
+    assert data["tags"] == ["hf_feedback", "feedback"]
+    (result, other) = data["model-index"][0]["results"][0]["metrics"]
+    assert (result["type"], result["value"], other["value"]) == ("accuracy", 0.5, 0.25)
+    assert ModelCard(text).data.library_name == "transformers"
+
+
+def test_usual_names_stay_as_they_are():
+    for name in ("train.csv", "support_messages", "B-DATE", "layers:0-3", "sentence-transformers/all-MiniLM-L6-v2"):
+        assert as_text(name) == short_name(name) == name
+    assert as_text("päivä, 日本") == "päivä, 日本"
+    assert as_text("a|b") == "a&#124;b"
+
+
+def test_many_labels_are_counted(tmp_path):
+    args = FeedbackTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    model = make(num_labels=500, id2label={i: f"label {i}" for i in range(500)})
+    facts = RunFacts(None, {"train": ("t.csv", 24)}, None, {}, args)
+    text = write_model_card(tmp_path, model.config, facts).read_text()
+    assert "label 99 and 400 more |" in text
