@@ -20,6 +20,7 @@ MANIFEST_NAME = "training_manifest.json"
 # What training goes on from; `global_step*` are the folders of DeepSpeed.
 PARTS = {
     "model": ("*.safetensors", "pytorch_model*", "global_step*"),
+    "config": ("config.json", "adapter_config.json"),
     "optimizer": ("optimizer*", "global_step*"),
     "scheduler": ("scheduler.pt", "global_step*"),
     "training state": ("trainer_state.json",),

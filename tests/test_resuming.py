@@ -1,0 +1,329 @@
+"""Runs that are killed, resumed, finished, or resumed with something changed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import backbone, rows, train_command, write  # noqa: F401
+
+from hf_feedback.cli import main
+from hf_feedback.training.checkpoints import checkpoint_fault, newest_checkpoint
+
+TESTS = Path(__file__).parent
+RESUME = ["--resume-from-checkpoint", "true"]
+
+
+@pytest.fixture(scope="module")
+def run(backbone, tmp_path_factory):  # noqa: F811
+    """A finished run of two epochs with a checkpoint after each, and its command."""
+    folder = tmp_path_factory.mktemp("run")
+    train = write(folder, "train.csv", rows())
+    command = train_command(backbone, folder / "out", train=train, validation=None)
+    assert main(command) == 0
+    return command, folder / "out"
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of that run, and the command that goes on with it."""
+    command, out = run
+    shutil.copytree(out, tmp_path / "out")
+    return [str(tmp_path / "out") if part == str(out) else part for part in [*command, *RESUME]], tmp_path / "out"
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+# Complete checkpoints
+
+FILES = {
+    "model.safetensors": "the model is missing",
+    "optimizer.pt": "the optimizer is missing",
+    "scheduler.pt": "the scheduler is missing",
+    "rng_state.pth": "the random state is missing",
+    "trainer_state.json": "the training state is missing",
+    "config.json": "the config is missing",
+}
+DAMAGES = {
+    "missing": Path.unlink,
+    "empty": lambda file: os.truncate(file, 0),
+    "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),
+}
+
+
+@pytest.mark.parametrize("manifest", [True, False], ids=["manifest", "none"])
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_that_is_not_complete_is_passed_over(copied, caplog, name, damage, manifest):
+    out = copied[1]
+    newest = out / "checkpoint-6"
+    assert newest_checkpoint(out) == newest
+    if not manifest:  # as before there were any
+        (newest / "training_manifest.json").unlink()
+    DAMAGES[damage](newest / name)
+    with caplog.at_level("WARNING"):
+        assert newest_checkpoint(out) == out / "checkpoint-3"
+    assert f"{newest} is not complete and is passed over: " in caplog.text
+    assert (FILES[name] if damage == "missing" else name) in caplog.text
+    assert newest.is_dir()
+
+
+def test_every_process_has_a_random_state(run):
+    assert checkpoint_fault(run[1] / "checkpoint-6", 1, False) is None
+    assert "rng_state_0.pth" in checkpoint_fault(run[1] / "checkpoint-6", 2, False)
+
+
+def test_one_command_from_the_first_start_on(run, copied, caplog):
+    """No checkpoint: from the beginning. A damaged one: from the one before. The results are those of one run."""
+    (command, out), whole = copied, weights(run[1])
+    shutil.rmtree(out)
+    with caplog.at_level("WARNING"):
+        assert main(command) == 0
+        assert "has no complete checkpoint; training starts from the beginning" in caplog.text
+        assert weights(out) == whole
+        for file in out.glob("*.*"):
+            file.unlink()
+        os.truncate(out / "checkpoint-6" / "optimizer.pt", 100)
+        assert main(command) == 0
+    assert "checkpoint-6 is not complete and is passed over" in caplog.text
+    assert weights(out) == whole
+
+
+def test_a_named_checkpoint_has_to_be_complete(copied, capsys):
+    command, out = copied
+    (out / "checkpoint-3" / "scheduler.pt").unlink()
+    assert main([*command, "--resume-from-checkpoint", str(out / "checkpoint-3")]) == 2
+    assert "checkpoint-3 is not complete: the scheduler is missing (scheduler.pt)" in capsys.readouterr().err
+    assert main([*command, "--resume-from-checkpoint", str(out / "nowhere")]) == 2
+    assert "nowhere is not complete: there is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_half_written_checkpoint_has_no_manifest_of_before(copied, monkeypatch):
+    """What is written again is not taken for complete by the manifest of the first time."""
+    from hf_feedback.training import trainer as module
+
+    command, out = copied
+    seen = []
+    monkeypatch.setattr(module, "write_manifest", lambda folder, record: seen.append(sorted(os.listdir(folder))))
+    again = [*command, "--resume-from-checkpoint", str(out / "checkpoint-3")]
+    assert main(again) == 0
+    assert seen
+    assert not any("training_manifest.json" in names for names in seen)
+
+
+def test_the_best_checkpoint_has_to_be_there(backbone, tmp_path, capsys):  # noqa: F811
+    train = write(tmp_path, "train.csv", rows())
+    # a rate that spoils the later epochs, so that the best one is not the newest
+    more = ["--save-total-limit", "3", "--learning-rate", "0.5", "--num-train-epochs", "3"]
+    command = train_command(backbone, tmp_path / "out", *more, train=train, validation=train)
+    assert main(command) == 0
+    state = json.loads((tmp_path / "out" / "checkpoint-9" / "trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert best.name != "checkpoint-9"
+    whole = weights(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")  # found beside the checkpoint then
+    moved = [str(tmp_path / "moved") if part == str(tmp_path / "out") else part for part in command]
+    last = ["--resume-from-checkpoint", str(tmp_path / "moved" / "checkpoint-9")]
+    assert main([*moved, *last]) == 0
+    assert weights(tmp_path / "moved") == whole
+    shutil.rmtree(tmp_path / "moved" / best.name)
+    capsys.readouterr()
+    assert main([*moved, *last]) == 2
+    assert f"{best.name}, the best so far, is missing beside it" in capsys.readouterr().err
+
+
+# Finished runs
+
+
+def test_a_finished_run_says_so(copied, capsys, caplog):
+    command, out = copied
+    before = {file: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    metrics = json.loads((out / "all_results.json").read_text())
+    capsys.readouterr()
+    with caplog.at_level("WARNING"):
+        assert main(command) == 0
+    assert "this run is finished; nothing is left to train" in caplog.text
+    printed = capsys.readouterr().out
+    assert f"{metrics['train_loss']:.4f}" in printed
+    assert {file: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize("steps", [None, 5], ids=["epochs", "steps within an epoch"])
+def test_all_steps_are_trained_and_nothing_is_saved_yet(run, copied, tmp_path, caplog, capsys, steps):
+    """Killed after the last checkpoint: measured and saved, without a step more and without a loss of no steps."""
+    command, out = copied
+    if steps is not None:
+        shutil.rmtree(out)
+        command = [*command, "--max-steps", str(steps), "--save-strategy", "steps", "--save-steps", str(steps)]
+        assert main(command) == 0
+    whole = weights(out)
+    for file in out.glob("*.*"):
+        file.unlink()
+    capsys.readouterr()
+    with caplog.at_level("WARNING"):
+        assert main(command) == 0
+    assert "all steps are trained; the model is measured and saved" in caplog.text
+    assert weights(out) == whole
+    assert "train_loss" not in json.loads((out / "all_results.json").read_text())
+    assert "train_loss" not in capsys.readouterr().out
+    assert json.loads((out / "trainer_state.json").read_text())["global_step"] == (steps or 6)
+
+
+def test_no_steps_have_no_loss(backbone, tmp_path):  # noqa: F811
+    train = write(tmp_path, "train.csv", rows())
+    more = ["--num-train-epochs", "0"]
+    assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=train)) == 0
+    found = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert "train_loss" not in found
+    assert "eval_loss" in found
+
+
+# Changed options
+
+CHANGED = {
+    "learning rate": ("--learning-rate 1e-3", "`learning_rate` was 5e-05, is 0.001"),
+    "rate of a part": ("--head-lr 1e-3", "`head_lr` was null, is 0.001"),
+    "frozen parts": ("--freeze embeddings", '`freeze` was null, is ["embeddings"]'),
+    "optimizer": ("--optim adamw_torch", "`optim` was"),
+    "schedule": ("--lr-scheduler-type constant", '`lr_scheduler_type` was "linear", is "constant"'),
+    "seed": ("--seed 7", "`seed` was 42, is 7"),
+    "batch size": ("--per-device-train-batch-size 4", "`per_device_train_batch_size` was 8, is 4"),
+    "accumulation": ("--gradient-accumulation-steps 2", "`gradient_accumulation_steps` was 1, is 2"),
+    "precision": ("--bf16 True", "`bf16` was false, is true"),
+    "model": ("--feedback-dropout 0.5", "`feedback_dropout` was 0.0, is 0.5"),
+    "loss": ("--label-smoothing-factor 0.1", "`label_smoothing_factor` was 0.0, is 0.1"),
+    "iterations of a step": ("--train-iterations uniform", '`train_iterations` was "fixed", is "uniform"'),
+    "cut": ("--max-length 4", "`rows of train` was"),
+    "rows": ("--train-file other.csv", '`rows of train` was "24 rows ('),
+    "names of labels": ("--train-file renamed.csv", "`id2label` was"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_going_on_with_something_changed_is_refused(run, tmp_path, capsys, monkeypatch, case):
+    command, _ = run
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "other.csv", [*rows()[:-1], {"text": "where is", "label": "fine"}])
+    write(tmp_path, "renamed.csv", [{**row, "label": row["label"].replace("lost", "mislaid")} for row in rows()])
+    option, words = CHANGED[case]
+    assert main([*command, *RESUME, *option.split()]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "was made with other options: " in error
+    assert words in error
+
+
+HARMLESS = "--logging-steps 1 --save-total-limit 2 --per-device-eval-batch-size 3 --run-name other --disable-tqdm False"
+
+
+def test_what_may_change_changes_nothing(run, copied):
+    command, out = copied
+    whole = weights(run[1])
+    for file in out.glob("*.*"):
+        file.unlink()
+    shutil.rmtree(out / "checkpoint-6")
+    assert main([*command, *HARMLESS.split()]) == 0
+    assert weights(out) == whole
+
+
+def test_more_epochs_are_trained_and_said(copied, caplog):
+    command, out = copied
+    with caplog.at_level("WARNING"):
+        assert main([*command, "--num-train-epochs", "3", "--num-iterations", "3"]) == 0
+    assert "`num_iterations` was 2, is 3; `num_train_epochs` was 2.0, is 3.0" in caplog.text
+    assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 9
+
+
+def test_a_checkpoint_from_before_there_were_manifests(copied, caplog, capsys):
+    command, out = copied
+    (out / "training_manifest.json").unlink()
+    for file in out.glob("checkpoint-*/training_manifest.json"):
+        file.unlink()
+    shutil.rmtree(out / "checkpoint-6")
+    assert main([*command, "--feedback-edges", "[[2, 0]]"]) == 2
+    assert "`feedback_edges` was null, is [[2, 0]]" in capsys.readouterr().err
+    with caplog.at_level("WARNING"):
+        assert main(command) == 0
+    assert "checkpoint-3 does not tell how it was made" in caplog.text
+
+
+# Kills
+
+MOMENTS = (
+    "transformers.modeling_utils:safe_save_file:1:half",  # the weights of the first checkpoint
+    "hf_feedback.training.trainer:FeedbackTrainer.training_step:2",
+    "torch:save:6:half",  # the optimizer of a later one
+    "hf_feedback.training.trainer:write_manifest:1",
+    "hf_feedback.training.trainer:rotate_checkpoints:1",
+    "transformers.modeling_utils:safe_save_file:1:half",  # the weights in the output folder
+    "hf_feedback.training.run:write_manifest:1",  # all is saved but the word that it is
+)
+
+
+def kill_command(backbone, folder):  # noqa: F811
+    train, validation = write(folder, "train.csv", rows(48)), write(folder, "validation.csv", rows(12, seed=1))
+    often = "--save-strategy steps --eval-strategy steps --load-best-model-at-end True --save-total-limit 1"
+    return [*train_command(backbone, "OUT", train=train, validation=validation), *often.split(), *RESUME]
+
+
+def in_folder(command, folder):
+    return [str(folder) if part == "OUT" else part for part in command]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def test_killed_at_chosen_moments(backbone, tmp_path):  # noqa: F811
+    """Weights, checkpoints, the final save: whatever is half done, the same command ends as one run does."""
+    command = [*kill_command(backbone, tmp_path), "--save-steps", "4", "--eval-steps", "4"]
+    statuses = {}
+    for name, moments in (("whole", ()), ("killed", MOMENTS)):
+        done = subprocess.run(
+            [sys.executable, str(TESTS / "killed_runs.py"), json.dumps(in_folder(command, tmp_path / name)), *moments],
+            capture_output=True, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        statuses[name] = json.loads(done.stdout.splitlines()[-1])
+    assert statuses == {"whole": [0], "killed": [-signal.SIGKILL] * len(MOMENTS) + [0]}
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob("*.partial"))
+    assert not (tmp_path / "killed" / ".unfinished").exists()
+
+
+@pytest.mark.skipif("KILLS" not in os.environ, reason="takes minutes; KILLS=30 is the number of kills")
+def test_killed_at_random_moments(backbone, tmp_path):  # noqa: F811
+    """`KILLS=30 pytest tests/test_resuming.py -k random_moments`: fresh processes, killed at any time."""
+    command = kill_command(backbone, tmp_path)
+    command = [*command, "--num-train-epochs", "100", "--save-steps", "10", "--eval-steps", "10"]
+    whole, lasts = until_killed(in_folder(command, tmp_path / "whole"))
+    assert whole == 0
+    kills, draw = 0, random.Random(0)
+    while kills < int(os.environ["KILLS"]):
+        status, _ = until_killed(in_folder(command, tmp_path / "killed"), draw.uniform(0, lasts / 20))
+        assert status == -signal.SIGKILL
+        kills += 1
+    assert until_killed(in_folder(command, tmp_path / "killed"))[0] == 0
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def until_killed(command, moment=None):
+    """Status and seconds of a run from when its data and model are there; killed after so many of them."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_feedback.cli", *command],
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    next(line for line in process.stdout if line.startswith("source"))
+    began = time.monotonic()
+    try:
+        process.communicate(timeout=moment)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    return process.returncode, time.monotonic() - began
