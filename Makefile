@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 # trained already, as long as neither the data nor the package has changed.
 quickstart: $(OUT)/README.md
 	$(BIN)/hf-feedback evaluate --model $(OUT) --file $(DATA)/test.csv
-	$(BIN)/hf-feedback predict --model $(OUT) --file $(DATA)/test.csv --output $(OUT)/predictions.jsonl
+	$(BIN)/hf-feedback predict --model $(OUT) --file $(DATA)/test.csv --output $(OUT)/predictions.jsonl --force
 	$(BIN)/python examples/show_predictions.py $(OUT)/predictions.jsonl $(DATA)/test.csv
 	@echo "The model is in $(OUT); its card is $(OUT)/README.md"
 
@@ -29,7 +29,7 @@ $(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback
 		--train-file $(DATA)/train.csv --validation-file $(DATA)/validation.csv \
 		--num-iterations 2 --feedback-topology top --feedback-rank 32 \
 		--num-train-epochs 5 --learning-rate 3e-3 --backbone-lr 3e-4 --layer-lr-decay 0.9 --freeze embeddings \
-		--output-dir $(OUT)
+		--output-dir $(OUT) --overwrite-output-dir
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -258,10 +258,8 @@ def test_a_checkpoint_from_before_there_were_manifests(copied, caplog, capsys):
 
 MOMENTS = (
     "transformers.modeling_utils:safe_save_file:1:half",  # the weights of the first checkpoint
-    "hf_feedback.training.trainer:FeedbackTrainer.training_step:2",
-    "torch:save:6:half",  # the optimizer of a later one
-    "hf_feedback.training.trainer:write_manifest:1",
-    "hf_feedback.training.trainer:rotate_checkpoints:1",
+    "torch:save:6:half",  # the optimizer of the second
+    "hf_feedback.training.trainer:rotate_checkpoints:1",  # before the first is removed
     "transformers.modeling_utils:safe_save_file:1:half",  # the weights in the output folder
     "hf_feedback.training.run:write_manifest:1",  # all is saved but the word that it is
 )
@@ -282,7 +280,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 def test_killed_at_chosen_moments(backbone, tmp_path):  # noqa: F811
     """Weights, checkpoints, the final save: whatever is half done, the same command ends as one run does."""
-    command = [*kill_command(backbone, tmp_path), "--save-steps", "4", "--eval-steps", "4"]
+    command = [*kill_command(backbone, tmp_path), "--save-steps", "6", "--eval-steps", "6"]
     statuses = {}
     for name, moments in (("whole", ()), ("killed", MOMENTS)):
         done = subprocess.run(

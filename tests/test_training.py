@@ -220,6 +220,53 @@ def test_feedback_starts_to_speak(tmp_path):
     assert all(connection.up.weight.abs().max() > 0 for connection in model.feedback.sources.values())
 
 
+# Evaluation changes nothing
+
+
+@pytest.mark.parametrize("option", ["bf16_full_eval", "fp16_full_eval"])
+def test_weights_are_what_they_were_after_evaluation_in_half_precision(tmp_path, option):
+    model = make()
+    model.register_buffer("counts", torch.rand(5))
+    parameters = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
+    counts = model.counts.clone()
+    trainer = FeedbackTrainer(model=model, args=arguments(tmp_path, **{option: True}), eval_dataset=tiny_data(4))
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(next(model.parameters()).dtype))
+    trainer.evaluate()
+    trainer.predict(tiny_data(4))
+    assert set(seen) == {torch.bfloat16 if option == "bf16_full_eval" else torch.float16}
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name][0]
+        assert torch.equal(parameter, parameters[name][1]), name
+    assert torch.equal(model.counts, counts)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert FeedbackForSequenceClassification.from_pretrained(tmp_path / "saved").dtype == torch.float32
+
+
+EVALUATIONS = {
+    "none": {},
+    "every second step": dict(eval_strategy="steps", eval_steps=2),
+    "another batch size": dict(eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=3),
+    "at the start": dict(eval_strategy="steps", eval_steps=3, eval_on_start=True),
+    "in half precision": dict(eval_strategy="steps", eval_steps=2, bf16_full_eval=True),
+}
+
+
+def test_training_is_the_same_however_it_is_evaluated(tmp_path):
+    """Same kernels on the same shapes: bits."""
+    trained = {}
+    for name, options in EVALUATIONS.items():
+        torch.manual_seed(0)
+        model = make(classifier_dropout=0.5)
+        trainer = FeedbackTrainer(
+            model=model, args=arguments(tmp_path, **options), train_dataset=tiny_data(), eval_dataset=tiny_data(4)
+        )
+        trainer.train()
+        trained[name] = model.state_dict()
+    for name, state in trained.items():
+        assert all(torch.equal(tensor, trained["none"][key]) for key, tensor in state.items()), name
+
+
 class Plain(nn.Module):
     """A plain classifier: the backbone, mean pooling, dropout, a linear layer."""
 
@@ -365,6 +412,50 @@ def test_only_logits_are_predicted(tmp_path):
     trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path), train_dataset=tiny_data())
     trainer.model.config.output_hidden_states = True
     assert trainer.predict(tiny_data(4)).predictions.shape == (4, 3)
+
+
+WRONG_OPTIONS = {
+    "no accumulation": (dict(gradient_accumulation_steps=0), "`gradient_accumulation_steps` must be an integer of at"),
+    "no batch": (dict(per_device_train_batch_size=0), "`per_device_train_batch_size` must be an integer of at least 1"),
+    "no batch to evaluate": (dict(per_device_eval_batch_size=-1), "`per_device_eval_batch_size` must be an integer"),
+    "negative epochs": (dict(num_train_epochs=-1), "`num_train_epochs` must be at least 0"),
+    "options of the optimizer": (dict(optim_args="x"), "`optim_args` must be such as a=1"),
+    "half a JSON": (dict(learning_rate_mapping='{"a":'), "`learning_rate_mapping` must be JSON"),
+    "half a JSON of transformers": (dict(lr_scheduler_kwargs='{"a":'), "`lr_scheduler_kwargs` must be JSON"),
+    "deep JSON": (dict(learning_rate_mapping='{"a":' * 100_000), "`learning_rate_mapping` must be JSON"),
+    "what a schedule does not take": (dict(lr_scheduler_kwargs={"x": 1}), "`lr_scheduler_kwargs`={'x': 1}: .*'x'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_OPTIONS)
+def test_wrong_options_are_named(case, tmp_path):
+    options, words = WRONG_OPTIONS[case]
+    with pytest.raises(ValueError, match=words):
+        FeedbackTrainer(model=make(), args=arguments(tmp_path, **options), train_dataset=tiny_data()).train()
+
+
+def test_values_are_not_smoothed(tmp_path):
+    with pytest.raises(ValueError, match=r"`label_smoothing_factor`=0\.1 smooths classes"):
+        FeedbackTrainer(
+            model=make(num_labels=1, problem_type="regression"), args=arguments(tmp_path, label_smoothing_factor=0.1)
+        )
+
+
+def test_resuming_from_the_newest_complete_checkpoint(tmp_path):
+    def trainer():
+        torch.manual_seed(0)
+        args = arguments(tmp_path, save_strategy="steps", save_steps=2)
+        return FeedbackTrainer(model=make(), args=args, train_dataset=tiny_data())
+
+    first = trainer()
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
+        first.train(resume_from_checkpoint=True)
+    first.train()
+    (tmp_path / "checkpoint-6" / "optimizer.pt").unlink()
+    again = trainer()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_wrong_arguments_class(tmp_path):

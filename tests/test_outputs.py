@@ -1,0 +1,147 @@
+"""What commands write over, and what they leave behind when the disk is full."""
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from test_cli import backbone, rows, train_command, write  # noqa: F401
+
+from hf_feedback.checkpoint import whole_file
+from hf_feedback.cli import main
+
+
+@pytest.fixture(scope="module")
+def trained(backbone, tmp_path_factory):  # noqa: F811
+    """A trained text classifier with checkpoints, and the command that made it."""
+    folder = tmp_path_factory.mktemp("trained")
+    file = write(folder, "train.csv", rows(9))
+    command = train_command(backbone, folder / "out", "--max-steps", "1", train=file, validation=None)
+    assert main(command) == 0
+    return command, folder / "out"
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+# Training
+
+THERE = ("README.md", "config.json", "model.safetensors", "tokenizer.json", "all_results.json", "checkpoint-3/x")
+RESUMES = [(name, resume) for name in THERE for resume in (False, True) if not (resume and "checkpoint" in name)]
+
+
+@pytest.mark.parametrize(("name", "resume"), RESUMES)
+def test_what_is_in_the_output_folder_is_not_lost(backbone, tmp_path, capsys, name, resume):  # noqa: F811
+    file, mine = write(tmp_path, "train.csv", rows(9)), tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    more = ["--max-steps", "1", *(["--resume-from-checkpoint", "true"] if resume else [])]
+    command = train_command(backbone, tmp_path / "out", *more, train=file, validation=None)
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"`output_dir`: {tmp_path / 'out'} holds {name.split('/')[0]} already; " in error
+    assert "`--overwrite-output-dir`" in error
+    assert ("`--resume-from-checkpoint true`" in error) == ("checkpoint" in name)
+    assert contents(tmp_path / "out") == {mine: b"mine"}
+    if name in ("README.md", "checkpoint-3/x"):
+        assert main([*command, "--overwrite-output-dir"]) == 0
+        assert not mine.exists() or mine.read_bytes() != b"mine"
+
+
+def test_other_files_are_no_hindrance(backbone, tmp_path):  # noqa: F811
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.yaml").write_text("seed: 1")
+    file = write(tmp_path / "out", "train.csv", rows(9))
+    assert main(train_command(backbone, tmp_path / "out", "--max-steps", "1", train=file, validation=None)) == 0
+    assert (tmp_path / "out" / "run.yaml").read_text() == "seed: 1"
+
+
+def test_a_wrong_option_removes_nothing(trained):
+    command, out = trained
+    before = contents(out)
+    assert main([*command, "--overwrite-output-dir", "--freeze", "nothing-by-that-name"]) == 2
+    assert contents(out) == before
+
+
+def test_a_run_that_is_overwritten_leaves_no_checkpoint(trained, capsys):
+    command, out = trained
+    before = contents(out)
+    assert main(command) == 2
+    assert "holds checkpoint-1 already" in capsys.readouterr().err
+    assert contents(out) == before
+    assert main([*command, "--overwrite-output-dir", "--max-steps", "2"]) == 0
+    assert [file.name for file in out.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+# Predictions
+
+
+def test_predictions_are_not_written_over_a_file(trained, tmp_path, capsys):
+    out = str(trained[1])
+    texts = tmp_path / "new.jsonl"
+    texts.write_text(json.dumps({"text": "where is my parcel"}))
+    (tmp_path / "p.jsonl").write_text("mine")
+    for output, words in ((texts, "is the file of texts itself"), (tmp_path / "p.jsonl", "is there already")):
+        before = output.read_bytes()
+        command = ["predict", "--model", out, "--file", str(texts), "--output", str(output)]
+        assert main(command) == 2
+        assert f"`output`: {output} {words}; name another, or write over it (`--force`)" in capsys.readouterr().err
+        assert output.read_bytes() == before
+        assert main([*command, "--force"]) == 0
+        assert "probabilities" in output.read_text()
+
+
+# Full disks
+
+
+def on_a_disk_of(size, command):
+    """Status of a command in a process that may write no file longer than `size` bytes."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            status = main(command)
+        except BaseException:
+            status = 99
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_predictions_on_a_full_disk(trained, tmp_path, capfd):
+    file = write(tmp_path, "train.csv", rows(300))
+    command = ["predict", "--model", str(trained[1]), "--file", file, "--output", str(tmp_path / "p.jsonl")]
+    assert on_a_disk_of(10_000, command) == 2
+    assert "error: [Errno 27] File too large" in capfd.readouterr().err
+    assert not list(tmp_path.glob("p.jsonl*"))
+
+
+@pytest.mark.parametrize("size", [10_000, 200_000], ids=["weights", "optimizer"])
+def test_training_on_a_full_disk(backbone, tmp_path, capfd, size):  # noqa: F811
+    """The weights have 130 kB, the state of the optimizer twice as many."""
+    file = write(tmp_path, "train.csv", rows(9))
+    command = train_command(backbone, tmp_path / "out", "--max-steps", "1", train=file, validation=None)
+    assert on_a_disk_of(size, command) == 2
+    line = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")][-1]
+    assert str(tmp_path / "out") in line
+    assert main([*command, "--resume-from-checkpoint", "true"]) == 0
+
+
+def test_a_file_is_written_whole_or_not(tmp_path):
+    file = tmp_path / "a.json"
+    with whole_file(file) as partial:
+        partial.write_text("first")
+        assert not file.exists()
+
+    def half_written():
+        with whole_file(file) as partial:
+            partial.write_text("seco")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        half_written()
+    assert file.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [Path(file)]
