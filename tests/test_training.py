@@ -12,6 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_feedback import FeedbackForSequenceClassification, add_feedback
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
+from hf_feedback.training.distributed import idle_parameters
 from hf_feedback.training.parameter_groups import format_groups, parts_of
 from hf_feedback.training.sampling import draw_iterations
 
@@ -439,6 +440,21 @@ def test_values_are_not_smoothed(tmp_path):
         FeedbackTrainer(
             model=make(num_labels=1, problem_type="regression"), args=arguments(tmp_path, label_smoothing_factor=0.1)
         )
+
+
+def test_parameters_that_no_loss_depends_on_are_found(tmp_path):
+    model = make(num_iterations=3, classifier_dropout=0.5)
+    model.train(False)
+    before = copy.deepcopy(model.state_dict())
+    trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data())
+    state = torch.random.get_rng_state()
+    assert idle_parameters(trainer) == []
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model.spare = nn.Linear(2, 2)
+    assert idle_parameters(trainer) == ["spare.weight", "spare.bias"]
 
 
 def test_resuming_from_the_newest_complete_checkpoint(tmp_path):

@@ -11,10 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
+from transformers.training_args import ParallelMode
 
 from ..model_card import RunFacts, write_model_card
 from .arguments import FeedbackTrainingArguments
 from .checkpoints import MANIFEST_NAME, best_checkpoint, newest_checkpoint, write_manifest
+from .distributed import spare_the_search
 from .outputs import naming
 from .parameter_groups import (
     any_model_in,
@@ -109,6 +111,8 @@ class FeedbackTrainer(Trainer):
             resume_from_checkpoint = str(newest)
         self._rest_idle_feedback(cast(nn.Module, self.model))
         try:
+            if self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self.is_fsdp_enabled:
+                spare_the_search(self)
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for parameter in self._resting:
