@@ -76,9 +76,23 @@ def test_a_checkpoint_that_is_not_complete_is_passed_over(copied, caplog, name, 
     assert newest.is_dir()
 
 
-def test_every_process_has_a_random_state(run):
-    assert checkpoint_fault(run[1] / "checkpoint-6", 1, False) is None
-    assert "rng_state_0.pth" in checkpoint_fault(run[1] / "checkpoint-6", 2, False)
+def test_every_process_has_a_random_state(copied):
+    checkpoint = copied[1] / "checkpoint-6"
+    assert checkpoint_fault(checkpoint, 2, False) is None  # made by one process, which is refused as an option
+    (checkpoint / "training_manifest.json").unlink()
+    assert checkpoint_fault(checkpoint, 1, False) is None
+    assert "rng_state_0.pth" in checkpoint_fault(checkpoint, 2, False)
+
+
+def test_checkpoints_that_are_passed_over_are_not_removed(copied):
+    command, out = copied
+    for checkpoint in out.glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    for file in out.glob("*.*"):
+        file.unlink()
+    (out / "checkpoint-6").rename(out / "checkpoint-7")
+    assert main(command) == 0
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6", "checkpoint-7"]
 
 
 def test_one_command_from_the_first_start_on(run, copied, caplog):

@@ -5,7 +5,7 @@ A manifest, written last, says which files a checkpoint has and what the trainin
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | N
 
     Args:
         folder: of the checkpoint.
-        world_size: number of processes; each has a random state of its own.
+        world_size: number of processes; each has a random state of its own, where no manifest says how many.
         needs_best: whether the best checkpoint so far has to be there too.
     """
     if not folder.is_dir():
@@ -106,8 +106,11 @@ def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | N
     for part, patterns in PARTS.items():
         if not any(True for pattern in patterns for _ in folder.glob(pattern)):
             return f"the {part} is missing ({patterns[0]})"
-    for name in ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]:
-        if not (folder / name).is_file():
+    states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
+    if read_manifest(folder) is not None:  # which says whether all are there, of however many processes
+        states = ["rng_state*.pth"]
+    for name in states:
+        if not any(folder.glob(name)):
             return f"the random state is missing ({name})"
     fault = folder_fault(folder) or _lost_bytes(folder)
     if fault is None and needs_best and (best := best_checkpoint(folder)) is not None:
@@ -122,12 +125,14 @@ def best_checkpoint(folder: Path) -> Path | None:
     return None if step is None else folder.parent / f"checkpoint-{step}"
 
 
-def newest_checkpoint(folder: Path, world_size: int = 1, needs_best: bool = False) -> Path | None:
+def newest_checkpoint(
+    folder: Path, world_size: int = 1, needs_best: bool = False, say: Callable[[str], None] = logger.warning
+) -> Path | None:
     """The newest complete checkpoint of a run; others are passed over with a message. `None` if there is none."""
     numbered = {int(number): path for path in folder.glob("checkpoint-*") if (number := path.name[11:]).isdecimal()}
     for _, path in sorted(numbered.items(), reverse=True):
         fault = checkpoint_fault(path, world_size, needs_best)
         if fault is None:
             return path
-        logger.warning(f"{path} is not complete and is passed over: {fault}.")
+        say(f"{path} is not complete and is passed over: {fault}.")
     return None

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,15 @@ def run_task(task: Task, model_args: ModelArguments | FNNArguments, args: Feedba
     trainer.run_record = run_record(args, task.model.config, rows, task.collator)
     folder = Path(str(args.output_dir))
     if _wants_newest(args) and _is_finished(folder, trainer.run_record):
-        logger.warning(f"{folder}: this run is finished; nothing is left to train.")
+        _say(args, f"{folder}: this run is finished; nothing is left to train.")
         return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     checkpoint_to_resume = _checkpoint_to_resume(args, task.model.config, trainer.run_record)
     trainer.accelerator.wait_for_everyone()  # all have looked before anything is removed or written
-    if checkpoint_to_resume is None and trainer.is_world_process_zero():
+    if args.overwrite_output_dir and args.resume_from_checkpoint is None and trainer.is_world_process_zero():
         remove_checkpoints(folder)
     metrics: dict[str, float] = {}
     if checkpoint_to_resume is not None and trainer.load_finished(checkpoint_to_resume):
-        logger.warning(f"{checkpoint_to_resume}: all steps are trained; the model is measured and saved.")
+        _say(args, f"{checkpoint_to_resume}: all steps are trained; the model is measured and saved.")
     else:
         with interrupt:
             trained = trainer.train(resume_from_checkpoint=checkpoint_to_resume)
@@ -207,6 +208,12 @@ def _keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, bool
         args.greater_is_better = not chosen.endswith("loss") if known_way is None else known_way
 
 
+def _say(args: FeedbackTrainingArguments, message: str) -> None:
+    """Once, however many processes there are."""
+    if args.process_index == 0:
+        logger.warning(message)
+
+
 def _wants_newest(args: FeedbackTrainingArguments) -> bool:
     return str(args.resume_from_checkpoint).lower() == "true"
 
@@ -238,21 +245,24 @@ def _checkpoint_to_resume(
             raise ValueError(f"`resume_from_checkpoint`: {checkpoint} is not complete: {fault}; name another.")
     elif _wants_newest(args):
         folder = Path(str(args.output_dir))
-        checkpoint = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end)
+        say = partial(_say, args)
+        checkpoint = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end, say)
         if checkpoint is None:
-            logger.warning(f"{folder} has no complete checkpoint; training starts from the beginning.")
+            say(f"{folder} has no complete checkpoint; training starts from the beginning.")
     if checkpoint is not None:
-        _check_made_alike(checkpoint, config, record)
+        _check_made_alike(args, checkpoint, config, record)
     return None if checkpoint is None else str(checkpoint)
 
 
-def _check_made_alike(checkpoint: Path, config: PreTrainedConfig, record: Mapping[str, Any]) -> None:
+def _check_made_alike(
+    args: FeedbackTrainingArguments, checkpoint: Path, config: PreTrainedConfig, record: Mapping[str, Any]
+) -> None:
     """Raises `ValueError` where a run would go on otherwise than it began, and says what is used where it may."""
     manifest = read_manifest(checkpoint)
     there = None if manifest is None else manifest["training"]
     if there is None:
         there = model_options(type(config).from_pretrained(checkpoint))
-        logger.warning(f"{checkpoint} does not tell how it was made; only the options of the model were compared.")
+        _say(args, f"{checkpoint} does not tell how it was made; only the options of the model were compared.")
     changed = differences(there, record)
     said = [changed.pop(name) for name in sorted(MAY_CHANGE & changed.keys())]
     if changed:
@@ -261,4 +271,4 @@ def _check_made_alike(checkpoint: Path, config: PreTrainedConfig, record: Mappin
             "Resume with the same command, or train that checkpoint further with `--model`."
         )
     if said:
-        logger.warning(f"Training goes on otherwise than it began: {'; '.join(said)}. One run may give another result.")
+        _say(args, f"Training goes on otherwise than it began: {'; '.join(said)}. One run may give another result.")
