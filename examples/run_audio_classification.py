@@ -26,6 +26,7 @@ from hf_feedback.training.labels import LabelSet, classes_of, label_numbers
 from hf_feedback.training.media import as_bytes, bytes_of, read_media, read_wave
 from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.run import Split, Task, prepare_run, run_task
+from hf_feedback.training.sources import hub_options
 from hf_feedback.training.starting import make_model
 
 
@@ -63,9 +64,9 @@ def train(model_args: ModelArguments, data_args: AudioArguments, args: FeedbackT
     if args.process_index == 0:
         columns = f"recordings in {data_args.audio_column!r}, labels in {data_args.label_column!r}"
         print(f"{read['train'][1]}: {columns}; {labels}", flush=True)
-    revision = model_args.revision or "main"
-    extractor = AutoFeatureExtractor.from_pretrained(model_args.model, revision=revision)
-    backbone = AutoConfig.from_pretrained(model_args.model, revision=revision)
+    hub = hub_options(model_args.revision)
+    extractor = AutoFeatureExtractor.from_pretrained(model_args.model, **hub)
+    backbone = AutoConfig.from_pretrained(model_args.model, **hub)
     # layers that are skipped at random cannot be looped
     overrides = {"layerdrop": 0.0} if getattr(backbone, "layerdrop", 0.0) else None
     model = make_model(FeedbackForAudioClassification, model_args, labels, overrides)

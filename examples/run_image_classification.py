@@ -29,6 +29,7 @@ from hf_feedback.training.labels import LabelSet, classes_of, label_numbers
 from hf_feedback.training.media import as_bytes, read_media
 from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.run import Split, Task, prepare_run, run_task
+from hf_feedback.training.sources import hub_options
 from hf_feedback.training.starting import make_model
 
 
@@ -79,7 +80,7 @@ def train(model_args: ModelArguments, data_args: ImageArguments, args: FeedbackT
     if args.process_index == 0:
         columns = f"images in {data_args.image_column!r}, labels in {data_args.label_column!r}"
         print(f"{read['train'][1]}: {columns}; {labels}", flush=True)
-    processor = AutoImageProcessor.from_pretrained(model_args.model, revision=model_args.revision or "main")
+    processor = AutoImageProcessor.from_pretrained(model_args.model, **hub_options(model_args.revision))
     model = make_model(FeedbackForImageClassification, model_args, labels)
     names = ["accuracy", "macro_f1"]
     compute_metrics = make_compute_metrics("single_label_classification", names)

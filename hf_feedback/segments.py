@@ -61,7 +61,7 @@ def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def find_special_tokens(name_or_path: str | Path, **hub_kwargs: Any) -> list[int] | None:
     """The same of the tokenizer in a folder or repository; `None` where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub_kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **hub_kwargs})
     except (OSError, ValueError):
         return None
     return special_tokens_of(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None

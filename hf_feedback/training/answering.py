@@ -26,7 +26,7 @@ from .data import encode, read_file, texts_of
 from .labels import LabelSet
 from .metrics import decide, default_metrics, make_compute_metrics
 from .outputs import check_writable
-from .sources import check_source, check_trained_for
+from .sources import check_source, check_trained_for, hub_options
 from .starting import load_tokenizer, max_length_of, set_options
 from .trainer import FeedbackTrainer
 
@@ -44,12 +44,11 @@ def load_for_inference(
         FeedbackConfig.model_type: FeedbackForSequenceClassification,
         FNNConfig.model_type: FNNForSequenceClassification,
     }
-    head = heads.get(config.get("model_type", ""))
+    head = heads.get(str(config.get("model_type")))
     if head is None:
         raise ValueError(f"`model`: {name} is no feedback model; make one with `hf-feedback train`.")
     check_trained_for(name, config, [head.__name__])
-    hub = {} if revision is None else {"revision": revision}
-    return head.from_pretrained(name, **hub), load_tokenizer(name, revision)
+    return head.from_pretrained(name, **hub_options(revision)), load_tokenizer(name, revision)
 
 
 @dataclass

@@ -7,6 +7,8 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..configuration_feedback import FeedbackConfig
+from ..configuration_fnn import FNNConfig
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..modeling_fnn import FNNForSequenceClassification
 from ..segments import special_tokens_of
@@ -16,9 +18,10 @@ from .data import encode, read_splits
 from .files import root_cause
 from .labels import LabelSet, has_labels
 from .metrics import METRICS, default_metrics, make_compute_metrics
-from .networks import FNNArguments, is_fnn, new_fnn, trained_fnn
+from .networks import FNNArguments, new_fnn, trained_fnn
 from .run import ComputeMetrics, Split, Task, prepare_run, run_task
-from .starting import is_feedback_model, load_tokenizer, make_model, max_length_of, set_padding
+from .sources import model_type_of
+from .starting import load_tokenizer, make_model, max_length_of, set_padding
 
 logger = logging.get_logger(__name__)
 
@@ -53,14 +56,14 @@ def _start(
     """The model to train, and its tokenizer."""
     if isinstance(args, FNNArguments):
         return new_fnn(args, labels)
-    hub = {} if args.revision is None else {"revision": args.revision}
-    if is_fnn(args.model, hub):
+    model_type = model_type_of(args.model, args.revision)
+    if model_type == FNNConfig.model_type:
         return trained_fnn(args, labels)
     tokenizer = load_tokenizer(args.model, args.revision)
     model = make_model(FeedbackForSequenceClassification, args, labels)
     if model.config.feedback_span == "segment" and model.config.segment_special_tokens is None:
         model.config.segment_special_tokens = special_tokens_of(tokenizer)
-    if model.cutting is not None and not is_feedback_model(args.model, hub):
+    if model.cutting is not None and model_type != FeedbackConfig.model_type:
         tokenizer.model_max_length = model.cutting.longest  # not of one segment
     set_padding(model, tokenizer)
     return model, tokenizer

@@ -9,7 +9,7 @@ from ..configuration_fnn import FNNConfig
 from ..modeling_fnn import FNNForSequenceClassification
 from .arguments import ModelArguments
 from .labels import LabelSet
-from .sources import read_config
+from .sources import hub_options
 from .starting import check_labels, label_options, load_tokenizer
 
 
@@ -45,11 +45,6 @@ class FNNArguments:
         return {"fnn_type": self.fnn, **{name: value for name, value in given.items() if value is not None}}
 
 
-def is_fnn(name: str, hub: dict[str, str]) -> bool:
-    """Whether the folder or hub repository holds a feedback network from scratch."""
-    return read_config(name, **hub).get("model_type") == FNNConfig.model_type
-
-
 def new_fnn(args: FNNArguments, labels: LabelSet) -> tuple[FNNForSequenceClassification, PreTrainedTokenizerBase]:
     """A network to train, with random weights, and its tokenizer.
 
@@ -75,8 +70,7 @@ def trained_fnn(args: ModelArguments, labels: LabelSet) -> tuple[FNNForSequenceC
     Raises:
         ValueError: another option was given, or the labels are others; OSError: the model is damaged.
     """
-    hub = {} if args.revision is None else {"revision": args.revision}
-    model = FNNForSequenceClassification.from_pretrained(args.model, **hub)
+    model = FNNForSequenceClassification.from_pretrained(args.model, **hub_options(args.revision))
     for option, value in args.feedback_options().items():
         if option != "num_iterations":
             raise ValueError(f"`{option}`: {args.model} is a trained feedback network; leave the option out.")

@@ -3,7 +3,7 @@
 from typing import Any, TypeVar, cast
 
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..backbones import max_positions
 from ..configuration_feedback import FeedbackConfig
@@ -11,6 +11,7 @@ from ..modeling_task import FeedbackTaskModel
 from ..topology import resolve_edges
 from .arguments import HaltingArguments, ModelArguments
 from .labels import LabelSet
+from .sources import hub_options, read_config
 
 Head = TypeVar("Head", bound=FeedbackTaskModel)
 # What may be another than the model was made with: its weights mean the same.
@@ -40,9 +41,9 @@ def load_tokenizer(
     Raises:
         ValueError: there is none, or it does not do that; OSError: the folder or repository is missing.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision))
     if of_words and getattr(tokenizer, "add_prefix_space", None) is False:  # else the first piece of a word is another
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", add_prefix_space=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision), add_prefix_space=True)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
             f"`{option}`: there is no tokenizer in {name}; save the one that the backbone was trained with."
@@ -69,11 +70,6 @@ def max_length_of(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: 
     return int(min(asked or tokenizer.model_max_length, longest, 1_000_000))
 
 
-def is_feedback_model(name: str, hub: dict[str, str]) -> bool:
-    """Whether the folder or hub repository holds a feedback model."""
-    return PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type") == FeedbackConfig.model_type
-
-
 def make_model(
     head: type[Head],
     args: ModelArguments,
@@ -92,10 +88,10 @@ def make_model(
     Raises:
         ValueError: the model cannot be what is asked for; OSError: it is missing or damaged.
     """
-    hub = {} if args.revision is None else {"revision": args.revision}
+    hub, config = hub_options(args.revision), read_config(args.model, args.revision)
     options = args.feedback_options()
-    if is_feedback_model(args.model, hub):
-        architectures = PreTrainedConfig.get_config_dict(args.model, **hub)[0].get("architectures") or ()
+    if config.get("model_type") == FeedbackConfig.model_type:
+        architectures = config.get("architectures") or ()
         new_head = head.__name__ not in architectures  # pretrained with another head, say
         model = head.from_pretrained(args.model, **hub, **(label_options(labels) if new_head else {}))
         _go_on_with(model, args.model, options)
