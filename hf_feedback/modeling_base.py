@@ -346,7 +346,9 @@ class FeedbackPreTrainedModel(LoopedModel):
             batch: what `forward` takes, such as a tokenizer's output.
 
         Returns:
-            The largest |Δ| of a logit (for `FeedbackModel`, of a hidden state). Exactly 0.0 for fresh feedback.
+            The largest |Δ| of a logit (for `FeedbackModel`, of a hidden state). Exactly 0.0 for fresh feedback, whose
+            two runs call the same kernels on the same batch; where `halting` sends texts on in a smaller batch, or the
+            two are compiled apart, kernels may differ, and with them the last digits.
         """
         training = [module for module in self.modules() if module.training]
         self.eval()

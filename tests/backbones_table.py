@@ -25,8 +25,8 @@ and default attention masks, left and right padding, `sdpa` and `eager` attentio
 
 **Exact** means: with silent messages the model equals its backbone to the last bit, whatever K, edges, rank and
 activation; with messages that speak, outputs, hidden states and the gradients of all parameters for K = 3 equal an
-independent reference that runs the whole backbone K times and adds the messages by hand, to 1e-6 of the largest
-gradient in float32 and 1e-12 in float64 (1e-6 for families that compute in float32 inside).
+independent reference that runs the whole backbone K times and adds the messages by hand: in float64 to 1e-12 of the
+largest, and in float32 they are as near to the float64 result as the reference's own.
 
 **Own heads** are the kinds of task models that transformers has of the family, for `add_feedback` and
 `head="backbone"`; with fresh feedback each answers exactly as it did before. A new head goes on any backbone.

@@ -1,4 +1,4 @@
-"""Settings for the whole suite: no network, one thread a worker, quiet logs."""
+"""Settings for the whole suite: no network, one thread a worker (or HF_FEEDBACK_TEST_THREADS), quiet logs."""
 
 import os
 from collections import Counter
@@ -16,8 +16,8 @@ logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    torch.set_num_threads(1)
+def threads():
+    torch.set_num_threads(int(os.environ.get("HF_FEEDBACK_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

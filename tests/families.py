@@ -29,7 +29,6 @@ class Family:
         stack: where its layers are, for the independent reference.
         model_type: in transformers, where it is not the row's name.
         reads: kind of input: tokens, pixels, wave or spectrum.
-        casts: whether it computes in float32 inside, whatever the dtype of its weights.
         decoder: whether it reads from left to right.
         passes: how many calls each layer of the stack gets in one pass.
     """
@@ -38,7 +37,6 @@ class Family:
     stack: str = "encoder.layer"
     model_type: str | None = None
     reads: str = "tokens"
-    casts: bool = False
     decoder: bool = False
     passes: int = 1
 
@@ -46,7 +44,7 @@ class Family:
 DEBERTA = {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 DEBERTA_V2 = {**DEBERTA, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
 ALBERT = {**SIZES, "embedding_size": 16, "inner_group_num": 1}
-LLAMA_LIKE = dict(stack="layers", casts=True, decoder=True)
+LLAMA_LIKE = dict(stack="layers", decoder=True)
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(),
@@ -59,7 +57,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "electra": Family({**SIZES, "embedding_size": 16}),
     "mpnet": Family(),
-    "deberta": Family({**DEBERTA, "max_relative_positions": 16}, casts=True),
+    "deberta": Family({**DEBERTA, "max_relative_positions": 16}),
     "deberta-v2": Family(DEBERTA_V2),
     "albert": Family({**ALBERT, "num_hidden_groups": 1}, "encoder.albert_layer_groups", passes=4),
     "albert, two groups": Family(
@@ -68,10 +66,9 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(
         {**SIZES, "global_attn_every_n_layers": 3, "local_attention": 4, "cls_token_id": 2, "sep_token_id": 3},
         "layers",
-        casts=True,
     ),
-    "nomic_bert": Family(stack="layers", casts=True),
-    "eurobert": Family({**GROUPED, "mask_token_id": 4}, "layers", casts=True),
+    "nomic_bert": Family(stack="layers"),
+    "eurobert": Family({**GROUPED, "mask_token_id": 4}, "layers"),
     "xlnet": Family(dict(vocab_size=99, d_model=32, n_layer=4, n_head=4, d_inner=37, pad_token_id=1), "layer"),
     "t5": Family(
         dict(
@@ -86,7 +83,6 @@ FAMILIES: dict[str, Family] = {
             decoder_start_token_id=1,
         ),
         "block",
-        casts=True,
     ),
     "openai-gpt": Family(
         dict(vocab_size=99, n_positions=64, n_embd=32, n_layer=4, n_head=4, pad_token_id=1), "h", decoder=True
@@ -94,13 +90,11 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         dict(vocab_size=99, n_positions=64, n_embd=32, n_layer=4, n_head=4, pad_token_id=1), "h", decoder=True
     ),
-    "gpt_neox": Family(stack="layers", casts=True, decoder=True),
+    "gpt_neox": Family(stack="layers", decoder=True),
     "opt": Family(
         {**SIZES, "ffn_dim": 37, "word_embed_proj_dim": 32, "layerdrop": 0.0}, "decoder.layers", decoder=True
     ),
-    "bloom": Family(
-        dict(vocab_size=99, hidden_size=32, n_layer=4, n_head=4, pad_token_id=1), "h", casts=True, decoder=True
-    ),
+    "bloom": Family(dict(vocab_size=99, hidden_size=32, n_layer=4, n_head=4, pad_token_id=1), "h", decoder=True),
     "llama": Family(GROUPED, **LLAMA_LIKE),
     "mistral": Family(SLIDING, **LLAMA_LIKE),
     "qwen2": Family({**SLIDING, "use_sliding_window": True, "max_window_layers": 2}, **LLAMA_LIKE),
@@ -178,7 +172,7 @@ def tiny_backbone(family: str, seed: int = 0, attn_implementation: str | None = 
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    return backbone.eval()
+    return backbone.to(torch.get_default_dtype()).eval()  # some families make a parameter in float32
 
 
 def tiny_batch(seed: int = 0, padding: str = "right", length: int = 9, family: str = "bert") -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """`FeedbackForSequenceClassification`: its inputs, outputs and losses."""
 
 import torch
+from closeness import assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch
 from torch import nn
 
@@ -12,18 +13,20 @@ def make(family="bert", **options):
     return FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options)
 
 
+@in_float64()
 def test_regression_and_several_labels():
     batch = tiny_batch()
     one = make(num_labels=1)
     loss = one(**batch, labels=torch.tensor([1, 2])).loss
-    torch.testing.assert_close(loss, ((one(**batch).logits.squeeze(-1) - torch.tensor([1.0, 2.0])) ** 2).mean())
+    assert_exact(loss, ((one(**batch).logits.squeeze(-1) - torch.tensor([1.0, 2.0])) ** 2).mean())
     several = make(problem_type="multi_label_classification")
     targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
     logits = several(**batch).logits
     expected = nn.functional.binary_cross_entropy_with_logits(logits, targets)
-    torch.testing.assert_close(several(**batch, labels=targets).loss, expected)
+    assert_exact(several(**batch, labels=targets).loss, expected)
 
 
+@in_float64()
 def test_pairs_and_embeddings_as_input():
     model = speak(make())
     batch = tiny_batch()
@@ -32,17 +35,18 @@ def test_pairs_and_embeddings_as_input():
     assert not torch.equal(model(**batch, token_type_ids=types).logits, model(**batch).logits)
     embeds = model.get_input_embeddings()(batch["input_ids"])
     found = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
-    torch.testing.assert_close(found, model(**batch).logits)
+    assert_exact(found, model(**batch).logits)
     without_types = speak(make("llama"))
     assert torch.equal(without_types(**batch, token_type_ids=types).logits, without_types(**batch).logits)
 
 
+@in_float64()
 def test_output_iterations():
     model, batch = speak(make(num_iterations=4)), tiny_batch()
     found = model(**batch, output_iterations=True)
     assert len(found.iteration_logits) == 4
     for k, logits in enumerate(found.iteration_logits, 1):
-        assert torch.equal(logits, model(**batch, num_iterations=k).logits)
+        assert_exact(logits, model(**batch, num_iterations=k).logits)
     assert found.residuals.shape == (2, 3)
     assert (found.residuals > 0).all()
     assert found.iterations.tolist() == [4, 4]
@@ -74,20 +78,20 @@ def test_dropout_inside_the_messages():
     assert torch.equal(model(**batch, num_iterations=1).logits, model(**batch, num_iterations=1).logits)
 
 
+@in_float64()
 def test_last_token_without_a_mask():
     model = speak(make("llama"))
     batch = tiny_batch()
     alone = model(input_ids=batch["input_ids"][1:, :6]).logits
     padded = model(input_ids=batch["input_ids"][1:]).logits  # padding is known by its token
-    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+    assert_exact(padded, alone)
 
 
+@in_float64()
 def test_whole_number_targets_for_several_labels():
     model = make(problem_type="multi_label_classification")
     targets = torch.tensor([[1, 0, 1], [0, 0, 1]])
-    torch.testing.assert_close(
-        model(**tiny_batch(), labels=targets).loss, model(**tiny_batch(), labels=targets.float()).loss
-    )
+    assert_exact(model(**tiny_batch(), labels=targets).loss, model(**tiny_batch(), labels=targets.float()).loss)
 
 
 def test_check_equivalence_leaves_modes_alone():

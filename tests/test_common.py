@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch, tiny_config
+from closeness import assert_exact, in_float64
+from families import speak, tiny_backbone, tiny_batch, tiny_config, to
 from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from transformers import AutoModelForSequenceClassification
 
@@ -29,17 +30,18 @@ def make_on_head(family="bert", **options):
 
 @pytest.mark.parametrize("build", [make, make_on_head])
 @pytest.mark.parametrize("layers", [None, [0, 1, 3]], ids=["all layers", "some layers"])
+@in_float64()
 def test_resized_embeddings(build, layers, tmp_path):
     model, batch = build(backbone_layers=layers), tiny_batch()
     expected = model(**batch).logits
     model.resize_token_embeddings(120)
     assert model.get_input_embeddings().num_embeddings == 120
     assert model.config.vocab_size == model.backbone.config.vocab_size == 120
-    torch.testing.assert_close(model(**batch).logits, expected)
+    assert_exact(model(**batch).logits, expected)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert loaded.get_input_embeddings().num_embeddings == 120
-    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert_exact(loaded(**batch).logits, model(**batch).logits)
 
 
 def test_input_embeddings_can_be_replaced():
@@ -77,19 +79,21 @@ def test_autocast(family):
     assert model.feedback.sources["3"].up.weight.grad.abs().max() > 0
 
 
+@in_float64()
 def test_feed_forward_chunking():
     model, batch = make(), tiny_batch()
     expected = model(**batch).logits
     for layer in model._layers():
         layer.chunk_size_feed_forward = 3
-    torch.testing.assert_close(model(**batch).logits, expected)
+    assert_exact(model(**batch).logits, expected)
 
 
+@in_float64()
 def test_device_map(tmp_path):
     model, batch = make(), tiny_batch()
     model.save_pretrained(tmp_path)
     loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path, device_map="auto")
-    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert_exact(loaded(**batch).logits, model(**batch).logits)
 
 
 @pytest.mark.parametrize(
@@ -104,20 +108,22 @@ def test_offloaded_layers_are_warned_of(device_map, warns, caplog):
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "qwen3"])
+@in_float64()
 def test_one_by_one_equals_a_batch(family):
     model, batch = make(family), tiny_batch()
     together = model(**batch).logits
     for i in range(2):
         one = {key: value[i : i + 1] for key, value in batch.items()}
-        torch.testing.assert_close(model(**one).logits, together[i : i + 1], rtol=1e-4, atol=1e-5)
+        assert_exact(model(**one).logits, together[i : i + 1])
 
 
+@in_float64()
 def test_sdpa_equals_eager():
     model, batch = make(), tiny_batch()
     expected = model(**batch).logits
     model.set_attn_implementation("eager")
     assert model.backbone.config._attn_implementation == "eager"
-    torch.testing.assert_close(model(**batch).logits, expected)
+    assert_exact(model(**batch).logits, expected)
 
 
 def test_output_flags_of_the_config():
@@ -168,9 +174,9 @@ def made(name, head, **options):
     return speak(fresh(name, head, **options)), batch_for(name, family)
 
 
-def same(one, other, **tolerance):
+def assert_same_bits(one, other):
     for key, value in answers(one).items():
-        torch.testing.assert_close(answers(other)[key], value, **tolerance)
+        assert torch.equal(answers(other)[key], value), key
 
 
 @headed
@@ -185,6 +191,7 @@ def test_tuples_are_the_same_as_dicts(name, head):
 
 
 @headed
+@in_float64()
 def test_numbers_and_shapes_of_states_and_attentions(name, head):
     model, batch = made(name, head)
     model.set_attn_implementation("eager")
@@ -196,12 +203,13 @@ def test_numbers_and_shapes_of_states_and_attentions(name, head):
     assert {tuple(state.shape) for state in found.hidden_states} == {(rows, length, 32)}
     assert {tuple(weights.shape) for weights in found.attentions} == {(rows, 4, length, length)}
     for weights in found.attentions:
-        torch.testing.assert_close(weights.sum(-1), torch.ones(rows, 4, length))
+        assert_exact(weights.sum(-1), torch.ones(rows, 4, length))
     assert model(**batch).hidden_states is model(**batch).attentions is None
 
 
 @headed
 @pytest.mark.parametrize("reentrant", [False, True])
+@in_float64()
 def test_checkpointed_gradients(name, head, reentrant):
     """Dropout and all: what is computed again is what was computed before."""
     model, batch = made(name, head)
@@ -217,10 +225,7 @@ def test_checkpointed_gradients(name, head, reentrant):
     plain = gradients()
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
     checkpointed = gradients()
-    assert plain.keys() == checkpointed.keys()
-    largest = max(gradient.abs().max() for gradient in plain.values())
-    for key, gradient in plain.items():
-        assert (gradient - checkpointed[key]).abs().max() <= 1e-5 * largest, key
+    assert_exact(checkpointed, plain)
 
 
 @headed
@@ -250,8 +255,9 @@ def test_compiled_equals_eager(name):
     torch._dynamo.reset()
     head = "backbone" if name in ("TokenClassification", "MaskedLM", "ImageClassification") else "new"
     model, batch = made(name, head, num_iterations=2, backbone_layers=[0, 1])
-    expected = model(**batch)
-    same(torch.compile(model, fullgraph=True, backend="aot_eager")(**batch), expected)
+    model, batch = model.double(), to(batch, torch.float64)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_exact(answers(compiled(**batch)), answers(model(**batch)))
 
 
 @headed
@@ -265,25 +271,26 @@ def test_copies(name, head, copied):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    same(twin(**batch), expected, rtol=0, atol=0)
+    assert_same_bits(twin(**batch), expected)
 
 
 @headed
+@in_float64()
 def test_attention_implementations(name, head):
     model, batch = made(name, head)
-    expected = model(**batch)
+    expected = answers(model(**batch))
     model.set_attn_implementation("eager")
-    same(model(**batch), expected, rtol=1e-4, atol=1e-5)
+    assert_exact(answers(model(**batch)), expected)
 
 
 @headed
+@in_float64()
 def test_a_batch_equals_its_rows(name, head):
     model, batch = made(name, head)
-    together = model(**batch)
+    together = answers(model(**batch))
     for row in range(2):
         alone = model(**{key: value[row : row + 1] for key, value in batch.items()})
-        for key, value in answers(alone).items():
-            torch.testing.assert_close(value, answers(together)[key][row : row + 1], rtol=1e-4, atol=1e-5)
+        assert_exact(answers(alone), {key: value[row : row + 1] for key, value in together.items()})
 
 
 @headed
@@ -305,41 +312,44 @@ def test_threads(name, head):
         thread.join()
     for k, right in zip(ks, expected, strict=True):
         for answer in found[k]:
-            same(answer, right, rtol=0, atol=0)
+            assert_same_bits(answer, right)
 
 
 @text_headed
+@in_float64()
 def test_embeddings_of_every_head(name, head, tmp_path):
     model, batch = made(name, head)
     expected = answers(model(**batch))
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     ids = batch.pop("input_ids")
-    same(model(inputs_embeds=embeddings(ids), **batch), model(input_ids=ids, **batch))
+    assert_exact(answers(model(inputs_embeds=embeddings(ids), **batch)), expected)
     model.resize_token_embeddings(107)
-    for key, value in answers(model(input_ids=ids, **batch)).items():
-        torch.testing.assert_close(value[..., : expected[key].shape[-1]], expected[key])
+    found = answers(model(input_ids=ids, **batch))
+    assert_exact({key: value[..., : expected[key].shape[-1]] for key, value in found.items()}, expected)
     model.save_pretrained(tmp_path)
     loaded = NAMES[name].from_pretrained(tmp_path)
     assert loaded.config.vocab_size == loaded.get_input_embeddings().num_embeddings == 107
-    same(loaded(input_ids=ids, **batch), model(input_ids=ids, **batch), rtol=0, atol=0)
+    assert_exact(answers(loaded(input_ids=ids, **batch)), found)
 
 
 @text_headed
+@in_float64()
 def test_feed_forward_chunks(name, head):
     model, batch = made(name, head)
-    expected = model(**batch)
+    expected = answers(model(**batch))
     for layer in model._layers():
         layer.chunk_size_feed_forward = 3
-    same(model(**batch), expected)
+    assert_exact(answers(model(**batch)), expected)
 
 
 @headed
+@in_float64()
 def test_dtypes_and_device_map_when_loading(name, head, tmp_path):
     model, batch = made(name, head)
     model.save_pretrained(tmp_path)
     placed = NAMES[name].from_pretrained(tmp_path, device_map="auto")
-    same(placed(**batch), model(**batch), rtol=0, atol=0)
-    for dtype in (torch.bfloat16, torch.float64):
+    assert_exact(answers(placed(**batch)), answers(model(**batch)))
+    for dtype in (torch.bfloat16, torch.float16):
         loaded = NAMES[name].from_pretrained(tmp_path, dtype=dtype)
         assert {p.dtype for p in loaded.parameters()} == {dtype}

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from closeness import assert_exact, assert_rounding, in_float64
 from families import speak, tiny_backbone, tiny_batch, tiny_config
 from reference import run_operators
 from torch.nn import functional as F
@@ -45,7 +46,7 @@ def test_damping_equals_the_reference(alpha, learn):
     feedback = dict(model.feedback.named_parameters())
     alpha = feedback["damping.alpha"][0].item() if learn else alpha  # it was rounded to float32 at first
     expected = run_operators(model.backbone, "encoder.layer", feedback, EDGES, batch, 4, {}, alpha=alpha)
-    torch.testing.assert_close(model(**batch).last_hidden_state, expected, rtol=1e-11, atol=1e-11)
+    assert_exact(model(**batch).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("options", [dict(feedback_damping=0.3), dict(learn_damping=True, feedback_damping=0.7)])
@@ -55,9 +56,8 @@ def test_damping_leaves_a_fresh_model_exact(options, tmp_path):
         model.set_num_iterations(k)
         assert model.check_equivalence(batch) == 0.0
     speak(model).save_pretrained(tmp_path)
-    assert torch.equal(
-        FeedbackModel.from_pretrained(tmp_path)(**batch).last_hidden_state, model(**batch).last_hidden_state
-    )
+    loaded = FeedbackModel.from_pretrained(tmp_path).double()
+    assert_exact(loaded(**batch).last_hidden_state, model.double()(**batch).last_hidden_state)
 
 
 def test_learned_damping_learns():
@@ -96,7 +96,7 @@ def test_options_that_are_changed_later():
     expected = {name: make(FeedbackForSequenceClassification, **{name: 0.4})(**batch).logits for name in CHANGED}
     for name in CHANGED:
         setattr(model.config, name, 0.4)
-        torch.testing.assert_close(model(**batch).logits, expected[name])
+        assert_exact(model(**batch).logits, expected[name])
         setattr(model.config, name, 1.0)
     model.config.gradient = "truncated"
     with pytest.raises(ValueError, match="`gradient_iterations` must be an integer"):
@@ -113,17 +113,19 @@ CHANGED = ("feedback_damping", "feedback_scale")
 @pytest.mark.parametrize("edges", [EDGES, [[2, 1]]])
 def test_losses_of_all_iterations_are_compiled(family, edges):
     torch._dynamo.reset()
-    model = without_dropout(
-        make(FeedbackForSequenceClassification, family, iteration_loss="linear", feedback_edges=edges)
-    )
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    found = []
-    for one in (model, compiled):
-        model.zero_grad()
-        output = one(**tiny_batch(), labels=LABELS, output_iterations=True)
-        output.loss.backward()
-        found.append((output.loss, output.iteration_logits, [p.grad for p in model.parameters()]))
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    options = dict(iteration_loss="linear", feedback_edges=edges, dtype=torch.float32)
+    model = without_dropout(make(FeedbackForSequenceClassification, family, **options))
+
+    def results(model, inner):
+        output = model(**tiny_batch(), labels=LABELS, output_iterations=True)
+        return {"loss": output.loss, **dict(enumerate(output.iteration_logits))}, gradients_of(output.loss, inner)
+
+    found = results(torch.compile(model, fullgraph=True, backend="aot_eager"), model)
+    other = results(model, model)
+    with in_float64():
+        exact = results(model.double(), model)
+    for compiled, eager, right in zip(found, other, exact, strict=True):
+        assert_rounding(compiled, eager, right)
 
 
 # Carried state
@@ -140,7 +142,7 @@ def test_carried_state_is_a_model_of_looped_layers():
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         found = model(**batch, num_iterations=k).last_hidden_state
         real = batch["attention_mask"].bool()
-        torch.testing.assert_close(found[real], hidden[real], rtol=1e-9, atol=1e-9)
+        assert_exact(found[real], hidden[real])
     model.set_num_iterations(1)
     assert model.check_equivalence(batch) == 0.0
 
@@ -158,32 +160,26 @@ def test_losses_of_all_iterations(rule, family):
     weights = torch.tensor(weights, dtype=torch.float64)
     expected = (losses * weights).sum() / weights.sum()
     found = model(**batch, labels=LABELS)
-    torch.testing.assert_close(found.loss, expected)
+    assert_exact(found.loss, expected)
     assert found.iteration_logits is None
-    torch.testing.assert_close(model.eval()(**batch, labels=LABELS).loss, losses[-1])
-    names = dict(model.named_parameters())
-    mine = torch.autograd.grad(found.loss, list(names.values()), allow_unused=True)
-    theirs = torch.autograd.grad(expected, list(names.values()), allow_unused=True)
-    for name, one, other in zip(names, mine, theirs, strict=True):
-        assert (one is None) == (other is None), name
-        if one is not None:
-            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    assert_exact(model.eval()(**batch, labels=LABELS).loss, losses[-1])
+    assert_exact(gradients_of(found.loss, model), gradients_of(expected, model))
 
 
 @pytest.mark.parametrize("edges", [None, [[2, 1]]], ids=["to the top", "layers follow"])
 @pytest.mark.parametrize("head", ["new", "backbone"])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet", "t5", "modernbert", "albert", "distilbert", "llama"])
+@in_float64()
 def test_answers_of_all_iterations_in_one_pass(family, head, edges):
     """Each is that of a call with so many iterations; layers below the loop run once, whatever follows it K times."""
-    options = dict(feedback_edges=edges, num_iterations=3, dtype=torch.float32)
+    options = dict(feedback_edges=edges, num_iterations=3)
     if head == "new":
         model = make(FeedbackForSequenceClassification, family, **options)
     else:
         config = copy.deepcopy(tiny_backbone(family).config)
         config.num_labels = 3
         torch.manual_seed(0)
-        tuned = AutoModelForSequenceClassification.from_config(config).eval()
-        del options["dtype"]
+        tuned = AutoModelForSequenceClassification.from_config(config).double().eval()
         model = FeedbackForSequenceClassification.from_backbone(tuned, head="backbone", feedback_rank=8, **options)
         speak(model)
     batch, passes = tiny_batch(), []
@@ -193,13 +189,14 @@ def test_answers_of_all_iterations_in_one_pass(family, head, edges):
     found = model(**batch, output_iterations=True).iteration_logits
     handle.remove()
     for k, logits in enumerate(found, 1):
-        torch.testing.assert_close(logits, model(**batch, num_iterations=k).logits, rtol=1e-4, atol=1e-5)
+        assert_exact(logits, model(**batch, num_iterations=k).logits)
     # the own heads of these look for the last token among the ids, of which there are as many as texts
     assert model._stacks == (head == "new" or family not in ("gpt2", "llama", "t5"))
     if family != "t5":  # whose halves have embeddings of their own
         assert len(passes) == (1 if model._stacks else 3)
 
 
+@in_float64()
 def test_answers_of_an_audio_head_that_reads_the_mask():
     torch.manual_seed(0)
     tuned = AutoModelForAudioClassification.from_config(tiny_config("wav2vec2")).eval()
@@ -207,10 +204,17 @@ def test_answers_of_an_audio_head_that_reads_the_mask():
     batch = {**tiny_batch(family="wav2vec2"), "attention_mask": torch.ones(2, 400, dtype=torch.long)}
     batch["attention_mask"][1, 300:] = 0
     for k, logits in enumerate(model(**batch, output_iterations=True).iteration_logits, 1):
-        torch.testing.assert_close(logits, model(**batch, num_iterations=k).logits, rtol=1e-4, atol=1e-5)
+        assert_exact(logits, model(**batch, num_iterations=k).logits)
 
 
 # Gradients
+
+
+def gradients_of(loss, model):
+    """By the parameter's name, without those that the loss does not depend on."""
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+    return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
 
 def gradients(model, batch, weight):
@@ -221,6 +225,7 @@ def gradients(model, batch, weight):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("family", ["bert", "t5"])
+@in_float64()
 def test_truncated_gradients_equal_the_reference(n, family):
     """Also for T5, whose position bias is made by the first layer of iteration 1 and used in all others."""
     options = dict(gradient="one_step") if n == 1 else dict(gradient="truncated", gradient_iterations=n)
@@ -236,10 +241,7 @@ def test_truncated_gradients_equal_the_reference(n, family):
     (output * weight).sum().backward()
     theirs = {f"feedback.{name}": p.grad for name, p in feedback.items()}
     theirs |= {f"backbone.{name}": p.grad for name, p in bare.named_parameters() if p.grad is not None}
-    largest = max(g.abs().max() for g in theirs.values())
-    for name, gradient in theirs.items():
-        tolerance = 1e-9 if family == "bert" else 1e-6  # T5 computes in float32 inside
-        assert (gradient - mine[name]).abs().max() <= tolerance * largest, name
+    assert_exact(mine, theirs)
 
 
 def graph_size(model, batch, k):
@@ -268,12 +270,13 @@ def test_truncated_graphs_stop_growing():
 
 
 def test_truncated_gradients_with_checkpointing_and_autocast():
-    options = dict(gradient="truncated", gradient_iterations=2, dtype=torch.float32)
+    options = dict(gradient="truncated", gradient_iterations=2)
     model, batch = without_dropout(make(**options)), tiny_batch()
-    plain = gradients(model, batch, 1.0)
+    weight = torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = gradients(model, batch, weight)
     model.activation_checkpointing_enable()
-    for name, gradient in gradients(model, batch, 1.0).items():
-        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-4)
+    assert_exact(gradients(model, batch, weight), plain)
+    model.float()
     with torch.autocast("cpu", torch.bfloat16):
         assert all(torch.isfinite(g).all() for g in gradients(model, batch, 1.0).values())
 
@@ -285,8 +288,8 @@ def test_states_on_request_in_any_mode(options):
     batch = tiny_batch()
     one, other = (m(**batch, output_hidden_states=True, labels=LABELS) for m in (model, plain))
     for mine, theirs in zip(one.hidden_states, other.hidden_states, strict=True):
-        torch.testing.assert_close(mine, theirs)
-    torch.testing.assert_close(one.loss, other.loss)
+        assert_exact(mine, theirs)
+    assert_exact(one.loss, other.loss)
 
 
 WRONG = {

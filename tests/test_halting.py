@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from closeness import PROBABILITY, assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch
 from test_dynamics import make
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
@@ -20,7 +21,7 @@ from hf_feedback.halting import confidence_of
 from hf_feedback.recorder import IndivisibleError, row_places, take_rows
 from hf_feedback.training.answering import Answering
 
-HALTS = dict(halting="convergence", num_iterations=12, dtype=torch.float32)
+HALTS = dict(halting="convergence", num_iterations=12)
 
 
 def threshold_between(model, batch):
@@ -37,9 +38,10 @@ def threshold_between(model, batch):
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet", "modernbert"])
 @pytest.mark.parametrize("cls", [FeedbackModel, FeedbackForSequenceClassification])
+@in_float64()
 def test_each_stops_as_if_it_were_alone(family, cls):
     batch = {key: torch.cat([value, value.flip(0).roll(1, 1)]) for key, value in tiny_batch(padding="none").items()}
-    plain = make(cls, family, scale=0.03, num_iterations=12, dtype=torch.float32)
+    plain = make(cls, family, scale=0.03, num_iterations=12)
     model = make(cls, family, scale=0.03, halting_threshold=threshold_between(plain, batch), **HALTS)
     together = model(**batch, output_iterations=True, output_hidden_states=True)
     assert len(set(together.iterations.tolist())) > 1
@@ -49,19 +51,19 @@ def test_each_stops_as_if_it_were_alone(family, cls):
         assert halted.iterations.item() == k
         fixed = plain(**alone, num_iterations=k, output_hidden_states=True)
         for mine, single, theirs in zip(together.hidden_states, halted.hidden_states, fixed.hidden_states, strict=True):
-            torch.testing.assert_close(mine[row], theirs[0], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(single, theirs, rtol=1e-4, atol=1e-5)
+            assert_exact(mine[row], theirs[0])
+            assert_exact(single, theirs)
 
 
 def test_padding_decides_nothing():
     batch = tiny_batch()
-    plain = make(scale=0.03, num_iterations=12, dtype=torch.float32)
+    plain = make(scale=0.03, num_iterations=12)
     threshold = plain(**batch, output_iterations=True).residuals[1, 1].item() * 1.001
     model = make(scale=0.03, halting_threshold=threshold, **HALTS)
     short = {key: value[1:, :6] for key, value in batch.items()}
     padded, alone = (model(**b, output_iterations=True) for b in (batch, short))
     assert padded.iterations[1] == alone.iterations[0] == 3
-    torch.testing.assert_close(padded.last_hidden_state[1, :6], alone.last_hidden_state[0], rtol=1e-4, atol=1e-5)
+    assert_exact(padded.last_hidden_state[1, :6], alone.last_hidden_state[0])
     assert torch.equal(model(**batch).last_hidden_state, padded.last_hidden_state)  # whether notes are taken or not
 
 
@@ -89,7 +91,7 @@ CLASSES = dict(num_labels=5, num_iterations=8)
 def make_sure(scale=0.6, **options):
     """A classifier whose answers differ from text to text."""
     options = {**CLASSES, **options}
-    model = make(FeedbackForSequenceClassification, scale=scale, dtype=torch.float32, **options)
+    model = make(FeedbackForSequenceClassification, scale=scale, **options)
     with torch.no_grad():
         model.classifier.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
     return model
@@ -139,6 +141,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("least", [1, 2, 4])
+@in_float64()
 def test_rules_by_hand(rule, least):
     batch, plain = some_texts(), make_sure()
     logits = torch.stack(plain(**batch, output_iterations=True).iteration_logits)
@@ -151,7 +154,7 @@ def test_rules_by_hand(rule, least):
     assert found.iterations.tolist() == expected
     assert len(set(expected)) > 1 or (rule in ("patience", "patience 3", "either") and least > 1)
     wanted = torch.stack([logits[k - 1, row] for row, k in enumerate(expected)])
-    torch.testing.assert_close(found.logits, wanted, rtol=1e-4, atol=1e-5)
+    assert_exact(found.logits, wanted)
 
 
 def rows_of_calls(model):
@@ -174,6 +177,7 @@ OF_THE_LOOP = {
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "modernbert", "t5", "bloom", "deberta-v2", "xlnet"])
 @pytest.mark.parametrize("case", OF_THE_LOOP)
+@in_float64()
 def test_stopped_examples_leave_the_batch(family, case):
     batch, options = some_texts(), dict(family=family, **OF_THE_LOOP[case])
     logits = torch.stack(make_sure(**options)(**batch, output_iterations=True).iteration_logits)
@@ -186,12 +190,13 @@ def test_stopped_examples_leave_the_batch(family, case):
         assert seen == [12, 12, *(int((found.iterations > k).sum()) for k in range(2, int(found.iterations.max())))]
         assert seen[2] == 6
         for row, k in enumerate(found.iterations.tolist()):
-            torch.testing.assert_close(found.logits[row], logits[k - 1, row], rtol=1e-3, atol=1e-4)
+            assert_exact(found.logits[row], logits[k - 1, row])
             single = model(**{name: value[row : row + 1] for name, value in batch.items()})
             assert single.iterations.item() == k
-            torch.testing.assert_close(found.logits[row], single.logits[0], rtol=1e-3, atol=1e-4)
+            assert_exact(found.logits[row], single.logits[0])
 
 
+@in_float64()
 def test_where_rows_cannot_be_told(caplog):
     batch = some_texts()
     model = make_sure(halting="patience")
@@ -203,7 +208,7 @@ def test_where_rows_cannot_be_told(caplog):
     assert set(seen) == {12}
     assert "Stopped examples cannot leave the batch" in caplog.text
     assert torch.equal(found.iterations, expected.iterations)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert_exact(found.logits, expected.logits)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +250,7 @@ def test_rows_of_arguments():
             take_rows(whole, place, rows, 4)
 
 
+@in_float64()
 def test_positions_of_every_text_are_not_mistaken():
     """The probe sees positions that all texts share; a call with positions of their own is masked, not cut wrongly."""
     batch = {**some_texts(), "position_ids": torch.stack([torch.arange(9).roll(i % 3) for i in range(12)])}
@@ -252,7 +258,7 @@ def test_positions_of_every_text_are_not_mistaken():
     plain = make_sure(family="llama")
     found, logits = model(**batch), torch.stack(plain(**batch, output_iterations=True).iteration_logits)
     for row, k in enumerate(found.iterations.tolist()):
-        torch.testing.assert_close(found.logits[row], logits[k - 1, row], rtol=1e-3, atol=1e-4)
+        assert_exact(found.logits[row], logits[k - 1, row])
 
 
 def test_options_set_afterwards_are_checked():
@@ -267,6 +273,7 @@ def test_options_set_afterwards_are_checked():
             model(**batch)
 
 
+@in_float64()
 def test_anytime_answers():
     model, batch = make_sure(halting="patience"), some_texts()
     found = model(**batch, output_iterations=True)
@@ -274,11 +281,12 @@ def test_anytime_answers():
     assert len(found.iteration_logits) == found.iterations.max()
     for k, logits in enumerate(found.iteration_logits):
         for row, last in enumerate(found.iterations.tolist()):
-            torch.testing.assert_close(logits[row], plain[min(k + 1, last) - 1, row], rtol=1e-4, atol=1e-5)
+            assert_exact(logits[row], plain[min(k + 1, last) - 1, row])
 
 
 @pytest.mark.parametrize("edges", [None, [[2, 0], [2, 1]]])
 @pytest.mark.parametrize("head", ["new", "backbone"])
+@in_float64()
 def test_answers_from_below_and_of_the_own_head(edges, head):
     """Where more than a norm follows the segment, the answer of an iteration is read through all of that."""
     batch, more = some_texts(), dict(head=head, feedback_edges=edges)
@@ -296,15 +304,16 @@ def test_answers_from_below_and_of_the_own_head(edges, head):
     logits = torch.stack(plain(**batch, output_iterations=True).iteration_logits)
     found = model(**batch)
     for row, k in enumerate(found.iterations.tolist()):
-        torch.testing.assert_close(found.logits[row], logits[k - 1, row], rtol=1e-4, atol=1e-5)
+        assert_exact(found.logits[row], logits[k - 1, row])
 
 
+@in_float64()
 def test_several_labels_and_one_value():
     several = make_sure(problem_type="multi_label_classification", halting="confidence", min_iterations=1)
     logits = torch.tensor([[3.0, -3.0], [3.0, 0.1], [0.0, 0.0]])
     sure = torch.sigmoid(torch.tensor([3.0, 0.1, 0.0]))
-    torch.testing.assert_close(confidence_of(logits, "probability", True), sure)
-    torch.testing.assert_close(confidence_of(logits, "margin", True), 2 * sure - 1)
+    assert_exact(confidence_of(logits, "probability", True), sure)
+    assert_exact(confidence_of(logits, "margin", True), 2 * sure - 1)
     assert several(**some_texts()).iterations.shape == (12,)
     patient = make_sure(problem_type="multi_label_classification", halting="patience")
     plain = make_sure(problem_type="multi_label_classification")
@@ -336,7 +345,7 @@ def test_texts_in_segments_stop_as_a_whole(halting):
     if halting == "convergence":
         assert len(set(found.iterations.tolist())) > 1
     for row, k in enumerate(found.iterations.tolist()):
-        torch.testing.assert_close(found.logits[row], notes.iteration_logits[k - 1][row], rtol=1e-4, atol=1e-5)
+        assert_exact(found.logits[row], notes.iteration_logits[k - 1][row])
 
 
 def test_compiled():
@@ -347,13 +356,12 @@ def test_compiled():
         expected = model(**batch)
         found = torch.compile(model, backend="aot_eager")(**batch)
     assert torch.equal(found.iterations, expected.iterations)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert_exact(found.logits, expected.logits)
 
 
 def test_in_a_pipeline_and_in_evaluation(minilm, tmp_path):
-    model = speak(
-        FeedbackForSequenceClassification.from_backbone(minilm, num_iterations=4, halting="patience"), scale=0.1
-    )
+    options = dict(num_iterations=4, halting="patience", backbone_kwargs={"dtype": torch.float64})
+    model = speak(FeedbackForSequenceClassification.from_backbone(minilm, **options), scale=0.1)
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -362,7 +370,7 @@ def test_in_a_pipeline_and_in_evaluation(minilm, tmp_path):
     with torch.no_grad():
         found = model(**tokenizer(texts, padding=True, return_tensors="pt"))
     for row, scores in zip(found.logits.softmax(-1), answers, strict=True):
-        assert {a["label"]: pytest.approx(a["score"], abs=1e-5) for a in scores} == {
+        assert {a["label"]: pytest.approx(a["score"], abs=PROBABILITY) for a in scores} == {
             f"LABEL_{i}": row[i].item() for i in range(2)
         }
     file = tmp_path / "data.csv"
@@ -392,7 +400,7 @@ def test_wrong_options(case):
 
 
 def test_attentions_are_refused():
-    model = make(FeedbackForSequenceClassification, halting="patience", dtype=torch.float32)
+    model = make(FeedbackForSequenceClassification, halting="patience")
     with pytest.raises(ValueError, match="`output_attentions` cannot be had with `halting`='patience'"):
         model(**tiny_batch(), output_attentions=True)
     model.config.halting = "none"
@@ -409,7 +417,7 @@ def test_layers_that_are_compiled_one_by_one(family):
     for layer in model._layers():
         layer.compile(backend="eager")
     found = model(**batch)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert_exact(found.logits, expected.logits)
     assert torch.equal(found.iterations, expected.iterations)
     with model.feedback_disabled():
         model(**batch)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from closeness import assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch
 from reference import OPERATORS, run_operators
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,9 +39,9 @@ LIVES = {**CASES, "classes": dict(feedback_type="context", feedback_context="cla
 every_life = pytest.mark.parametrize("case", LIVES)
 
 
-def make(options, family="bert", cls=FeedbackModel, scale=0.3, dtype=torch.float32, **more):
+def make(options, family="bert", cls=FeedbackModel, scale=0.3, dtype=None, **more):
     options = {"feedback_rank": 8, "num_iterations": 3, "feedback_edges": EDGES, **options, **more}
-    model = cls.from_backbone(tiny_backbone(family).to(dtype), **options)
+    model = cls.from_backbone(tiny_backbone(family).to(dtype or torch.get_default_dtype()), **options)
     return speak(model, scale=scale) if scale else model
 
 
@@ -73,7 +74,7 @@ def test_equals_the_reference(case, padding):
     feedback = {name: p.detach().clone().requires_grad_() for name, p in model.feedback.named_parameters()}
     found = model(**batch).last_hidden_state
     expected = run_operators(bare, "encoder.layer", feedback, EDGES, batch, 3, options)
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    assert_exact(found, expected)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weight = weight * batch["attention_mask"][..., None]
     own = dict(model.feedback.named_parameters())
@@ -83,11 +84,11 @@ def test_equals_the_reference(case, padding):
         allow_unused=True,
     )  # fmt: skip
     theirs = torch.autograd.grad((expected * weight).sum(), [*feedback.values(), *layers.values()], allow_unused=True)
-    largest = max(g.abs().max() for g in theirs if g is not None)
-    for name, one, other in zip([*own, *layers], mine, theirs, strict=True):
-        assert (one is None) == (other is None), name
-        if one is not None:
-            assert (one - other).abs().max() <= 1e-10 * largest, name
+    mine, theirs = (
+        {name: gradient for name, gradient in zip([*own, *layers], side, strict=True) if gradient is not None}
+        for side in (mine, theirs)
+    )
+    assert_exact(mine, theirs)
 
 
 @pytest.mark.parametrize("future", [False, True])
@@ -98,7 +99,7 @@ def test_decoders_equal_the_reference(name, future):
     bare, feedback = copy.deepcopy(model.backbone), dict(model.feedback.named_parameters())
     inputs = {**batch, "use_cache": False}
     expected = run_operators(bare, "h", feedback, EDGES, inputs, 3, options, causal=not future)
-    torch.testing.assert_close(model(**batch).last_hidden_state, expected, rtol=1e-11, atol=1e-11)
+    assert_exact(model(**batch).last_hidden_state, expected)
 
 
 @every_case
@@ -156,6 +157,7 @@ def test_the_future_is_told_where_it_may_be(name):
     assert torch.equal(first_token(ids, 3), first_token(changed, 3)) != told
 
 
+@in_float64()
 def test_the_future_is_settled_when_the_model_is_made(tmp_path):
     options = dict(feedback_type="temporal")
     model = make(options, "gpt2", FeedbackForSequenceClassification)
@@ -163,7 +165,7 @@ def test_the_future_is_settled_when_the_model_is_made(tmp_path):
     model.save_pretrained(tmp_path)
     base, batch = FeedbackModel.from_pretrained(tmp_path), tiny_batch()
     expected = model(**batch, output_hidden_states=True).hidden_states[-1]
-    assert torch.equal(base(**batch).last_hidden_state, expected)
+    assert_exact(base(**batch).last_hidden_state, expected)
     assert make(options, "gpt2").config.feedback_future is False
     assert make(options, "gpt2").feedback.sources["3"].V is None
     told = make(options, "gpt2", FeedbackForSequenceClassification, feedback_future=False)
@@ -205,6 +207,7 @@ def test_context_on_a_causal_model_is_refused():
 
 @every_life
 @pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet"])
+@in_float64()
 def test_padding_leaks_nothing(case, family):
     model = make(LIVES[case], family, FeedbackForSequenceClassification, pooling="mean")
     generator = torch.Generator().manual_seed(1)
@@ -219,9 +222,10 @@ def test_padding_leaks_nothing(case, family):
         mask = torch.cat(masks if side == "right" else masks[::-1], 1)
         positions = {} if side == "right" else {"position_ids": torch.tensor([[0, 0, 0, 0, 1, 2, 3, 4, 5]])}
         padded = model(input_ids=torch.cat(parts, 1), attention_mask=mask, **positions).logits
-        torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+        assert_exact(padded, alone)
 
 
+@in_float64()
 def test_class_context():
     """The message is the class probabilities of the answer before, through an embedding."""
     options = dict(feedback_type="context", feedback_context="classes", num_labels=3)
@@ -236,7 +240,7 @@ def test_class_context():
     beliefs = [logits.softmax(-1) for logits in found.iteration_logits]
     assert len(seen) == 2
     for k in range(2):
-        torch.testing.assert_close(seen[k], beliefs[k])
+        assert_exact(seen[k], beliefs[k])
     fresh = make(options, cls=FeedbackForSequenceClassification, scale=0)
     assert fresh.check_equivalence(batch) == 0.0
     for cls in (FeedbackModel, FeedbackForTokenClassification):
@@ -250,15 +254,16 @@ def test_class_context():
 @every_life
 def test_saved_and_compiled(case, tmp_path):
     torch._dynamo.reset()
-    model, batch = make(LIVES[case], cls=FeedbackForSequenceClassification, num_iterations=2), tiny_batch()
+    options = dict(cls=FeedbackForSequenceClassification, num_iterations=2, dtype=torch.float64)
+    model, batch = make(LIVES[case], **options), tiny_batch()
     expected = model(**batch).logits
     model.save_pretrained(tmp_path)
     loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
-    assert torch.equal(loaded(**batch).logits, expected)
+    assert_exact(loaded(**batch).logits, expected)
     if "," in case:
         return
     compiled = torch.compile(loaded, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(**batch).logits, expected)
+    assert_exact(compiled(**batch).logits, expected)
 
 
 @every_life

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from closeness import PROBABILITY, assert_exact, in_float64
 from families import speak, tiny_backbone
 from reference import Parts
 from test_equilibrium import jacobian_radius
@@ -171,7 +172,7 @@ def test_equals_the_reference(padding):
         found = model(**batch, num_iterations=k).logits
         for row in range(len(LENGTHS)):
             expected = reference(model, bare, alone(batch, row)["input_ids"][0].tolist(), k)
-            torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-10, atol=1e-10)
+            assert_exact(found[row : row + 1], expected)
 
 
 def test_gradients_equal_those_of_the_reference():
@@ -182,8 +183,7 @@ def test_gradients_equal_those_of_the_reference():
     found = torch.autograd.grad((model(**batch).logits * weights).sum(), parameters)
     texts = [reference(model, bare, alone(batch, row)["input_ids"][0].tolist(), 3) for row in range(2)]
     expected = torch.autograd.grad((torch.cat(texts) * weights).sum(), parameters)
-    for name, mine, theirs in zip(names, found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10, msg=name)
+    assert_exact(dict(zip(names, found, strict=True)), dict(zip(names, expected, strict=True)))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama", "xlnet", "modernbert", "t5"])
@@ -193,30 +193,31 @@ def test_silent_at_the_start_and_windows_with_one_iteration(family):
     for k in (1, 2, 4):
         fresh.set_num_iterations(k)
         assert fresh.check_equivalence(batch) == 0.0
-    model = make(family, dtype=torch.float32)
+    model = make(family)
     assert model.check_equivalence(batch) > 1e-4
     plain = FeedbackForSequenceClassification.from_backbone(
         copy.deepcopy(model.backbone), num_labels=3, num_iterations=1, pooling="mean"
     )
     plain.classifier.load_state_dict(model.classifier.state_dict())
-    with torch.no_grad():
+    with torch.no_grad(), in_float64():
         found = model(**batch, num_iterations=1).logits
         for row in range(len(LENGTHS)):
             cut = windows(alone(batch, row)["input_ids"][0].tolist())
             each = torch.cat([plain(input_ids=torch.tensor([window])).logits for window in cut])
-            torch.testing.assert_close(found[row], each.mean(0), rtol=1e-4, atol=1e-5)
+            assert_exact(found[row], each.mean(0))
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("padding", ["right", "left"])
+@in_float64()
 def test_a_text_does_not_notice_the_others(family, padding):
     model, batch = make(family), long_batch(padding)
     with torch.no_grad():
         together = model(**batch, output_iterations=True)
         for row in range(len(LENGTHS)):
             single = model(**alone(batch, row), output_iterations=True)
-            torch.testing.assert_close(together.logits[row], single.logits[0], rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(together.residuals[row], single.residuals[0], rtol=1e-5, atol=1e-7)
+            assert_exact(together.logits[row], single.logits[0])
+            assert_exact(together.residuals[row], single.residuals[0])
     assert together.residuals.shape == (4, 2)
     assert together.iterations.tolist() == [3] * 4
     assert len(together.iteration_logits) == 3
@@ -228,10 +229,10 @@ def test_a_short_text_is_read_alike_beside_short_and_long_ones(family):
     long, short = long_batch("left"), long_batch("left", lengths=[6, 8])
     with torch.no_grad():
         expected = model(**alone(short, 0)).logits[0]
-        torch.testing.assert_close(model(**short).logits[0], expected, rtol=1e-9, atol=1e-9)
+        assert_exact(model(**short).logits[0], expected)
         both = {name: torch.cat((long[name], F.pad(short[name], (13, 0), value=fill))) for name, fill in
                 (("input_ids", 1), ("attention_mask", 0))}  # fmt: skip
-        torch.testing.assert_close(model(**both).logits[4], expected, rtol=1e-9, atol=1e-9)
+        assert_exact(model(**both).logits[4], expected)
 
 
 def test_news_travels_one_segment_an_iteration():
@@ -252,6 +253,7 @@ def test_news_travels_one_segment_an_iteration():
 
 def test_saved_loaded_and_in_a_pipeline(minilm, tmp_path):
     options = {name: value for name, value in OPTIONS.items() if name != "segment_special_tokens"}
+    options["backbone_kwargs"] = {"dtype": torch.float64}
     model = FeedbackForSequenceClassification.from_backbone(minilm, num_labels=2, **options)
     assert model.config.segment_special_tokens == [1, 1]
     speak(model, scale=0.1).save_pretrained(tmp_path)
@@ -262,11 +264,11 @@ def test_saved_loaded_and_in_a_pipeline(minilm, tmp_path):
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = model(**batch).logits
-        assert torch.equal(again(**batch).logits, expected)
+        assert_exact(again(**batch).logits, expected)
     for size in (1, 2):
         answers = pipeline("text-classification", str(tmp_path), batch_size=size)(texts, top_k=None)
         found = [[next(a["score"] for a in row if a["label"] == f"LABEL_{i}") for i in range(2)] for row in answers]
-        torch.testing.assert_close(torch.tensor(found), expected.softmax(-1), rtol=1e-4, atol=1e-5)
+        assert (torch.tensor(found) - expected.softmax(-1)).abs().max() <= PROBABILITY
 
 
 @pytest.mark.parametrize(
@@ -285,10 +287,10 @@ def test_trains(options):
 @pytest.mark.parametrize("padding", ["right", "left"])
 def test_compiled(padding, lengths):
     torch._dynamo.reset()
-    model, batch = make(num_iterations=2, dtype=torch.float32), long_batch(padding, lengths)
+    model, batch = make(num_iterations=2), long_batch(padding, lengths)
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
+        assert_exact(compiled(**batch).logits, model(**batch).logits)
         model.config.max_segments = 4
         with pytest.raises(ValueError, match="more than `max_segments`=4"):
             compiled(**long_batch())
@@ -300,11 +302,11 @@ def test_neighbours_decide_nothing():
     decoder.config.pad_token_id = 1
     ids = long_batch(lengths=[20, 6])["input_ids"]
     for expected in (decoder(ids[1:, :6]).logits, decoder(ids[1:, :8]).logits):
-        torch.testing.assert_close(decoder(ids).logits[1:], expected)
+        assert_exact(decoder(ids).logits[1:], expected)
     model, batch = make(), long_batch(lengths=[20, 7])
     batch["attention_mask"][1, 3] = 0
     short = {name: value[1:, :7] for name, value in batch.items()}
-    torch.testing.assert_close(model(**batch).logits[1:], model(**short).logits)
+    assert_exact(model(**batch).logits[1:], model(**short).logits)
 
 
 def test_the_summary_counts_by_segment():
@@ -312,12 +314,13 @@ def test_the_summary_counts_by_segment():
     assert model.feedback_summary() == model.feedback_summary(8) != model.feedback_summary(4)
 
 
+@in_float64()
 def test_own_head():
     tuned = BertForSequenceClassification(tiny_backbone("bert").config).eval()
     model, batch = add_feedback(tuned, FeedbackConfig(**OPTIONS)), long_batch()
     ids = alone(batch, 0)["input_ids"][0].tolist()
     each = torch.cat([tuned(torch.tensor([window])).logits for window in windows(ids)])
-    torch.testing.assert_close(model(**batch).logits[0], each.mean(0), rtol=1e-4, atol=1e-5)
+    assert_exact(model(**batch).logits[0], each.mean(0))
 
 
 def test_contraction_is_that_of_whole_texts():

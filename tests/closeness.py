@@ -1,0 +1,83 @@
+"""When two results count as the same, on any processor.
+
+- Bits (`torch.equal`) are compared where the very same kernels run on the same shapes and layouts in the same process:
+  a model and its backbone, its saved self, its copy. Another batch size, padded length, layout, number of threads or
+  process may add in another order.
+- Equations are compared in float64 (`in_float64`, `assert_exact`): a wrong one is off by far more than 1e-12, rounding
+  by far less.
+- In float32 no number is right for every processor: rounding adds up as it does in any other computation of the same
+  result, which is what `assert_rounding` compares with.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+# How far a probability of transformers' pipelines may be off: a softmax in float32 of logits, below 10, in float32.
+PROBABILITY = 32 * torch.finfo(torch.float32).eps
+
+
+class NoFloat32(TorchFunctionMode):
+    """Gives float64 where a family asks for float32 inside, as many do in their norms, positions and softmax."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def wide(value):
+            return torch.float64 if value is torch.float32 else value
+
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        return function(*map(wide, args), **{key: wide(value) for key, value in (kwargs or {}).items()})
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Context, or decorator of a test, in which everything is made and computed in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with NoFloat32():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def assert_exact(found: Any, expected: Any) -> None:
+    """Both are float64 (a tensor, or several by name) and the same to 1e-12 of the largest."""
+    found, expected = _by_name(found), _by_name(expected)
+    assert {tensor.dtype for tensor in (found | expected).values()} == {torch.float64}
+    _assert_within(1e-12 * _largest(expected), found, expected)
+
+
+def assert_rounding(found: Any, other: Any, exact: Any) -> None:
+    """Nothing but rounding in float32: `found` is as far from the exact result as another float32 computation is.
+
+    The two may round to different sides at every step, and both may be lucky; 4 times the larger of the other's error
+    and one rounding of the largest allows for that.
+
+    Args:
+        found: the result in question, a tensor or several by name.
+        other: the same, computed in float32 by other means.
+        exact: the same, computed in float64.
+    """
+    found, other, exact = _by_name(found), _by_name(other), _by_name(exact)
+    errors = {name: other[name].double() - exact[name] for name in exact}
+    bound = 4 * max(_largest(errors), torch.finfo(torch.float32).eps * _largest(exact))
+    _assert_within(bound, found, exact)
+
+
+def _by_name(result: Any) -> dict[str, torch.Tensor]:
+    return dict(result) if isinstance(result, Mapping) else {"result": result}
+
+
+def _largest(tensors: dict[str, torch.Tensor]) -> float:
+    return max(tensor.detach().abs().max().item() for tensor in tensors.values())
+
+
+def _assert_within(bound: float, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape, name
+        error = (found[name].double() - tensor.double()).abs().max().item()
+        assert error <= bound, f"{name} is off by {error:.1e}, more than {bound:.1e}"
