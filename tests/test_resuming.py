@@ -309,18 +309,17 @@ def test_killed_at_chosen_moments(backbone, tmp_path):  # noqa: F811
     assert not (tmp_path / "killed" / ".unfinished").exists()
 
 
-@pytest.mark.skipif("KILLS" not in os.environ, reason="takes minutes; KILLS=30 is the number of kills")
+@pytest.mark.slow
 def test_killed_at_random_moments(backbone, tmp_path):  # noqa: F811
-    """`KILLS=30 pytest tests/test_resuming.py -k random_moments`: fresh processes, killed at any time."""
-    command = kill_command(backbone, tmp_path)
-    command = [*command, "--num-train-epochs", "100", "--save-steps", "10", "--eval-steps", "10"]
+    """Fresh processes, killed at any time; `KILLS=30 pytest tests/test_resuming.py -k random_moments` for more."""
+    command = [*kill_command(backbone, tmp_path), "--num-train-epochs", "20", "--save-steps", "10", "--eval-steps", "10"]
     whole, lasts = until_killed(in_folder(command, tmp_path / "whole"))
     assert whole == 0
-    most, kills, runs, draw = int(os.environ["KILLS"]), 0, 0, random.Random(0)
+    most, kills, runs, draw = int(os.environ.get("KILLS", 2)), 0, 0, random.Random(0)
     while kills < most:
         folder, status = tmp_path / f"killed{runs}", -signal.SIGKILL
         while status == -signal.SIGKILL:
-            status, _ = until_killed(in_folder(command, folder), draw.uniform(0, lasts / 20) if kills < most else None)
+            status, _ = until_killed(in_folder(command, folder), draw.uniform(0, lasts / 4) if kills < most else None)
             kills += status == -signal.SIGKILL
         assert status == 0
         assert weights(folder) == weights(tmp_path / "whole")
