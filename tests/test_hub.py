@@ -210,6 +210,7 @@ def read(hub, folder, pushed):
         import numpy as np
         import torch
         import transformers
+        from closeness import from_same_weights
         from families import tiny_batch
         from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
@@ -217,7 +218,7 @@ def read(hub, folder, pushed):
         expected, trusted = torch.load("expected.pt"), dict(trust_remote_code=True)
 
         def equal(output, answers):
-            return all(torch.equal(output[key], value) for key, value in answers.items())
+            return all(from_same_weights(output[key], value) for key, value in answers.items())
 
         for name, head in {HEADS}:
             @note
@@ -263,7 +264,7 @@ def read(hub, folder, pushed):
         def state(**options):
             model = AutoModelForSequenceClassification.from_pretrained("me/moving", **trusted, **options)
             logits, module = model(**tiny_batch()).logits, sys.modules[type(model).__module__]
-            weights = [seed for seed in (1, 2) if torch.equal(logits, expected["moving", seed])]
+            weights = [seed for seed in (1, 2) if from_same_weights(logits, expected["moving", seed])]
             return weights, getattr(module, "WRITTEN", "before"), module.__name__.split(".")[3]
 
         @note
@@ -409,6 +410,7 @@ def read_again(hub, folder, read, trained):
     return notes_of(
         f"""
         import torch
+        from closeness import from_same_weights
         from families import tiny_batch
         from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
 
@@ -417,7 +419,7 @@ def read_again(hub, folder, read, trained):
         @note
         def again():
             model = AutoModelForSequenceClassification.from_pretrained("me/again", trust_remote_code=True)
-            return torch.equal(model(**tiny_batch()).logits, expected["moving", 1])
+            return from_same_weights(model(**tiny_batch()).logits, expected["moving", 1])
 
         @note
         def config():
@@ -432,7 +434,7 @@ def read_again(hub, folder, read, trained):
         @note
         def only():
             model = kind.from_pretrained("me/private-only", **private)
-            return torch.equal(model(**tiny_batch()).logits, expected["only"])
+            return from_same_weights(model(**tiny_batch()).logits, expected["only"])
 
         @note
         def trained():
@@ -483,6 +485,7 @@ def used(hub, folder, pushed, trained):
         from pathlib import Path
 
         import torch
+        from closeness import from_same_weights
         from families import tiny_batch
         from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
         from hf_feedback.cli import main
@@ -497,7 +500,7 @@ def used(hub, folder, pushed, trained):
                 return model(**batch, output_hidden_states=True).hidden_states[-1]
 
         def states(model):
-            return [seed for seed in (1, 2) if torch.equal(hidden(model), expected["plain", seed])]
+            return [seed for seed in (1, 2) if from_same_weights(hidden(model), expected["plain", seed])]
 
         @note
         def backbones():
@@ -524,7 +527,7 @@ def used(hub, folder, pushed, trained):
         @note
         def feedback_only():
             model = FeedbackForSequenceClassification.from_pretrained("me/private-only", **token)
-            same = torch.equal(model(**batch).logits, expected["only"])
+            same = from_same_weights(model(**batch).logits, expected["only"])
             return same, refusal(model.push_feedback_to_hub, "me/private-two", private=True, **token)
 
         @note

@@ -298,7 +298,7 @@ def test_sharing_means_one_set_of_weights():
 WRONG = {
     "unknown": (dict(feedback_type="addition"), "`feedback_type` must be one of 'additive', 'gated'"),
     "twice": (dict(feedback_type="gated+gated"), "names an operator twice"),
-    "no text": (dict(feedback_type=3), "`feedback_type` must be one of"),
+    "no text": (dict(feedback_type=3), "`feedback_type` must be a text, got 3"),
     "heads": (dict(feedback_type="attention", feedback_heads=3), "must divide the rank of the messages, 8, got 3"),
     "sweeps": (dict(feedback_sweeps=1), "`feedback_sweeps` must be an integer of at least 2"),
     "signal": (dict(feedback_signal="difference"), "`feedback_signal` must be one of 'state', 'error'"),

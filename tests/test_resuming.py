@@ -312,7 +312,15 @@ def test_killed_at_chosen_moments(backbone, tmp_path):  # noqa: F811
 @pytest.mark.slow
 def test_killed_at_random_moments(backbone, tmp_path):  # noqa: F811
     """Fresh processes, killed at any time; `KILLS=30 pytest tests/test_resuming.py -k random_moments` for more."""
-    command = [*kill_command(backbone, tmp_path), "--num-train-epochs", "20", "--save-steps", "10", "--eval-steps", "10"]
+    command = [
+        *kill_command(backbone, tmp_path),
+        "--num-train-epochs",
+        "20",
+        "--save-steps",
+        "10",
+        "--eval-steps",
+        "10",
+    ]
     whole, lasts = until_killed(in_folder(command, tmp_path / "whole"))
     assert whole == 0
     most, kills, runs, draw = int(os.environ.get("KILLS", 2)), 0, 0, random.Random(0)
