@@ -68,8 +68,8 @@ def assert_rounding(found: Any, other: Any, exact: Any) -> None:
 
 
 def from_same_weights(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two float32 results, each of a process of its own, are of one tiny model: 4 layers whose sums have up to 37
-    terms (`families.SIZES`) lose at most that many roundings. Other weights give others by far more."""
+    """Whether two float32 results, each of a process of its own, are of one tiny model: 4 layers whose sums have up to
+    37 terms (`families.SIZES`) lose at most that many roundings. Of other weights they are off by far more."""
     bound = 4 * 37 * torch.finfo(torch.float32).eps * expected.abs().max()
     return found.shape == expected.shape and bool((found - expected).abs().max() <= bound)
 
