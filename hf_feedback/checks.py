@@ -117,6 +117,9 @@ def check_problem(config: PreTrainedConfig) -> None:
     """Raises `ValueError` where there are no labels, or one alone to choose from."""
     if not config.id2label:
         raise ValueError(f"`num_labels` must be at least 1, got {config.num_labels!r}.")
+    names: dict[Any, Any] = config.id2label
+    if any(names.get(number) != name for name, number in (config.label2id or {}).items()):
+        raise ValueError("`label2id` contradicts `id2label`; set `id2label` alone, which `label2id` follows.")
     if len(config.id2label) == 1 and config.problem_type == "single_label_classification":
         raise ValueError(
             "`problem_type`='single_label_classification' needs at least two labels, got one; use 'regression' for a "

@@ -22,8 +22,8 @@ from .checks import (
     is_newer,
     is_number,
 )
-from .labels import normalize_labels_of, replace_labels
-from .stored_config import backbone_config_from_dict, check_place, refuse_methods, without_switches
+from .labels import normalize_labels_of, numbers_by_name, replace_labels
+from .stored_config import backbone_config_from_dict, check_place, refuse_attributes, without_switches
 from .topology import TOPOLOGIES, resolve_edges
 
 logger = logging.get_logger(__name__)
@@ -75,12 +75,13 @@ BACKBONE_FACTS = (
 )
 
 
+EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
 # What the modules of a model are made of; every other option may be set on the config of a built one.
 BUILT_IN = (
-    *("feedback_topology", "feedback_edges", "feedback_layers", "feedback_type", "feedback_heads", "feedback_sweeps"),
-    *("feedback_context", "feedback_signal", "feedback_sharing", "feedback_future", "feedback_span", "feedback_rank"),
-    *("feedback_activation", "feedback_dropout", "learn_damping", "backbone_layers", "backbone_part", "head"),
-    *("classifier_dropout", "num_labels"),
+    *(*EDGE_OPTIONS, "feedback_type", "feedback_heads", "feedback_sweeps", "feedback_context", "feedback_signal"),
+    *("feedback_sharing", "feedback_future", "feedback_span", "feedback_rank", "feedback_activation"),
+    *("feedback_dropout", "learn_damping", "backbone_layers", "backbone_part", "head", "classifier_dropout"),
+    "num_labels",
 )
 
 
@@ -291,8 +292,16 @@ class FeedbackConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, for what stands in a file: nothing there switches on code."""
-        return super().from_dict(replace_labels(without_switches(config_dict), kwargs), **kwargs)
+        """As in transformers, for what stands in a file: nothing there switches on code, and options that are given
+        take the place of those in the file before anything is checked."""
+        config_dict = replace_labels(without_switches(config_dict), kwargs)
+        given = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, value)
+        if key == "id2label" and getattr(self, "_post_init_done", False):  # other names, set on a built model's config
+            self.label2id = numbers_by_name(value)
 
     @classmethod
     def option_names(cls) -> set[str]:
@@ -354,7 +363,7 @@ class FeedbackConfig(PreTrainedConfig):
 
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
-        self.text_config.vocab_size = value
+        self._set_in_backbone(self.text_config, "vocab_size", value)
 
     @property
     def tie_word_embeddings(self) -> bool | None:
@@ -367,7 +376,7 @@ class FeedbackConfig(PreTrainedConfig):
     @tie_word_embeddings.setter
     def tie_word_embeddings(self, value: bool) -> None:
         if self.head == "backbone":
-            self.backbone_config.tie_word_embeddings = value  # type: ignore[union-attr]
+            self._set_in_backbone(self.backbone_config, "tie_word_embeddings", value)
         else:
             self.__dict__["tie_word_embeddings"] = value
 
@@ -378,7 +387,12 @@ class FeedbackConfig(PreTrainedConfig):
 
     @pad_token_id.setter
     def pad_token_id(self, value: int | None) -> None:
-        self.text_config.pad_token_id = value
+        self._set_in_backbone(self.text_config, "pad_token_id", value)
+
+    def _set_in_backbone(self, config: Any, name: str, value: Any) -> None:
+        if config is None:
+            raise ValueError(f"`{name}` is the backbone's; give a `backbone_config` first, and set it there.")
+        setattr(config, name, value)
 
     def edges(self, num_layers: int | None = None) -> list[tuple[int, int]]:
         """The edges that the options stand for, as sorted `(source, target)` pairs.
@@ -587,7 +601,7 @@ class FeedbackConfig(PreTrainedConfig):
     def _check_unknown_keys(self, kwargs: dict) -> dict:
         """Refuses near-misses of our names; drops, with a warning, what a newer hf_feedback wrote."""
         ours = self.option_names() | {"backbone_config", "num_labels"}
-        refuse_methods(type(self), kwargs, "FeedbackConfig")
+        refuse_attributes(type(self), kwargs, "FeedbackConfig")
         unknown = [key for key in kwargs if key not in TRANSFORMERS_KEYS and not key.startswith("_")]
         if is_newer(self.hf_feedback_version):
             if unknown:

@@ -19,8 +19,8 @@ from .checks import (
     is_newer,
     is_number,
 )
-from .labels import normalize_labels_of, replace_labels
-from .stored_config import refuse_methods, without_switches
+from .labels import normalize_labels_of, numbers_by_name, replace_labels
+from .stored_config import refuse_attributes, without_switches
 
 # The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
 AUTO_MAP = {
@@ -128,7 +128,7 @@ class FNNConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for key in () if is_newer(self.hf_feedback_version) else kwargs:
             self.refuse_misspelt(key)
-        refuse_methods(type(self), kwargs, "FNNConfig")
+        refuse_attributes(type(self), kwargs, "FNNConfig")
         check_types(self)
         check_shared_options(self, kwargs)
         normalize_labels_of(self, kwargs)
@@ -142,8 +142,16 @@ class FNNConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, for what stands in a file: nothing there switches on code."""
-        return super().from_dict(replace_labels(without_switches(config_dict), kwargs), **kwargs)
+        """As in transformers, for what stands in a file: nothing there switches on code, and options that are given
+        take the place of those in the file before anything is checked."""
+        config_dict = replace_labels(without_switches(config_dict), kwargs)
+        given = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, value)
+        if key == "id2label" and getattr(self, "_post_init_done", False):  # other names, set on a built model's config
+            self.label2id = numbers_by_name(value)
 
     @classmethod
     def option_names(cls) -> set[str]:

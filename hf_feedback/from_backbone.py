@@ -13,6 +13,7 @@ from .labels import LABEL_OPTIONS, adopt_labels
 from .modeling_base import FeedbackPreTrainedModel
 from .pooling import find_pooling
 from .segments import find_special_tokens
+from .stored_config import drop_switches
 
 logger = logging.get_logger(__name__)
 
@@ -153,6 +154,7 @@ class FromBackbone(FeedbackPreTrainedModel):
             if not hasattr(backbone_config, key):
                 raise ValueError(f"`config_overrides`: {key!r} is not an option of {type(backbone_config).__name__}.")
             setattr(backbone_config, key, value)
+        drop_switches(backbone_config, backbone_kwargs)
         config.head = cls._choose_head(config.head, backbone_config)
         if config.head == "backbone":
             if cls._backbone_task_class is None:

@@ -43,7 +43,12 @@ def normalize_label_options(options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"`num_labels`={count!r} contradicts `id2label`, which names {len(names)} labels; leave one out."
         )
-    return {**options, "id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return {**options, "id2label": names, "label2id": numbers_by_name(names)}
+
+
+def numbers_by_name(id2label: Any) -> dict[str, int] | None:
+    """The `label2id` of an `id2label`; `None` where there is none."""
+    return {str(name): int(number) for number, name in id2label.items()} if isinstance(id2label, dict) else None
 
 
 def normalize_labels_of(config: PreTrainedConfig, others: dict[str, Any]) -> None:
@@ -63,7 +68,10 @@ def normalize_labels_of(config: PreTrainedConfig, others: dict[str, Any]) -> Non
 def replace_labels(stored: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """The stored values of a config with the labels that are among the options, which are taken out of them; names that
     are stored stay if only their number is given, and is the same."""
-    given = {name: options[name] for name in LABEL_OPTIONS[:3] if options.get(name) is not None}
+    for name in LABEL_OPTIONS[:3]:
+        if options.get(name, 0) is None:  # as if it were not there
+            del options[name]
+    given = {name: options[name] for name in LABEL_OPTIONS[:3] if name in options}
     if not given or given == {"num_labels": len(stored.get("id2label") or ())}:
         return stored
     for name in given:
@@ -103,7 +111,10 @@ def adopt_labels(config: "FeedbackConfig", task_config: PreTrainedConfig, given:
         task_config: the head's own.
         given: which of `LABEL_OPTIONS` the user gave.
     """
-    trained = normalize_label_options({name: getattr(task_config, name) for name in LABEL_OPTIONS[1:]})
+    try:  # its `label2id` may know other spellings of the names, too
+        trained = normalize_label_options({"id2label": task_config.id2label, "problem_type": task_config.problem_type})
+    except ValueError as error:
+        raise ValueError(f"The config of the task model cannot be used: {error}") from error
     own: dict[Any, Any] = trained["id2label"] or {}
     asked = config.id2label or {}
     named = "id2label" in given
@@ -117,5 +128,5 @@ def adopt_labels(config: "FeedbackConfig", task_config: PreTrainedConfig, given:
     if "problem_type" in given and problem not in (None, config.problem_type):
         raise ValueError(f"`problem_type`: the head was trained for {problem!r}, got {config.problem_type!r}.")
     for name in ("problem_type",) if named else LABEL_OPTIONS[1:]:
-        if trained[name] is not None:
+        if trained.get(name) is not None:
             setattr(config, name, trained[name])

@@ -50,9 +50,11 @@ class LoadableFeedbackModel(FeedbackOnlyCheckpoints):
                 "A task head of its own is left out unless `head='backbone'`."
             )
             return cls._from_plain(pretrained_model_name_or_path, hub_kwargs, kwargs)
-        saved = FeedbackConfig.from_dict(copy.deepcopy(found))  # whatever is wrong in the file is said by name
+        options = FeedbackConfig.option_names() - {"head", "backbone_part"}  # which the weights in the folder have
+        given = {key: kwargs[key] for key in kwargs if key in options | {"num_labels"}}
+        saved = FeedbackConfig.from_dict(copy.deepcopy(found), **given)  # whatever is wrong there is said by name
         saved_by = _class_called(saved.architectures) or cls
-        if saved_by is not cls and cls._backbone_task_class is not None and _is_for_a_pipeline():
+        if not issubclass(saved_by, cls) and cls._backbone_task_class is not None and _is_for_a_pipeline():
             raise ValueError(
                 f"{pretrained_model_name_or_path} was trained as a {saved_by.__name__} and has no trained head to "
                 f"answer as a {cls.__name__}; use the pipeline of its own task."

@@ -31,7 +31,7 @@ from .backbones import (
     select_part,
     takes_a_larger_batch,
 )
-from .configuration_feedback import BUILT_IN, FeedbackConfig
+from .configuration_feedback import BUILT_IN, EDGE_OPTIONS, FeedbackConfig
 from .connections import FeedbackConnections
 from .maps import init_map
 from .modeling_loop import LoopedModel
@@ -141,6 +141,7 @@ class FeedbackPreTrainedModel(LoopedModel):
         self._final: list[str] | None = None
         self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
         self._built_with = {name: copy.deepcopy(getattr(config, name)) for name in BUILT_IN}
+        self._edges, self._checked_options = edges, copy.deepcopy(config.options())
         install_hooks(layers)
         self.probe_backbone()
 
@@ -302,13 +303,19 @@ class FeedbackPreTrainedModel(LoopedModel):
         Raises:
             ValueError: one has a value that is not allowed, or that the modules were not made for.
         """
-        self.config.check_options()
+        config, options = self.config, self.config.options()
+        if options == self._checked_options:
+            return
+        config.check_options()
+        same_edges = config.edges(len(self._layers())) == self._edges
         for name, built in self._built_with.items():
-            if (now := getattr(self.config, name)) != built:
+            now = getattr(config, name)
+            if now != built and not (same_edges and name in EDGE_OPTIONS):
                 raise ValueError(
                     f"`{name}` was {built!r} when the model was built, which cannot become {now!r} now; set it back, "
                     "or build another model with it."
                 )
+        self._checked_options = copy.deepcopy(options)
 
     def set_num_iterations(self, num_iterations: int) -> None:
         """Sets K for all further calls; it is saved with the model.

@@ -1,5 +1,8 @@
 """What a config file may say of a backbone. Nothing in it may switch on code, become a keyword, or change a path."""
 
+import inspect
+from collections.abc import Container
+from dataclasses import fields
 from pathlib import PurePosixPath
 from reprlib import repr as shortened
 from typing import Any
@@ -14,7 +17,7 @@ logger = logging.get_logger(__name__)
 # What `from_pretrained` may be told of the place where a backbone is.
 PLACE_KEYS = ("name_or_path", "revision", "subfolder")
 # By these a config would have transformers run code from elsewhere, or read other files than those of the model.
-SWITCHES = ("distributed_config", "transformers_weights")
+SWITCHES = ("distributed_config", "transformers_weights", "backbone", "backbone_kwargs", "use_pretrained_backbone")
 # By these, where the value is the name of a repository: its kernels are downloaded and run.
 KERNELS = ("attn_implementation", "experts_implementation")
 
@@ -36,10 +39,15 @@ def check_place(source: dict[str, Any] | None) -> None:
             raise ValueError(f"`backbone_source`: `{key}` must stay inside of the repository, got {shortened(value)}.")
 
 
-def refuse_methods(config_class: type[PreTrainedConfig], keys: Any, where: str) -> None:
-    """Raises `ValueError` where a value from a file would take the place of a method."""
-    for key in keys:
-        if not isinstance(key, str) or callable(getattr(config_class, key, None)):
+def refuse_attributes(config_class: type[PreTrainedConfig], values: dict[str, Any], where: str) -> None:
+    """Raises `ValueError` where a value from a file would take the place of what the class is made of: a method, a
+    property that cannot be set, or `attribute_map`, by which transformers takes one name for another."""
+    options = {field.name for field in fields(config_class)} | {"model_type"}
+    for key, value in values.items():
+        attribute = inspect.getattr_static(config_class, str(key), None)
+        can_be_set = attribute is None or getattr(attribute, "fset", None) is not None
+        is_option = key in options or can_be_set or attribute == value
+        if not isinstance(key, str) or key.startswith("__") or not is_option:
             raise ValueError(f"`{where}`: {shortened(key)} is no option of a {config_class.__name__}; remove it.")
 
 
@@ -59,7 +67,7 @@ def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
             f"{shortened(model_type)}; pass `AutoConfig.from_pretrained(...)` or upgrade transformers."
         )
     config_class = CONFIG_MAPPING[model_type]
-    refuse_methods(config_class, values, "backbone_config")
+    refuse_attributes(config_class, values, "backbone_config")
     check_labels(values.get("num_labels"))
     try:
         return config_class.from_dict(_inner(values))
@@ -89,4 +97,14 @@ def _inner(value: Any) -> Any:
 
 def _is_switch(key: Any, value: Any) -> bool:
     name = str(key).removeprefix("_").removesuffix("_internal")
-    return name in SWITCHES or (name in KERNELS and "/" in str(value))
+    return value is not None and (name in SWITCHES or (name in KERNELS and "/" in str(value)))
+
+
+def drop_switches(config: PreTrainedConfig, asked: Container[str]) -> None:
+    """Takes out of a backbone's own config what would switch on code and was not asked for by who loads it."""
+    for name in KERNELS:
+        if name not in asked and "/" in str(getattr(config, f"_{name}")):
+            logger.warning(f"{name!r} is not taken from a config file; pass it yourself.")
+            setattr(config, f"_{name}", None)
+    for name in ("distributed_config", "transformers_weights"):
+        vars(config).pop(name, None)

@@ -48,7 +48,14 @@ def switches(evil):
     }
 
 
+def aliased(config, evil):
+    """transformers takes the names in `attribute_map` for others."""
+    config.update(attribute_map={"foo": "_attn_implementation"}, foo="evil/kernels")
+
+
 EDITS = {
+    "aliases": aliased,
+    "backbone's aliases": lambda config, evil: aliased(config["backbone_config"], evil),
     "place": lambda config, evil: config["backbone_source"].update(PLACE, name_or_path=str(evil)),
     "place alone": lambda config, evil: config["backbone_source"].update(name_or_path=str(evil)),
     "backbone": lambda config, evil: config["backbone_config"].update(switches(evil)),
@@ -95,6 +102,7 @@ def poison(folder, marker, keep_config=False):
     files = ["tokenizer_config.json"] if keep_config else ["config.json", "tokenizer_config.json"]
     for name in files:
         values = json.loads((folder / name).read_text())
+        values.update({**switches(folder), "transformers_weights": None} if name == "config.json" else {})
         values["auto_map"] = {**MAP, "AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
         (folder / name).write_text(json.dumps(values))
 
@@ -111,7 +119,11 @@ WAYS = {
     "AutoModel": "transformers.AutoModel.from_pretrained(folder)",
     "AutoModelFor": "transformers.AutoModelForSequenceClassification.from_pretrained(folder)",
     "pipeline": "transformers.pipeline('text-classification', folder)('w1')",
-    "from_backbone": f"{CLASS}.from_backbone(folder)",
+    "from_backbone": f"{CLASS}.from_backbone(evil)",
+    "from_pretrained of a backbone": f"{CLASS}.from_pretrained(evil, head='backbone')",
+    "train a backbone": COMMAND.format(
+        "'train', '--model', evil, '--train-file', texts, '--max-steps', '1', '--output-dir', out"
+    ),
     "evaluate": COMMAND.format("'evaluate', '--model', folder, '--file', texts"),
     "predict": COMMAND.format("'predict', '--model', folder, '--file', texts, '--output', out + '.jsonl'"),
     "train": COMMAND.format(
@@ -126,7 +138,10 @@ model.save_feedback(out)""",
 
 PROGRAM = """
 import json, os, sys, transformers, hf_feedback
+from transformers import modeling_utils
 root, marker = sys.argv[1:]
+modeling_utils.lazy_import_flash_attention = lambda *_, **__: os.makedirs(marker, exist_ok=True)  # of the Hub
+modeling_utils.is_kernels_available = lambda *_, **__: True
 evil, texts = f"{root}/evil", f"{root}/texts.csv"
 for name in sorted(os.listdir(f"{root}/folders")):
     folder, out = f"{root}/folders/{name}", f"{root}/out/WAY/{name}"
@@ -158,6 +173,7 @@ def test_no_code_of_a_folder_runs(way, folders):
     assert found.returncode == 0, found.stderr[-3000:]
     assert not ran, found.stdout
     assert found.stdout.count("\n") >= 2 * len(EDITS), found.stdout
+    assert ": loaded" in found.stdout  # what has no hostile place, at least
 
 
 def test_the_code_would_run_if_it_were_trusted(folders):

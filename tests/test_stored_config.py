@@ -205,7 +205,60 @@ def test_what_switches_on_code_is_left_out_of_a_stored_backbone():
     assert asked.backbone_config._attn_implementation == "eager"  # by whoever loads it
 
 
+@pytest.mark.parametrize("alias", ["_attn_implementation", "_attn_implementation_internal", "transformers_weights"])
+def test_no_name_stands_for_another(alias):
+    """transformers sets what `attribute_map` names in the place of the name that is given."""
+    for values in ({}, {"backbone_config": tiny_config("bert").to_dict()}):
+        inner = values.get("backbone_config", values)
+        inner.update(attribute_map={"foo": alias}, foo="somebody/kernels")
+        with pytest.raises(ValueError, match="'attribute_map' is no option"):
+            FeedbackConfig.from_dict(values)
+
+
+ATTRIBUTES = sorted({*dir(FeedbackConfig), *dir(FNNConfig), "__dict__"} - {"backbone_config", "model_type"})
+
+
+@pytest.mark.parametrize("config_class", [FeedbackConfig, FNNConfig])
+def test_names_of_a_class_are_taken_or_refused_by_name(config_class):
+    for name in ATTRIBUTES:
+        said = ""
+        try:
+            config_class.from_dict({name: 1})
+        except ValueError as error:
+            said = str(error)
+        assert not said or "`" in said or name in said, name
+
+
+def test_a_backbone_is_not_read_from_another_repository():
+    values = {"model_type": "detr", "backbone": "evil/repo", "use_timm_backbone": False, "backbone_kwargs": {"a": 1}}
+    assert FeedbackConfig.from_dict({"backbone_config": values}).backbone_config.model_type == "detr"
+
+
+def test_kernels_of_a_plain_backbone_are_not_taken_from_its_file(tmp_path):
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    edited(tmp_path, attn_implementation="somebody/kernels", transformers_weights="../other.safetensors")
+    for head in ("new", "backbone"):
+        model = FeedbackForSequenceClassification.from_backbone(tmp_path, head=head, feedback_rank=8)
+        assert model.backbone.config._attn_implementation == "sdpa"
+    assert FeedbackForSequenceClassification.from_pretrained(tmp_path, feedback_rank=8).config.feedback_rank == 8
+
+
 # Checks are of the user's own config, and answers of trained heads
+
+
+def test_what_is_wrong_in_a_file_can_be_mended_by_who_loads_it(tmp_path):
+    FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert"), feedback_rank=8).save_pretrained(tmp_path)
+    edited(tmp_path, label2id={"a": 1, "b": 0}, id2label={"0": "a", "1": "b"}, num_iterations=10**6)
+    with pytest.raises(ValueError, match="contradicts"):
+        FeedbackForSequenceClassification.from_pretrained(tmp_path, num_iterations=2)
+    model = FeedbackForSequenceClassification.from_pretrained(tmp_path, num_iterations=2, id2label={0: "b", 1: "a"})
+    assert (model.config.num_iterations, model.config.label2id) == (2, {"b": 0, "a": 1})
+
+
+def test_other_spellings_in_a_task_model_are_no_contradiction():
+    config = tiny_config("bert")
+    config.id2label, config.label2id = {0: "neg", 1: "pos"}, {"NEG": 0, "pos": 1, "positive": 1}
+    assert add_feedback(BertForSequenceClassification(config)).config.label2id == {"neg": 0, "pos": 1}
 
 
 def test_a_backbone_narrower_than_the_default_rank_loads_again(tmp_path):
@@ -226,3 +279,12 @@ def test_a_pipeline_does_not_answer_from_a_head_that_was_never_trained(tmp_path)
         pipeline("text-classification", str(tmp_path), tokenizer=object())
     model = FeedbackForSequenceClassification.from_pretrained(tmp_path)  # to train it
     assert model(**tiny_batch()).logits.shape == (2, 2)
+
+
+class OwnClassifier(FeedbackForSequenceClassification):
+    """A user's class, which has a trained head of the same kind."""
+
+
+def test_a_pipeline_answers_from_the_head_of_a_subclass(tmp_path):
+    OwnClassifier.from_backbone(tiny_backbone("bert"), feedback_rank=8).save_pretrained(tmp_path)
+    assert pipeline("text-classification", str(tmp_path), tokenizer=object()).model.config.feedback_rank == 8

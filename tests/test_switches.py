@@ -47,6 +47,25 @@ def test_options_set_on_a_network_from_scratch_are_checked_too(option, value):
         model(input_ids=torch.tensor([[5, 6]]))
 
 
+def test_renamed_labels_go_together(tmp_path):
+    model = speaking_model(FeedbackForSequenceClassification, id2label={0: "a", 1: "b"})
+    model.config.id2label = {0: "no", 1: "yes"}
+    model(**tiny_batch())
+    model.save_pretrained(tmp_path)
+    again = FeedbackForSequenceClassification.from_pretrained(tmp_path).config
+    assert (again.id2label, again.label2id) == ({0: "no", 1: "yes"}, {"no": 0, "yes": 1})
+    model.config.label2id = {"never": 0, "always": 1}
+    with pytest.raises(ValueError, match="`label2id` contradicts `id2label`; set `id2label` alone"):
+        model(**tiny_batch())
+
+
+def test_edges_may_be_spelled_out():
+    model, batch = speaking_model(), tiny_batch()
+    before = model(**batch).last_hidden_state
+    model.config.feedback_edges = [list(edge) for edge in model.config.edges()]
+    assert torch.equal(model(**batch).last_hidden_state, before)
+
+
 def test_options_that_may_change_do():
     model, batch = speaking_model(), tiny_batch()
     before = model(**batch).last_hidden_state

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..backbones import max_positions
-from ..configuration_feedback import FeedbackConfig
+from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
 from ..modeling_task import FeedbackTaskModel
 from ..topology import resolve_edges
 from .arguments import HaltingArguments, ModelArguments
@@ -24,7 +24,6 @@ LATER_OPTIONS = (
     "fixed_point_solver",
     "fixed_point_tolerance",
 )
-EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
 
 
 def load_tokenizer(
