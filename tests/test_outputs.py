@@ -54,9 +54,65 @@ def test_what_is_in_the_output_folder_is_not_lost(backbone, tmp_path, capsys, na
 def test_other_files_are_no_hindrance(backbone, tmp_path):  # noqa: F811
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.yaml").write_text("seed: 1")
+    (tmp_path / "out" / "checkpoint-notes.txt").write_text("mine")
     file = write(tmp_path / "out", "train.csv", rows(9))
     assert main(train_command(backbone, tmp_path / "out", "--max-steps", "1", train=file, validation=None)) == 0
     assert (tmp_path / "out" / "run.yaml").read_text() == "seed: 1"
+
+
+def test_results_are_not_lost_where_there_is_no_checkpoint_to_go_on_from(backbone, tmp_path, capsys):  # noqa: F811
+    file, out = write(tmp_path, "train.csv", rows(9)), tmp_path / "out"
+    more = ["--max-steps", "1", "--save-strategy", "no", "--resume-from-checkpoint", "true"]
+    command = train_command(backbone, out, *more, train=file, validation=None)
+    assert main(command) == 0
+    before = contents(out)
+    assert main(command) == 0  # it is finished
+    assert main([*command, "--learning-rate", "1e-3"]) == 2
+    assert f"`output_dir`: {out} holds config.json already; write over it" in capsys.readouterr().err
+    assert contents(out) == before
+    (out / ".unfinished").touch()  # as if it had been killed while it wrote them
+    assert main(command) == 0
+    assert main([*command, "--learning-rate", "1e-3", "--overwrite-output-dir"]) == 0
+
+
+def test_checkpoints_that_are_not_complete_protect_nothing_else(backbone, tmp_path, capsys):  # noqa: F811
+    file, out = write(tmp_path, "train.csv", rows(9)), tmp_path / "out"
+    (out / "checkpoint-1").mkdir(parents=True)
+    (out / "README.md").write_text("mine")
+    more = ["--max-steps", "1", "--resume-from-checkpoint", "true"]
+    command = train_command(backbone, out, *more, train=file, validation=None)
+    assert main(command) == 2
+    assert f"`output_dir`: {out} holds README.md already; write over it" in capsys.readouterr().err
+    assert contents(out) == {out / "README.md": b"mine"}
+    (out / "README.md").unlink()
+    assert main(command) == 0
+
+
+def test_a_checkpoint_of_another_folder_opens_this_one_to_nothing(trained, tmp_path, capsys):
+    command, out = trained
+    (tmp_path / "README.md").write_text("mine")
+    command = [str(tmp_path) if part == str(out) else part for part in command]
+    command += ["--resume-from-checkpoint", str(out / "checkpoint-1"), "--max-steps", "2"]
+    assert main(command) == 2
+    assert f"`output_dir`: {tmp_path} holds README.md already; write over it" in capsys.readouterr().err
+    assert contents(tmp_path) == {tmp_path / "README.md": b"mine"}
+    (tmp_path / "README.md").unlink()
+    assert main(command) == 0
+
+
+def test_what_only_looks_like_a_checkpoint_stays(backbone, tmp_path):  # noqa: F811
+    file, out = write(tmp_path, "train.csv", rows(9)), tmp_path / "out"
+    for mine in (out / "checkpoint-backup-mine", out / "checkpoint-7", tmp_path / "linked"):
+        mine.mkdir(parents=True)
+        (mine / "x").write_text("mine")
+    (out / "checkpoint-notes.txt").write_text("mine")
+    (out / "checkpoint-5").symlink_to(tmp_path / "linked")
+    command = train_command(backbone, out, "--max-steps", "1", "--overwrite-output-dir", train=file, validation=None)
+    assert main(command) == 0
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == [
+        "checkpoint-1", "checkpoint-5", "checkpoint-backup-mine", "checkpoint-notes.txt"
+    ]  # fmt: skip
+    assert (out / "checkpoint-backup-mine" / "x").read_text() == (tmp_path / "linked" / "x").read_text() == "mine"
 
 
 def test_a_wrong_option_removes_nothing(trained):
@@ -74,6 +130,8 @@ def test_a_run_that_is_overwritten_leaves_no_checkpoint(trained, capsys):
     assert contents(out) == before
     assert main([*command, "--overwrite-output-dir", "--max-steps", "2"]) == 0
     assert [file.name for file in out.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert main([*command, "--overwrite-output-dir", "--resume-from-checkpoint", "false"]) == 0
+    assert [file.name for file in out.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 # Predictions

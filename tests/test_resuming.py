@@ -14,7 +14,14 @@ import pytest
 from test_cli import backbone, rows, train_command, write  # noqa: F401
 
 from hf_feedback.cli import main
-from hf_feedback.training.checkpoints import checkpoint_fault, newest_checkpoint
+from hf_feedback.training.checkpoints import (
+    best_checkpoint,
+    checkpoint_fault,
+    finished_record,
+    newest_checkpoint,
+    read_manifest,
+)
+from hf_feedback.training.records import differences
 
 TESTS = Path(__file__).parent
 RESUME = ["--resume-from-checkpoint", "true"]
@@ -74,6 +81,44 @@ def test_a_checkpoint_that_is_not_complete_is_passed_over(copied, caplog, name, 
     assert f"{newest} is not complete and is passed over: " in caplog.text
     assert (FILES[name] if damage == "missing" else name) in caplog.text
     assert newest.is_dir()
+
+
+MANIFESTS = (
+    "",
+    "{}",
+    "[]",
+    '{"files": [], "training": {}}',
+    '{"files": {}}',
+    '{"files": {}, "training": []}',
+    '{"files": {"config.json": "1"}, "training": {}}',
+    '{"files": {"../x": 1}, "training": {}}',
+    '{"files": {"/x": 1}, "training": {}}',
+)
+STATES = ("[]", '{"x": 1}', '{"global_step": "6"}', '{"best_global_step": "x/../../y"}')
+WRONG_FILES = [("training_manifest.json", text) for text in MANIFESTS] + [("trainer_state.json", one) for one in STATES]
+
+
+@pytest.mark.parametrize(("name", "text"), WRONG_FILES)
+def test_a_file_of_another_form_is_passed_over(copied, caplog, name, text):
+    out = copied[1]
+    newest = out / "checkpoint-6"
+    if name == "trainer_state.json":
+        (newest / "training_manifest.json").unlink()
+    (newest / name).write_text(text)
+    (out / name).write_text(text)
+    with caplog.at_level("WARNING"):
+        assert newest_checkpoint(out) == out / "checkpoint-3"
+    assert f"{newest} is not complete and is passed over: " in caplog.text
+    assert name in caplog.text
+    if name == "training_manifest.json":
+        assert finished_record(out) is None
+
+
+def test_a_manifest_of_another_form_is_named(copied):
+    file = copied[1] / "training_manifest.json"
+    file.write_text("")
+    with pytest.raises(ValueError, match=f"{file} is damaged, or no manifest"):
+        read_manifest(copied[1])
 
 
 def test_every_process_has_a_random_state(copied):
@@ -154,6 +199,28 @@ def test_the_best_checkpoint_has_to_be_there(backbone, tmp_path, capsys):  # noq
     assert f"{best.name}, the best so far, is missing beside it" in capsys.readouterr().err
 
 
+def test_the_best_checkpoint_is_one_of_this_run(run, backbone, tmp_path):  # noqa: F811
+    train, out, elsewhere = write(tmp_path, "train.csv", rows()), tmp_path / "out", run[1]
+    command = train_command(backbone, out, "--num-train-epochs", "1", *RESUME, train=train, validation=train)
+    assert main(command) == 0
+    whole = weights(out)
+    assert whole != weights(elsewhere)
+    for file in (*out.glob("*.*"), out / "checkpoint-3" / "training_manifest.json"):
+        file.unlink()
+    state = out / "checkpoint-3" / "trainer_state.json"
+    values = json.loads(state.read_text())
+    state.write_text(json.dumps({**values, "best_global_step": None, "best_model_checkpoint": str(elsewhere)}))
+    assert main(command) == 0
+    assert weights(out) == whole
+
+
+def test_the_best_step_need_not_be_one_that_was_saved(copied):
+    state = copied[1] / "checkpoint-6" / "trainer_state.json"
+    values = {**json.loads(state.read_text()), "best_global_step": 5, "best_model_checkpoint": "x/checkpoint-3"}
+    state.write_text(json.dumps(values))
+    assert best_checkpoint(copied[1] / "checkpoint-6") == copied[1] / "checkpoint-3"
+
+
 # Finished runs
 
 
@@ -232,6 +299,13 @@ def test_going_on_with_something_changed_is_refused(run, tmp_path, capsys, monke
     error = capsys.readouterr().err.splitlines()[-1]
     assert "was made with other options: " in error
     assert words in error
+    assert "Give these options as they were" in error
+
+
+def test_labels_are_compared_by_their_one_spelling():
+    there, here = {"id2label": {"0": "False", "1": "1.0"}}, {"id2label": {"0": "false", "1": "1"}}
+    assert differences(there, here) == {}
+    assert "id2label" in differences(there, {"id2label": {"0": "false", "1": "2"}})
 
 
 HARMLESS = "--logging-steps 1 --save-total-limit 2 --per-device-eval-batch-size 3 --run-name other --disable-tqdm False"

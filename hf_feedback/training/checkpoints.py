@@ -6,10 +6,11 @@ A manifest, written last, says which files a checkpoint has and what the trainin
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import safe_open
+from transformers import TrainerState
 from transformers.utils import logging
 
 from ..checkpoint import whole_file
@@ -45,9 +46,29 @@ def write_manifest(folder: Path, record: Mapping[str, Any] | None, patterns: Ite
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; `None` if there is none."""
+    """The manifest of a folder; `None` if there is none.
+
+    Raises:
+        ValueError: the file is damaged, or no manifest.
+    """
     file = folder / MANIFEST_NAME
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    manifest = None if file_fault(file) else json.loads(file.read_text(encoding="utf-8"))
+    if not _is_manifest(manifest):
+        raise ValueError(f"{file} is damaged, or no manifest.")
+    return manifest
+
+
+def _is_manifest(value: Any) -> bool:
+    """Whether it holds the sizes of files inside of the folder, and how training was done."""
+    if not isinstance(value, dict) or not isinstance(value.get("training", ""), dict | None):
+        return False
+    files = value.get("files")
+    return isinstance(files, dict) and all(
+        isinstance(size, int) and not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
+        for name, size in files.items()
+    )
 
 
 def file_fault(file: Path) -> str | None:
@@ -75,9 +96,9 @@ def folder_fault(folder: Path, patterns: Iterable[str] = ("*",)) -> str | None:
     return next((fault for file in files if (fault := file_fault(file)) is not None), None)
 
 
-def _lost_bytes(folder: Path) -> str | None:
+def _lost_bytes(folder: Path, sizes: Mapping[str, int]) -> str | None:
     """The first file that is missing or shorter than the manifest says; `None` if none is."""
-    for name, size in (read_manifest(folder) or {"files": {}})["files"].items():
+    for name, size in sizes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if (found := (folder / name).stat().st_size) != size:
@@ -87,7 +108,10 @@ def _lost_bytes(folder: Path) -> str | None:
 
 def finished_record(folder: Path) -> dict[str, Any] | None:
     """What the run depended on whose results are in a folder; `None` if there are none, or not all."""
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:
+        return None
     if manifest is None or not all((folder / name).is_file() for name in manifest["files"]):
         return None
     return manifest["training"] if folder_fault(folder, RESULTS) is None else None
@@ -106,31 +130,58 @@ def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | N
     for part, patterns in PARTS.items():
         if not any(True for pattern in patterns for _ in folder.glob(pattern)):
             return f"the {part} is missing ({patterns[0]})"
+    if (fault := folder_fault(folder)) is not None:
+        return fault
+    try:
+        manifest, best = read_manifest(folder), best_checkpoint(folder)
+    except ValueError as error:
+        return str(error).rstrip(".")
     states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
-    if read_manifest(folder) is not None:  # which says whether all are there, of however many processes
+    if manifest is not None:  # which says whether all are there, of however many processes
         states = ["rng_state*.pth"]
     for name in states:
         if not any(folder.glob(name)):
             return f"the random state is missing ({name})"
-    fault = folder_fault(folder) or _lost_bytes(folder)
-    if fault is None and needs_best and (best := best_checkpoint(folder)) is not None:
+    fault = None if manifest is None else _lost_bytes(folder, manifest["files"])
+    if fault is None and needs_best and best is not None:
         fault = folder_fault(best) if best.is_dir() else f"{best.name}, the best so far, is missing beside it"
     return fault
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint beside this one that was the best when this one was made; `None` if none was."""
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    step = state.get("best_global_step") if state.get("best_model_checkpoint") else None
-    return None if step is None else folder.parent / f"checkpoint-{step}"
+    """The checkpoint beside this one that was the best when this one was made; `None` if none was.
+
+    Raises:
+        ValueError: the training state is none.
+    """
+    file = folder / "trainer_state.json"
+    try:
+        state = TrainerState.load_from_json(str(file))
+    except TypeError as error:
+        raise ValueError(f"{file} is no training state ({error}).") from error
+    if not isinstance(state.global_step, int) or not isinstance(state.best_global_step, int | None):
+        raise ValueError(f"{file} is no training state (its steps are no integers).")
+    # The folder may have moved, and the best step need not be one that was saved.
+    best = folder.parent / Path(str(state.best_model_checkpoint)).name
+    return best if _step_of(best) is not None else None
+
+
+def _step_of(path: Path) -> int | None:
+    number = path.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() and number != path.name else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """What is called `checkpoint-<step>` in a folder, complete or not, by step."""
+    steps = {path: step for path in folder.glob("checkpoint-*") if (step := _step_of(path)) is not None}
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def newest_checkpoint(
     folder: Path, world_size: int = 1, needs_best: bool = False, say: Callable[[str], None] = logger.warning
 ) -> Path | None:
     """The newest complete checkpoint of a run; others are passed over with a message. `None` if there is none."""
-    numbered = {int(number): path for path in folder.glob("checkpoint-*") if (number := path.name[11:]).isdecimal()}
-    for _, path in sorted(numbered.items(), reverse=True):
+    for path in reversed(checkpoints_in(folder)):
         fault = checkpoint_fault(path, world_size, needs_best)
         if fault is None:
             return path

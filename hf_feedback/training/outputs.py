@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a training run writes into its output folder.
+from .checkpoints import checkpoints_in
+
+# What a training run writes into its output folder, besides checkpoints.
 WRITTEN = (
-    "checkpoint-*",
     "config.json",
     "*.safetensors",
     "tokenizer*.json",
@@ -31,14 +32,20 @@ def check_writable(folder: str, option: str = "output_dir") -> None:
         raise ValueError(f"`{option}`: {folder} cannot be written to ({error.strerror}); choose another.") from error
 
 
-def check_nothing_is_lost(folder: Path) -> None:
+def check_nothing_is_lost(folder: Path, checkpoints: bool = True) -> None:
     """Raises `ValueError` where a run that starts in `folder` would write over what is there.
 
     What a run left that died while it wrote its results does not count.
+
+    Args:
+        folder: of the output.
+        checkpoints: whether they count.
     """
-    there = next((file.name for pattern in WRITTEN for file in sorted(folder.glob(pattern))), None)
-    if there is None or (folder / UNFINISHED).exists():
+    results = [file for pattern in WRITTEN for file in sorted(folder.glob(pattern))]
+    found = [*(checkpoints_in(folder) if checkpoints else []), *results]
+    if not found or (folder / UNFINISHED).exists():
         return
+    there = found[0].name
     go_on = "go on with that run (`--resume-from-checkpoint true`), " if there.startswith("checkpoint-") else ""
     raise ValueError(
         f"`output_dir`: {folder} holds {there} already; {go_on}write over it (`--overwrite-output-dir`), or choose "
@@ -47,9 +54,10 @@ def check_nothing_is_lost(folder: Path) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of an earlier run, so that nothing goes on from them."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    """Removes the checkpoints of an earlier run, so that nothing goes on from them. Links and files are a user's."""
+    for checkpoint in checkpoints_in(folder):
+        if checkpoint.is_dir() and not checkpoint.is_symlink():
+            shutil.rmtree(checkpoint)
 
 
 def is_full_disk(error: Exception) -> bool:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig
 
 from .arguments import FeedbackTrainingArguments
+from .label_names import label_name
 
 # Options of training that change nothing in the weights, by the start of their names.
 HARMLESS = (
@@ -49,18 +50,19 @@ def run_record(
         "number of processes": args.world_size,
         **model_options(config),
         **{f"{type(collator).__name__}.{name}": value for name, value in sorted(plain.items())},
-        **{f"rows of {split}": rows_in_words(data) for split, data in splits.items()},
+        **{f"rows of {split}": rows_fingerprint(data) for split, data in splits.items()},
     }
     return json.loads(json.dumps(record, default=str))
 
 
 def model_options(config: Any) -> dict[str, Any]:
-    """The options of a feedback model. A model finds out its own problem type while it trains."""
-    options = {name: value for name, value in config.options().items() if name != "problem_type"}
+    """The options of a feedback model, without the problem type, which it finds out while it trains, and without
+    `label2id`, which follows from `id2label`."""
+    options = {name: value for name, value in config.options().items() if name not in ("problem_type", "label2id")}
     return json.loads(json.dumps(options, default=str))
 
 
-def rows_in_words(data: Dataset) -> str:
+def rows_fingerprint(data: Dataset) -> str:
     """The number of rows, and a fingerprint of what is in them."""
     digest = hashlib.blake2b(digest_size=6)
     for table in data.with_format("arrow").iter(batch_size=1000):
@@ -78,8 +80,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
         text = json.dumps(value, ensure_ascii=False)
         return text if len(text) <= 60 else f"{text[:60]}…"
 
+    def comparable(name: str, value: Any) -> Any:
+        labels = name == "id2label" and isinstance(value, dict)
+        return {number: label_name(label) for number, label in value.items()} if labels else value
+
     return {
         name: f"`{name}` was {words(there[name])}, is {words(here[name])}"
         for name in here
-        if name in there and there[name] != here[name]
+        if name in there and comparable(name, there[name]) != comparable(name, here[name])
     }

@@ -22,6 +22,7 @@ from .checkpoints import (
     MANIFEST_NAME,
     RESULTS,
     checkpoint_fault,
+    checkpoints_in,
     finished_record,
     newest_checkpoint,
     read_manifest,
@@ -100,8 +101,12 @@ def prepare_run(args: FeedbackTrainingArguments) -> None:
     """
     folder = Path(str(args.output_dir))
     check_writable(str(folder))
-    begun = _wants_newest(args) and (any(folder.glob("checkpoint-*")) or (folder / MANIFEST_NAME).is_file())
-    if not (args.overwrite_output_dir or begun or _named_checkpoint(args)):
+    named = _named_checkpoint(args)
+    if _wants_newest(args):
+        begun = bool(checkpoints_in(folder)) or (folder / MANIFEST_NAME).is_file()
+    else:
+        begun = named is not None and named.resolve().parent == folder.resolve()
+    if not (args.overwrite_output_dir or begun):
         check_nothing_is_lost(folder)
     set_seed(args.seed)
 
@@ -145,7 +150,8 @@ def run_task(task: Task, model_args: ModelArguments | FNNArguments, args: Feedba
         return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     checkpoint_to_resume = _checkpoint_to_resume(args, task.model.config, trainer.run_record)
     trainer.accelerator.wait_for_everyone()  # all have looked before anything is removed or written
-    if args.overwrite_output_dir and args.resume_from_checkpoint is None and trainer.is_world_process_zero():
+    starts_anew = not _wants_newest(args) and _named_checkpoint(args) is None
+    if args.overwrite_output_dir and starts_anew and trainer.is_world_process_zero():
         remove_checkpoints(folder)
     metrics: dict[str, float] = {}
     if checkpoint_to_resume is not None and trainer.load_finished(checkpoint_to_resume):
@@ -248,6 +254,8 @@ def _checkpoint_to_resume(
         say = partial(_say, args)
         checkpoint = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end, say)
         if checkpoint is None:
+            if not args.overwrite_output_dir:
+                check_nothing_is_lost(folder, checkpoints=False)  # those that are there were passed over
             say(f"{folder} has no complete checkpoint; training starts from the beginning.")
     if checkpoint is not None:
         _check_made_alike(args, checkpoint, config, record)
@@ -268,7 +276,8 @@ def _check_made_alike(
     if changed:
         raise ValueError(
             f"`resume_from_checkpoint`: {checkpoint} was made with other options: {'; '.join(changed.values())}. "
-            "Resume with the same command, or train that checkpoint further with `--model`."
+            "Give these options as they were (also where a default is another on this machine), or train that "
+            "checkpoint further with `--model`."
         )
     if said:
         _say(args, f"Training goes on otherwise than it began: {'; '.join(said)}. One run may give another result.")

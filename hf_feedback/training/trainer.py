@@ -230,9 +230,11 @@ class FeedbackTrainer(Trainer):
         return trained
 
     def _find_best(self, checkpoint: Path) -> None:
-        if (best := best_checkpoint(checkpoint)) is not None:
-            here = Path(str(self.args.output_dir)) / best.name
-            self.state.best_model_checkpoint = str(here if here.is_dir() else best)
+        """The best checkpoint is one beside this one, or none, wherever the state says that it was."""
+        folder, best = Path(str(self.args.output_dir)), best_checkpoint(checkpoint)
+        if best is not None and folder.resolve() == checkpoint.resolve().parent:
+            best = folder / best.name  # spelled as it is when old checkpoints are removed
+        self.state.best_model_checkpoint = str(best) if best is not None and best.is_dir() else None
 
     def load_finished(self, checkpoint: str) -> bool:
         """Loads what a training ended with that had this checkpoint after its last step.
