@@ -212,8 +212,9 @@ def short_name(name: object) -> str:
 
 
 def as_text(name: object) -> str:
-    """A name as it may stand in the card: nothing of it is read as HTML or Markdown."""
-    return re.sub(r"[&<>|`\[\]!*~#$\\\"]|\b_|_\b", lambda sign: f"&#{ord(sign[0])};", short_name(name))
+    """A name as it may stand in the card: nothing of it is read as HTML or Markdown, or becomes a link."""
+    signs = r"[&<>|`\[\]!*~#$\\\"@]|\b_|_\b|:(?=//)|(?<=\bwww)\."
+    return re.sub(signs, lambda sign: f"&#{ord(sign[0])};", short_name(name), flags=re.IGNORECASE)
 
 
 def _list_of(names: Iterable[object]) -> str:

@@ -38,7 +38,11 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None, how: str) -> torch.Ten
 
 
 def find_pooling(name_or_path: str | Path, subfolder: str = "", **hub_kwargs: Any) -> str | None:
-    """The pooling that a sentence-transformers folder or repository names; `None` where it names none of ours."""
+    """The pooling that a sentence-transformers folder or repository names; `None` where it names none of ours.
+
+    Raises:
+        ValueError: the file that names it is damaged.
+    """
     file = cached_file(
         str(name_or_path),
         "config.json",
@@ -49,7 +53,12 @@ def find_pooling(name_or_path: str | Path, subfolder: str = "", **hub_kwargs: An
     )
     if file is None:
         return None
-    values = json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"`pooling`: {file} is damaged; copy or download it again, or say which pooling to use.")
     modes = {
         "cls": ("pooling_mode_cls_token", "cls"),
         "mean": ("pooling_mode_mean_tokens", "mean"),

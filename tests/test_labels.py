@@ -111,6 +111,21 @@ def test_names_in_brackets_are_no_lists():
     assert labels_of(["[A]", "[B]", "c"]).names == ("[A]", "[B]", "c")
 
 
+def test_ranges_are_names_where_one_label_was_asked_for():
+    values = ["[0, 10]", "[10, 20]", "[0, 10]"]
+    labels = labels_of(values, problem_type="single_label_classification")
+    assert labels.names == ("[0, 10]", "[10, 20]")
+    assert labels.encode(values, "label", "here") == [0, 1, 0]  # so a model with these classes can be evaluated
+    assert labels_of(values).problem_type == "multi_label_classification"
+    assert has_labels(Dataset.from_dict({"label": ["[0, 10]", "over"]}), "label", "here")
+
+
+@pytest.mark.parametrize("values", [[True, False], ["True", "false"], ["true", "0"]], ids=str)
+def test_truth_values_may_be_values(values):
+    labels = labels_of(values, problem_type="regression")
+    assert labels.encode(values, "label", "here") == [1.0, 0.0]
+
+
 @pytest.mark.parametrize(
     "values", [[[1, 0], [0, 1]], [[True, False], [False, True]], ["[1.0, 0.0]", "[0, 1]"], [[0.5], [1.5, 2.0]]], ids=str
 )

@@ -98,6 +98,10 @@ WRONG = {
     "train --per-device-train-batch-size 0": "`per_device_train_batch_size` must be an integer of at least 1, got 0",
     "train --gradient-accumulation-steps 0": "`gradient_accumulation_steps` must be an integer of at least 1, got 0",
     "train --feedback-edges DEEP": "`feedback_edges` must be JSON such as [[3, 0], [3, 1]], got '[[[",
+    """train --accelerator-config {"a":1}""": "`accelerator_config` must hold split_batches, ",
+    "train --torch-compile-mode x": "`torch_compile_mode`: Unrecognized mode=x, should be one of: default, ",
+    "train --learning-rate-mapping []": """`learning_rate_mapping` must be JSON such as {"name": 1e-5}, got '[]'""",
+    "train --gradient-checkpointing-kwargs 3": "`gradient_checkpointing_kwargs` must be JSON such as",
     "train --model /no/such/folder": "`model`: there is no folder /no/such/folder, and no model of that name",
     "train --model runs/out": "`model`: there is no folder runs/out, and no model of that name",
     "evaluate --batchsize 3": "there is no option --batchsize (did you mean --batch-size?)",
@@ -230,6 +234,19 @@ def test_a_damaged_model_is_named(trained, tmp_path, capsys, case, command):
     assert f"`model`: {words} in {tmp_path / 'model'}" in line
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000], ids=["empty", "list", "half", "deep"])
+def test_a_damaged_pooling_is_named(backbone, tmp_path, capsys, text):  # noqa: F811
+    shutil.copytree(backbone, tmp_path / "model")
+    file = tmp_path / "model" / "1_Pooling" / "config.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    train = write(tmp_path, "train.csv", rows(9))
+    command = train_command(str(tmp_path / "model"), tmp_path / "out", "--max-steps", "1", train=train, validation=None)
+    assert main(command) == 2
+    assert f"`pooling`: {file} is damaged" in line_of(capsys)
+    assert main([*command, "--pooling", "mean"]) == 0
+
+
 def test_a_deep_config_is_named(trained, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"a":' * 100_000)
@@ -269,6 +286,14 @@ def test_metrics_are_words(backbone, tmp_path, capsys):  # noqa: F811
         assert len(lines) == 3
         assert all(line.startswith("loss 1.") and ", epoch " in line for line in lines)
         assert "{'" not in printed.out + printed.err
+
+
+def test_metrics_of_an_evaluation_are_words(trained, tmp_path, capsys):
+    file = write(tmp_path, "train.csv", rows(9))
+    assert main(["evaluate", "--model", trained, "--file", file]) == 0
+    printed = capsys.readouterr()
+    assert "eval_loss" in printed.out
+    assert "{'" not in printed.out + printed.err
 
 
 def test_no_warning_of_our_own_calls(backbone, tmp_path):  # noqa: F811

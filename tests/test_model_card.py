@@ -22,6 +22,9 @@ HOSTILE = {
     "other directions": "abc\u202ecba",
     "entity": "&lt;b&gt;",
     "emphasis": "*a* __b__ ~~c~~ $x$ \\( y \\)",
+    "address": "https://example.com/x",
+    "address without a scheme": "www.example.com and WWW.example.com",
+    "mail": "someone@example.com",
     "length": "x" * 10_000,
 }
 
@@ -51,8 +54,9 @@ def test_a_name_is_nothing_but_a_name(case, tmp_path):
         assert sum(line.startswith(start) for line in text.splitlines()) == count, start
     body = text.split("---", 2)[2]
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in body.splitlines() if line.startswith("|"))
-    for sign in ("<", "![", "](", "\u2028", "\u202e", "\x0c", "x" * (LONGEST_NAME + 1)):
+    for sign in ("<", "![", "](", "\u2028", "\u202e", "\x0c", "x" * (LONGEST_NAME + 1), "://", "@"):
         assert sign not in body, sign
+    assert "www." not in body.lower()
 
 
 @pytest.mark.parametrize("case", HOSTILE)

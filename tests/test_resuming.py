@@ -395,13 +395,15 @@ def test_killed_at_random_moments(backbone, tmp_path):  # noqa: F811
         "--eval-steps",
         "10",
     ]
-    whole, lasts = until_killed(in_folder(command, tmp_path / "whole"))
+    whole, prepares, lasts = until_killed(in_folder(command, tmp_path / "whole"))
     assert whole == 0
     most, kills, runs, draw = int(os.environ.get("KILLS", 2)), 0, 0, random.Random(0)
     while kills < most:
         folder, status = tmp_path / f"killed{runs}", -signal.SIGKILL
         while status == -signal.SIGKILL:
-            status, _ = until_killed(in_folder(command, folder), draw.uniform(0, lasts / 4) if kills < most else None)
+            early = kills % 2 == 1
+            moment = draw.uniform(0, prepares if early else lasts / 4) if kills < most else None
+            status, _, _ = until_killed(in_folder(command, folder), moment, early)
             kills += status == -signal.SIGKILL
         assert status == 0
         assert weights(folder) == weights(tmp_path / "whole")
@@ -409,17 +411,20 @@ def test_killed_at_random_moments(backbone, tmp_path):  # noqa: F811
     print(f"{kills} kills in {runs} runs, each as the one of {lasts:.0f} s that nothing killed")
 
 
-def until_killed(command, moment=None):
-    """Status and seconds of a run from when its data and model are there; killed after so many of them."""
+def until_killed(command, moment=None, early=False):
+    """Status of a run, and its seconds until its data and model are there and from then on. It is killed after so many
+    seconds from then on, or from its start where `early`."""
+    began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "hf_feedback.cli", *command],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    next(line for line in process.stdout if line.startswith("source"))
-    began = time.monotonic()
+    if not early:
+        next(line for line in process.stdout if line.startswith("source"))
+    ready = time.monotonic()
     try:
         process.communicate(timeout=moment)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-    return process.returncode, time.monotonic() - began
+    return process.returncode, ready - began, time.monotonic() - ready

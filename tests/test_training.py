@@ -5,14 +5,16 @@ import pickle
 
 import pytest
 import torch
+from accelerate import DistributedDataParallelKwargs
 from families import TEXT_FAMILIES, tiny_backbone, tiny_batch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_feedback import FeedbackForSequenceClassification, add_feedback
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
-from hf_feedback.training.distributed import idle_parameters
+from hf_feedback.training.distributed import idle_parameters, spare_the_search
 from hf_feedback.training.parameter_groups import format_groups, parts_of
 from hf_feedback.training.sampling import draw_iterations
 
@@ -455,6 +457,22 @@ def test_parameters_that_no_loss_depends_on_are_found(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     model.spare = nn.Linear(2, 2)
     assert idle_parameters(trainer) == ["spare.weight", "spare.bias"]
+
+
+def test_data_that_can_be_read_only_once_is_left_to_training(tmp_path):
+    class Stream(IterableDataset):
+        def __init__(self):
+            self.rows = iter([dict(row) for row in tiny_data()])
+
+        def __iter__(self):
+            return self.rows
+
+    stream = Stream()
+    trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path, max_steps=1), train_dataset=stream)
+    handler = trainer.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    spare_the_search(trainer)
+    assert handler.find_unused_parameters
+    assert len(list(stream.rows)) == len(tiny_data())
 
 
 def test_resuming_from_the_newest_complete_checkpoint(tmp_path):

@@ -20,6 +20,7 @@ from ..configuration_fnn import FNNConfig
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..modeling_fnn import FNNForSequenceClassification
 from .arguments import FeedbackTrainingArguments, LabelArguments, TextArguments
+from .callbacks import show_plain_metrics
 from .classification import columns_of
 from .columns import Columns
 from .data import encode, read_file, texts_of
@@ -103,6 +104,7 @@ class Answering:
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=make_compute_metrics(labels.problem_type, names) if labelled else None,
         )
+        show_plain_metrics(trainer)
         return trainer, data, encoded
 
     def evaluate(self) -> dict[str, float]:

@@ -5,7 +5,9 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..checks import check_choice, check_integer
 from ..configuration_feedback import FeedbackConfig
@@ -76,13 +78,30 @@ class FeedbackTrainingArguments(TrainingArguments):
         if self.optim_args and any("=" not in part for part in self.optim_args.split(",")):
             raise ValueError(f"`optim_args` must be such as a=1,b=2, got {self.optim_args!r}.")
         for name in self._VALID_DICT_FIELDS:
-            if isinstance(text := getattr(self, name), str) and text.startswith("{"):
-                read_json(name, text, '{"name": 1e-5}')
+            self._check_dictionary(name)
+        if self.torch_compile_mode is not None:
+            try:
+                torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)
+            except RuntimeError as error:
+                raise ValueError(f"`torch_compile_mode`: {error}.") from error
         super().__post_init__()
         check_choice("train_iterations", self.train_iterations, KINDS)
         check_integer("min_train_iterations", self.min_train_iterations, 1, "the least K that is drawn")
         if self.max_train_iterations is not None:
             check_integer("max_train_iterations", self.max_train_iterations, 1, "the largest K that is drawn")
+
+    def _check_dictionary(self, name: str) -> None:
+        """Raises `ValueError` where a dictionary is needed and the option is neither one nor the path of one."""
+        value = getattr(self, name)
+        may_be_path = name in ("accelerator_config", "fsdp_config", "deepspeed")
+        if isinstance(value, str) and (value.startswith("{") or (value and not may_be_path)):
+            text, value = value, read_json(name, value, '{"name": 1e-5}')
+            if not isinstance(value, dict):
+                raise ValueError(f'`{name}` must be JSON such as {{"name": 1e-5}}, got {text!r:.60}.')
+        if name == "accelerator_config" and isinstance(value, dict):
+            known = AcceleratorConfig.__dataclass_fields__
+            if unknown := [key for key in value if key not in known]:
+                raise ValueError(f"`{name}` must hold {', '.join(known)}, got {unknown[0]!r:.60}.")
 
     def __getstate__(self) -> dict[str, Any]:
         """What the Trainer pickles into `training_args.bin`, a file that is pushed with the model: not the token."""

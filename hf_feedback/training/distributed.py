@@ -2,13 +2,18 @@
 
 from typing import cast
 
+import datasets
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 
 def idle_parameters(trainer: Trainer) -> list[str]:
-    """The names of the trained parameters that the loss of a batch does not depend on. Nothing is changed by it."""
+    """The names of the trained parameters that the loss of a batch does not depend on.
+
+    Nothing is changed by it but a data set that can be read only once.
+    """
     model = cast(nn.Module, trainer.model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     was_training = model.training
@@ -24,12 +29,13 @@ def idle_parameters(trainer: Trainer) -> list[str]:
 def spare_the_search(trainer: Trainer) -> None:
     """Where the loss depends on every parameter, DDP need not look for others in each step, nor warn that it did.
 
-    Only where all steps use the same parameters, and the user did not say it.
+    Only where all steps use the same parameters, the data can be read again, and the user did not say it.
     """
     handler = trainer.accelerator.ddp_handler
     fixed = getattr(trainer.args, "train_iterations", "fixed") == "fixed"
     experts = any("expert" in name for name, _ in cast(nn.Module, trainer.model).named_parameters())
-    if handler is None or trainer.args.ddp_find_unused_parameters is not None or not fixed or experts:
+    once = isinstance(trainer.train_dataset, IterableDataset | datasets.IterableDataset)
+    if handler is None or once or trainer.args.ddp_find_unused_parameters is not None or not fixed or experts:
         return
     if handler.find_unused_parameters:
         idle = torch.tensor(len(idle_parameters(trainer)), device=trainer.args.device)

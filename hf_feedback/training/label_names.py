@@ -36,9 +36,13 @@ def label_name(label: Any) -> str:
     return whole[1] if whole else name
 
 
-def normal_labels(values: Sequence[Any], column: str, source: str) -> list[Any]:
-    """Labels by `label_name`: one a row, or a list of them, also where the list is written as text; a missing one is
-    `None`.
+def normal_labels(values: Sequence[Any], column: str, source: str, several: bool = True) -> list[Any]:
+    """Labels by `label_name`: one a row, or a list of them; a missing one is `None`.
+
+    Args:
+        values: the cells of a column.
+        column, source: its name and its file, for messages.
+        several: whether a text such as "['late', 'lost']" is a list of labels, and not the name of one.
 
     Raises:
         ValueError: a cell is neither a label nor a list of labels; says which.
@@ -55,7 +59,8 @@ def normal_labels(values: Sequence[Any], column: str, source: str) -> list[Any]:
         name = "" if value is None else label_name(value)
         return None if name.lower() in ("", "nan") else name
 
-    return [normal(row, value) for row, value in enumerate(_lists_in_text(values, column, source))]
+    cells = _lists_in_text(values, column, source) if several else values
+    return [normal(row, value) for row, value in enumerate(cells)]
 
 
 def _lists_in_text(values: Sequence[Any], column: str, source: str) -> list[Any]:

@@ -67,7 +67,8 @@ class LabelSet:
         """
         feature = data.features[column]
         inner = getattr(feature, "feature", feature)
-        values = normal_labels(names_of(data, column), column, source)
+        may_be_several = problem_type in (None, "multi_label_classification")
+        values = normal_labels(names_of(data, column), column, source, may_be_several)
         refuse_missing(values, column, source)
         _refuse_multi_hot(data[column], values, column, source)
         lists = [isinstance(value, list) for value in values]
@@ -98,16 +99,17 @@ class LabelSet:
         Raises:
             ValueError: a label is missing, unknown or, for regression, not a number; says which rows.
         """
-        values = normal_labels(values, column, source)
+        several = self.problem_type == "multi_label_classification"
+        values = normal_labels(values, column, source, several)
         refuse_missing(values, column, source)
         if self.problem_type == "regression":
+            values = [{"true": "1", "false": "0"}.get(str(value), value) for value in values]
             wrong = [i for i, value in enumerate(values) if not _is_float(value)]
             if wrong:
                 raise ValueError(
                     f"{source}: {values[wrong[0]]!r} in column {column!r}, {rows_in_words(wrong)}, is no number."
                 )
             return [float(value) for value in values]
-        several = self.problem_type == "multi_label_classification"
         wrong = [i for i, value in enumerate(values) if isinstance(value, list) != several]
         if wrong:
             raise ValueError(
@@ -156,7 +158,7 @@ def _is_float(value: Any) -> bool:
 
 def has_labels(data: Dataset, column: str, source: str) -> bool:
     """Whether any row has a label; the Hub's test splits often hide them all."""
-    return any(label is not None for label in normal_labels(names_of(data, column), column, source))
+    return any(label is not None for label in normal_labels(names_of(data, column), column, source, several=False))
 
 
 def label_numbers(data: Dataset, column: str, labels: LabelSet, source: str) -> list[Any]:
