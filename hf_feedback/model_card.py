@@ -214,7 +214,8 @@ def short_name(name: object) -> str:
 def as_text(name: object) -> str:
     """A name as it may stand in the card: nothing of it is read as HTML or Markdown, or becomes a link."""
     signs = r"[&<>|`\[\]!*~#$\\\"@]|\b_|_\b|:(?=//)|(?<=\bwww)\."
-    return re.sub(signs, lambda sign: f"&#{ord(sign[0])};", short_name(name), flags=re.IGNORECASE)
+    text = re.sub(signs, lambda sign: f"&#{ord(sign[0])};", short_name(name), flags=re.IGNORECASE)
+    return text.replace("&#64;", "&#64;&#8288;")  # GitHub reads entities before it looks for mail: a word joiner
 
 
 def _list_of(names: Iterable[object]) -> str:

@@ -75,6 +75,7 @@ def test_usual_names_stay_as_they_are():
         assert as_text(name) == short_name(name) == name
     assert as_text("päivä, 日本") == "päivä, 日本"
     assert as_text("a|b") == "a&#124;b"
+    assert as_text("a@b.com") == "a&#64;&#8288;b.com"  # unlike a bare entity no link for GitHub
 
 
 def test_many_labels_are_counted(tmp_path):
