@@ -2,14 +2,11 @@
 
 from collections.abc import Iterable
 from reprlib import repr as shortened
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from .checks import check_labels
-
-if TYPE_CHECKING:
-    from .configuration_feedback import FeedbackConfig
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 
@@ -103,7 +100,7 @@ def _are_made_up(names: dict[int, str]) -> bool:
     return all(name == f"LABEL_{number}" for number, name in names.items())
 
 
-def adopt_labels(config: "FeedbackConfig", task_config: PreTrainedConfig, given: set[str]) -> None:
+def adopt_labels(config: PreTrainedConfig, task_config: PreTrainedConfig, given: set[str]) -> None:
     """A head that is trained already keeps its labels, in their order; all of them may be given new names.
 
     Args:

@@ -193,11 +193,13 @@ def _figures(facts: RunFacts) -> dict[tuple[str, str], float]:
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name can be one of a repository on the Hub, and not that of a file or folder."""
+    if name is None:
+        return False
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not os.path.exists(str(name))
+    return not os.path.exists(name)
 
 
 LONGEST_NAME = 80

@@ -464,7 +464,7 @@ def test_all_files_are_read_by_the_columns_of_training(backbones, tmp_path, caps
     train, validation = tmp_path / "t.csv", tmp_path / "v.csv"
     train.write_text("review\nwhere is my red fan\n")
     validation.write_text("text,review\n,where is my red fan\n")
-    more = ["--validation-file", str(validation), "--max-steps", "1"]
+    more = ["--validation-file", str(validation), "--max-steps", "1", "--overwrite-output-dir"]
     assert run("run_masked_lm", backbones, tmp_path, *more, train=str(train)) == 0
     assert f"{train}: texts in 'review'" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "config.json").read_text())["data_columns"]["text"] == "review"
@@ -524,7 +524,7 @@ def test_folders_of_recordings(backbones, tmp_path, monkeypatch, capsys):
     understood = f"{folder}: recordings in 'audio', labels in 'label'; 2 classes: high, low"
     assert understood in capsys.readouterr().out
     (tmp_path / "recordings" / "low" / "1.wav").write_bytes(b"no wave")
-    assert run("run_audio_classification", backbones, tmp_path, train=folder) == 2
+    assert run("run_audio_classification", backbones, tmp_path, "--overwrite-output-dir", train=folder) == 2
     assert f"row 5: `audio` {folder}/low/1.wav cannot be read (" in capsys.readouterr().err
 
 

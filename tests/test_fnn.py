@@ -443,7 +443,7 @@ REFUSED = {
     "dropout of one": (dict(embedding_dropout=1.0), "`embedding_dropout` must be a probability"),
     "halting": (dict(halting="patience"), "`halting` is not an option of FNNConfig but of FeedbackConfig"),
     "iteration loss": (dict(iteration_loss="uniform"), "`iteration_loss` is not an option of FNNConfig"),
-    "no labels": (dict(num_labels=0), "`num_labels` must be at least 1"),
+    "no labels": (dict(num_labels=0), "`num_labels` must be an integer of at least 1"),
     "misspelt": (dict(num_iteration=3), "`num_iteration` is not an option of FNNConfig; did you mean `num_iterations`"),
     "shortened": (dict(iterations=3), "did you mean `num_iterations`"),
     "misspelt size": (dict(hiden_size=3), "did you mean `hidden_size`"),
@@ -519,7 +519,7 @@ def test_only_what_is_needed_travels(tmp_path):
     travelled = {file.name for file in tmp_path.glob("*.py")}
     assert travelled == {
         *("configuration_fnn.py", "modeling_fnn.py", "fnn_layers.py", "fixed_point.py", "modeling_outputs.py"),
-        *("activations.py", "pooling.py", "checks.py"),
+        *("activations.py", "pooling.py", "checks.py", "labels.py", "stored_config.py"),
     }
     allowed = {"torch", "transformers", *sys.stdlib_module_names}
     for file in tmp_path.glob("*.py"):

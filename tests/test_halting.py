@@ -382,7 +382,7 @@ def test_in_a_pipeline_and_in_evaluation(minilm, tmp_path):
 WRONG = {
     "joined": (dict(halting="none+patience"), "'none' cannot be joined"),
     "empty": (dict(halting="patience|"), "`halting` must be one of"),
-    "type": (dict(halting=None), "`halting` must be one of"),
+    "type": (dict(halting=None), "`halting` must be a text, got None"),
     "measure": (dict(halting_measure="entropy"), "`halting_measure` must be one of 'probability', 'margin'"),
     "confidence": (dict(halting_confidence=0), r"`halting_confidence` must be in \(0, 1\]"),
     "patience": (dict(halting_patience=0), "`halting_patience` must be an integer of at least 1"),

@@ -634,9 +634,9 @@ def test_what_cannot_be_loaded_is_named(used, case):
 
 
 REFUSED_COMMANDS = {
-    "train": "error: me/none is not a local folder and is not a valid model identifier",
-    "predict": "error: me/none is not a local folder and is not a valid model identifier",
-    "evaluate": "error: me/trained is not a local folder and is not a valid model identifier",
+    "train": "error: `model`: there is no folder me/none, and no model of that name could be loaded from the Hub",
+    "predict": "error: `model`: there is no folder me/none, and no model of that name could be loaded from the Hub",
+    "evaluate": "error: `model`: there is no folder me/trained, and no model of that name could be loaded from the Hub",
     "rows": "error: Dataset 'me/private-rows' doesn't exist on the Hub or cannot be accessed",
     "push": "/api/repos/create'",  # the client names the call, not the repository
 }
