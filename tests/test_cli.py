@@ -391,7 +391,8 @@ def test_resuming(backbone, tmp_path, capsys):
     other = [*more, "--feedback-edges", "[[2, 0]]"]
     assert main(train_command(backbone, tmp_path / "out", *other, train=train, validation=None)) == 2
     assert "was made with other options: `feedback_edges` was null, is [[2, 0]]" in capsys.readouterr().err
-    none = ["--resume-from-checkpoint", str(tmp_path)]
+    (tmp_path / "out" / "checkpoint-99").mkdir()
+    none = ["--resume-from-checkpoint", str(tmp_path / "out" / "checkpoint-99")]
     assert main(train_command(backbone, tmp_path / "out", *none, train=train, validation=None)) == 2
     assert "is not complete: the model is missing" in capsys.readouterr().err
 
