@@ -3,7 +3,6 @@
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from .backbones import UnsupportedBackboneError
-from .checks import HF_FEEDBACK_VERSION as __version__
 from .configuration_feedback import FeedbackConfig
 from .configuration_fnn import FNNConfig
 from .loading import LoadableFeedbackModel, load_feedback
@@ -21,6 +20,7 @@ from .modeling_feedback import (
 )
 from .modeling_fnn import FNNForSequenceClassification, FNNModel
 from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
+from .version import HF_FEEDBACK_VERSION as __version__
 
 AutoConfig.register(FeedbackConfig.model_type, FeedbackConfig, exist_ok=True)
 FeedbackConfig.register_for_auto_class()

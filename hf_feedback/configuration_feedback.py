@@ -1,16 +1,19 @@
 """`FeedbackConfig`: every option of a feedback model, validated when it is built and when it is loaded."""
 
-from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 from .activations import check_activation
-from .checks import (
-    HF_FEEDBACK_VERSION,
+from .configuration_base import PROBLEM_TYPES, OptionsConfig, document_options
+from .labels import normalize_labels_of
+from .pooling import Pooling
+from .stored_config import backbone_config_from_dict, check_place, refuse_attributes
+from .topology import TOPOLOGIES, resolve_edges
+from .validation import (
     MOST_ITERATIONS,
     TRANSFORMERS_KEYS,
     check_choice,
@@ -21,12 +24,14 @@ from .checks import (
     is_integer,
     is_newer,
     is_number,
+    option,
 )
-from .labels import normalize_labels_of, numbers_by_name, replace_labels
-from .stored_config import backbone_config_from_dict, check_place, refuse_attributes, without_switches
-from .topology import TOPOLOGIES, resolve_edges
+from .version import HF_FEEDBACK_VERSION
 
 logger = logging.get_logger(__name__)
+
+HeadOption = Literal["new", "backbone"]
+PartOption = Literal["auto", "encoder", "decoder"]
 
 # The classes that a saved folder offers to `trust_remote_code=True`, whichever of them saved it.
 AUTO_MAP = {
@@ -48,21 +53,6 @@ AUTO_MAP = {
 
 HALTING_RULES = ("convergence", "confidence", "patience")
 FEEDBACK_TYPES = ("additive", "gated", "attention", "temporal", "context", "joint")
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
-    "feedback_context": ("state", "classes"),
-    "feedback_state": ("reentry", "carry"),
-    "halting_measure": ("probability", "margin"),
-    "feedback_span": ("token", "segment"),
-    "iteration_loss": ("last", "uniform", "linear"),
-    "gradient": ("full", "truncated", "one_step", "implicit"),
-    "fixed_point_solver": ("iteration", "anderson"),
-    "feedback_signal": ("state", "error"),
-    "feedback_sharing": ("edge", "targets"),
-    "pooling": ("auto", "cls", "mean", "last"),
-    "head": ("new", "backbone"),
-    "backbone_part": ("auto", "encoder", "decoder"),
-}
 
 # What other libraries read in a config and its dictionary, and what the backbone determines here.
 BACKBONE_FACTS = (
@@ -85,127 +75,14 @@ BUILT_IN = (
 )
 
 
-class FeedbackConfig(PreTrainedConfig):
+@document_options
+class FeedbackConfig(OptionsConfig):
     """Configuration of a pretrained backbone with top-down feedback.
 
     Layers are counted from 0. An edge `[source, target]` carries a message from the output of layer `source` of one
-    iteration to the input of layer `target` of the next, so `target < source`.
-
-    Args:
-        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the backbone. Left out, it is filled in by `from_backbone` and `add_feedback`.
-        num_iterations (`int`, defaults to 2):
-            K ≥ 1, the number of passes through the looped layers. K = 1 is the plain backbone (with `"joint"` messages
-            the adapted one).
-        feedback_topology (`str`, *optional*):
-            `"top"`: the last layer speaks to every lower one; `"adjacent"`: layer l + 1 to layer l; `"dense"`: every
-            higher layer to every lower one. Left out together with `feedback_edges`, it means `"top"`.
-        feedback_edges (`list[list[int]]`, *optional*):
-            Explicit edges `[[source, target], …]`; excludes `feedback_topology`.
-        feedback_layers (`list[int]`, *optional*):
-            `[lowest, highest]`, both included: confines a topology to targets in that range.
-        feedback_type (`str`, defaults to `"additive"`):
-            How a message is made: `"additive"` is `up(activation(down(LayerNorm(h_source))))`; `"gated"`,
-            `"attention"`, `"temporal"`, `"context"` and `"joint"` stand in `connections.py` with their equations.
-            Several are joined by a plus, as in `"additive+context"`.
-        feedback_heads (`int`, defaults to 4):
-            Heads of `"attention"`; they share the rank.
-        feedback_sweeps (`int`, defaults to 3):
-            Sweeps of `"temporal"`, at least 2: news travels so many tokens less one in each iteration.
-        feedback_context (`str`, defaults to `"state"`):
-            What `"context"` reads: the mean of the source's states, or the probabilities of the `"classes"`.
-        feedback_signal (`str`, defaults to `"state"`):
-            A message reads the source's `"state"`, or the `"error"`: source minus receiver.
-        feedback_sharing (`str`, defaults to `"edge"`):
-            Weights of their own for every `"edge"`, or one set for all `"targets"` of a source.
-        feedback_future (`bool` or `"auto"`, defaults to `"auto"`):
-            Whether messages may tell a token about later ones. Auto: yes for models that answer for a whole text or
-            its tokens, and where the backbone reads in both directions; no for the `FeedbackModel` of a backbone that
-            reads from left to right, whose states may serve to predict the next token. `from_backbone` finds out, and
-            writes down True or False.
-        feedback_span (`str`, defaults to `"token"`):
-            `"segment"`: texts are cut into segments, each a row of the batch, and what is fed back is
-            `f(U h_t + W h_{t−1} + V h_{t+1} + b)` of the segments' mean states; the answer is the mean over the
-            segments. K = 1 answers for each window by itself. For `FeedbackForSequenceClassification`.
-        segment_length (`int`, *optional*):
-            Tokens of a segment, special ones included; what the backbone reads at most, if left out.
-        segment_overlap (`int`, *optional*):
-            Tokens that a segment shares with the one before; an eighth of a segment, if left out.
-        segment_special_tokens (`list[int]`, *optional*):
-            How many tokens at the start and at the end of a text stand around every segment of it: `[1, 1]` for
-            `[CLS] … [SEP]`. `from_backbone` asks the tokenizer in the backbone's folder.
-        max_segments (`int`, defaults to 64):
-            The most that a text may have; a longer one is refused.
-        feedback_damping (`float`, defaults to 1.0):
-            α in (0, 1]: messages read `lerp(previous, new, α)` of the states; 1 damps nothing.
-        learn_damping (`bool`, defaults to `False`):
-            Learn α, one per source, from that start.
-        feedback_state (`str`, defaults to `"reentry"`):
-            In each iteration the segment reads what entered it first (`"reentry"`), or its own end of the iteration
-            before (`"carry"`, as models with looped layers do; with K > 1 the model is then not its backbone, even with
-            silent messages).
-        halting (`str`, defaults to `"none"`):
-            In evaluation, when an example stops, after K iterations at most: at `"convergence"` of its states, at
-            `"confidence"` in its answer, or with `"patience"`, when the same answer has come several times. Joined by a
-            plus, both must hold; by a bar, one is enough: `"convergence|confidence+patience"`. Stopped examples leave
-            the batch.
-        halting_threshold (`float`, defaults to 0.01):
-            `"convergence"`: the last iteration moved the states by no more, `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖`.
-        halting_confidence (`float`, defaults to 0.9):
-            `"confidence"`: that sure is the answer.
-        halting_measure (`str`, defaults to `"probability"`):
-            What confidence is: the `"probability"` of the answer, or its `"margin"` over the next.
-        halting_patience (`int`, defaults to 2):
-            `"patience"`: the same answer so many times in a row.
-        min_iterations (`int`, defaults to 2):
-            No example stops before this iteration.
-        iteration_loss (`str`, defaults to `"last"`):
-            In training, the loss of the `"last"` iteration; or a weighted mean over all, `"uniform"` or `"linear"`:
-            rising with k. A loss at every iteration makes K a dial after training; it needs `gradient="full"`.
-        jacobian_penalty (`float`, defaults to 0.0):
-            In training, weight of a penalty on the loop's Jacobian, `‖J‖²_F` per entry, which makes further iterations
-            settle (Bai et al. 2021, arXiv 2106.14342). Costs one more iteration, differentiated twice.
-        gradient (`str`, defaults to `"full"`):
-            Through all iterations; `"truncated"`: through the last `gradient_iterations` alone, the memory of the
-            others is free; `"one_step"`: through the last one (Fung et al. 2022, Jacobian-free backpropagation, arXiv
-            2103.12803); `"implicit"`: of the fixed point, at which the iterations stop (K at most, so give it many),
-            with one dropout mask for all of them; where it is not reached, a warning says so and the gradient is the
-            full one.
-        fixed_point_solver (`str`, defaults to `"iteration"`):
-            How `"implicit"` finds the fixed point: plain `"iteration"`, or `"anderson"` acceleration.
-        fixed_point_tolerance (`float`, defaults to 1e-4):
-            The relative residual within which it counts as found.
-        gradient_iterations (`int`, *optional*):
-            n ≥ 1, for `"truncated"`; n ≥ K is the full gradient.
-        feedback_activation (`str`, defaults to `"swish"`):
-            `"swish"` (`x·sigmoid(βx)` with one learnable β per edge, 1 at the start) or any activation that
-            transformers knows by name: `"sigmoid"`, `"tanh"`, `"relu"`, `"gelu"`, `"mish"`, …
-        feedback_rank (`int`, *optional*, defaults to 32):
-            Width of a message's inner projection, at most the hidden size; `None`: two full d × d maps.
-        feedback_dropout (`float`, defaults to 0.0):
-            Dropout probability inside a message, after the activation.
-        feedback_scale (`float`, defaults to 1.0):
-            Factor on every message.
-        backbone_layers (`list[int]`, *optional*):
-            Layers of the backbone to keep, ascending; the others are left out when the model is built. The other
-            options count the layers that are kept.
-        backbone_part (`str`, defaults to `"auto"`):
-            Which half of an encoder–decoder backbone is used: `"encoder"` (also `"auto"`) or `"decoder"`.
-        head (`str`, defaults to `"new"`):
-            `"new"`: pooling and a linear `classifier` over the last hidden state; `"backbone"`: the task head of the
-            backbone's own family.
-        pooling (`str`, defaults to `"auto"`):
-            For the new head: `"cls"` (first token), `"mean"` or `"last"`, padding left out. `"auto"`: last for
-            decoders, first otherwise (`from_backbone` also reads the pooling file of a sentence-transformers folder).
-        classifier_dropout (`float`, *optional*):
-            Dropout before the new classifier; `None`: the backbone's own classifier or hidden dropout.
-        initializer_range (`float`, defaults to 0.02):
-            Standard deviation of a new classifier's initial weights.
-        backbone_source (`dict`, *optional*):
-            Where the backbone came from (`name_or_path`, `revision`, `subfolder`); written by `from_backbone`. A
-            feedback-only checkpoint also has the `fingerprint` of its weights there.
-        num_labels, id2label, label2id, problem_type:
-            As in every transformers configuration.
+    iteration to the input of layer `target` of the next, so `target < source`. `backbone_config` is filled in by
+    `from_backbone` and `add_feedback`; `num_labels`, `id2label`, `label2id` and `problem_type` are as in every
+    configuration of transformers.
 
     Raises:
         ValueError: an option has a value that is not allowed, contradicts another, or looks misspelt.
@@ -234,49 +111,146 @@ class FeedbackConfig(PreTrainedConfig):
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None
-    num_iterations: int = 2
-    feedback_topology: str | None = None
-    feedback_edges: list[list[int]] | None = None
-    feedback_layers: list[int] | None = None
-    feedback_type: str = "additive"
-    feedback_heads: int = 4
-    feedback_sweeps: int = 3
-    feedback_context: str = "state"
-    feedback_signal: str = "state"
-    feedback_sharing: str = "edge"
-    feedback_future: bool | str = "auto"
-    feedback_span: str = "token"
-    segment_length: int | None = None
-    segment_overlap: int | None = None
-    segment_special_tokens: list[int] | None = None
-    max_segments: int = 64
-    feedback_activation: str = "swish"
-    feedback_rank: int | None = 32
-    feedback_damping: float = 1.0
-    learn_damping: bool = False
-    feedback_state: str = "reentry"
-    halting: str = "none"
-    halting_threshold: float = 0.01
-    halting_confidence: float = 0.9
-    halting_measure: str = "probability"
-    halting_patience: int = 2
-    min_iterations: int = 2
-    iteration_loss: str = "last"
-    jacobian_penalty: float = 0.0
-    gradient: str = "full"
-    gradient_iterations: int | None = None
-    fixed_point_solver: str = "iteration"
-    fixed_point_tolerance: float = 1e-4
-    feedback_dropout: float = 0.0
-    feedback_scale: float = 1.0
-    backbone_layers: list[int] | None = None
-    backbone_part: str = "auto"
-    head: str = "new"
-    pooling: str = "auto"
-    classifier_dropout: float | None = None
-    initializer_range: float = 0.02
+    # Where the backbone came from: name_or_path, revision, subfolder; in a feedback-only checkpoint its fingerprint.
     backbone_source: dict | None = None
-    hf_feedback_version: str | None = None
+
+    # The loop
+    num_iterations: int = option(2, "K ≥ 1, passes through the looped layers; 1 is the plain backbone.")
+    feedback_topology: str | None = option(
+        None,
+        "Edges by name: 'top' (the last layer to every lower one; this if no edges are given), 'adjacent' (layer l + 1 "
+        "to layer l) or 'dense' (every layer to every lower one).",
+        choices=TOPOLOGIES,
+    )
+    feedback_edges: list[list[int]] | None = option(
+        None, "Explicit edges [[source, target], …], layers counted from 0; excludes a topology."
+    )
+    feedback_layers: list[int] | None = option(
+        None, "[lowest, highest] target of a topology, both included; all layers if left out."
+    )
+    feedback_state: Literal["reentry", "carry"] = option(
+        "reentry",
+        "What enters the looped layers in each iteration: the same as the first time ('reentry'), or their own output "
+        "of the iteration before ('carry', as in models with looped layers; the model is then not its backbone for "
+        "K > 1).",
+    )
+    feedback_damping: float = option(
+        1.0, "α in (0, 1]: messages read lerp(previous, new, α) of the states; 1 damps nothing."
+    )
+    learn_damping: bool = option(False, "Learn α, one per source, starting from `feedback_damping`.")
+    backbone_layers: list[int] | None = option(
+        None, "Layers of the backbone to keep, ascending; the other options count these. All if left out."
+    )
+    backbone_part: PartOption = option(
+        "auto", "Half of an encoder–decoder backbone to use: 'encoder' (also 'auto') or 'decoder'."
+    )
+
+    # Messages
+    feedback_type: str = option(
+        "additive",
+        "Operator that makes the messages: additive, gated, attention, temporal, context or joint; several are joined "
+        "by a plus, as in additive+context.",
+    )
+    feedback_rank: int | None = option(
+        32, "Width of the inner projection of a message, at most the hidden size; none: two full d × d maps."
+    )
+    feedback_activation: str = option(
+        "swish",
+        "Activation of the messages: swish (x·sigmoid(βx), one learnable β per edge) or any that transformers knows: "
+        "sigmoid, tanh, relu, gelu, mish, …",
+    )
+    feedback_signal: Literal["state", "error"] = option(
+        "state", "What a message reads: the 'state' of the source, or the 'error', source minus target."
+    )
+    feedback_sharing: Literal["edge", "targets"] = option(
+        "edge", "Weights for every 'edge', or one set for all 'targets' of a source."
+    )
+    feedback_future: Literal["auto"] | bool = option(
+        "auto",
+        "Whether messages may inform a token about later ones; auto: yes, except for `FeedbackModel` over a causal "
+        "backbone, whose states may serve to predict the next token.",
+    )
+    feedback_heads: int = option(4, "Heads of 'attention'; they share the rank.")
+    feedback_sweeps: int = option(
+        3, "Sweeps of 'temporal', at least 2; information moves by one token less than that in each iteration."
+    )
+    feedback_context: Literal["state", "classes"] = option(
+        "state", "What 'context' reads: the mean 'state' of the source, or the probabilities of the 'classes'."
+    )
+    feedback_dropout: float = option(0.0, "Dropout probability inside a message, after the activation.")
+    feedback_scale: float = option(1.0, "Factor on every message.")
+
+    # Long texts
+    feedback_span: Literal["token", "segment"] = option(
+        "token",
+        "'segment': texts are cut into segments, each a row of the batch, which exchange messages; the answer is the "
+        "mean over the segments. For `FeedbackForSequenceClassification`.",
+    )
+    segment_length: int | None = option(
+        None, "Tokens of a segment, special ones included; what the backbone reads at most if left out."
+    )
+    segment_overlap: int | None = option(
+        None, "Tokens that a segment shares with the one before; an eighth of a segment if left out."
+    )
+    segment_special_tokens: list[int] | None = option(
+        None,
+        "Numbers of special tokens at the start and at the end of a text, which stand around every segment: [1, 1] for "
+        "[CLS] … [SEP]; the tokenizer's if left out.",
+    )
+    max_segments: int = option(64, "Segments of a text at most; a longer text is refused.")
+
+    # Halting, in evaluation
+    halting: str = option(
+        "none",
+        "When an example stops, after K iterations at most: none, convergence (of its states), confidence (in its "
+        "answer) or patience (the same answer several times); 'a+b': both, 'a|b': either.",
+    )
+    halting_threshold: float = option(
+        0.01, "'convergence': largest relative residual ‖h^(k) − h^(k−1)‖ / ‖h^(k)‖ at which an example stops."
+    )
+    halting_confidence: float = option(0.9, "'confidence': minimum at which an example stops, in (0, 1].")
+    halting_measure: Literal["probability", "margin"] = option(
+        "probability", "What confidence is: the 'probability' of the top class, or its 'margin' over the next."
+    )
+    halting_patience: int = option(2, "'patience': number of consecutive equal answers at which an example stops.")
+    min_iterations: int = option(2, "No example stops before this iteration.")
+
+    # Training
+    iteration_loss: Literal["last", "uniform", "linear"] = option(
+        "last",
+        "Loss of the 'last' iteration, or weighted mean over all: 'uniform', or 'linear' (rising with k); needs the "
+        "full gradient.",
+    )
+    jacobian_penalty: float = option(
+        0.0,
+        "Weight of a penalty on the loop's Jacobian, ‖J‖²_F per entry, which makes further iterations settle (Bai et "
+        "al. 2021); costs one more iteration, differentiated twice.",
+    )
+    gradient: Literal["full", "truncated", "one_step", "implicit"] = option(
+        "full",
+        "Gradient through all iterations ('full'), the last `gradient_iterations` ('truncated'), the last one "
+        "('one_step'), or of the fixed point ('implicit', with one dropout mask for all iterations; where it is not "
+        "reached, a warning says so and the full gradient is used).",
+    )
+    gradient_iterations: int | None = option(None, "n ≥ 1 of 'truncated'; n ≥ K is the full gradient.")
+    fixed_point_solver: Literal["iteration", "anderson"] = option(
+        "iteration", "How 'implicit' finds the fixed point: plain 'iteration' or 'anderson' acceleration."
+    )
+    fixed_point_tolerance: float = option(1e-4, "Relative residual within which a fixed point counts as found.")
+
+    # The head
+    head: HeadOption = option(
+        "new", "'new': pooling and a linear `classifier`; 'backbone': the task head of the backbone's own family."
+    )
+    pooling: Literal["auto"] | Pooling = option(
+        "auto",
+        "Pooling of a new head, padding left out; auto: that of a sentence-transformers folder, else the last token "
+        "for decoders, the first for others.",
+    )
+    classifier_dropout: float | None = option(
+        None, "Dropout before a new classifier; that of the backbone's classifier or hidden states if left out."
+    )
+    initializer_range: float = option(0.02, "Standard deviation of the initial weights of a new classifier.")
 
     def __post_init__(self, **kwargs: Any) -> None:
         facts = {name: kwargs.pop(name) for name in BACKBONE_FACTS if name in kwargs}
@@ -289,33 +263,6 @@ class FeedbackConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_backbone_facts(facts)
         self.check_options()
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, for what stands in a file: nothing there switches on code, and options that are given
-        take the place of those in the file before anything is checked."""
-        config_dict = replace_labels(without_switches(config_dict), kwargs)
-        given = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
-        return super().from_dict({**config_dict, **given}, **kwargs)
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        super().__setattr__(key, value)
-        if key == "id2label" and getattr(self, "_post_init_done", False):  # other names, set on a built model's config
-            self.label2id = numbers_by_name(value)
-
-    @classmethod
-    def option_names(cls) -> set[str]:
-        """The names of all options that are ours or about labels; `backbone_config` is not among them."""
-        ours = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
-        return (ours | {"id2label", "label2id", "problem_type"}) - {
-            "backbone_config",
-            "backbone_source",
-            "hf_feedback_version",
-        }
-
-    def options(self) -> dict[str, Any]:
-        """The values of all options in `option_names`, as `from_backbone` takes them."""
-        return {name: getattr(self, name) for name in sorted(self.option_names())}
 
     # What follows from the options
 
@@ -416,8 +363,7 @@ class FeedbackConfig(PreTrainedConfig):
         check_place(self.backbone_source)
         hint = "1 is the plain backbone, 2 reads feedback once"
         check_integer("num_iterations", self.num_iterations, 1, hint, MOST_ITERATIONS)
-        for name, allowed in CHOICES.items():
-            check_choice(name, getattr(self, name), allowed)
+        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         self._check_type()
         self._check_segments()
         self.check_dynamics()
@@ -455,8 +401,6 @@ class FeedbackConfig(PreTrainedConfig):
         check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
         hint = "one sweep reads no neighbours: use 'additive'"
         check_integer("feedback_sweeps", self.feedback_sweeps, 2, hint, MOST_ITERATIONS)
-        if self.feedback_future not in ("auto", True, False) or type(self.feedback_future) not in (bool, str):
-            raise ValueError(f"`feedback_future` must be 'auto', True or False, got {self.feedback_future!r}.")
         rank = self.hidden_size if self.feedback_rank is None else self.feedback_rank
         if "attention" in names and is_integer(rank) and rank % self.feedback_heads:
             raise ValueError(
@@ -466,14 +410,10 @@ class FeedbackConfig(PreTrainedConfig):
 
     def check_dynamics(self) -> None:
         """The part of `check_options` about iterations and their gradient, which may be changed after building."""
-        for name in ("iteration_loss", "gradient", "fixed_point_solver", "feedback_state"):
-            check_choice(name, getattr(self, name), CHOICES[name])
         if not is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
             raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
         if not is_number(self.jacobian_penalty) or self.jacobian_penalty < 0:
             raise ValueError(f"`jacobian_penalty` must be a number of at least 0, got {self.jacobian_penalty!r}.")
-        if not isinstance(self.learn_damping, bool):
-            raise ValueError(f"`learn_damping` must be True or False, got {self.learn_damping!r}.")
         if not is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:
             raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance!r}.")
         if self.iteration_loss != "last" and self.gradient != "full":
@@ -575,8 +515,6 @@ class FeedbackConfig(PreTrainedConfig):
             raise ValueError(f"`backbone_layers` must be below the backbone's {total} layers, got {layers!r}.")
 
     def _check_edges(self) -> None:
-        if self.feedback_topology is not None:
-            check_choice("feedback_topology", self.feedback_topology, tuple(TOPOLOGIES))
         if self.num_hidden_layers is not None:
             self.edges()
         else:  # the number of layers is open: check whatever does not depend on it, with as many as are mentioned
@@ -621,7 +559,7 @@ class FeedbackConfig(PreTrainedConfig):
     def to_dict(self) -> dict:
         """As in transformers, with the version of hf_feedback that writes it, and what follows from the backbone."""
         facts = {name: value for name in BACKBONE_FACTS if (value := getattr(self, name, None)) is not None}
-        return {**super().to_dict(), **facts, "hf_feedback_version": HF_FEEDBACK_VERSION}
+        return {**super().to_dict(), **facts}
 
     def to_diff_dict(self) -> dict:
         """As in transformers, for files: what follows from the backbone stands in `backbone_config` alone."""

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from .backbones import drop_pooler, is_sharded, select_part
-from .configuration_feedback import FeedbackConfig, nearest_option
+from .configuration_feedback import FeedbackConfig, HeadOption, PartOption, nearest_option
 from .labels import LABEL_OPTIONS, adopt_labels
 from .modeling_base import FeedbackPreTrainedModel
 from .pooling import find_pooling
@@ -28,10 +28,10 @@ class FromBackbone(FeedbackPreTrainedModel):
         cls,
         backbone: str | Path | PreTrainedModel,
         *,
-        head: str = "new",
+        head: HeadOption = "new",
         backbone_kwargs: dict[str, Any] | None = None,
         config_overrides: dict[str, Any] | None = None,
-        backbone_part: str = "auto",
+        backbone_part: PartOption = "auto",
         **feedback_options: Any,
     ) -> Self:
         """Adds fresh feedback to a pretrained backbone. In evaluation mode the result equals the backbone exactly.
@@ -125,7 +125,7 @@ class FromBackbone(FeedbackPreTrainedModel):
         return any(kind.__name__ in (config.architectures or ()) for kind in cls._task_models(config))
 
     @classmethod
-    def _choose_head(cls, head: str, backbone: PreTrainedModel | PreTrainedConfig) -> str:
+    def _choose_head(cls, head: HeadOption, backbone: PreTrainedModel | PreTrainedConfig) -> HeadOption:
         """The value of `config.head` for a backbone, or a backbone to be loaded by its config."""
         return head
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .checks import check_labels
+from .validation import check_labels
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 

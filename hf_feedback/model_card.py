@@ -14,9 +14,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .checkpoint import whole_file
-from .checks import HF_FEEDBACK_VERSION
 from .configuration_feedback import FeedbackConfig
 from .configuration_fnn import FNNConfig
+from .version import HF_FEEDBACK_VERSION
 
 if TYPE_CHECKING:
     from .training.arguments import FeedbackTrainingArguments

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import can_return_tuple, logging
 
-from .configuration_feedback import FeedbackConfig
+from .configuration_feedback import FeedbackConfig, HeadOption
 from .loading import LoadableFeedbackModel
 from .maps import on_device_of
 from .modeling_loop import Call
@@ -259,7 +259,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
     _labelled = False
 
     @classmethod
-    def _choose_head(cls, head: str, backbone: PreTrainedModel | PreTrainedConfig) -> str:
+    def _choose_head(cls, head: HeadOption, backbone: PreTrainedModel | PreTrainedConfig) -> HeadOption:
         if cls._is_task_model(backbone):
             return "backbone"
         logger.warning(

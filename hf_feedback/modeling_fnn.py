@@ -11,12 +11,12 @@ from transformers import initialization as init
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .activations import Swish
-from .checks import MOST_ITERATIONS, check_integer
 from .configuration_fnn import AUTO_MAP, FNNConfig
 from .fixed_point import Map, Solution, anderson, full, implicit, iterate, relative_residual, truncated
 from .fnn_layers import LayeredLayer, RecurrentLinear, TemporalLayer, sweep_upwards
 from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput, select_states
 from .pooling import pool
+from .validation import MOST_ITERATIONS, check_integer
 
 SOLVERS = {"iteration": iterate, "anderson": anderson}
 

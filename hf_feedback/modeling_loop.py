@@ -13,7 +13,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import TransformersKwargs, logging
 
 from .backbones import is_sharded
-from .checks import MOST_ITERATIONS, check_integer
 from .configuration_feedback import FeedbackConfig, rules_of
 from .connections import FeedbackConnections, Reading
 from .dynamics import IterationTrace
@@ -23,6 +22,7 @@ from .loop import Loop, States, iterate
 from .modeling_outputs import select_states
 from .recorder import Run, eagerly, hidden_of, recording, with_hidden
 from .segments import Segments
+from .validation import MOST_ITERATIONS, check_integer
 
 logger = logging.get_logger(__name__)
 

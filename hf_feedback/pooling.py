@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.utils import cached_file
+
+Pooling = Literal["cls", "mean", "last"]
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor | None, how: str) -> torch.Tensor:
@@ -37,7 +39,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None, how: str) -> torch.Ten
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
 
 
-def find_pooling(name_or_path: str | Path, subfolder: str = "", **hub_kwargs: Any) -> str | None:
+def find_pooling(name_or_path: str | Path, subfolder: str = "", **hub_kwargs: Any) -> Pooling | None:
     """The pooling that a sentence-transformers folder or repository names; `None` where it names none of ours.
 
     Raises:
@@ -59,7 +61,7 @@ def find_pooling(name_or_path: str | Path, subfolder: str = "", **hub_kwargs: An
         values = None
     if not isinstance(values, dict):
         raise ValueError(f"`pooling`: {file} is damaged; copy or download it again, or say which pooling to use.")
-    modes = {
+    modes: dict[Pooling, tuple[str, str]] = {
         "cls": ("pooling_mode_cls_token", "cls"),
         "mean": ("pooling_mode_mean_tokens", "mean"),
         "last": ("pooling_mode_lasttoken", "lasttoken"),

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
-from .checks import check_labels
+from .validation import check_labels
 
 logger = logging.get_logger(__name__)
 

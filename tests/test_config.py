@@ -6,8 +6,8 @@ import pytest
 from families import SIZES, tiny_config
 
 from hf_feedback import FeedbackConfig
-from hf_feedback.checks import HF_FEEDBACK_VERSION
 from hf_feedback.topology import segment
+from hf_feedback.version import HF_FEEDBACK_VERSION
 
 REFUSED = {
     # option(s) → words of the message

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint import whole_file
-from ..checks import check_integer
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..modeling_fnn import FNNForSequenceClassification
+from ..validation import check_integer
 from .arguments import FeedbackTrainingArguments, LabelArguments, TextArguments
 from .callbacks import show_plain_metrics
 from .classification import columns_of

@@ -9,8 +9,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from ..checks import check_choice, check_integer
 from ..configuration_feedback import FeedbackConfig
+from ..validation import check_choice, check_integer
 from .sampling import KINDS
 
 

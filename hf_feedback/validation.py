@@ -1,14 +1,18 @@
-"""What both configurations share: the version, and checks of option values."""
+"""How options are declared and checked: once, as a field with a type, a default and a line of help."""
 
 import types
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, field, fields
 from reprlib import repr as shortened
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
+from packaging.version import InvalidVersion, Version
 from transformers import PreTrainedConfig
 
-HF_FEEDBACK_VERSION = "0.1.0"
+from .version import HF_FEEDBACK_VERSION
+
+T = TypeVar("T")
 
 # What transformers adds to a config by itself; neither ours nor a misspelling of ours.
 TRANSFORMERS_KEYS = {
@@ -41,20 +45,47 @@ TYPE_WORDS = {
 }
 
 
+def option(default: T, help: str, choices: Mapping[str, object] | None = None) -> T:
+    """Declares an option of a config.
+
+    Args:
+        default: its value where none is given.
+        help: what it does, in one line.
+        choices: the registry whose names it may have; other choices stand in its type, as a `Literal`.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def choices_of(option: Field) -> tuple[Any, ...]:
+    """The values that an option may have, `None` included where it is optional; empty if they are not enumerated."""
+    types_of = get_args(option.type) if get_origin(option.type) in (Union, types.UnionType) else (option.type,)
+    registry = option.metadata.get("choices")
+    if registry is not None:
+        values: tuple[Any, ...] = tuple(registry)
+    else:
+        values = tuple(value for one in types_of if get_origin(one) is Literal for value in get_args(one))
+    only_choices = all(get_origin(one) is Literal or one in (str, type(None)) for one in types_of)
+    return (*values, *((None,) if type(None) in types_of else ())) if values and only_choices else ()
+
+
 def is_integer(value: object) -> bool:
+    """Whether a value is an integer, and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
+    """Whether a value is a finite number, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def is_of_type(value: Any, annotation: Any) -> bool:
-    """Whether a value is of an annotated type, whatever the elements of a list. Numbers must be finite, and flags are
-    none."""
+def is_of_type(value: object, annotation: Any) -> bool:
+    """Whether a value is of an annotated type, whatever the elements of a list. Numbers must be finite, and truth
+    values are no numbers."""
     origin = get_origin(annotation) or annotation
     if origin in (Union, types.UnionType):
         return any(is_of_type(value, one) for one in get_args(annotation))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(annotation)
     if origin is list:
         return isinstance(value, list | tuple)
     if origin is float:
@@ -62,27 +93,41 @@ def is_of_type(value: Any, annotation: Any) -> bool:
     return is_integer(value) if origin is int else isinstance(value, origin)
 
 
-def _in_words(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
+    """An annotated type in words, such as "an integer or None"."""
     origin = get_origin(annotation) or annotation
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_in_words, get_args(annotation)))
+        return " or ".join(map(describe_type, get_args(annotation)))
+    if origin is Literal:
+        return ", ".join(map(repr, get_args(annotation)))
     return TYPE_WORDS[origin]
 
 
 def check_types(config: PreTrainedConfig) -> None:
-    """Raises `ValueError` where an option that the config's class declares is not of its annotated type."""
-    for field in fields(type(config)):
-        inherited = field.name in PreTrainedConfig.__dataclass_fields__
-        if not inherited and not is_of_type(value := getattr(config, field.name), field.type):
-            raise ValueError(f"`{field.name}` must be {_in_words(field.type)}, got {shortened(value)}.")
+    """Checks all options that the config's class declares.
+
+    Raises:
+        ValueError: one is not among its choices, or not of its annotated type.
+    """
+    for declared in fields(type(config)):
+        if declared.name in PreTrainedConfig.__dataclass_fields__:
+            continue
+        value = getattr(config, declared.name)
+        if allowed := choices_of(declared):
+            check_choice(declared.name, value, allowed)
+        elif not is_of_type(value, declared.type):
+            raise ValueError(f"`{declared.name}` must be {describe_type(declared.type)}, got {shortened(value)}.")
 
 
 def check_shared_options(config: PreTrainedConfig, others: dict[str, Any]) -> None:
-    """The same for options of transformers that it takes as they come, and stumbles over.
+    """Checks options of transformers that it accepts unchecked, and that fail later on.
 
     Args:
-        config: whose fields are set.
-        others: what the config got besides.
+        config: the config, its fields set.
+        others: further keywords that the config was given.
+
+    Raises:
+        ValueError: one has a value that cannot be used.
     """
     for name, value in {"dtype": config.dtype, "torch_dtype": others.get("torch_dtype")}.items():
         found = getattr(torch, value, value) if isinstance(value, str) else value
@@ -96,6 +141,7 @@ def check_shared_options(config: PreTrainedConfig, others: dict[str, Any]) -> No
 
 
 def check_integer(name: str, value: object, least: int, hint: str, most: float = float("inf")) -> None:
+    """Raises `ValueError` where an option is no integer from `least` to `most`; `hint` says what these mean."""
     if not is_integer(value) or value < least:  # type: ignore[operator]
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {shortened(value)} ({hint}).")
     if value > most:  # type: ignore[operator]
@@ -108,8 +154,10 @@ def check_labels(num_labels: object) -> None:
         check_integer("num_labels", num_labels, 1, "1 is a value to predict", MOST_LABELS)
 
 
-def check_choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raises `ValueError` where an option has none of the allowed values."""
+    allowed = tuple(allowed)
+    if not isinstance(value, str | None) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {shortened(value)}.")
 
 
@@ -127,8 +175,9 @@ def check_problem(config: PreTrainedConfig) -> None:
         )
 
 
-def is_newer(version: str | None) -> bool:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(".") if part.isdigit()]
-
-    return isinstance(version, str) and numbers(version) > numbers(HF_FEEDBACK_VERSION)
+def is_newer(version: object) -> bool:
+    """Whether a config was written by a later version of hf_feedback than this one."""
+    try:
+        return isinstance(version, str) and Version(version) > Version(HF_FEEDBACK_VERSION)
+    except InvalidVersion:
+        return False

@@ -1,0 +1,61 @@
+"""What both configurations share: options that are declared once, labels, and what may come from a file."""
+
+from dataclasses import Field, fields
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .labels import LABEL_OPTIONS, numbers_by_name, replace_labels
+from .stored_config import without_switches
+from .validation import choices_of, describe_type
+from .version import HF_FEEDBACK_VERSION
+
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
+class OptionsConfig(PreTrainedConfig):
+    """A configuration whose options are fields with a type, a default and a line of help, see `option`."""
+
+    hf_feedback_version: str | None = None
+
+    @classmethod
+    def declared_options(cls) -> dict[str, Field]:
+        """The fields of all options that are declared with a line of help, by name."""
+        return {one.name: one for one in fields(cls) if "help" in one.metadata}
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """The names of all options that are ours or about labels."""
+        return {*cls.declared_options(), *LABEL_OPTIONS} - {"num_labels"}
+
+    def options(self) -> dict[str, Any]:
+        """The values of all options in `option_names`."""
+        return {name: getattr(self, name) for name in sorted(self.option_names())}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, for what stands in a file: nothing there switches on code, and options that are given
+        take the place of those in the file before anything is checked."""
+        config_dict = replace_labels(without_switches(config_dict), kwargs)
+        given = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the version of hf_feedback that writes it."""
+        return {**super().to_dict(), "hf_feedback_version": HF_FEEDBACK_VERSION}
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, value)
+        if key == "id2label" and getattr(self, "_post_init_done", False):  # other names, set on a built model's config
+            self.label2id = numbers_by_name(value)
+
+
+def document_options(config_class: type[OptionsConfig]) -> type[OptionsConfig]:
+    """Adds to the docstring of a config's class what its options are, from where they are declared."""
+    lines = []
+    for name, declared in config_class.declared_options().items():
+        allowed = ", ".join(map(repr, choices_of(declared))) or describe_type(declared.type)
+        lines.append(f"    {name} ({allowed}; default {declared.default!r}): {declared.metadata['help']}")
+    before, marker, after = (config_class.__doc__ or "").partition("    Raises:\n")
+    config_class.__doc__ = f"{before}    Args:\n" + "\n".join(f"    {line}" for line in lines) + f"\n\n{marker}{after}"
+    return config_class
