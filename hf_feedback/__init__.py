@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from .backbones import UnsupportedBackboneError
+from .backbone_layout import UnsupportedBackboneError
 from .configuration_feedback import FeedbackConfig
 from .configuration_fnn import FNNConfig
-from .loading import LoadableFeedbackModel, load_feedback
+from .modeling_base import FeedbackPreTrainedModel
 from .modeling_feedback import (
     HEADS,
     FeedbackForAudioClassification,
@@ -17,6 +17,7 @@ from .modeling_feedback import (
     FeedbackForTokenClassification,
     FeedbackModel,
     add_feedback,
+    load_feedback,
 )
 from .modeling_fnn import FNNForSequenceClassification, FNNModel
 from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
@@ -24,9 +25,9 @@ from .version import HF_FEEDBACK_VERSION as __version__
 
 AutoConfig.register(FeedbackConfig.model_type, FeedbackConfig, exist_ok=True)
 FeedbackConfig.register_for_auto_class()
-_MODELS: tuple[type[LoadableFeedbackModel], ...] = (FeedbackModel, *HEADS)
+_MODELS: tuple[type[FeedbackPreTrainedModel], ...] = (FeedbackModel, *HEADS)
 for model_class in _MODELS:
-    auto_class = model_class._backbone_task_class or AutoModel
+    auto_class = model_class.traits.auto_class or AutoModel
     auto_class.register(FeedbackConfig, model_class, exist_ok=True)
     model_class.register_for_auto_class(auto_class.__name__)
 

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 
@@ -33,6 +34,10 @@ class Swish(nn.Module):
         super().__init__()
         self.beta = nn.Parameter(torch.ones(num_edges))
 
+    def init_feedback_weights(self) -> None:
+        """Sets every β to 1."""
+        init.ones_(self.beta)
+
     def forward(self, x: torch.Tensor, edge: int | None = None) -> torch.Tensor:
         beta = self.beta if edge is None else self.beta[edge : edge + 1]
         return x * torch.sigmoid(beta.unsqueeze(-1) * x)
@@ -55,5 +60,5 @@ def check_activation(name: str, option: str = "feedback_activation") -> None:
 def make_activation(name: str, num_edges: int) -> nn.Module:
     """The activation of that name, for `num_edges` edges at once; it maps `(..., n, r)` to `(..., n, r)`."""
     check_activation(name)
-    found = ACTIVATIONS[name](num_edges) if name in ACTIVATIONS else ACT2FN[name]
-    return found.to(torch.get_default_dtype())  # some come with parameters in bfloat16
+    activation = ACTIVATIONS[name](num_edges) if name in ACTIVATIONS else ACT2FN[name]
+    return activation.to(torch.get_default_dtype())  # some come with parameters in bfloat16

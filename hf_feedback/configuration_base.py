@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from .labels import LABEL_OPTIONS, numbers_by_name, replace_labels
 from .stored_config import without_switches
-from .validation import choices_of, describe_type
+from .validation import check_choice, check_types, choices_of, describe_type
 from .version import HF_FEEDBACK_VERSION
 
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
@@ -37,12 +37,31 @@ class OptionsConfig(PreTrainedConfig):
         """As in transformers, for what stands in a file: nothing there switches on code, and options that are given
         take the place of those in the file before anything is checked."""
         config_dict = replace_labels(without_switches(config_dict), kwargs)
-        given = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        options = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
+        return super().from_dict({**config_dict, **options}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, with the version of hf_feedback that writes it."""
         return {**super().to_dict(), "hf_feedback_version": HF_FEEDBACK_VERSION}
+
+    def check_options(self) -> None:
+        """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
+        check_types(self)
+        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+
+    def set_checked(self, name: str, value: Any) -> None:
+        """Sets an option; it stays as it was if its value is not allowed.
+
+        Raises:
+            ValueError: as `check_options`.
+        """
+        before = getattr(self, name)
+        setattr(self, name, value)
+        try:
+            self.check_options()
+        except ValueError:
+            setattr(self, name, before)
+            raise
 
     def __setattr__(self, key: str, value: Any) -> None:
         super().__setattr__(key, value)

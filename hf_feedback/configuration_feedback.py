@@ -1,5 +1,6 @@
 """`FeedbackConfig`: every option of a feedback model, validated when it is built and when it is loaded."""
 
+import copy
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
@@ -8,10 +9,15 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
 from .activations import check_activation
-from .configuration_base import PROBLEM_TYPES, OptionsConfig, document_options
+from .configuration_base import OptionsConfig, document_options
+from .connections import CONNECTIONS
+from .gradients import GRADIENTS
+from .halting import HALTING_RULES, parse_halting
 from .labels import normalize_labels_of
+from .objectives import ITERATION_LOSSES
 from .pooling import Pooling
-from .stored_config import backbone_config_from_dict, check_place, refuse_attributes
+from .solvers import SOLVERS
+from .stored_config import backbone_config_from_dict, check_class_references, check_place, refuse_attributes
 from .topology import TOPOLOGIES, resolve_edges
 from .validation import (
     MOST_ITERATIONS,
@@ -50,9 +56,6 @@ AUTO_MAP = {
         )
     },
 }
-
-HALTING_RULES = ("convergence", "confidence", "patience")
-FEEDBACK_TYPES = ("additive", "gated", "attention", "temporal", "context", "joint")
 
 # What other libraries read in a config and its dictionary, and what the backbone determines here.
 BACKBONE_FACTS = (
@@ -111,6 +114,8 @@ class FeedbackConfig(OptionsConfig):
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None
+    # Operators that are not part of hf_feedback: name → "module.Class" in the folder, see `operator_code.py`.
+    custom_operators: dict | None = None
     # Where the backbone came from: name_or_path, revision, subfolder; in a feedback-only checkpoint its fingerprint.
     backbone_source: dict | None = None
 
@@ -216,25 +221,29 @@ class FeedbackConfig(OptionsConfig):
     min_iterations: int = option(2, "No example stops before this iteration.")
 
     # Training
-    iteration_loss: Literal["last", "uniform", "linear"] = option(
+    iteration_loss: str = option(
         "last",
         "Loss of the 'last' iteration, or weighted mean over all: 'uniform', or 'linear' (rising with k); needs the "
         "full gradient.",
+        choices=ITERATION_LOSSES,
     )
     jacobian_penalty: float = option(
         0.0,
         "Weight of a penalty on the loop's Jacobian, ‖J‖²_F per entry, which makes further iterations settle (Bai et "
         "al. 2021); costs one more iteration, differentiated twice.",
     )
-    gradient: Literal["full", "truncated", "one_step", "implicit"] = option(
+    gradient: str = option(
         "full",
         "Gradient through all iterations ('full'), the last `gradient_iterations` ('truncated'), the last one "
         "('one_step'), or of the fixed point ('implicit', with one dropout mask for all iterations; where it is not "
         "reached, a warning says so and the full gradient is used).",
+        choices=GRADIENTS,
     )
     gradient_iterations: int | None = option(None, "n ≥ 1 of 'truncated'; n ≥ K is the full gradient.")
-    fixed_point_solver: Literal["iteration", "anderson"] = option(
-        "iteration", "How 'implicit' finds the fixed point: plain 'iteration' or 'anderson' acceleration."
+    fixed_point_solver: str = option(
+        "iteration",
+        "How 'implicit' finds the fixed point: plain 'iteration' or 'anderson' acceleration.",
+        choices=SOLVERS,
     )
     fixed_point_tolerance: float = option(1e-4, "Relative residual within which a fixed point counts as found.")
 
@@ -359,11 +368,11 @@ class FeedbackConfig(OptionsConfig):
 
     def check_options(self) -> None:
         """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
-        check_types(self)
+        super().check_options()
         check_place(self.backbone_source)
+        check_class_references("custom_operators", self.custom_operators)
         hint = "1 is the plain backbone, 2 reads feedback once"
         check_integer("num_iterations", self.num_iterations, 1, hint, MOST_ITERATIONS)
-        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         self._check_type()
         self._check_segments()
         self.check_dynamics()
@@ -386,27 +395,21 @@ class FeedbackConfig(OptionsConfig):
     def _check_type(self) -> None:
         names = self.feedback_type.split("+") if isinstance(self.feedback_type, str) else [self.feedback_type]
         for name in names:
-            check_choice("feedback_type", name, FEEDBACK_TYPES)
+            check_choice("feedback_type", name, (*CONNECTIONS, *(self.custom_operators or {})))
         if len(set(names)) < len(names):
             raise ValueError(f"`feedback_type` names an operator twice: {self.feedback_type!r}; name each once.")
-        if self.feedback_context == "classes" and "context" not in names and self.feedback_span == "token":
+        reads_classes = any(CONNECTIONS[name].may_read_classes for name in names if name in CONNECTIONS)
+        if self.feedback_context == "classes" and not reads_classes and self.feedback_span == "token":
             raise ValueError(
                 f"`feedback_context`='classes' is for `feedback_type='context'`, got {self.feedback_type!r}; leave one "
                 "out."
             )
-        if self.feedback_context == "classes" and names == ["context"] and self.feedback_signal == "error":
-            raise ValueError(
-                "`feedback_signal`='error' compares states, and `feedback_context='classes'` reads none; leave one out."
-            )
         check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
         hint = "one sweep reads no neighbours: use 'additive'"
         check_integer("feedback_sweeps", self.feedback_sweeps, 2, hint, MOST_ITERATIONS)
-        rank = self.hidden_size if self.feedback_rank is None else self.feedback_rank
-        if "attention" in names and is_integer(rank) and rank % self.feedback_heads:
-            raise ValueError(
-                f"`feedback_heads` must divide the rank of the messages, {rank}, got {self.feedback_heads}; change it "
-                "or `feedback_rank`."
-            )
+        for name in names:
+            if name in CONNECTIONS:
+                CONNECTIONS[name].check_options(self)
 
     def check_dynamics(self) -> None:
         """The part of `check_options` about iterations and their gradient, which may be changed after building."""
@@ -471,7 +474,7 @@ class FeedbackConfig(OptionsConfig):
 
     def check_halting(self) -> None:
         """The part of `check_options` about halting, which may be changed after training."""
-        for rules in rules_of(self.halting) if isinstance(self.halting, str) else [[self.halting]]:
+        for rules in parse_halting(self.halting):
             for rule in rules:
                 check_choice("halting", rule, ("none", *HALTING_RULES))
         if self.halting != "none" and "none" in self.halting.replace("+", "|").split("|"):
@@ -571,11 +574,38 @@ def nearest_option(key: str) -> str | None:
     """The option that a misspelt or shortened name (`num_iteration`, `rank`) seems to mean, if any."""
     names = {name: name for name in FeedbackConfig.option_names() | {"backbone_config", "num_labels"}}
     short = {name.removeprefix("feedback_"): name for name in names if name.startswith("feedback_")}
-    found = get_close_matches(key, names, n=1, cutoff=0.85)
-    return found[0] if found else {**short, "iterations": "num_iterations"}.get(key)
+    near = get_close_matches(key, names, n=1, cutoff=0.85)
+    return near[0] if near else {**short, "iterations": "num_iterations"}.get(key)
 
 
-def rules_of(halting: str) -> list[list[str]]:
-    """`"convergence|confidence+patience"` → `[["convergence"], ["confidence", "patience"]]`: one group is enough, all
-    of it are needed."""
-    return [group.split("+") for group in halting.split("|")]
+class BuiltOptions:
+    """The options that a model was built with, some of which its modules are made of.
+
+    Args:
+        config: of the model.
+    """
+
+    def __init__(self, config: FeedbackConfig) -> None:
+        self.edges = config.edges()
+        self.built_in = {name: copy.deepcopy(getattr(config, name)) for name in BUILT_IN}
+        self.checked = copy.deepcopy(config.options())
+
+    def check(self, config: FeedbackConfig) -> None:
+        """Checks the options that were set on the config since the last check.
+
+        Raises:
+            ValueError: one has a value that is not allowed, or that the modules were not made for.
+        """
+        options = config.options()
+        if options == self.checked:
+            return
+        config.check_options()
+        same_edges = config.edges() == self.edges
+        for name, built in self.built_in.items():
+            now = getattr(config, name)
+            if now != built and not (same_edges and name in EDGE_OPTIONS):
+                raise ValueError(
+                    f"`{name}` was {built!r} when the model was built, which cannot become {now!r} now; set it back, "
+                    "or build another model with it."
+                )
+        self.checked = copy.deepcopy(options)

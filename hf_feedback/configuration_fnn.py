@@ -4,13 +4,13 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from .activations import check_activation
-from .configuration_base import PROBLEM_TYPES, OptionsConfig, document_options
+from .configuration_base import OptionsConfig, document_options
 from .labels import normalize_labels_of
+from .solvers import SOLVERS
 from .stored_config import refuse_attributes
 from .validation import (
     MOST_ITERATIONS,
     TRANSFORMERS_KEYS,
-    check_choice,
     check_integer,
     check_problem,
     check_shared_options,
@@ -82,8 +82,10 @@ class FNNConfig(OptionsConfig):
         "('implicit', which needs a `tolerance`).",
     )
     gradient_iterations: int | None = option(None, "Number of sweeps that the truncated gradient goes through.")
-    solver: Literal["iteration", "anderson"] = option(
-        "iteration", "How 'implicit' finds the fixed point: plain 'iteration' or 'anderson' acceleration."
+    solver: str = option(
+        "iteration",
+        "How 'implicit' finds the fixed point: plain 'iteration' or 'anderson' acceleration.",
+        choices=SOLVERS,
     )
     pooling: Literal["mean", "cls", "last"] = option(
         "mean", "Pooling of the temporal network's states for a classifier; 'cls' is the first token."
@@ -123,8 +125,7 @@ class FNNConfig(OptionsConfig):
 
     def check_options(self) -> None:
         """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
-        check_types(self)
-        check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        super().check_options()
         check_activation(self.activation, "activation")
         sizes = {"vocab_size": "the tokenizer's length", "hidden_size": "d", "num_layers": "L"}
         for name, meaning in sizes.items():

@@ -1,67 +1,82 @@
-"""Feedback connections: what a higher layer tells the lower ones, one class per message operator.
+"""Feedback connections: the messages from a higher layer to the lower ones, one class per operator.
 
-A connection holds all edges of one source. Its parameters are stacked over their targets, so that edges sharing a
-source are one matrix product. A further operator is one class here and one row in `CONNECTIONS`.
+A connection holds all edges of one source. Its parameters are stacked over their targets, so that edges that share a
+source are one matrix product. A further operator is one subclass of `FeedbackConnection` and one row in `CONNECTIONS`.
 
-Letters: `h` the source's state of iteration k − 1, `x` the input of the target layer in iteration k, `z` what a message
-says inside, `(B, T, r)`; n edges, rank r, width d. Every message is `scale · up(z)`, and `up` is zero at the start.
+Letters: `h` the source's state of iteration k − 1, `x` the input of the target layer in iteration k, both `(B, T, d)`;
+`z` the inner state of a message, `(B, T, r)`; n edges, rank r, width d. Every message is `scale · up(z)`, and `up` is
+zero at the start.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .activations import Swish, make_activation
-from .maps import Damping, Gate, Recurrence, StackedLinear, ZeroLinear, on_device_of
+from .iteration_trace import States, batch_first
 from .pooling import pool
 from .segments import Segments
+from .stacked_linear import Damping, Gate, Recurrence, StackedLinear, ZeroLinear, on_device_of
+from .validation import is_integer
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
 
+# What `project_source` makes of one source for all its targets; a list of these if several operators are summed.
+SourceMessage = torch.Tensor | list[Any]
+
 
 @dataclass(frozen=True)
-class Reading:
-    """What a message may know besides the states.
+class MessageContext:
+    """What a message may read besides the states.
 
     Args:
         mask: `(B, T)`, true at real tokens; `None`: all are.
-        causal: whether a token must not be told of later ones.
-        beliefs: `(B, C)`, what the model answered after iteration k − 1; for messages that read it.
+        causal: whether a message must not inform a token about later ones.
+        class_probabilities: `(B, C)`, the answer after iteration k − 1; for messages that read it.
         batch_dim: which dimension of the states is the batch; 1 in XLNet.
-        segments: which text each row belongs to, where texts were cut.
+        segments: which text each row belongs to, if texts were cut.
     """
 
     mask: torch.Tensor | None = None
     causal: bool = False
-    beliefs: torch.Tensor | None = None
+    class_probabilities: torch.Tensor | None = None
     batch_dim: int = 0
     segments: Segments | None = None
 
 
-class AdditiveConnection(nn.Module):
-    """`message_{s→l} = scale · up_l(f(down_l(LayerNorm(h_s))))`, added to the input of layer l; f is the activation.
+class FeedbackConnection(nn.Module):
+    """`message_{s→l} = scale · up_l(z_l)`, added to the input of layer l: what all operators share.
+
+    A subclass overrides `project_source`, `combine` or `project_target`, of which a message consists; it may add
+    modules in its `__init__`, and check options in `check_options`. Modules other than those of `stacked_linear.py` are
+    initialized as transformers initializes them, or by a method `init_feedback_weights` of their own.
 
     With `feedback_signal="error"`, h_s − x_l takes the place of h_s: the message reads how far the source's state and
-    what the target layer is about to read are apart.
+    the input of the target layer are apart.
 
     Args:
         config: the feedback options.
         hidden_size: d, the backbone's hidden size.
-        num_edges: n, how many targets the source speaks to.
-        causal: whether a token must not be told of later ones.
+        num_edges: n, the number of targets of the source.
+        causal: whether a message must not inform a token about later ones.
 
     Shapes:
-        `forward(h)`: the source's state `(B, T, d)` → what it says to all targets, `(B, T, n, r)`.
-        `message(said, edge, x)`: → the message of one edge, `(B, T, d)`.
+        `forward(h, context)`: the source's state `(B, T, d)` → its part of all messages, `(B, T, n, r)`.
+        `message(source_message, edge, x, context)`: → the message of one edge, `(B, T, d)`.
     """
 
-    # Whether a message tells a token of others; whether there are messages in iteration 1 too, where nothing is said.
-    mixes_tokens = False
-    adapts = False
+    # Whether a message informs a token about others.
+    mixes_tokens: ClassVar[bool] = False
+    # Whether it cannot do without informing tokens about later ones, so that causal models have to allow that.
+    needs_later_tokens: ClassVar[bool] = False
+    # Whether there are messages in iteration 1 too, from the target's own input alone.
+    acts_in_first_iteration: ClassVar[bool] = False
+    # Whether messages may read the class probabilities of the iteration before.
+    may_read_classes: ClassVar[bool] = False
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
         super().__init__()
@@ -69,33 +84,52 @@ class AdditiveConnection(nn.Module):
         self.hidden_size, self.num_edges = hidden_size, num_edges
         self.config = config
         self.reads_error = config.feedback_signal == "error"
-        self.norm: Any = nn.LayerNorm(hidden_size)
+        self.norm: nn.Module = nn.LayerNorm(hidden_size)
         self.down = StackedLinear(hidden_size, num_edges, self.rank)
         self.activation = make_activation(config.feedback_activation, num_edges)
         self.dropout = nn.Dropout(config.feedback_dropout)
         self.up = ZeroLinear(self.rank, num_edges, hidden_size)
 
-    def forward(self, h: torch.Tensor, reading: Reading) -> Any:
-        h = on_device_of(self.up, h)
-        return h if self.reads_error else self.speak(self.norm(h), reading)
+    @classmethod
+    def check_options(cls, config: "FeedbackConfig") -> None:
+        """Raises `ValueError` where an option of this operator does not fit the others."""
 
-    def message(self, said: Any, edge: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        x, place = on_device_of(self.up, x), edge
-        if self.reads_error and said is not None:
-            said, place = self.speak(self.norm(said - x), reading, edge), 0
-        message = self.deliver(self.hear(said, place, edge, x, reading), edge, x)
+    def forward(self, h: torch.Tensor, context: MessageContext) -> SourceMessage:
+        h = on_device_of(self.up, h)
+        return h if self.reads_error else self.project_source(self.norm(h), context)
+
+    def message(
+        self, source_message: SourceMessage | None, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> torch.Tensor:
+        """The message of one edge, `(B, T, d)`.
+
+        Args:
+            source_message: from `forward`; `None` in iteration 1.
+            edge: number of the edge among those of the source.
+            x: `(B, T, d)`, the input of the target layer.
+            context: what the message may read besides.
+        """
+        x, index = on_device_of(self.up, x), edge
+        projected = cast(torch.Tensor | None, source_message)
+        if self.reads_error and projected is not None:
+            projected, index = self.project_source(self.norm(projected - x), context, edge), 0
+        if projected is not None:
+            projected = projected[..., index : index + 1, :]
+        message = self.project_target(self.combine(projected, edge, x, context), edge, x)
         return message if self.config.feedback_scale == 1.0 else self.config.feedback_scale * message
 
-    def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> Any:
-        """What the normed source says to all targets, or to one: `(B, T, n or 1, r)`."""
+    def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        """`f(down(h))` of the normed source: `(B, T, d)` → `(B, T, n, r)`, or `(B, T, 1, r)` of one edge."""
         return self.dropout(self.activate(self.down(h, edge), edge))
 
-    def hear(self, said: Any, place: int, edge: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        """What arrives at one target, z `(B, T, r)`; `place` is that of the edge in `said`."""
-        return said[..., place, :]
+    def combine(
+        self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> torch.Tensor:
+        """z of one edge, `(B, T, r)`, from its projected source `(B, T, 1, r)` and the target layer's input x."""
+        return cast(torch.Tensor, projected).squeeze(-2)
 
-    def deliver(self, z: torch.Tensor, edge: int, x: torch.Tensor) -> torch.Tensor:
-        """The message that z becomes, `(B, T, d)`."""
+    def project_target(self, z: torch.Tensor, edge: int, x: torch.Tensor) -> torch.Tensor:
+        """`up(z)`, `(B, T, r)` → `(B, T, d)`."""
         return self.up(z, edge)
 
     def activate(self, z: torch.Tensor, edge: int | None = None) -> torch.Tensor:
@@ -103,14 +137,31 @@ class AdditiveConnection(nn.Module):
         return self.activation(z, edge) if isinstance(self.activation, Swish) else self.activation(z)
 
     def flops(self, length: int) -> tuple[int, int]:
-        """Floating-point operations per token in a text of `length` tokens, of the matrix products: of what the source
-        says, once for each set of weights, and of each edge."""
+        """Floating-point operations of the matrix products, per token.
+
+        Args:
+            length: tokens of the text.
+
+        Returns:
+            Of the projected source, once for each set of weights, and of each edge.
+        """
         return 2 * self.hidden_size * self.rank, 2 * self.hidden_size * self.rank
 
 
-class GatedConnection(AdditiveConnection):
-    """`gate ⊙ message`, where `gate = sigmoid(A(z + read(LayerNorm(x))) + b)`: the receiving state decides, per token
-    and channel, how much it takes. The gate reads both ends and is nearly closed at the start.
+class AdditiveConnection(FeedbackConnection):
+    """`message = scale · up(f(down(LayerNorm(h))))`, token by token; f is the activation.
+
+    The cheapest operator, and the one to start with: prefer another one where a token needs what its own higher state
+    does not hold. It costs 4·d·r operations a token and edge.
+    """
+
+
+class GatedConnection(FeedbackConnection):
+    """`message = gate ⊙ scale · up(f(down(LayerNorm(h))))`, `gate = sigmoid(A(z + read(LayerNorm(x))) + b)`.
+
+    The target's input decides per token and channel how much of the message passes; the gate reads both ends and is
+    nearly closed at the start. Prefer it where messages help some tokens and harm others. It costs twice as much as
+    `"additive"`.
     """
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
@@ -119,7 +170,7 @@ class GatedConnection(AdditiveConnection):
         self.reader = StackedLinear(hidden_size, num_edges, self.rank)
         self.gate = Gate(self.rank, num_edges, hidden_size)
 
-    def deliver(self, z: torch.Tensor, edge: int, x: torch.Tensor) -> torch.Tensor:
+    def project_target(self, z: torch.Tensor, edge: int, x: torch.Tensor) -> torch.Tensor:
         read = self.reader(self.reader_norm(x), edge)[..., 0, :]
         return self.gate(z + read, edge) * self.up(z, edge)
 
@@ -127,38 +178,45 @@ class GatedConnection(AdditiveConnection):
         return 2 * self.hidden_size * self.rank, 6 * self.hidden_size * self.rank
 
 
-class JointConnection(AdditiveConnection):
-    """`message = scale · up(f(down(LayerNorm(h)) + read(LayerNorm(x))))`: one activation for source and receiver.
+class JointConnection(FeedbackConnection):
+    """`message = scale · up(f(down(LayerNorm(h)) + read(LayerNorm(x))))`: one activation for source and target.
 
-    In iteration 1, where there is no source yet, the message reads the receiver alone: an adapter (Houlsby et al. 2019,
-    arXiv 1902.00751). K = 1 is then the adapted backbone and not the bare one.
+    In iteration 1, where there is no source yet, the message reads the target's input alone: an adapter. K = 1 is then
+    the adapted backbone and not the bare one. Prefer it where the backbone is frozen and has to be adapted anyway. It
+    costs half as much again as `"additive"`.
+
+    Source: Houlsby et al. 2019, arXiv 1902.00751, for the adapter.
     """
 
-    adapts = True
+    acts_in_first_iteration = True
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
         super().__init__(config, hidden_size, num_edges, causal)
         self.reader_norm = nn.LayerNorm(hidden_size)
         self.reader = StackedLinear(hidden_size, num_edges, self.rank)
 
-    def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
+    def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
         return self.down(h, edge)
 
-    def hear(self, said: Any, place: int, edge: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def combine(
+        self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> torch.Tensor:
         z = self.reader(self.reader_norm(x), edge)
-        if said is not None:
-            z = z + said[..., place : place + 1, :]
+        if projected is not None:
+            z = z + projected
         return self.dropout(self.activate(z, edge))[..., 0, :]
 
     def flops(self, length: int) -> tuple[int, int]:
         return 2 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank
 
 
-class AttentionConnection(AdditiveConnection):
-    """`message_t = scale · up(f(Σ_u a_tu · value(h_u)))`, a_t = softmax over u of `query(x_t) · key(h_u) / √(r/heads)`:
-    a lower token queries the higher layer's tokens of the previous iteration with a few low-rank heads.
+class AttentionConnection(FeedbackConnection):
+    """`message_t = scale · up(f(Σ_u a_tu · value(h_u)))`, a_t = softmax over u of `query(x_t) · key(h_u) / √(r/heads)`.
 
+    Tokens of the target layer attend to the source's tokens of the previous iteration with a few low-rank heads.
     Padding is never attended to; on causal backbones later tokens are not either, unless `feedback_future` allows it.
+    Prefer it where a token needs particular others, such as a decoder's early tokens those after them. It costs twice
+    as much as `"additive"`, and 4·T·r operations a token and edge for the attention itself.
     """
 
     mixes_tokens = True
@@ -170,14 +228,25 @@ class AttentionConnection(AdditiveConnection):
         self.reader_norm = nn.LayerNorm(hidden_size)
         self.reader = StackedLinear(hidden_size, num_edges, self.rank)
 
-    def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
+    @classmethod
+    def check_options(cls, config: "FeedbackConfig") -> None:
+        rank = config.hidden_size if config.feedback_rank is None else config.feedback_rank
+        if is_integer(rank) and rank % config.feedback_heads:
+            raise ValueError(
+                f"`feedback_heads` must divide the rank of the messages, {rank}, got {config.feedback_heads}; change "
+                "it or `feedback_rank`."
+            )
+
+    def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
         return torch.cat((self.key(h, edge), self.down(h, edge)), -1)
 
-    def hear(self, said: Any, place: int, edge: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        key, value = said[..., place, :].chunk(2, -1)
+    def combine(
+        self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> torch.Tensor:
+        key, value = cast(torch.Tensor, projected).squeeze(-2).chunk(2, -1)
         query = self.reader(self.reader_norm(x), edge)[..., 0, :]
         q, k, v = (z.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for z in (query, key, value))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=_may_read(reading, x.shape[1], x.device))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=_attention_mask(context, x.shape[1], x.device))
         z = attended.transpose(1, 2).flatten(2)
         return self.dropout(self.activate(z.unsqueeze(-2), edge))[..., 0, :]
 
@@ -185,11 +254,13 @@ class AttentionConnection(AdditiveConnection):
         return 4 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank + 4 * length * self.rank
 
 
-class TemporalConnection(AdditiveConnection):
-    """`message_t = scale · up(m_t)`, `m_t = f(U x_t + W m_{t−1} + V m_{t+1} + b)` over the source's tokens, x_t their
-    normed states: the temporal feedback network inside a transformer, by `feedback_sweeps` parallel sweeps from m = 0.
+class TemporalConnection(FeedbackConnection):
+    """`message_t = scale · up(m_t)`, `m_t = f(U h_t + W m_{t−1} + V m_{t+1} + b)` over the source's normed tokens.
 
-    Padding counts as m = 0, as do the ends. On causal backbones there is no V unless `feedback_future` allows it.
+    The temporal feedback network inside a transformer, solved by `feedback_sweeps` parallel sweeps from m = 0. Padding
+    counts as m = 0, as do the ends. On causal backbones there is no V unless `feedback_future` allows it. Prefer it
+    where a token needs its neighbours. It costs 2·r² operations a token, edge, sweep and neighbour more than
+    `"additive"`.
     """
 
     mixes_tokens = True
@@ -200,13 +271,13 @@ class TemporalConnection(AdditiveConnection):
         self.W = Recurrence(num_edges, self.rank)
         self.V = None if causal else Recurrence(num_edges, self.rank)
 
-    def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
-        real = None if reading.mask is None else reading.mask[:, :, None, None].to(h.device)
-        U_x = self.down(h, edge)  # (B, T, n, r), b included
-        m = self.activate(U_x, edge)
+    def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        real = None if context.mask is None else context.mask[:, :, None, None].to(h.device)
+        U_h = self.down(h, edge)  # (B, T, n, r), b included
+        m = self.activate(U_h, edge)
         for _ in range(self.num_sweeps - 1):
             m = m if real is None else m * real
-            z = U_x + self.W(F.pad(m, (0, 0, 0, 0, 1, -1)), edge)
+            z = U_h + self.W(F.pad(m, (0, 0, 0, 0, 1, -1)), edge)
             if self.V is not None:
                 z = z + self.V(F.pad(m, (0, 0, 0, 0, -1, 1)), edge)
             m = self.activate(z, edge)
@@ -218,13 +289,17 @@ class TemporalConnection(AdditiveConnection):
         return 2 * self.hidden_size * self.rank + sweeps, 2 * self.hidden_size * self.rank
 
 
-class ContextConnection(AdditiveConnection):
-    """`message = scale · up(f(down(c)))` for all tokens alike, c what the model currently believes: the mean of the
-    source's states over the text, or (`feedback_context="classes"`) the probabilities of its answer after the previous
-    iteration through a learned class embedding.
+class ContextConnection(FeedbackConnection):
+    """`message = scale · up(f(down(c)))` for all tokens alike, c the normed mean of the source's states over the text.
+
+    With `feedback_context="classes"`, c is the vector of class probabilities of the previous iteration, and `down` a
+    learned class embedding. Prefer it where the topic of the whole text decides how its tokens are to be read. It costs
+    as much for a text as `"additive"` for a token.
     """
 
     mixes_tokens = True
+    needs_later_tokens = True
+    may_read_classes = True
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
         super().__init__(config, hidden_size, num_edges, causal)
@@ -233,52 +308,65 @@ class ContextConnection(AdditiveConnection):
             self.norm = nn.Identity()
             self.down = StackedLinear(len(config.id2label or {}), num_edges, self.rank)
 
-    def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
-        read: Any = reading.beliefs if self.reads_classes else pool(h, reading.mask, "mean")
-        return self.dropout(self.activate(self.down(read.to(h), edge), edge))[:, None]  # (B, 1, n, r)
+    @classmethod
+    def check_options(cls, config: "FeedbackConfig") -> None:
+        alone = config.feedback_type == "context"
+        if config.feedback_context == "classes" and alone and config.feedback_signal == "error":
+            raise ValueError(
+                "`feedback_signal`='error' compares states, and `feedback_context='classes'` reads none; leave one out."
+            )
+
+    def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        read = context.class_probabilities if self.reads_classes else pool(h, context.mask, "mean")
+        read = cast(torch.Tensor, read).to(h)
+        return self.dropout(self.activate(self.down(read, edge), edge))[:, None]  # (B, 1, n, r)
 
     def flops(self, length: int) -> tuple[int, int]:
         return 2 * self.down.in_features * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 
-class SegmentConnection(AdditiveConnection):
-    """`message = scale · up(m_t)` for all tokens of segment t alike, `m_t = f(U h_t + W h_{t−1} + V h_{t+1} + b)`, h_t
-    the mean of the source's normed states over segment t: the temporal feedback network over the segments of a text.
+class SegmentConnection(FeedbackConnection):
+    """`message = scale · up(f(U h_t + W h_{t−1} + V h_{t+1} + b))` for all tokens of segment t alike.
 
-    h = 0 beyond the ends of a text; U and b are `down`. With K iterations, news travels K − 1 segments far.
+    h_t is the mean of the source's normed states over segment t, 0 beyond the ends of a text; U and b are `down`. The
+    operator of `feedback_span="segment"`, for texts that are longer than the backbone reads: with K iterations a
+    segment is informed about the K − 1 segments on either side. It costs three times as much for a segment as
+    `"additive"` for a token.
     """
 
     mixes_tokens = True
+    needs_later_tokens = True
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
         super().__init__(config, hidden_size, num_edges, causal)
         self.W = StackedLinear(hidden_size, num_edges, self.rank, bias=False)
         self.V = StackedLinear(hidden_size, num_edges, self.rank, bias=False)
 
-    def speak(self, h: torch.Tensor, reading: Reading, edge: int | None = None) -> torch.Tensor:
-        h = pool(h, reading.mask, "mean")  # (N, d)
+    def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        h = pool(h, context.mask, "mean")  # (N, d)
         z = self.down(h, edge)
-        if reading.segments is not None:
-            z = z + self.W(reading.segments.before(h), edge) + self.V(reading.segments.after(h), edge)
+        if context.segments is not None:
+            z = z + self.W(context.segments.before(h), edge) + self.V(context.segments.after(h), edge)
         return self.dropout(self.activate(z, edge))[:, None]  # (N, 1, n, r)
 
     def flops(self, length: int) -> tuple[int, int]:
         return 6 * self.hidden_size * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 
-def _may_read(reading: Reading, length: int, device: torch.device) -> torch.Tensor | None:
+def _attention_mask(context: MessageContext, length: int, device: torch.device) -> torch.Tensor | None:
     """`(B or 1, 1, T, T)`, true where token t may attend to token u; each to itself always, so that no row is empty."""
-    if reading.mask is None and not reading.causal:
+    if context.mask is None and not context.causal:
         return None
     allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
-    if reading.causal:
+    if context.causal:
         allowed = allowed.tril()
-    if reading.mask is not None:
-        allowed = allowed & reading.mask[:, None, None].to(device)
+    if context.mask is not None:
+        allowed = allowed & context.mask[:, None, None].to(device)
     return allowed | torch.eye(length, dtype=torch.bool, device=device)
 
 
-CONNECTIONS: dict[str, type[AdditiveConnection]] = {
+# By their names in the option `feedback_type`.
+CONNECTIONS: dict[str, type[FeedbackConnection]] = {
     "additive": AdditiveConnection,
     "gated": GatedConnection,
     "attention": AttentionConnection,
@@ -288,22 +376,45 @@ CONNECTIONS: dict[str, type[AdditiveConnection]] = {
 }
 
 
+def operators_of(config: "FeedbackConfig") -> list[type[FeedbackConnection]]:
+    """The operators whose messages are added.
+
+    Raises:
+        ValueError: one is not registered.
+    """
+    if config.feedback_span == "segment":
+        return [SegmentConnection]
+    names = config.feedback_type.split("+")
+    if unknown := [name for name in names if name not in CONNECTIONS]:
+        raise ValueError(
+            f"`feedback_type`: {unknown[0]!r} is not among the operators {', '.join(CONNECTIONS)}; import the module "
+            "that registers it in `hf_feedback.connections.CONNECTIONS`, or pass `trust_remote_code=True` to "
+            "`from_pretrained` if the folder holds its code."
+        )
+    return [CONNECTIONS[name] for name in names]
+
+
 class SumConnection(nn.ModuleList):
     """Several operators on the same edges, as in `feedback_type="additive+context"`: their messages are added."""
 
-    def forward(self, h: torch.Tensor, reading: Reading) -> list[Any]:
-        return [connection(h, reading) for connection in self]
+    def forward(self, h: torch.Tensor, context: MessageContext) -> SourceMessage:
+        return [operator(h, context) for operator in self]
 
-    def message(self, said: list[Any] | None, edge: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        return sum(  # type: ignore[return-value]
-            one.message(None if said is None else said[i], edge, x, reading)  # type: ignore[operator]
-            for i, one in enumerate(self)
-            if said is not None or one.adapts
-        )
+    def message(
+        self, source_message: SourceMessage | None, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> torch.Tensor:
+        """The sum of the messages of one edge; see `FeedbackConnection.message`."""
+        messages = [
+            operator.message(None if source_message is None else source_message[i], edge, x, context)
+            for i, operator in enumerate(cast(list[FeedbackConnection], self))
+            if source_message is not None or operator.acts_in_first_iteration
+        ]
+        return cast(torch.Tensor, sum(messages))
 
     def flops(self, length: int) -> tuple[int, int]:
-        said, heard = zip(*(one.flops(length) for one in self), strict=True)  # type: ignore[operator]
-        return sum(said), sum(heard)
+        """The sums of `FeedbackConnection.flops`."""
+        costs = [operator.flops(length) for operator in cast(list[FeedbackConnection], self)]
+        return sum(source for source, _ in costs), sum(edge for _, edge in costs)
 
 
 class FeedbackConnections(nn.Module):
@@ -313,12 +424,11 @@ class FeedbackConnections(nn.Module):
         config: the feedback options.
         edges: `(source, target)` pairs, layers counted from 0.
         hidden_size: d, the backbone's hidden size.
-        causal: whether a token must not be told of later ones.
+        causal: whether messages must not inform a token about later ones.
 
     Shapes:
-        `forward(h, reading)`: the sources' states of iteration k − 1, `{source: (B, T, d)}` → what they say, for `add`.
-        `add(said, target, x, reading)`: the input of layer `target`, `(B, T, d)` → the same with its messages. `said`
-        is `None` in iteration 1, where only adapting operators have any.
+        `forward(h, context)`: the sources' states of iteration k − 1, `{source: (B, T, d)}` → their parts of the
+        messages, for `add_messages`.
     """
 
     def __init__(
@@ -329,35 +439,55 @@ class FeedbackConnections(nn.Module):
         for source, target in sorted(edges):
             targets.setdefault(source, []).append(target)
         shared = config.feedback_sharing == "targets"
-        kinds = [CONNECTIONS[name] for name in config.feedback_type.split("+")]
-        if config.feedback_span == "segment":
-            kinds = [SegmentConnection]
-        self.adapts = any(kind.adapts for kind in kinds)
-        self.mixes_tokens = any(kind.mixes_tokens for kind in kinds)
-        self.reads_classes = config.feedback_context == "classes" and ContextConnection in kinds
+        operators = operators_of(config)
+        self.acts_in_first_iteration = any(operator.acts_in_first_iteration for operator in operators)
+        self.mixes_tokens = any(operator.mixes_tokens for operator in operators)
+        self.reads_classes = config.feedback_context == "classes" and any(one.may_read_classes for one in operators)
 
         def connection(num_edges: int) -> nn.Module:
-            made = [kind(config, hidden_size, 1 if shared else num_edges, causal) for kind in kinds]
+            made = [operator(config, hidden_size, 1 if shared else num_edges, causal) for operator in operators]
             return made[0] if len(made) == 1 else SumConnection(made)
 
         self.sources = nn.ModuleDict({str(source): connection(len(its)) for source, its in targets.items()})
         self.config = config
         self.damping = Damping(len(targets), config.feedback_damping) if config.learn_damping else None
-        # target → the (source, number among the source's edges) pairs that speak to it
+        # target → (source, number of the edge among those of the source)
         self.incoming: dict[int, list[tuple[int, int]]] = {}
         for source, its_targets in targets.items():
             for edge, target in enumerate(its_targets):
                 self.incoming.setdefault(target, []).append((source, 0 if shared else edge))
 
-    def forward(self, h: dict[int, torch.Tensor], reading: Reading) -> dict[int, Any]:
-        return {source: self.sources[str(source)](h[source].transpose(0, reading.batch_dim), reading) for source in h}
+    def connection(self, source: int) -> FeedbackConnection:
+        """The connection of a source, or several as a `SumConnection`."""
+        return cast(FeedbackConnection, self.sources[str(source)])
+
+    def forward(self, h: States, context: MessageContext) -> dict[int, SourceMessage]:
+        return {source: self.connection(source)(batch_first(h[source], context.batch_dim), context) for source in h}
+
+    def add_messages(
+        self, x: torch.Tensor, target: int, source_messages: dict[int, SourceMessage] | None, context: MessageContext
+    ) -> torch.Tensor:
+        """`x + Σ_{s → target} message_{s→target}`, in the dtype and on the device of `x`.
+
+        Args:
+            x: `(B, T, d)`, the input of layer `target`.
+            target: its number.
+            source_messages: from `forward`; `None` in iteration 1, where only some operators have messages.
+            context: what messages may read besides.
+        """
+        target_input = batch_first(x, context.batch_dim)
+        for source, edge in self.incoming.get(target, ()):
+            projected = None if source_messages is None else source_messages[source]
+            message = self.connection(source).message(projected, edge, target_input, context)
+            x = x + batch_first(message, context.batch_dim).to(x)
+        return x
 
     @property
     def damps(self) -> bool:
         """Whether messages read other states than the new ones."""
         return self.damping is not None or self.config.feedback_damping < 1.0
 
-    def damp(self, previous: dict[int, torch.Tensor], new: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    def damp(self, previous: States, new: States) -> States:
         """What messages read next: the new states, damped towards the previous ones."""
         if self.damping is not None:
             return {s: self.damping(previous[s], new[s], i) for i, s in enumerate(sorted(new))}
@@ -372,12 +502,3 @@ class FeedbackConnections(nn.Module):
     @weight.setter
     def weight(self, value: None) -> None:
         pass
-
-    def add(self, said: dict[int, Any] | None, target: int, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        """`x + Σ_{s → target} message_{s→target}`, in the dtype and on the device of `x`."""
-        receiver = x.transpose(0, reading.batch_dim)
-        for source, edge in self.incoming.get(target, ()):
-            connection: Any = self.sources[str(source)]
-            heard = None if said is None else said[source]
-            x = x + connection.message(heard, edge, receiver, reading).transpose(0, reading.batch_dim).to(x)
-        return x

@@ -3,27 +3,30 @@
 import copy
 import hashlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from .backbones import place_of_core
-from .modeling_base import FeedbackPreTrainedModel
+from .backbone_layout import name_of_core
+
+if TYPE_CHECKING:
+    from .modeling_base import FeedbackPreTrainedModel
 
 # A backbone is recognized also where it is loaded in fewer bits than it was saved with.
 FINGERPRINT_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def core_of(model: FeedbackPreTrainedModel) -> dict[str, str]:
+def backbone_tensor_names(model: "FeedbackPreTrainedModel") -> dict[str, str]:
     """The tensors that belong to the backbone: name in the model's state dict → name in the backbone."""
-    place = place_of_core(model.backbone, model.config.backbone_part)
-    prefix = f"backbone.{place}." if place else "backbone."
+    core = name_of_core(model.backbone, model.config.backbone_part)
+    prefix = f"backbone.{core}." if core else "backbone."
     names = {name: name.removeprefix(prefix) for name in model.state_dict() if name.startswith(prefix)}
     return {name: own for name, own in names.items() if not own.startswith("pooler.")}
 
 
-def fingerprint(model: FeedbackPreTrainedModel, like: dict[str, str] | None = None) -> dict[str, str]:
+def fingerprint(model: "FeedbackPreTrainedModel", like: dict[str, str] | None = None) -> dict[str, str]:
     """SHA-256 of the backbone's weights, by the format to which they are rounded: 32-bit weights have one for each
     16-bit format, 16-bit weights one for their own.
 
@@ -31,11 +34,11 @@ def fingerprint(model: FeedbackPreTrainedModel, like: dict[str, str] | None = No
         model: the feedback model.
         like: a fingerprint to compare with: one format that it has is enough, where there is one.
     """
-    state, core = model.state_dict(), core_of(model)
+    state, core = model.state_dict(), backbone_tensor_names(model)
     return _fingerprint({own: name for name, own in core.items()}, lambda name: state[name], _dtype_of(model), like)
 
 
-def fingerprint_of_files(model: FeedbackPreTrainedModel, files: list[str]) -> dict[str, str]:
+def fingerprint_of_files(model: "FeedbackPreTrainedModel", files: list[str]) -> dict[str, str]:
     """The fingerprint that the model's backbone would have with the weights in these safetensors files, which are read
     one tensor at a time.
 
@@ -46,10 +49,10 @@ def fingerprint_of_files(model: FeedbackPreTrainedModel, files: list[str]) -> di
     for file in files:
         with safe_open(file, "pt") as tensors:
             file_of |= dict.fromkeys(tensors.keys(), file)
-    own_names = list(core_of(model).values())
+    own_names = list(backbone_tensor_names(model).values())
     prefixes = {key.removesuffix(own_names[0]) for key in file_of if f".{key}".endswith(f".{own_names[0]}")}
-    places = [{own: prefix + own for own in own_names} for prefix in sorted(prefixes)]
-    whole = [place for place in places if file_of.keys() >= set(place.values())]
+    names_in_files = [{own: prefix + own for own in own_names} for prefix in sorted(prefixes)]
+    whole = [names for names in names_in_files if file_of.keys() >= set(names.values())]
     if len(whole) != 1:
         return {}
     dtype = _dtype_of(model)
@@ -62,13 +65,13 @@ def fingerprint_of_files(model: FeedbackPreTrainedModel, files: list[str]) -> di
     return _fingerprint(whole[0], read, dtype)
 
 
-def _dtype_of(model: FeedbackPreTrainedModel) -> torch.dtype:
+def _dtype_of(model: "FeedbackPreTrainedModel") -> torch.dtype:
     state = model.state_dict()
-    return next(state[name].dtype for name in core_of(model) if state[name].is_floating_point())
+    return next(state[name].dtype for name in backbone_tensor_names(model) if state[name].is_floating_point())
 
 
 def _fingerprint(
-    places: dict[str, str],
+    stored_names: dict[str, str],
     read: Callable[[str], torch.Tensor],
     dtype_of: torch.dtype,
     like: dict[str, str] | None = None,
@@ -80,8 +83,8 @@ def _fingerprint(
     if common := [name for name in formats if name in (like or {})]:
         formats = {common[0]: formats[common[0]]}
     digests = {name: hashlib.sha256() for name in formats}
-    for own, place in sorted(places.items()):
-        tensor = read(place).detach()
+    for own, stored_name in sorted(stored_names.items()):
+        tensor = read(stored_name).detach()
         for name, digest in digests.items():
             rounded = tensor.to(formats[name]).view(torch.int16) if tensor.is_floating_point() else tensor
             digest.update(f"{own} {tuple(tensor.shape)};".encode())
@@ -90,7 +93,7 @@ def _fingerprint(
 
 
 def same_backbone(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Whether two fingerprints are of the same weights, as far as their formats tell."""
+    """Whether two fingerprints are of the same weights, as far as their formats can show."""
     return any(one[name] == other[name] for name in one.keys() & other.keys())
 
 

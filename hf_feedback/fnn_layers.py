@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .activations import make_activation
-from .fixed_point import Map
+from .solvers import Map
 
 
 class RecurrentLinear(nn.Linear):

@@ -1,158 +1,237 @@
-"""When an example stops: iterations that change nothing any more, or would not change the answer, are not read."""
+"""When an example stops: iterations that change nothing any more, or would not change the answer, are not needed."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from transformers.utils import logging
 
-from .configuration_feedback import FeedbackConfig, rules_of
-from .dynamics import relative_residual
-from .recorder import IndivisibleError, Run, hidden_of, with_hidden
+from .batch_rows import IndivisibleError
+from .iteration_trace import States, batch_first, relative_residual
+from .layer_recorder import LayerOutput, hidden_of, with_hidden
 
 if TYPE_CHECKING:
-    from .loop import Loop, States
+    from .configuration_feedback import FeedbackConfig
+    from .feedback_loop import FeedbackLoop
 
 logger = logging.get_logger(__name__)
 
-Answer = Callable[[torch.Tensor], torch.Tensor]
+# The output of the segment (B, T, d) → logits (B, C).
+ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class IterationFacts:
+    """What a halting rule may read after an iteration.
+
+    Args:
+        residual: `(B,)`, how far the iteration moved the states; `None` after the first one.
+        logits: `(B, C)`, the answers; `None` if no rule in use reads them.
+        num_equal_answers: `(B,)`, the number of consecutive iterations, this one included, with the same answer.
+    """
+
+    residual: torch.Tensor | None
+    logits: torch.Tensor | None
+    num_equal_answers: torch.Tensor
+
+
+class HaltingRule:
+    """Says after each iteration which examples may stop. A new rule is a subclass and a row in `HALTING_RULES`.
+
+    Args:
+        config: the options of halting.
+    """
+
+    # Whether the rule reads the residual, or the answers, which have to be computed for it after every iteration.
+    reads_residual: ClassVar[bool] = False
+    reads_answers: ClassVar[bool] = False
+
+    def __init__(self, config: "FeedbackConfig") -> None:
+        self.config = config
+
+    def holds(self, facts: IterationFacts) -> torch.Tensor:
+        """`(B,)`, true for the examples that may stop."""
+        raise NotImplementedError
+
+
+class Convergence(HaltingRule):
+    """The last iteration moved the states by `halting_threshold` at most."""
+
+    reads_residual = True
+
+    def holds(self, facts: IterationFacts) -> torch.Tensor:
+        if facts.residual is None:
+            return torch.zeros_like(facts.num_equal_answers, dtype=torch.bool)
+        return facts.residual <= self.config.halting_threshold
+
+
+class Confidence(HaltingRule):
+    """The confidence in the answer is `halting_confidence` at least."""
+
+    reads_answers = True
+
+    def holds(self, facts: IterationFacts) -> torch.Tensor:
+        several_labels = self.config.problem_type == "multi_label_classification"
+        logits = facts.logits
+        if logits is None:
+            raise ValueError("`halting`='confidence' needs the answers of every iteration.")
+        return confidence_of(logits, self.config.halting_measure, several_labels) >= self.config.halting_confidence
+
+
+class Patience(HaltingRule):
+    """The last `halting_patience` answers are equal."""
+
+    reads_answers = True
+
+    def holds(self, facts: IterationFacts) -> torch.Tensor:
+        return facts.num_equal_answers >= self.config.halting_patience
+
+
+# By their names in the option `halting`.
+HALTING_RULES: dict[str, type[HaltingRule]] = {
+    "convergence": Convergence,
+    "confidence": Confidence,
+    "patience": Patience,
+}
+
+
+def parse_halting(halting: str) -> list[list[str]]:
+    """`"convergence|confidence+patience"` → `[["convergence"], ["confidence", "patience"]]`: one group is enough, all
+    rules of it are needed."""
+    return [group.split("+") for group in halting.split("|")]
+
+
+def reads_answers(halting: str) -> bool:
+    """Whether a rule of that option reads the answers of every iteration."""
+    names = [name for group in parse_halting(halting) for name in group]
+    return any(HALTING_RULES[name].reads_answers for name in names if name != "none")
 
 
 def confidence_of(logits: torch.Tensor, measure: str, several_labels: bool) -> torch.Tensor:
-    """How sure an answer is, in [0, 1].
+    """Confidence in an answer, in [0, 1].
 
     Args:
         logits: `(B, C)`.
-        measure: `"probability"` of the answer, or its `"margin"` over the next one.
-        several_labels: whether each label is a yes or no of its own; the least sure of them counts.
+        measure: `"probability"` of the top class, or its `"margin"` over the next one.
+        several_labels: whether each label is a binary decision; the least confident of them counts.
 
     Returns:
         `(B,)`, in float32.
     """
     if several_labels:
-        yes = logits.float().sigmoid()
-        sure = torch.maximum(yes, 1 - yes).amin(-1)
-        return sure if measure == "probability" else 2 * sure - 1
+        positive = logits.float().sigmoid()
+        least = torch.maximum(positive, 1 - positive).amin(-1)
+        return least if measure == "probability" else 2 * least - 1
     first, second = logits.float().softmax(-1).topk(2).values.unbind(-1)
     return first if measure == "probability" else first - second
 
 
 class Halting:
-    """Stops each example by itself, at the first iteration at which its rule holds.
+    """Stops each example by itself, at the first iteration at which its rules hold.
 
     A stopped example keeps its states and leaves the batch: the others go on as a smaller one; when all have stopped,
-    the loop ends. Where the recorded arguments of the backbone's layers cannot be divided, and in compiled graphs,
-    whose shapes are fixed, stopped examples are run along and their new states thrown away. Either way what comes out
-    for an example does not depend on the others in its batch. The segments of one text stop together.
+    the loop ends. If the recorded arguments of the backbone's layers cannot be divided, and in compiled graphs, whose
+    shapes are fixed, stopped examples are run along and their new states discarded. Either way the result of an example
+    does not depend on the others in its batch. The segments of one text stop together.
 
     Args:
         config: the options of halting.
         loop: the loop over the whole batch.
         mask: `(B, T)`, 0 at padding, which residuals leave out.
-        answer: the end of the segment `(B, T, d)` → logits `(B, C)`, for rules that read it.
+        compute_logits: for rules that read the answers.
     """
 
     def __init__(
-        self, config: FeedbackConfig, loop: "Loop", mask: torch.Tensor | None = None, answer: Answer | None = None
+        self,
+        config: "FeedbackConfig",
+        loop: "FeedbackLoop",
+        mask: torch.Tensor | None = None,
+        compute_logits: ComputeLogits | None = None,
     ) -> None:
-        self.config, self.loop, self.mask, self.answer = config, loop, mask, answer
-        config.check_halting()  # options may have been set since the model was built
-        self.rules = rules_of(config.halting)
+        self.loop, self.mask, self.compute_logits = loop, mask, compute_logits
+        self.groups = [[HALTING_RULES[name](config) for name in group] for group in parse_halting(config.halting)]
+        self.min_iterations = config.min_iterations
         self.several_labels = config.problem_type == "multi_label_classification"
-        self.batch_dim, self.segments = loop.reading.batch_dim, loop.reading.segments
+        self.batch_dim, self.segments = loop.context.batch_dim, loop.context.segments
         rows = loop.entry.shape[self.batch_dim]
         texts = rows if self.segments is None else self.segments.num_texts
         self.stopped = torch.zeros(texts, dtype=torch.bool, device=loop.entry.device)  # (B,)
         self.iterations = torch.zeros_like(self.stopped, dtype=torch.long)  # (B,)
         self.leaves = not torch.compiler.is_compiling()  # whether stopped examples leave the batch
-        self.latest: torch.Tensor | None = None  # (B, C) answers after the last iteration
-        self.agreed = torch.ones_like(self.iterations)  # (B,) how often the latest answer came in a row
+        self._answer: torch.Tensor | None = None  # (B, 1 or C) after the last iteration
+        self._num_equal_answers = torch.ones_like(self.iterations)  # (B,)
 
-    def _read_answer(self, end: torch.Tensor, answer: Answer) -> None:
-        """Takes note of the answer after an iteration."""
-        logits = answer(end)
-        chosen = (logits > 0) if self.several_labels else logits.argmax(-1, keepdim=True)  # (B, 1 or C)
-        if self.latest is not None:
-            self.agreed = torch.where((chosen == self.latest).all(-1), self.agreed + 1, 1)
-        self.latest, self.logits = chosen, logits
-
-    def _rows_stopped(self) -> torch.Tensor:
-        return self.stopped if self.segments is None else self.stopped[self.segments.text]
-
-    def step(self, h: "States", before: "States") -> tuple[Any, "States"]:
+    def step(self, h: States, before: States) -> States:
         """One iteration of those that have not stopped; the others keep their states.
 
         Args:
-            h: what messages read, states of all.
+            h: the states that messages read, of all examples.
             before: the states after the last iteration.
 
         Returns:
-            As `Loop.step`, for the whole batch.
+            As `FeedbackLoop.step`, for the whole batch.
         """
-        loop, stopped = self.loop, self._rows_stopped()
-        if self.leaves and bool(stopped.any()):
-            rows = (~stopped).nonzero().squeeze(1)
+        if self.leaves and bool(self._rows_stopped().any()):
             try:
-                part = loop.take(rows)
+                return self._step_of_the_others(h, before)
             except IndivisibleError as error:
                 self.leaves = False
                 logger.warning_once(
                     f"Stopped examples cannot leave the batch, so that halting saves time only when all have stopped: "
                     f"{error}."
                 )
-            else:
-                _, new = part.step({s: h[s].index_select(self.batch_dim, rows.to(h[s].device)) for s in h})
-                new = {
-                    s: before[s].index_copy(self.batch_dim, rows.to(before[s].device), new[s].to(before[s]))
-                    for s in new
-                }
-                return with_hidden(loop.run.segment[-1].output, new[loop.run.last]), new
-        were = [call.output for call in loop.run.segment]
-        output, new = loop.step(h)
-        new = {s: self._hold(before[s], state) for s, state in new.items()}
-        self._hold_outputs(loop.run, were)
-        return with_hidden(output, new[loop.run.last]), new
+        old_outputs = [call.output for call in self.loop.record.calls]
+        new = {source: self._hold(before[source], state) for source, state in self.loop.step(h).items()}
+        self._hold_outputs(old_outputs)
+        return new
+
+    def _step_of_the_others(self, h: States, before: States) -> States:
+        rows = (~self._rows_stopped()).nonzero().squeeze(1)
+        part = self.loop.select_rows(rows)
+        new = part.step({s: h[s].index_select(self.batch_dim, rows.to(h[s].device)) for s in h})
+        return {s: before[s].index_copy(self.batch_dim, rows.to(before[s].device), new[s].to(before[s])) for s in new}
+
+    def _rows_stopped(self) -> torch.Tensor:
+        return self.stopped if self.segments is None else self.stopped[self.segments.text]
 
     def _hold(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """The new state, with those of stopped examples left as they were."""
+        """The new state, in which that of stopped examples is the old one."""
         shape = [1] * new.dim()
         shape[self.batch_dim] = -1
         return torch.where(self._rows_stopped().to(new.device).view(shape), old.to(new), new)
 
-    def _hold_outputs(self, run: Run, were: list[Any]) -> None:
+    def _hold_outputs(self, old_outputs: list[LayerOutput | None]) -> None:
         """The same for all outputs of the segment's layers that are kept (`output_hidden_states=True`)."""
-        for call, old in zip(run.segment, were, strict=True):
-            if call.output is not None:
+        for call, old in zip(self.loop.record.calls, old_outputs, strict=True):
+            if call.output is not None and old is not None:
                 call.output = with_hidden(call.output, self._hold(hidden_of(old), hidden_of(call.output)))
 
-    def finished(self, k: int, old: "States | None", new: "States") -> bool:
-        """Takes note of iteration k, the states of those that had stopped being held; whether all have stopped now.
+    def is_finished(self, k: int, old: States | None, new: States) -> bool:
+        """Notes iteration k, and says whether all examples have stopped.
 
         Args:
             k: the iteration.
             old, new: the states before and after it; before the first there are none.
         """
         self.iterations = self.iterations + ~self.stopped
-        if self.answer is not None:
-            self._read_answer(new[self.loop.run.last], self.answer)
-        if k >= self.config.min_iterations:
-            held = [[self._holds(rule, old, new) for rule in group] for group in self.rules]
-            groups = [torch.stack(group).all(0) for group in held]
-            self.stopped = self.stopped | torch.stack(groups).any(0)
+        logits = None
+        if self.compute_logits is not None:
+            logits = self.compute_logits(new[self.loop.record.last])
+            self._note_answers(logits)
+        if k >= self.min_iterations:
+            residual = None
+            if old is not None and any(rule.reads_residual for group in self.groups for rule in group):
+                after, before = ({s: batch_first(x, self.batch_dim) for s, x in h.items()} for h in (new, old))
+                residual = relative_residual(after, before, self.mask, self.segments)
+            facts = IterationFacts(residual, logits, self._num_equal_answers)
+            groups = [[rule.holds(facts).to(self.stopped.device) for rule in group] for group in self.groups]
+            self.stopped = self.stopped | torch.stack([torch.stack(group).all(0) for group in groups]).any(0)
         return not torch.compiler.is_compiling() and bool(self.stopped.all())
 
-    def _holds(self, rule: str, old: "States | None", new: "States") -> torch.Tensor:
-        """`(B,)`, where one rule holds after an iteration."""
-        config = self.config
-        if rule == "convergence":
-            if old is None:
-                return torch.zeros_like(self.stopped)
-            first = {layer: state.transpose(0, self.batch_dim) for layer, state in new.items()}
-            before = {layer: state.transpose(0, self.batch_dim) for layer, state in old.items()}
-            found = relative_residual(first, before, self.mask, self.segments) <= config.halting_threshold
-        elif rule == "confidence":
-            sure = confidence_of(self.logits, config.halting_measure, self.several_labels)
-            found = sure >= config.halting_confidence
-        else:
-            found = self.agreed >= config.halting_patience
-        return found.to(self.stopped.device)
+    def _note_answers(self, logits: torch.Tensor) -> None:
+        """Counts how often the answer of each example came in succession."""
+        answer = (logits > 0) if self.several_labels else logits.argmax(-1, keepdim=True)  # (B, 1 or C)
+        if self._answer is not None:
+            self._num_equal_answers = torch.where((answer == self._answer).all(-1), self._num_equal_answers + 1, 1)
+        self._answer = answer

@@ -68,12 +68,12 @@ def replace_labels(stored: dict[str, Any], options: dict[str, Any]) -> dict[str,
     for name in LABEL_OPTIONS[:3]:
         if options.get(name, 0) is None:  # as if it were not there
             del options[name]
-    given = {name: options[name] for name in LABEL_OPTIONS[:3] if name in options}
-    if not given or given == {"num_labels": len(stored.get("id2label") or ())}:
+    labels = {name: options[name] for name in LABEL_OPTIONS[:3] if name in options}
+    if not labels or labels == {"num_labels": len(stored.get("id2label") or ())}:
         return stored
-    for name in given:
+    for name in labels:
         del options[name]
-    return {**{name: value for name, value in stored.items() if name not in LABEL_OPTIONS[:3]}, **given}
+    return {**{name: value for name, value in stored.items() if name not in LABEL_OPTIONS[:3]}, **labels}
 
 
 def _dict_of(option: str, options: dict[str, Any]) -> dict[Any, Any]:
@@ -100,13 +100,13 @@ def _are_made_up(names: dict[int, str]) -> bool:
     return all(name == f"LABEL_{number}" for number, name in names.items())
 
 
-def adopt_labels(config: PreTrainedConfig, task_config: PreTrainedConfig, given: set[str]) -> None:
+def adopt_labels(config: PreTrainedConfig, task_config: PreTrainedConfig, given_names: set[str]) -> None:
     """A head that is trained already keeps its labels, in their order; all of them may be given new names.
 
     Args:
         config: gets the head's labels.
         task_config: the head's own.
-        given: which of `LABEL_OPTIONS` the user gave.
+        given_names: which of `LABEL_OPTIONS` the user gave.
     """
     try:  # its `label2id` may know other spellings of the names, too
         trained = normalize_label_options({"id2label": task_config.id2label, "problem_type": task_config.problem_type})
@@ -114,15 +114,15 @@ def adopt_labels(config: PreTrainedConfig, task_config: PreTrainedConfig, given:
         raise ValueError(f"The config of the task model cannot be used: {error}") from error
     own: dict[Any, Any] = trained["id2label"] or {}
     asked = config.id2label or {}
-    named = "id2label" in given
+    named = "id2label" in given_names
     moved = named and any(own.get(i) != name and name in own.values() for i, name in asked.items())
-    if (given & {"num_labels", "id2label"} and len(asked) != len(own)) or moved:
+    if (given_names & {"num_labels", "id2label"} and len(asked) != len(own)) or moved:
         raise ValueError(
             f"`head='backbone'`: the head was trained for the labels {list(own.values())} in this order, got "
             f"{list(asked.values())}; leave `num_labels` and `id2label` out, or use `head='new'`."
         )
     problem = task_config.problem_type
-    if "problem_type" in given and problem not in (None, config.problem_type):
+    if "problem_type" in given_names and problem not in (None, config.problem_type):
         raise ValueError(f"`problem_type`: the head was trained for {problem!r}, got {config.problem_type!r}.")
     for name in ("problem_type",) if named else LABEL_OPTIONS[1:]:
         if trained.get(name) is not None:

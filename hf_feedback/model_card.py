@@ -13,9 +13,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .checkpoint import whole_file
 from .configuration_feedback import FeedbackConfig
 from .configuration_fnn import FNNConfig
+from .feedback_checkpoint import whole_file
 from .version import HF_FEEDBACK_VERSION
 
 if TYPE_CHECKING:

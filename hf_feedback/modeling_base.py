@@ -1,70 +1,64 @@
-"""What all feedback models share: the parts they are built of, and the switches."""
+"""What all feedback models share: their parts, one call of `forward`, switches, loading and saving."""
 
-import copy
-import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, cast
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.utils import ModelOutput, logging
 
-from .backbones import (
-    check_static,
-    drop_pooler,
-    find_final,
-    find_layers,
-    find_row_places,
-    forward_arguments,
-    is_decoder,
-    keep_layers,
-    layers_in_order,
-    max_positions,
-    no_cache,
-    place_of_part,
-    probe,
-    reads_causally,
-    select_part,
-    takes_a_larger_batch,
-)
-from .configuration_feedback import BUILT_IN, EDGE_OPTIONS, FeedbackConfig
+from .backbone_layout import BackboneLayout, is_decoder
+from .backbone_probe import evaluating, find_layout, probe_backbone
+from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
+from .collected_states import collected_key
+from .configuration_feedback import AUTO_MAP, BuiltOptions, FeedbackConfig, HeadOption, PartOption
 from .connections import FeedbackConnections
-from .maps import init_map
-from .modeling_loop import LoopedModel
-from .recorder import eagerly, install_hooks
-from .segments import Cutting, Segments
+from .feedback_checkpoint import (
+    check_adapters_fit,
+    push_feedback,
+    save_feedback,
+    warn_of_adapters_without_folder,
+)
+from .layer_recorder import run_uncompiled
+from .loading import load_pretrained
+from .loop_runner import ForwardContext, LoopResult, LoopRunner, backbone_inputs
+from .modeling_outputs import BackboneOutput, FeedbackTaskOutput, select_states
+from .objectives import ITERATION_LOSSES
+from .operator_code import save_operator_code
+from .pooling import Pooling, pool
+from .segments import Cutting, Segments, cut_texts, cutting_of
+from .stacked_linear import on_device_of
 from .summary import summarize
-from .topology import segment
+from .switches import disable_feedback, is_feedback_disabled
+from .validation import MOST_ITERATIONS, check_integer
 
 logger = logging.get_logger(__name__)
 
-_DISABLED: ContextVar[frozenset[int]] = ContextVar("hf_feedback_disabled", default=frozenset())
+Inputs = dict[str, Any]
 
 
-class _DisabledWhenCompiled(threading.local):
-    """The same for compiled graphs, which cannot read a context variable: each thread's number is a guard of theirs."""
+class FeedbackPreTrainedModel(PreTrainedModel):
+    """What all feedback models share.
 
-    def __init__(self) -> None:  # once in every thread
-        self.models: frozenset[int] = frozenset()
+    `model.backbone` is the transformers model, its names and keys untouched; `model.feedback` holds the connections;
+    `model.layout` says what was found out about the backbone. The iterations of a call are run by a `LoopRunner`.
 
+    Args:
+        config: the options, with a `backbone_config`.
+        backbone: a model of that config, used as it is; a new one, without trained weights, if left out.
 
-_COMPILED = _DisabledWhenCompiled()
-
-
-class FeedbackPreTrainedModel(LoopedModel):
-    """What all feedback models share: their parts and the switches.
-
-    `model.backbone` is the transformers model, its names and keys untouched; `model.feedback` holds the connections.
+    Raises:
+        ValueError: the config has no backbone, or an option does not fit this class.
+        UnsupportedBackboneError: the backbone cannot be looped exactly; says why.
     """
 
     config_class = FeedbackConfig
     config: FeedbackConfig
-    backbone: PreTrainedModel
-    feedback: FeedbackConnections
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -73,164 +67,62 @@ class FeedbackPreTrainedModel(LoopedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The auto class of the backbone when `head="backbone"`; a class without one takes the plain backbone.
-    _backbone_task_class: Any = None
-    # Whether the head's outputs are the labels of the config.
-    _labelled = True
-    # How many labels the backbone's own head must have, where that does not depend on the data.
-    _num_outputs_of_own_head: int | None = None
-    # Whether there is one answer, `(B, num_labels)`, for each row of the batch.
-    _answers_once = False
-    # Whether it answers for a text that is cut into segments.
-    _answers_segments = False
-    # Whether the answer is about a whole text or its tokens, all of which are there from the start.
-    _answers_texts = True
+    traits: ClassVar[TaskTraits] = TaskTraits()
 
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        if config.backbone_config is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a config with a `backbone_config`; use "
-                f"`{type(self).__name__}.from_backbone(...)` to start from a pretrained backbone."
-            )
-        config.check_options()
-        if config.feedback_span == "segment" and not self._answers_segments:
-            raise ValueError(
-                f"`feedback_span='segment'` is for FeedbackForSequenceClassification; {type(self).__name__} does not "
-                "answer once for a whole text."
-            )
+        self._check_config(config)
         if backbone is None:
-            backbone = self._new_backbone(config)
+            backbone = new_backbone(type(self), config)
         else:  # its weights are there already: nothing of it is to be initialized again
             for module in backbone.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
-        check_static(backbone)
-        self.backbone = backbone
+        self.layout: BackboneLayout = find_layout(backbone, config)
+        self.backbone: PreTrainedModel = backbone
         if tied := backbone.all_tied_weights_keys:  # other libraries read them of the whole model
             self._tied_weights_keys = {f"backbone.{key}": f"backbone.{source}" for key, source in tied.items()}
         self.main_input_name = backbone.main_input_name
-        self._part_name = place_of_part(backbone, config.backbone_part)
-        self._stack_name = find_layers(backbone, cast(int, config.num_backbone_layers), self._part_name)
-        if config.backbone_layers is not None:
-            keep_layers(backbone, self._stack_name, config.backbone_layers)
-        layers = self._layers()
-        edges = config.edges(len(layers))
-        self._segment = segment(edges)
-        self._is_causal = self._must_stay_causal()
-        if self._is_causal and "temporal" in config.feedback_type.split("+"):
-            logger.warning_once(
-                "`feedback_type`='temporal' goes without V here, which would tell the tokens of a backbone that reads "
-                "from left to right of later ones; `feedback_future=True` allows that."
+        self.num_labels = config.num_labels
+        causal = settle_causality(self.layout.part_of(backbone), config, self.traits)
+        self.layout = replace(self.layout, causal=causal)
+        self.feedback = FeedbackConnections(config, config.edges(), config.hidden_size, causal)
+        self._check_backbone(config)
+        if config.head == "backbone" and self.layout.has_cache:  # some task models do not pass the argument on
+            backbone.config.get_text_config().use_cache = False
+        if config.head == "new":
+            self._make_head(config)
+        # transformers finds the loss by the name of the class; a subclass may have any
+        tasks = [one.__name__.removeprefix("Feedback") for one in type(self).__mro__]
+        self.loss_type = self.loss_type or next((task for task in tasks if task.startswith("For")), "")
+        self._built_options = BuiltOptions(config)
+        self.probe_backbone()
+        self.post_init()
+
+    def _check_config(self, config: FeedbackConfig) -> None:
+        name = type(self).__name__
+        if config.backbone_config is None:
+            raise ValueError(
+                f"{name} needs a config with a `backbone_config`; use `{name}.from_backbone(...)` to start from a "
+                "pretrained backbone."
             )
-        self.feedback = FeedbackConnections(config, edges, config.hidden_size, self._is_causal)
-        self._backbone_arguments = forward_arguments(backbone)
-        if self.feedback.reads_classes and not self._answers_once:
+        config.check_options()
+        if config.feedback_span == "segment" and not self.traits.takes_segments:
+            raise ValueError(
+                f"`feedback_span='segment'` is for FeedbackForSequenceClassification; {name} does not answer once for "
+                "a whole text."
+            )
+
+    def _check_backbone(self, config: FeedbackConfig) -> None:
+        if self.feedback.reads_classes and not self.traits.answers_once:
             raise ValueError(
                 f"`feedback_context='classes'` needs a model with one answer for each text or image; "
                 f"{type(self).__name__} gives none. Use `feedback_context='state'`."
             )
-        if config.feedback_span == "segment" and "attention_mask" not in self._backbone_arguments:
+        if config.feedback_span == "segment" and "attention_mask" not in self.layout.arguments:
             raise ValueError(
-                f"`feedback_span='segment'` needs a backbone that takes an `attention_mask`; {type(backbone).__name__} "
-                "does not, and would read the padding of a text's last segment."
+                f"`feedback_span='segment'` needs a backbone that takes an `attention_mask`; "
+                f"{type(self.backbone).__name__} does not, and would read the padding of a text's last segment."
             )
-        self._no_cache = no_cache(backbone)
-        if config.head == "backbone" and self._no_cache:  # some task models do not pass the argument on
-            backbone.config.get_text_config().use_cache = False
-        self._stacks, self._row_places = False, None
-        self._final: list[str] | None = None
-        self._batch_dim: int | None = None  # of the layers' hidden states; the probe finds it out
-        self._built_with = {name: copy.deepcopy(getattr(config, name)) for name in BUILT_IN}
-        self._edges, self._checked_options = edges, copy.deepcopy(config.options())
-        install_hooks(layers)
-        self.probe_backbone()
-
-    def init_parallel_plans(self) -> None:
-        """As in transformers; the plan for FSDP has the looped layers of every family, and no rule that names nothing.
-        Layers that are shared cannot be put away between two of their calls: they have none."""
-        super().init_parallel_plans()
-        modules, plan, layers = dict(self.named_modules()), cast(dict[str, str], self._fsdp_plan), self._layers()
-        self._fsdp_plan = {name: style for name, style in plan.items() if name.removesuffix(".*") in modules}
-        if len(set(layers)) == len(layers):
-            self._fsdp_plan[f"backbone.{self._stack_name}.*"] = "free_full_weight"
-
-    def _new_backbone(self, config: FeedbackConfig) -> PreTrainedModel:
-        backbone_config = cast(PreTrainedConfig, config.backbone_config)
-        if config.backbone_layers is not None:  # it is going to be changed with the layers
-            backbone_config = copy.deepcopy(backbone_config)
-        if config.head == "backbone":
-            if self._backbone_task_class is None:
-                raise ValueError(
-                    f"{type(self).__name__} has no head of the backbone's own; `head='backbone'` is for the models "
-                    "with a task head, such as FeedbackForSequenceClassification."
-                )
-            if self._labelled:
-                backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
-            if self._num_outputs_of_own_head:
-                backbone_config.num_labels = self._num_outputs_of_own_head
-            return self._backbone_task_class.from_config(backbone_config)
-        return drop_pooler(select_part(AutoModel.from_config(backbone_config), config.backbone_part))
-
-    def _must_stay_causal(self) -> bool:
-        """Whether messages must not tell a token of later ones; the config says so ever after, whichever class loads
-        it.
-
-        Raises:
-            ValueError: the operator cannot do without.
-        """
-        config = self.config
-        if config.feedback_future == "auto":
-            part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
-            whole_config = cast(PreTrainedConfig, config.backbone_config)
-            config.feedback_future = self._answers_texts or not reads_causally(part, whole_config, config.backbone_part)
-        causal = not config.feedback_future
-        whole = "feedback_span='segment'" if config.feedback_span == "segment" else "feedback_type='context'"
-        if causal and (config.feedback_span == "segment" or "context" in config.feedback_type.split("+")):
-            raise ValueError(
-                f"`{whole}` speaks to every token of the whole text, which tells the early tokens of a "
-                "decoder of later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
-            )
-        return causal
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """Whether transformers must not rely on `_init_weights`, as it may on ours. Of custom code it skips the modules
-        that own no weights, by which some families initialize the modules inside of them."""
-        return cls._init_weights is not FeedbackPreTrainedModel._init_weights
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if not init_map(module):
-            super()._init_weights(module)
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_to_state_dict(*args, **kwargs)
-        adapters = getattr(self, "peft_config", {}).values()
-        if adapters and not (self.name_or_path or all(adapter.base_model_name_or_path for adapter in adapters)):
-            logger.warning_once(
-                "These adapters belong to a feedback model that was not loaded from a folder: what PEFT saves of them "
-                "names no model and holds no feedback options. Keep the options, to build the model again with "
-                "`from_backbone`; or merge the adapters (`merge_and_unload`) and save the whole model."
-            )
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if not hasattr(self, "peft_config"):
-            return
-        # PEFT loads without being strict: of other feedback it would take what fits
-        own = {name: tensor.shape for name, tensor in self.feedback.state_dict(prefix=f"{prefix}feedback.").items()}
-        theirs = {name: tensor.shape for name, tensor in state_dict.items() if name.startswith(f"{prefix}feedback.")}
-        if other := sorted(name for name, shape in theirs.items() if own.get(name) != shape):
-            config = self.config
-            raise ValueError(
-                f"These adapters were saved with other feedback than that of this model, which has `feedback_type`="
-                f"{config.feedback_type!r}, `feedback_rank`={config.feedback_rank!r} and the edges {config.edges()}: "
-                f"{other[0].removeprefix(prefix)} {tuple(theirs[other[0]])} does not fit. Build the model with the "
-                "options that it had when they were saved."
-            )
-
-    def _layers(self) -> list[nn.Module]:
-        stack = cast(nn.ModuleList, self.backbone.get_submodule(self._stack_name))
-        return layers_in_order(stack, cast(int, self.config.num_hidden_layers))
 
     def probe_backbone(self) -> None:
         """Checks on a tiny batch that the backbone can be replayed exactly.
@@ -238,84 +130,169 @@ class FeedbackPreTrainedModel(LoopedModel):
         Raises:
             UnsupportedBackboneError: it cannot; says why and what to do.
         """
-        if not any(parameter.is_meta for parameter in self.backbone.parameters()):
-            part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
-            self._batch_dim = probe(part, self._layers(), *self._segment)
-            layers, (first, last) = self._layers(), self._segment
-            self._stacks = takes_a_larger_batch(self.backbone, part, layers, first, last, self._batch_dim)
-            if self.config.head == "new" and last == len(layers) - 1:
-                self._final = find_final(part, layers, last, self._batch_dim)
-
-    def _find_row_places(self) -> list[Any] | None:
-        part = cast(PreTrainedModel, self.backbone.get_submodule(self._part_name))
-        return find_row_places(part, self._layers(), *self._segment)
+        self.layout = probe_backbone(self.backbone, self.layout, self.config.head)
 
     @property
-    def cutting(self) -> Cutting | None:
-        """How texts are cut into segments; `None` where they are not.
+    def layers(self) -> list[nn.Module]:
+        """The backbone's layers in the order of the calls."""
+        return self.layout.layers(self.backbone)
 
-        Raises:
-            ValueError: an option is missing, or there is no room in a segment.
+    # One call: inputs → context → K iterations → logits → output
+
+    def _answer(
+        self, labels: Any, num_iterations: int | None, output_iterations: bool, /, **inputs: Any
+    ) -> ModelOutput:
+        """K iterations on the inputs, the logits, and their loss.
+
+        Args:
+            labels: targets, as `_loss` takes them.
+            num_iterations: K; the config's by default.
+            output_iterations: whether to also return the logits and residuals of all iterations.
+            **inputs: everything else that `forward` was given.
         """
-        config = self.config
-        if config.feedback_span != "segment":
-            return None
-        most = max_positions(self.backbone, config.text_config)
-        length = config.segment_length or most
-        if most < length < math.inf:
-            raise ValueError(f"`segment_length` must be at most {most}, what the backbone reads, got {length}.")
-        if config.segment_special_tokens is None or length == math.inf:
-            missing = "segment_length" if length == math.inf else "segment_special_tokens"
-            raise ValueError(
-                f"`{missing}` is not known and must be given"
-                f"{': [1, 1] where a text is [CLS] … [SEP], [0, 0] for bare tokens' * (length != math.inf)}."
-            )
-        overlap = int(length) // 8 if config.segment_overlap is None else config.segment_overlap
-        front, back = config.segment_special_tokens
-        cutting = Cutting(int(length), overlap, (front, back), config.max_segments, config.pad_token_id or 0)
-        if cutting.stride < 1:
-            raise ValueError(
-                f"`segment_length`={length} leaves no room beside {front + back} special tokens and an overlap of "
-                f"{overlap}; raise it, or lower `segment_overlap`."
-            )
-        return cutting
+        objective = ITERATION_LOSSES[self.config.iteration_loss if self.training and labels is not None else "last"]()
+        context, result = self._run(
+            inputs, num_iterations, output_iterations or objective.needs_all_iterations, batch_iterations=True
+        )
+        logits = [self.compute_logits(one, context) for one in self.runner.outputs_of_iterations(context, result)]
+        fields: dict[str, Any] = {**self._collected(context, result), "iterations": result.iterations}
+        if output_iterations:
+            fields |= {**result.statistics(), "iteration_logits": tuple(logits)}
+        if labels is not None:
+            losses = [self._loss(one, labels) for one in (logits if objective.needs_all_iterations else logits[-1:])]
+            fields["loss"] = objective.combine(losses)
+            if result.penalty is not None:
+                fields["loss"] = fields["loss"] + self.config.jacobian_penalty * result.penalty.to(logits[-1].device)
+        return self._make_output(logits[-1], fields)
 
-    def _cut(self, tensors: dict[str, Any]) -> tuple[dict[str, Any], Segments | None]:
+    def _run(
+        self, inputs: Inputs, num_iterations: int | None, keep_trace: bool, batch_iterations: bool = False
+    ) -> tuple[ForwardContext, LoopResult]:
+        """K iterations; see `LoopRunner.run`."""
+        if not torch.compiler.is_compiling():
+            self._built_options.check(self.config)
+            if self.layout.batch_dim is None:  # weights came after the model was built
+                self.probe_backbone()
+        k = self._choose_num_iterations(num_iterations)
+        context = self._make_context(inputs)
+        return context, self.runner.run(context, k, keep_trace, batch_iterations)
+
+    @property
+    def runner(self) -> LoopRunner:
+        """Runs the iterations of a call."""
+        return LoopRunner(self.config, self.layout)
+
+    def _choose_num_iterations(self, num_iterations: int | None) -> int:
+        """K for this call."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "nn.DataParallel is not supported; start one process per GPU instead, with `torchrun --nproc_per_node "
+                "N` or `accelerate launch`."
+            )
+        if is_feedback_disabled(self):
+            return 1
+        if num_iterations is None:
+            return self.config.num_iterations
+        check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MOST_ITERATIONS)
+        return num_iterations
+
+    def _make_context(self, inputs: Inputs) -> ForwardContext:
+        """What a call of `forward` is about; texts are cut into segments if the config says so."""
+        inputs, num_choices = self._flatten_choices(inputs)
+        inputs, segments = self._cut(inputs)
+        return ForwardContext(
+            backbone=self.backbone,
+            feedback=self.feedback,
+            arguments=inputs,
+            inputs=backbone_inputs(self.backbone, self.layout, self.config, type(self).__name__, inputs),
+            compute_logits=self.compute_logits if self.traits.answers_once else None,
+            segments=segments,
+            num_choices=num_choices,
+            is_training=self.training,
+            is_disabled=is_feedback_disabled(self),
+            model_name=type(self).__name__,
+        )
+
+    def _flatten_choices(self, inputs: Inputs) -> tuple[Inputs, int | None]:
+        """The inputs with one row for each choice, and the number of choices, in multiple choice."""
+        return inputs, None
+
+    def _cut(self, inputs: Inputs) -> tuple[Inputs, Segments | None]:
+        """The inputs as rows of segments, and which text each is of, if texts are cut."""
         cutting = self.cutting
         if cutting is None:
-            return tensors, None
-        cut, segments = eagerly(cutting.cut, tensors)  # how many rows there will be, no compiled graph can know
-        needed = {"pad_token_id": self.config.pad_token_id, "input_ids": tensors.get("input_ids")}
-        missing = [name for name, value in needed.items() if value is None]
-        decoder = is_decoder(cast(PreTrainedConfig, self.config.backbone_config), self.config.backbone_part)
-        if missing and cut is not tensors and self.config.head == "backbone" and decoder:
-            raise ValueError(
-                f"`{missing[0]}` is needed where a decoder's own head reads segments, to find the last token of each; "
-                "give it, or use `head='new'`."
-            )
-        return cut, segments
+            return inputs, None
+        inputs = {**inputs, "attention_mask": self._text_mask(inputs)}
+        # how many rows there will be, no compiled graph can know
+        return run_uncompiled(cut_texts, cutting, inputs, self.config)
+
+    def _collected(self, context: ForwardContext, result: LoopResult) -> dict[str, Any]:
+        """`hidden_states` and `attentions` for our own output."""
+        part = self.config.backbone_part
+        names = ("hidden_states", "attentions")
+        fields = {name: result.output.get(collected_key(result.output, name, part)) for name in names}
+        if fields["hidden_states"] is not None:
+            wanted = context.arguments.get("output_hidden_states")
+            fields["hidden_states"] = select_states(fields["hidden_states"], wanted)
+        return fields
+
+    def compute_logits(self, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
+        """The logits of the backbone's output; the mean over the segments of a text that was cut.
+
+        Args:
+            outputs: of the backbone, or of its task model with a head of its own.
+            context: what the call is about.
+        """
+        own = self.config.head == "backbone"
+        logits = self._own_logits(outputs) if own else self._new_logits(outputs.last_hidden_state, context)
+        return logits if context.segments is None else context.segments.mean(logits)
+
+    # What a task may change; by default, a linear classifier over the pooled last hidden state
+
+    def _make_head(self, config: FeedbackConfig) -> None:
+        """Adds the modules of a new head."""
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
+
+    def _own_logits(self, outputs: BackboneOutput) -> torch.Tensor:
+        """The logits of the backbone's own head."""
+        return outputs.logits
+
+    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        """The logits of a new head for the last hidden state `(B, T, d)`."""
+        pooled = pool(hidden, self._pooling_mask(hidden, context), self._pooling())
+        logits = self.classifier(self.dropout(on_device_of(self.classifier, pooled)))
+        return logits if context.num_choices is None else logits.view(-1, context.num_choices)
+
+    def _pooling_mask(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor | None:
+        """`(B, T)`, 0 where the last hidden state belongs to padding."""
+        return self._text_mask(context.arguments)
+
+    def _loss(self, logits: torch.Tensor, labels: Any) -> torch.Tensor:
+        """The loss of the logits, a scalar."""
+        problem = self.config.problem_type
+        if problem == "multi_label_classification" or self.config.num_labels == 1 or labels.is_floating_point():
+            labels = labels.to(logits.dtype)
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+
+    def _make_output(self, logits: torch.Tensor, fields: dict[str, Any]) -> ModelOutput:
+        """The output of `forward`."""
+        return FeedbackTaskOutput(logits=logits, **fields)
+
+    def _pooling(self) -> Pooling:
+        if self.config.pooling != "auto":
+            return self.config.pooling
+        config = cast(PreTrainedConfig, self.config.backbone_config)
+        return "last" if is_decoder(config, self.config.backbone_part) else self.traits.auto_pooling
+
+    def _text_mask(self, inputs: Inputs) -> torch.Tensor | None:
+        """`(B, T)`, 0 at padding, which may have to be found by its token."""
+        mask, input_ids, pad = inputs.get("attention_mask"), inputs.get("input_ids"), self.config.pad_token_id
+        if mask is None and input_ids is not None and pad is not None and self._pooling() == "last":
+            mask = (input_ids != pad).int()
+        return mask
 
     # Switches and checks
-
-    def check_options_set_since(self) -> None:
-        """Checks the options that were set on the config since the model was built.
-
-        Raises:
-            ValueError: one has a value that is not allowed, or that the modules were not made for.
-        """
-        config, options = self.config, self.config.options()
-        if options == self._checked_options:
-            return
-        config.check_options()
-        same_edges = config.edges(len(self._layers())) == self._edges
-        for name, built in self._built_with.items():
-            now = getattr(config, name)
-            if now != built and not (same_edges and name in EDGE_OPTIONS):
-                raise ValueError(
-                    f"`{name}` was {built!r} when the model was built, which cannot become {now!r} now; set it back, "
-                    "or build another model with it."
-                )
-        self._checked_options = copy.deepcopy(options)
 
     def set_num_iterations(self, num_iterations: int) -> None:
         """Sets K for all further calls; it is saved with the model.
@@ -323,31 +300,17 @@ class FeedbackPreTrainedModel(LoopedModel):
         Raises:
             ValueError: K is not an integer of at least 1.
         """
-        before, self.config.num_iterations = self.config.num_iterations, num_iterations
-        try:
-            self.config.check_options()
-        except ValueError:
-            self.config.num_iterations = before
-            raise
+        self.config.set_checked("num_iterations", num_iterations)
 
     @contextmanager
     def feedback_disabled(self) -> Iterator[None]:
         """Context in which the model is its bare backbone (K = 1), for the current thread alone."""
-        before, token = _COMPILED.models, _DISABLED.set(_DISABLED.get() | {id(self)})
-        _COMPILED.models = before | {id(self)}
-        try:
+        with disable_feedback(self):
             yield
-        finally:
-            _COMPILED.models = before
-            _DISABLED.reset(token)
 
-    def _is_disabled(self) -> bool:
-        return id(self) in (_COMPILED.models if torch.compiler.is_compiling() else _DISABLED.get())
-
-    @torch.no_grad()
-    def check_equivalence(self, batch: dict[str, Any]) -> float:
-        """How far the model is from its bare backbone with the same head, in evaluation mode. With `"joint"` messages,
-        which speak in iteration 1 too, that is so of K = 1 as well, once they have been trained.
+    def check_equivalence(self, batch: Inputs) -> float:
+        """How far the model is from its bare backbone with the same head, in evaluation mode. With trained `"joint"`
+        messages, which act in iteration 1 too, it is not zero for K = 1 either.
 
         Args:
             batch: what `forward` takes, such as a tokenizer's output.
@@ -357,18 +320,46 @@ class FeedbackPreTrainedModel(LoopedModel):
             two runs call the same kernels on the same batch; where `halting` sends texts on in a smaller batch, or the
             two are compiled apart, kernels may differ, and with them the last digits.
         """
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
+        inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
+        with evaluating(self):
             looped = self(**inputs, return_dict=True)
             with self.feedback_disabled():
                 bare = self(**inputs, return_dict=True)
-        finally:
-            for module in training:
-                module.training = True
         keys = [key for key in looped if key.endswith("logits")] or ["last_hidden_state"]
         return max((looped[key].double() - bare[key].double()).abs().max().item() for key in keys)
+
+    def estimate_contraction(self, batch: Inputs, num_iterations: int | None = None, steps: int = 12) -> torch.Tensor:
+        """How strongly the loop contracts on a batch: by which factor one more iteration shrinks a small difference
+        between states after K. Above 1 the iterations diverge, with a warning.
+
+        Args:
+            batch: what `forward` takes, such as a tokenizer's output.
+            num_iterations: K; the config's by default.
+            steps: of the power iteration.
+
+        Returns:
+            `(B,)`, an estimate of the spectral radius of the loop's Jacobian.
+
+        Raises:
+            ValueError: the model is sharded with FSDP, whose weights come together in `forward` alone.
+        """
+        if is_fsdp_managed_module(self):
+            raise ValueError(
+                "`estimate_contraction` cannot run on a model that is sharded with FSDP; load it without `fsdp_size`."
+            )
+        inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
+        k = self._choose_num_iterations(num_iterations)
+        with evaluating(self):
+            context = self._make_context({"output_hidden_states": False, "output_attentions": False, **inputs})
+            factors = self.runner.estimate_contraction(context, k, steps)
+        expanding = factors[factors > 1]  # no number where states are not finite
+        if len(expanding):
+            logger.warning(
+                f"The loop expands on {len(expanding)} of {len(factors)} texts (by up to {expanding.max():.2f} an "
+                "iteration): more iterations will not settle. Train with a smaller `feedback_lr` or more weight decay, "
+                "a smaller `feedback_scale`, or `feedback_damping` below 1."
+            )
+        return factors
 
     def feedback_summary(self, length: int = 128) -> str:
         """A table of the feedback edges with parameters and FLOPs, and totals beside the backbone's.
@@ -376,7 +367,149 @@ class FeedbackPreTrainedModel(LoopedModel):
         Args:
             length: tokens of a text, for operators whose cost depends on it.
         """
-        return summarize(self, length)
+        return summarize(self.config, self.feedback, self.backbone, self.layout, self.cutting, length)
+
+    @property
+    def cutting(self) -> Cutting | None:
+        """How texts are cut into segments; `None` if they are not.
+
+        Raises:
+            ValueError: an option is missing, or there is no room in a segment.
+        """
+        return cutting_of(self.config, self.backbone)
+
+    def _on_device(self, batch: Inputs) -> Inputs:
+        return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+    # Building, loading and saving
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        *,
+        head: HeadOption = "new",
+        backbone_kwargs: dict[str, Any] | None = None,
+        config_overrides: dict[str, Any] | None = None,
+        backbone_part: PartOption = "auto",
+        **feedback_options: Any,
+    ) -> Self:
+        """Adds fresh feedback to a pretrained backbone. In evaluation mode the result equals the backbone exactly.
+
+        Args:
+            backbone: a hub id, a local folder, or a transformers model, which is used as it is, not copied: with
+                `head="new"` it loses its pooler and task head, with `backbone_layers` some of its layers.
+            head: `"new"` for a new pooling and classifier, `"backbone"` for the family's own task head.
+            backbone_kwargs: passed to the backbone's `from_pretrained`: `dtype`, `attn_implementation`, `revision`, …
+            config_overrides: options of the backbone's own config to change, such as `{"layerdrop": 0.0}`.
+            backbone_part: the half of an encoder–decoder to use.
+            **feedback_options: the options of `FeedbackConfig`, `num_labels` and `id2label` included.
+
+        Raises:
+            ValueError: an option is not allowed.
+            UnsupportedBackboneError: the backbone cannot be looped exactly; says why.
+            OSError: the folder or repository is missing or damaged.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackForSequenceClassification
+        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=3, num_iterations=2)
+        >>> model.check_equivalence({"input_ids": torch.tensor([[5, 6, 7]])})
+        0.0
+
+        ```
+        """
+        check_option_names(feedback_options)
+        config = FeedbackConfig(head=head, backbone_part=backbone_part, **feedback_options)
+        return build_from_backbone(cls, backbone, config, feedback_options, config_overrides, backbone_kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a saved feedback model; from the folder or repository of a plain backbone, does `from_backbone`.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub id.
+            *args: as in transformers.
+            **kwargs: as in transformers; for a plain backbone, also the options of `from_backbone`; for a feedback-only
+                checkpoint, `backbone` as in `load_feedback`.
+
+        Raises:
+            OSError: the weights are missing, damaged or belong to another model.
+            RuntimeError: they do not fit the options that were given.
+        """
+        if pretrained_model_name_or_path is None:  # config and state_dict given instead
+            return super().from_pretrained(None, *args, **kwargs)
+        return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the folder also holds the code, for `trust_remote_code=True`."""
+        self.config.auto_map = dict(AUTO_MAP)
+        (self.config.backbone_source or {}).pop("fingerprint", None)  # of a feedback-only checkpoint, which this is not
+        self.config.custom_operators = save_operator_code(self.config, save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_feedback(self, save_directory: str | Path) -> None:
+        """Writes feedback, head and config alone, with the name of the backbone and a fingerprint of its weights.
+
+        `load_feedback` and `from_pretrained` read the folder.
+
+        Args:
+            save_directory: folder, made if it is not there.
+
+        Raises:
+            ValueError: the backbone was trained too, or holds adapters, so that the feedback alone would not do.
+        """
+        save_feedback(self, save_directory)
+
+    def push_feedback_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Pushes what `save_feedback` writes.
+
+        Args:
+            repo_id: the repository.
+            **kwargs: as in `push_to_hub`.
+        """
+        return push_feedback(self, repo_id, **kwargs)
+
+    @classmethod
+    def has_trained_head(cls, config: PreTrainedConfig) -> bool:
+        """Whether the folder of this config holds a transformers model that was trained for this class' task."""
+        return cls.traits.has_trained_head(config)
+
+    # What transformers and other libraries call
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether transformers must not rely on `_init_weights`, as it may on ours. Of custom code it skips the modules
+        that own no weights, by which some families initialize the modules inside of them."""
+        return cls._init_weights is not FeedbackPreTrainedModel._init_weights
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_feedback_weights = getattr(module, "init_feedback_weights", None)
+        if init_feedback_weights is None:
+            super()._init_weights(module)
+        else:
+            init_feedback_weights()
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_to_state_dict(*args, **kwargs)
+        warn_of_adapters_without_folder(self)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        check_adapters_fit(self, state_dict, prefix)
+
+    def init_parallel_plans(self) -> None:
+        """As in transformers; the plan for FSDP has the looped layers of every family, and no rule that names nothing.
+        Layers that are shared cannot be put away between two of their calls: they have none."""
+        super().init_parallel_plans()
+        modules, plan, layers = dict(self.named_modules()), cast(dict[str, str], self._fsdp_plan), self.layers
+        self._fsdp_plan = {name: style for name, style in plan.items() if name.removesuffix(".*") in modules}
+        if len(set(layers)) == len(layers):
+            self._fsdp_plan[f"backbone.{self.layout.stack}.*"] = "free_full_weight"
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -385,7 +518,16 @@ class FeedbackPreTrainedModel(LoopedModel):
         self.backbone.set_input_embeddings(value)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers; the backbone's own config follows where it is a copy (`backbone_layers`)."""
+        """As in transformers; the backbone's own config follows if it is a copy (`backbone_layers`)."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.backbone.config.get_text_config().vocab_size = self.config.vocab_size
         return embeddings
+
+
+def classifier_dropout(config: FeedbackConfig) -> float:
+    """The option, or the first that the backbone's config has of its own classifier, hidden or general dropout."""
+    if config.classifier_dropout is not None:
+        return config.classifier_dropout
+    names = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout")
+    values = (getattr(config.text_config, name, None) for name in names)
+    return next((float(value) for value in values if value is not None), 0.0)

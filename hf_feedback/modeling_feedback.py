@@ -1,5 +1,6 @@
 """The feedback models: the plain one and its heads."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,29 +14,40 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_feedback import FeedbackConfig, HeadOption
-from .loading import LoadableFeedbackModel
-from .maps import on_device_of
-from .modeling_loop import Call
-from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
-from .modeling_task import FeedbackTaskModel, FeedbackTextModel, PooledHead, classifier_dropout
+from .building import TaskTraits
+from .configuration_feedback import FeedbackConfig
+from .loading import load_feedback_folder
+from .loop_runner import ForwardContext, token_mask
+from .modeling_base import FeedbackPreTrainedModel, Inputs, classifier_dropout
+from .modeling_outputs import BackboneOutput, FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
+from .stacked_linear import on_device_of
 
-logger = logging.get_logger(__name__)
 
+class FeedbackModel(FeedbackPreTrainedModel):
+    """A backbone with feedback, without a head: `(B, T)` token ids → `(B, T, d)` hidden states after K iterations.
 
-class FeedbackModel(LoadableFeedbackModel):
-    """A backbone with feedback, without a head: `(B, T)` token ids → `(B, T, d)` hidden states after K iterations."""
+    Example:
 
-    _answers_texts = False
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackModel
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackModel.from_backbone(BertModel(tiny), num_iterations=3)
+    >>> model(torch.tensor([[5, 6, 7]])).last_hidden_state.shape
+    torch.Size([1, 3, 32])
 
-    def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
-        super().__init__(config, backbone)
-        self.post_init()
+    ```
+    """
+
+    traits = TaskTraits(sees_whole_texts=False)
+
+    def _make_head(self, config: FeedbackConfig) -> None:
+        pass
 
     @can_return_tuple
     def forward(
@@ -55,32 +67,86 @@ class FeedbackModel(LoadableFeedbackModel):
         """Runs K iterations.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: `(B, T)`; inputs_embeds: `(B, T, d)`.
-            past_key_values: refused; named here so that prefix-tuning, which passes it, meets the refusal.
+            input_ids, attention_mask, token_type_ids, position_ids: `(B, T)`.
+            inputs_embeds: `(B, T, d)`, instead of `input_ids`.
+            past_key_values: refused; named here so that prefix-tuning, which passes it, gets the refusal.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `residuals` and `iterations`.
             output_hidden_states, output_attentions: also return those of the last iteration.
             **kwargs: further inputs of the backbone.
         """
-        outputs, trace, call = self._run(
+        context, result = self._run(
+            dict(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                past_key_values=past_key_values,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                **kwargs,
+            ),
             num_iterations,
-            output_iterations,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            **kwargs,
+            keep_trace=output_iterations,
         )
-        fields: dict[str, Any] = {**self._collected(outputs, call), "iterations": call.iterations}
-        fields |= trace.fields() if trace else {}
-        return FeedbackModelOutput(last_hidden_state=outputs.last_hidden_state, **fields)
+        fields = {**self._collected(context, result), **result.statistics()}
+        return FeedbackModelOutput(last_hidden_state=result.output.last_hidden_state, **fields)
 
 
-class FeedbackForSequenceClassification(PooledHead, FeedbackTextModel):
+class FeedbackTextModel(FeedbackPreTrainedModel):
+    """A task model that reads token ids and answers with one tensor of logits."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        num_iterations: int | None = None,
+        output_iterations: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> FeedbackTaskOutput:
+        """Runs K iterations and answers.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: `(B, T)`; in `FeedbackForMultipleChoice` with a
+                dimension for the choices after the first.
+            inputs_embeds: `(B, T, d)`, instead of `input_ids`.
+            labels: targets, shape as in the class docstring.
+            past_key_values: refused; named here so that prefix-tuning, which passes it, gets the refusal.
+            num_iterations: K for this call; the config's by default.
+            output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Where layers follow those
+                that loop, these run for every iteration; with a decoder's own head, everything does.
+            output_hidden_states, output_attentions: also return those of the last iteration.
+            **kwargs: further inputs of the backbone.
+        """
+        return cast(
+            FeedbackTaskOutput,
+            self._answer(
+                labels,
+                num_iterations,
+                output_iterations,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                past_key_values=past_key_values,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                **kwargs,
+            ),
+        )
+
+
+class FeedbackForSequenceClassification(FeedbackTextModel):
     """A backbone with feedback and a classifier (or, with one label, a regressor) over the whole text.
 
     With `head="new"`, `model.classifier` reads the pooled last hidden state; with `head="backbone"`, the backbone is
@@ -90,10 +156,23 @@ class FeedbackForSequenceClassification(PooledHead, FeedbackTextModel):
         labels: `(B,)` class numbers, `(B,)` or `(B, num_labels)` targets for regression, `(B, num_labels)` zeros and
             ones for several labels at once; logits: `(B, num_labels)`. With `feedback_span="segment"` texts may be
             longer than the backbone reads; states and attentions are then those of the N segments, `(N, T, d)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=3)
+    >>> output = model(torch.tensor([[5, 6, 7]]), output_iterations=True)
+    >>> output.logits.shape, len(output.iteration_logits)
+    (torch.Size([1, 3]), 2)
+
+    ```
     """
 
-    _backbone_task_class = AutoModelForSequenceClassification
-    _answers_segments = True
+    traits = TaskTraits(AutoModelForSequenceClassification, answers_once=True, takes_segments=True)
 
 
 class FeedbackForTokenClassification(FeedbackTextModel):
@@ -101,27 +180,51 @@ class FeedbackForTokenClassification(FeedbackTextModel):
 
     Shapes:
         labels: `(B, T)` class numbers, −100 where there is none; logits: `(B, T, num_labels)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForTokenClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForTokenClassification.from_backbone(BertModel(tiny), num_labels=5)
+    >>> model(torch.tensor([[5, 6, 7]])).logits.shape
+    torch.Size([1, 3, 5])
+
+    ```
     """
 
-    _backbone_task_class = AutoModelForTokenClassification
+    traits = TaskTraits(AutoModelForTokenClassification)
 
-    def _make_head(self, config: FeedbackConfig) -> None:
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
-
-    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.classifier(self.dropout(on_device_of(self.classifier, hidden)))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return self.loss_function(logits, labels, self.config)
 
 
-class FeedbackForQuestionAnswering(FeedbackTaskModel):
-    """A backbone with feedback and a head that finds the answer to a question in a text: where it starts and ends."""
+class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
+    """A backbone with feedback and a head that finds the answer to a question in a text: its first and last token.
 
-    _backbone_task_class = AutoModelForQuestionAnswering
-    _labelled = False
-    _num_outputs_of_own_head = 2
+    Shapes:
+        start_positions, end_positions: `(B,)`; start_logits, end_logits: `(B, T)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForQuestionAnswering
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForQuestionAnswering.from_backbone(BertModel(tiny))
+    >>> model(torch.tensor([[5, 6, 7]])).start_logits.shape
+    torch.Size([1, 3])
+
+    ```
+    """
+
+    traits = TaskTraits(AutoModelForQuestionAnswering, has_labels=False, num_own_outputs=2)
 
     @can_return_tuple
     def forward(
@@ -143,9 +246,11 @@ class FeedbackForQuestionAnswering(FeedbackTaskModel):
         """Runs K iterations and answers.
 
         Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values, num_iterations,
+                output_iterations, output_hidden_states, output_attentions, **kwargs: as in
+                `FeedbackForSequenceClassification`.
             start_positions, end_positions: `(B,)`, the tokens where the answer starts and ends; those outside the text
                 are left out of the loss.
-            (the others): as in `FeedbackTextModel.forward`.
         """
         labels = None if start_positions is None or end_positions is None else (start_positions, end_positions)
         return cast(
@@ -169,60 +274,60 @@ class FeedbackForQuestionAnswering(FeedbackTaskModel):
     def _make_head(self, config: FeedbackConfig) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
-    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        """`(B, T, 2)`: start and end."""
         return self.qa_outputs(on_device_of(self.qa_outputs, hidden))
 
-    def _logits(self, outputs: Any, call: Call) -> torch.Tensor:
-        """`(B, T, 2)`: start and end."""
-        if self.config.head == "backbone":
-            return torch.stack((outputs.start_logits, outputs.end_logits), -1)
-        return super()._logits(outputs, call)
+    def _own_logits(self, outputs: BackboneOutput) -> torch.Tensor:
+        return torch.stack((outputs.start_logits, outputs.end_logits), -1)
 
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return self.loss_function(*logits.unbind(-1), *labels)
 
-    def _output(self, logits: torch.Tensor, **fields: Any) -> FeedbackQuestionAnsweringOutput:
+    def _make_output(self, logits: torch.Tensor, fields: dict[str, Any]) -> ModelOutput:
         start, end = (part.contiguous() for part in logits.unbind(-1))
         return FeedbackQuestionAnsweringOutput(start_logits=start, end_logits=end, **fields)
 
 
-class FeedbackForMultipleChoice(PooledHead, FeedbackTextModel):
+class FeedbackForMultipleChoice(FeedbackTextModel):
     """A backbone with feedback and a head that chooses one of C texts.
 
     Shapes:
         inputs: `(B, C, T)`; labels: `(B,)` numbers of the right choices; logits: `(B, C)`; states, residuals and
             iterations: every choice counts as one of B·C texts.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForMultipleChoice
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForMultipleChoice.from_backbone(BertModel(tiny))
+    >>> model(torch.tensor([[[5, 6, 7], [5, 8, 9]]])).logits.shape
+    torch.Size([1, 2])
+
+    ```
     """
 
-    _backbone_task_class = AutoModelForMultipleChoice
-    _labelled = False
-    _answers_once = False
+    traits = TaskTraits(AutoModelForMultipleChoice, has_labels=False)
 
-    def _num_outputs(self, config: FeedbackConfig) -> int:
-        return 1
+    def _make_head(self, config: FeedbackConfig) -> None:
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
 
-    def _call(self, tensors: dict[str, Any]) -> Call:
-        text = tensors["inputs_embeds"] if tensors.get("input_ids") is None else tensors["input_ids"]
-        if self.config.head == "new":  # the backbone's own head does this itself
-            tensors = {k: v.flatten(0, 1) if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
-        call = super()._call(tensors)
-        call.choices = text.shape[1]
-        return call
-
-    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
-        return super()._head(hidden, call).view(-1, cast(int, call.choices))
-
-    def _answer(
-        self, labels: Any, num_iterations: int | None, output_iterations: bool, /, **inputs: Any
-    ) -> FeedbackTaskOutput:
+    def _flatten_choices(self, inputs: Inputs) -> tuple[Inputs, int | None]:
         for name, dimensions in (("input_ids", 3), ("inputs_embeds", 4)):
-            given = inputs[name]
-            if given is not None and given.dim() != dimensions:
+            tensor = inputs.get(name)
+            if tensor is not None and tensor.dim() != dimensions:
                 raise ValueError(
                     f"`{name}` must have a dimension for the choices after the first, (batch, choices, tokens"
-                    f"{', width' * (dimensions - 3)}), got {tuple(given.shape)}."
+                    f"{', width' * (dimensions - 3)}), got {tuple(tensor.shape)}."
                 )
-        return super()._answer(labels, num_iterations, output_iterations, **inputs)
+        text = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
+        if self.config.head == "new":  # the backbone's own head does this itself
+            inputs = {k: v.flatten(0, 1) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        return inputs, text.shape[1]
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels.to(logits.device))
@@ -230,6 +335,10 @@ class FeedbackForMultipleChoice(PooledHead, FeedbackTextModel):
 
 class MaskedLMHead(nn.Module):
     """`decoder(LayerNorm(gelu(dense(h))))`; the decoder's weight is that of the input embeddings.
+
+    Args:
+        hidden_size: d.
+        embeddings: the input embeddings, V of them.
 
     Shapes:
         `(B, T, d)` → `(B, T, V)`.
@@ -248,35 +357,37 @@ class MaskedLMHead(nn.Module):
 class FeedbackForMaskedLM(FeedbackTextModel):
     """A backbone with feedback and a masked-language-model head: the backbone's own, its tied embeddings kept.
 
-    Where the family has no such head, a new one is made that is tied to the input embeddings (`config.head == "new"`);
-    where only its weights are missing, they are new. Either is said in a warning: such a head must be trained.
+    If the family has no such head, a new one is made that is tied to the input embeddings (`config.head == "new"`); if
+    only its weights are missing, they are new. Either gives a warning: such a head must be trained.
 
     Shapes:
         labels: `(B, T)` token ids, −100 where nothing is to be predicted; logits: `(B, T, V)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> from hf_feedback import FeedbackForMaskedLM
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForMaskedLM.from_backbone(BertForMaskedLM(tiny))
+    >>> model(torch.tensor([[5, 6, 7]])).logits.shape
+    torch.Size([1, 3, 99])
+
+    ```
     """
 
-    _backbone_task_class = AutoModelForMaskedLM
-    _labelled = False
-
-    @classmethod
-    def _choose_head(cls, head: HeadOption, backbone: PreTrainedModel | PreTrainedConfig) -> HeadOption:
-        if cls._is_task_model(backbone):
-            return "backbone"
-        logger.warning(
-            f"{type(backbone).__name__} has no masked-LM head: a new one is made, tied to the input embeddings. It "
-            "knows nothing yet; train it."
-        )
-        return "new"
+    traits = TaskTraits(AutoModelForMaskedLM, has_labels=False, prefers_own_head=True)
 
     def _make_head(self, config: FeedbackConfig) -> None:
         embeddings = cast(nn.Embedding, self.get_input_embeddings())
-        place = next(name for name, module in self.named_modules() if module is embeddings)
+        name = next(name for name, module in self.named_modules() if module is embeddings)
         self.lm_head = MaskedLMHead(config.hidden_size, embeddings)
-        self._tied_weights_keys = {**(self._tied_weights_keys or {}), "lm_head.decoder.weight": f"{place}.weight"}
+        self._tied_weights_keys = {**(self._tied_weights_keys or {}), "lm_head.decoder.weight": f"{name}.weight"}
         config.__dict__.setdefault("tie_word_embeddings", True)  # unless they were untied since
 
     def init_parallel_plans(self) -> None:
-        """As in transformers; a new head is cut by rows where the input embeddings are that it is tied to."""
+        """As in transformers; a new head is cut by rows if the input embeddings are, to which it is tied."""
         super().init_parallel_plans()
         plan, tied = cast(dict[str, str], self._tp_plan), (self._tied_weights_keys or {}).get("lm_head.decoder.weight")
         if self.config.head == "new" and plan.get(str(tied).removesuffix(".weight")) == "embedding_rowwise":
@@ -291,21 +402,34 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         else:
             self.backbone.set_output_embeddings(value)
 
-    def _head(self, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.lm_head(hidden)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return self.loss_function(logits, labels, vocab_size=logits.shape[-1])
 
 
-class FeedbackForImageClassification(PooledHead):
+class FeedbackForImageClassification(FeedbackPreTrainedModel):
     """A vision backbone with feedback and a classifier over the whole image.
 
     Shapes:
         labels: as in `FeedbackForSequenceClassification`; logits: `(B, num_labels)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ViTConfig, ViTModel
+    >>> from hf_feedback import FeedbackForImageClassification
+    >>> tiny = ViTConfig(image_size=32, patch_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForImageClassification.from_backbone(ViTModel(tiny), num_labels=3)
+    >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
+    torch.Size([1, 3])
+
+    ```
     """
 
-    _backbone_task_class = AutoModelForImageClassification
+    traits = TaskTraits(AutoModelForImageClassification, answers_once=True)
 
     @can_return_tuple
     def forward(
@@ -322,28 +446,44 @@ class FeedbackForImageClassification(PooledHead):
 
         Args:
             pixel_values: `(B, channels, height, width)`.
-            (the others): as in `FeedbackTextModel.forward`.
+            labels, num_iterations, output_iterations, output_hidden_states, output_attentions, **kwargs: as in
+                `FeedbackForSequenceClassification`.
         """
-        return self._answer(
-            labels,
-            num_iterations,
-            output_iterations,
-            pixel_values=pixel_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            **kwargs,
+        return cast(
+            FeedbackTaskOutput,
+            self._answer(
+                labels,
+                num_iterations,
+                output_iterations,
+                pixel_values=pixel_values,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                **kwargs,
+            ),
         )
 
 
-class FeedbackForAudioClassification(PooledHead):
+class FeedbackForAudioClassification(FeedbackPreTrainedModel):
     """An audio backbone with feedback and a classifier over the whole recording (`pooling="auto"`: the mean).
 
     Shapes:
         labels: as in `FeedbackForSequenceClassification`; logits: `(B, num_labels)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import ASTConfig, ASTModel
+    >>> from hf_feedback import FeedbackForAudioClassification
+    >>> tiny = ASTConfig(max_length=32, num_mel_bins=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForAudioClassification.from_backbone(ASTModel(tiny), num_labels=3)
+    >>> model(torch.zeros(1, 32, 16)).logits.shape
+    torch.Size([1, 3])
+
+    ```
     """
 
-    _backbone_task_class = AutoModelForAudioClassification
-    _auto_pooling = "mean"
+    traits = TaskTraits(AutoModelForAudioClassification, answers_once=True, auto_pooling="mean")
 
     @can_return_tuple
     def forward(
@@ -361,28 +501,33 @@ class FeedbackForAudioClassification(PooledHead):
         """Runs K iterations and answers.
 
         Args:
-            input_values: `(B, samples)` waves, or input_features: `(B, bins, frames)` spectra, whichever the backbone
-                reads; attention_mask: `(B, samples)` or `(B, frames)`.
-            (the others): as in `FeedbackTextModel.forward`.
+            input_values: `(B, samples)` waves.
+            input_features: `(B, bins, frames)` spectra, if the backbone reads these instead.
+            attention_mask: `(B, samples)` or `(B, frames)`.
+            labels, num_iterations, output_iterations, output_hidden_states, output_attentions, **kwargs: as in
+                `FeedbackForSequenceClassification`.
         """
-        return self._answer(
-            labels,
-            num_iterations,
-            output_iterations,
-            input_values=input_values,
-            input_features=input_features,
-            attention_mask=attention_mask,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            **kwargs,
+        return cast(
+            FeedbackTaskOutput,
+            self._answer(
+                labels,
+                num_iterations,
+                output_iterations,
+                input_values=input_values,
+                input_features=input_features,
+                attention_mask=attention_mask,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                **kwargs,
+            ),
         )
 
-    def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor | None:
-        mask = inputs.get("attention_mask")
-        return None if mask is None else self._real_tokens(mask, hidden.shape[1])
+    def _pooling_mask(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor | None:
+        mask = context.attention_mask
+        return None if mask is None else token_mask(self.backbone, mask, hidden.shape[1])
 
 
-HEADS: tuple[type[FeedbackTaskModel], ...] = (
+HEADS: tuple[type[FeedbackPreTrainedModel], ...] = (
     FeedbackForSequenceClassification,
     FeedbackForTokenClassification,
     FeedbackForQuestionAnswering,
@@ -393,7 +538,7 @@ HEADS: tuple[type[FeedbackTaskModel], ...] = (
 )
 
 
-def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = None) -> FeedbackTaskModel:
+def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = None) -> FeedbackPreTrainedModel:
     """Adds fresh feedback to a fine-tuned task model; its head is kept, and it answers exactly as before.
 
     Args:
@@ -403,7 +548,7 @@ def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = No
             Labels are the task model's.
 
     Raises:
-        ValueError: the model is not of a kind that can be wrapped, or an option contradicts it.
+        ValueError: the model is for another task, or an option contradicts it.
         UnsupportedBackboneError: the model cannot be looped exactly; says why.
 
     Example:
@@ -428,10 +573,48 @@ def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = No
     labels = ("id2label", "label2id", "problem_type", "head")
     options = {name: value for name, value in config.options().items() if name not in labels}
     for head in HEADS:
-        if head._is_task_model(task_model):
+        if head.traits.is_task_model(task_model):
             return head.from_backbone(task_model, head="backbone", **options)
     kinds = ", ".join(head.__name__.removeprefix("Feedback") for head in HEADS)
     raise ValueError(
         f"`task_model` must be a transformers model of one of the kinds {kinds}, got a {type(task_model).__name__}; "
         "a backbone without a head becomes a feedback model with `from_backbone`."
     )
+
+
+def load_feedback(
+    name_or_path: str | Path, backbone: str | Path | PreTrainedModel | None = None, **kwargs: Any
+) -> FeedbackPreTrainedModel:
+    """Puts a feedback-only checkpoint on its backbone.
+
+    Several may be put on one backbone: each gives a model of its own, and all share the backbone's weights. They can be
+    used in turn, or at the same time from several threads. What is done to the backbone of one (training, adapters,
+    `.half()`) is done to all; for that, load by name.
+
+    Args:
+        name_or_path: folder or hub id that `save_feedback` or `push_feedback_to_hub` wrote.
+        backbone: a transformers model, or a feedback model whose backbone is meant; it is used by both and not changed.
+            A name: loads that one. Left out: loads the one that the checkpoint names.
+        **kwargs: for loading the checkpoint and the backbone by name: `token`, `dtype`, `device_map`, …
+
+    Raises:
+        ValueError: the backbone is not the one that the feedback was trained on, or the folder holds a whole model.
+        OSError: the folder or repository is missing or damaged.
+
+    Example:
+
+    ```python
+    >>> import tempfile, torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification, load_feedback
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> bert, batch = BertModel(tiny).eval(), {"input_ids": torch.tensor([[5, 6, 7]])}
+    >>> folder = tempfile.mkdtemp()
+    >>> FeedbackForSequenceClassification.from_backbone(bert, num_labels=3).save_feedback(folder)
+    >>> model = load_feedback(folder, bert)
+    >>> model.get_input_embeddings().weight is bert.get_input_embeddings().weight
+    True
+
+    ```
+    """
+    return load_feedback_folder(FeedbackPreTrainedModel, name_or_path, backbone, kwargs)

@@ -12,13 +12,12 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .activations import Swish
 from .configuration_fnn import AUTO_MAP, FNNConfig
-from .fixed_point import Map, Solution, anderson, full, implicit, iterate, relative_residual, truncated
 from .fnn_layers import LayeredLayer, RecurrentLinear, TemporalLayer, sweep_upwards
+from .gradients import GRADIENTS
 from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput, select_states
 from .pooling import pool
+from .solvers import Map, Solution, relative_residual
 from .validation import MOST_ITERATIONS, check_integer
-
-SOLVERS = {"iteration": iterate, "anderson": anderson}
 
 
 class FNNPreTrainedModel(PreTrainedModel):
@@ -39,7 +38,7 @@ class FNNPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, Swish):
-            init.ones_(module.beta)
+            module.init_feedback_weights()
         else:
             super()._init_weights(module)
 
@@ -49,12 +48,7 @@ class FNNPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: K is not an integer of at least 1.
         """
-        before, self.config.num_iterations = self.config.num_iterations, num_iterations
-        try:
-            self.config.check_options()
-        except ValueError:
-            self.config.num_iterations = before
-            raise
+        self.config.set_checked("num_iterations", num_iterations)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""
@@ -137,12 +131,12 @@ class FNNModel(FNNPreTrainedModel):
         """
         check_arguments(self, kwargs)
         x, real = self._embed(input_ids, attention_mask, inputs_embeds)
-        found, entry = self.solve(x, real, num_iterations, measure=output_iterations)
+        solution, entry = self.solve(x, real, num_iterations, measure=output_iterations)
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        fields: dict[str, Any] = statistics(found) if output_iterations else {}
+        fields: dict[str, Any] = statistics(solution) if output_iterations else {}
         if wants_states:
-            fields["hidden_states"] = select_states((entry, *states_of(found.state)), output_hidden_states)
-        return FeedbackModelOutput(last_hidden_state=top_of(found.state), **fields)
+            fields["hidden_states"] = select_states((entry, *states_of(solution.state)), output_hidden_states)
+        return FeedbackModelOutput(last_hidden_state=top_of(solution.state), **fields)
 
     def _embed(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
@@ -187,16 +181,13 @@ class FNNModel(FNNPreTrainedModel):
             self.config.check_options()  # options may have been set since the model was built
         config, steps = self.config, self.config.num_iterations if num_iterations is None else num_iterations
         check_integer("num_iterations", steps, 1, "in the first sweep nothing is fed back yet", MOST_ITERATIONS)
-        f, start, entry = self._sweep(x, real)
+        f, start, entry = self.sweep_map(x, real)
         options: dict[str, Any] = dict(tolerance=config.tolerance, keep_states=keep_states)
         options["residual"] = relative_residual if measure or config.tolerance is not None else None
-        if config.gradient == "truncated":
-            return truncated(f, start, steps, last=config.gradient_iterations or steps, **options), entry
-        if config.gradient == "implicit":
-            return implicit(f, start, steps, solver=SOLVERS[config.solver], **options), entry
-        return full(f, start, steps, **options), entry
+        gradient = GRADIENTS[config.gradient](config.gradient_iterations, config.tolerance, config.solver)
+        return gradient.solve(f, start, steps, **options), entry
 
-    def _sweep(self, x: torch.Tensor, real: torch.Tensor) -> tuple[Map, Any, torch.Tensor]:
+    def sweep_map(self, x: torch.Tensor, real: torch.Tensor) -> tuple[Map, Any, torch.Tensor]:
         """The map of one sweep, the state before the first (0), and the entry of the network."""
         if self.config.fnn_type == "temporal":
             layer: Any = self.layers[0]
@@ -257,21 +248,21 @@ class FNNForSequenceClassification(FNNPreTrainedModel):
         """Sweeps K times, or until convergence, and answers.
 
         Args:
-            labels: what is right; its shape stands at the class.
+            labels: targets, shape as in the class docstring.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Of the truncated and the
                 implicit gradient, only the last answer has all of it.
             (the others): as in `FNNModel.forward`.
         """
         check_arguments(self, kwargs)
         x, real = self.fnn._embed(input_ids, attention_mask, inputs_embeds)
-        found, entry = self.fnn.solve(x, real, num_iterations, output_iterations, keep_states=output_iterations)
-        logits = self._head(found.state, real)
+        solution, entry = self.fnn.solve(x, real, num_iterations, output_iterations, keep_states=output_iterations)
+        logits = self._head(solution.state, real)
         fields: dict[str, Any] = {}
         if output_iterations:
-            earlier = [self._head(state, real) for state in found.states[:-1]]
-            fields = {**statistics(found), "iteration_logits": (*earlier, logits)}
+            earlier = [self._head(state, real) for state in solution.states[:-1]]
+            fields = {**statistics(solution), "iteration_logits": (*earlier, logits)}
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            fields["hidden_states"] = select_states((entry, *states_of(found.state)), output_hidden_states)
+            fields["hidden_states"] = select_states((entry, *states_of(solution.state)), output_hidden_states)
         loss = None if labels is None else self._loss(logits, labels)
         return FeedbackTaskOutput(loss=loss, logits=logits, **fields)
 
@@ -297,9 +288,9 @@ def top_of(state: Any) -> torch.Tensor:
     return states_of(state)[-1]
 
 
-def statistics(found: Solution) -> dict[str, torch.Tensor]:
+def statistics(solution: Solution) -> dict[str, torch.Tensor]:
     """`residuals` `(B, K − 1)` (the first sweep has no other to be compared with) and `iterations` `(B,)`."""
-    return {"residuals": found.residuals[:, 1:], "iterations": found.iterations}
+    return {"residuals": solution.residuals[:, 1:], "iterations": solution.iterations}
 
 
 # What tokenizers, the Trainer and transformers pass that these networks have no use for.

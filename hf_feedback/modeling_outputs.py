@@ -1,6 +1,7 @@
 """What feedback models return."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from transformers.utils import ModelOutput
@@ -77,3 +78,35 @@ class FeedbackQuestionAnsweringOutput(ModelOutput):
     iteration_logits: tuple[torch.Tensor, ...] | None = None
     residuals: torch.Tensor | None = None
     iterations: torch.Tensor | None = None
+
+
+# The fields of a backbone's output that are logits, or that a head reads.
+ANSWERS = ("last_hidden_state", "logits", "start_logits", "end_logits")
+
+
+class BackboneOutput(Protocol):
+    """What a head reads of a backbone's output: the last hidden state, or the logits of the backbone's own head."""
+
+    last_hidden_state: torch.Tensor
+    logits: torch.Tensor
+    start_logits: torch.Tensor
+    end_logits: torch.Tensor
+
+
+class IterationOutput:
+    """A backbone's output for one of several iterations; a plain class, which compiled graphs can build."""
+
+    last_hidden_state: torch.Tensor
+    logits: torch.Tensor
+    start_logits: torch.Tensor
+    end_logits: torch.Tensor
+
+    def __init__(self, answers: dict[str, torch.Tensor]) -> None:
+        for name in ANSWERS:
+            setattr(self, name, answers.get(name))
+
+
+def split_iterations(outputs: ModelOutput, num_iterations: int) -> list[IterationOutput]:
+    """The outputs of several iterations that went through as one larger batch, the first iteration first."""
+    chunks = {name: outputs[name].chunk(num_iterations) for name in ANSWERS if outputs.get(name) is not None}
+    return [IterationOutput({name: chunk[i] for name, chunk in chunks.items()}) for i in range(num_iterations)]

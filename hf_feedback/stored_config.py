@@ -1,6 +1,7 @@
 """What a config file may say of a backbone. Nothing in it may switch on code, become a keyword, or change a path."""
 
 import inspect
+import re
 from collections.abc import Container
 from dataclasses import fields
 from pathlib import PurePosixPath
@@ -16,6 +17,8 @@ logger = logging.get_logger(__name__)
 
 # What `from_pretrained` may be told of the place where a backbone is.
 PLACE_KEYS = ("name_or_path", "revision", "subfolder")
+# A class in a file of the folder itself, and of no other one.
+CLASS_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 # By these a config would have transformers run code from elsewhere, or read other files than those of the model.
 SWITCHES = ("distributed_config", "transformers_weights", "backbone", "backbone_kwargs", "use_pretrained_backbone")
 # By these, where the value is the name of a repository: its kernels are downloaded and run.
@@ -37,6 +40,16 @@ def check_place(source: dict[str, Any] | None) -> None:
         path = PurePosixPath(value) if key in ("revision", "subfolder") else PurePosixPath()
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"`backbone_source`: `{key}` must stay inside of the repository, got {shortened(value)}.")
+
+
+def check_class_references(option: str, references: dict[Any, Any] | None) -> None:
+    """Raises `ValueError` where something else is named than classes in files beside the config."""
+    for name, reference in (references or {}).items():
+        if not isinstance(name, str) or not isinstance(reference, str) or not CLASS_REFERENCE.fullmatch(reference):
+            raise ValueError(
+                f"`{option}` must name operators and their 'module.Class', got {shortened(name)}: "
+                f"{shortened(reference)}; remove it."
+            )
 
 
 def refuse_attributes(config_class: type[PreTrainedConfig], values: dict[str, Any], where: str) -> None:

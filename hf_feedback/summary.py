@@ -1,30 +1,49 @@
-"""What feedback weighs and costs, beside the backbone, as a table."""
+"""Size and cost of the feedback, beside the backbone's, as a table."""
 
-from typing import TYPE_CHECKING, Any
+from torch import nn
+from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from .modeling_base import FeedbackPreTrainedModel
+from .backbone_layout import BackboneLayout
+from .configuration_feedback import FeedbackConfig
+from .connections import FeedbackConnections
+from .segments import Cutting
 
 
-def summarize(model: "FeedbackPreTrainedModel", length: int) -> str:
-    """See `FeedbackPreTrainedModel.feedback_summary`."""
-    feedback, (first, last) = model.feedback, model._segment
-    length = min(length, model.cutting.length) if model.cutting else length
+def summarize(
+    config: FeedbackConfig,
+    feedback: FeedbackConnections,
+    backbone: PreTrainedModel,
+    layout: BackboneLayout,
+    cutting: Cutting | None,
+    length: int,
+) -> str:
+    """See `FeedbackPreTrainedModel.feedback_summary`.
+
+    Args:
+        config: the feedback options.
+        feedback, backbone: the modules.
+        layout: of the backbone.
+        cutting: how texts are cut, if they are.
+        length: tokens of a text.
+    """
+    length = min(length, cutting.length) if cutting else length
     rows = [("source", "targets", "parameters an edge", "FLOPs a token and edge")]
     messages = 0
-    for source, connection in feedback.sources.items():
-        made: Any = connection
-        targets = sorted(t for t, incoming in feedback.incoming.items() if int(source) in dict(incoming))
-        sets = len({dict(feedback.incoming[t])[int(source)] for t in targets})  # of weights
-        said, heard = made.flops(length)
-        # an error is that of an edge: nothing is said once for all of them
-        total = said * (len(targets) if model.config.feedback_signal == "error" else sets) + heard * len(targets)
+    for source in map(int, feedback.sources):
+        connection = feedback.connection(source)
+        edges = {target: dict(incoming) for target, incoming in feedback.incoming.items()}
+        targets = sorted(target for target, incoming in edges.items() if source in incoming)
+        weight_sets = len({edges[target][source] for target in targets})
+        of_source, of_edge = connection.flops(length)
+        # an error is that of an edge: no part of its message is made once for all of them
+        per_edge = config.feedback_signal == "error"
+        total = of_source * (len(targets) if per_edge else weight_sets) + of_edge * len(targets)
         messages += total
-        parameters = sum(p.numel() for p in made.parameters()) // sets
+        parameters = count_parameters(connection) // weight_sets
         rows.append((f"layer {source}", ", ".join(map(str, targets)), f"{parameters:,}", f"{total // len(targets):,}"))
-    layers = model._layers()
-    looped = 2 * sum(p.numel() for layer in layers[first : last + 1] for p in layer.parameters())
-    of_feedback, of_backbone = (sum(p.numel() for p in part.parameters()) for part in (feedback, model.backbone))
+    first, last = layout.segment
+    looped = 2 * sum(map(count_parameters, layout.layers(backbone)[first : last + 1]))
+    of_feedback, of_backbone = count_parameters(feedback), count_parameters(backbone)
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
@@ -36,3 +55,8 @@ def summarize(model: "FeedbackPreTrainedModel", length: int) -> str:
             f"messages, {messages:,} ({length} tokens)",
         ]
     )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -4,17 +4,17 @@ from reprlib import repr as shortened
 
 
 def adjacent(num_layers: int) -> list[tuple[int, int]]:
-    """Layer l + 1 speaks to layer l."""
+    """Layer l + 1 sends messages to layer l."""
     return [(target + 1, target) for target in range(num_layers - 1)]
 
 
 def top(num_layers: int) -> list[tuple[int, int]]:
-    """The last layer speaks to every lower one."""
+    """The last layer sends messages to every lower one."""
     return [(num_layers - 1, target) for target in range(num_layers - 1)]
 
 
 def dense(num_layers: int) -> list[tuple[int, int]]:
-    """Every higher layer speaks to every lower one: `h^(l) = f^(l)(h^(l-1), h^(l+1), …, h^(L))`."""
+    """Every higher layer sends messages to every lower one: `h^(l) = f^(l)(h^(l-1), h^(l+1), …, h^(L))`."""
     return [(source, target) for source in range(num_layers) for target in range(source)]
 
 
@@ -54,23 +54,23 @@ def resolve_edges(
                 )
         return _check_edges(num_layers, edges)
     name = DEFAULT_TOPOLOGY if topology is None else topology
-    found = TOPOLOGIES[name](num_layers)
+    pairs = TOPOLOGIES[name](num_layers)
     if layers is not None:
         lowest, highest = _check_range(num_layers, layers)
-        found = [(source, target) for source, target in found if lowest <= target <= highest]
-    if not found:
+        pairs = [(source, target) for source, target in pairs if lowest <= target <= highest]
+    if not pairs:
         raise ValueError(
             f"`feedback_topology`={name!r} gives no edge for {num_layers} layer(s) with `feedback_layers`={layers}; "
             "feedback needs at least two layers and a target below the last one."
         )
-    return sorted(found)
+    return sorted(pairs)
 
 
 def _check_edges(num_layers: int, edges: list[list[int]]) -> list[tuple[int, int]]:
     shape = "`feedback_edges` must be a list of [source, target] pairs of layer numbers"
     if not isinstance(edges, list | tuple) or not edges:
         raise ValueError(f"{shape}, got {shortened(edges)}.")
-    found: set[tuple[int, int]] = set()
+    pairs: set[tuple[int, int]] = set()
     for edge in edges:
         if not isinstance(edge, list | tuple) or len(edge) != 2 or not all(type(end) is int for end in edge):
             raise ValueError(f"{shape}, got {shortened(edge)} in it.")
@@ -84,10 +84,10 @@ def _check_edges(num_layers: int, edges: list[list[int]]) -> list[tuple[int, int
                 f"`feedback_edges`: {list(edge)} does not point downwards; feedback goes from a higher source to a "
                 f"lower target: did you mean {[target, source]}?"
             )
-        if (source, target) in found:
+        if (source, target) in pairs:
             raise ValueError(f"`feedback_edges`: {list(edge)} is given twice; give each edge once.")
-        found.add((source, target))
-    return sorted(found)
+        pairs.add((source, target))
+    return sorted(pairs)
 
 
 def _check_range(num_layers: int, layers: list[int]) -> tuple[int, int]:
@@ -103,6 +103,6 @@ def _check_range(num_layers: int, layers: list[int]) -> tuple[int, int]:
     return layers[0], layers[1]
 
 
-def segment(edges: list[tuple[int, int]]) -> tuple[int, int]:
+def segment_of(edges: list[tuple[int, int]]) -> tuple[int, int]:
     """The layers that are repeated: from the lowest target to the highest source, both included."""
     return min(target for _, target in edges), max(source for source, _ in edges)

@@ -23,7 +23,8 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 from transformers.utils import logging
 
 from hf_feedback import FeedbackModel, UnsupportedBackboneError
-from hf_feedback.backbones import PROBE_INPUTS
+from hf_feedback.backbone_layout import without_cache
+from hf_feedback.probe_inputs import PROBE_INPUTS
 
 ALIASES = {
     "hidden_size": "d_model n_embd dim emb_dim",
@@ -89,14 +90,14 @@ def outcome(model_type: str) -> tuple[str, str, str]:
         if "attention_mask" in batch and "attention_mask" not in model._backbone_arguments:
             del batch["attention_mask"]
         backbone = copy.deepcopy(model.backbone)
-        plain = backbone(**batch, **model._no_cache).last_hidden_state
+        plain = backbone(**batch, **without_cache(backbone)).last_hidden_state
         if not torch.equal(model(**batch).last_hidden_state, plain):
             return model_type, "failing", "a fresh model is not its backbone"
         found = speak(model, scale=0.1)(**batch).last_hidden_state
-        passes = model.config.num_hidden_layers // len(backbone.get_submodule(model._stack_name))
+        passes = model.config.num_hidden_layers // len(backbone.get_submodule(model.layout.stack))
         feedback = dict(model.feedback.named_parameters())
-        inputs = {**batch, **model._no_cache}
-        expected, _ = run_reference(backbone, model._stack_name, passes, feedback, model.config.edges(), inputs, 3)
+        inputs = {**batch, **without_cache(backbone)}
+        expected, _ = run_reference(backbone, model.layout.stack, passes, feedback, model.config.edges(), inputs, 3)
         error = ((found - expected).abs().max() / expected.abs().max()).item()
         if not error < 1e-5:
             return model_type, "failing", f"messages are off by {error:.1e}"

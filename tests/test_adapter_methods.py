@@ -11,10 +11,10 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.configuration_feedback import FEEDBACK_TYPES
+from hf_feedback.connections import CONNECTIONS
 from hf_feedback.training import peft_options
 
-OPERATORS = [*FEEDBACK_TYPES, "additive+context"]
+OPERATORS = [*CONNECTIONS, "additive+context"]
 
 # Options that methods cannot do without on a tiny backbone.
 OPTIONS = {

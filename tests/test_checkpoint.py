@@ -18,7 +18,6 @@ from hf_feedback import (
     FeedbackModel,
     load_feedback,
 )
-from hf_feedback.from_backbone import FromBackbone
 
 
 @pytest.fixture
@@ -201,7 +200,7 @@ def test_another_class_takes_the_feedback_and_makes_a_head(bert, tmp_path, caplo
     assert info["missing_keys"] == []
     tokens = FeedbackForTokenClassification.from_pretrained(tmp_path / "out")
     assert_exact(tokens(**batch, output_hidden_states=True).hidden_states[-1], states)
-    with caplog.at_level("WARNING", logger="hf_feedback.checkpoint"):
+    with caplog.at_level("WARNING", logger="hf_feedback.feedback_checkpoint"):
         masked = FeedbackForMaskedLM.from_pretrained(tmp_path / "out")
     assert "has no head for this task" in caplog.text
     assert_exact(masked(**batch, output_hidden_states=True).hidden_states[-1], states)
@@ -257,7 +256,7 @@ def test_the_backbone_is_not_loaded_again_to_be_compared(source, dtype, tmp_path
     build("bert").save_pretrained(tmp_path / "bert", **how)
     model = make(tmp_path / "bert", backbone_kwargs={"dtype": dtype})
     with monkeypatch.context() as patch:
-        patch.delattr(FromBackbone, "_wrap")
+        patch.delattr("hf_feedback.feedback_checkpoint.wrap_backbone")
         model.save_feedback(tmp_path / "out")
     expected = model(**tiny_batch()).logits
     torch.testing.assert_close(load_feedback(tmp_path / "out", dtype=dtype)(**tiny_batch()).logits, expected)

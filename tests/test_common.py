@@ -83,7 +83,7 @@ def test_autocast(family):
 def test_feed_forward_chunking():
     model, batch = make(), tiny_batch()
     expected = model(**batch).logits
-    for layer in model._layers():
+    for layer in model.layers:
         layer.chunk_size_feed_forward = 3
     assert_exact(model(**batch).logits, expected)
 
@@ -338,7 +338,7 @@ def test_embeddings_of_every_head(name, head, tmp_path):
 def test_feed_forward_chunks(name, head):
     model, batch = made(name, head)
     expected = answers(model(**batch))
-    for layer in model._layers():
+    for layer in model.layers:
         layer.chunk_size_feed_forward = 3
     assert_exact(answers(model(**batch)), expected)
 

@@ -191,9 +191,9 @@ def test_answers_of_all_iterations_in_one_pass(family, head, edges):
     for k, logits in enumerate(found, 1):
         assert_exact(logits, model(**batch, num_iterations=k).logits)
     # the own heads of these look for the last token among the ids, of which there are as many as texts
-    assert model._stacks == (head == "new" or family not in ("gpt2", "llama", "t5"))
+    assert model.layout.can_batch_iterations == (head == "new" or family not in ("gpt2", "llama", "t5"))
     if family != "t5":  # whose halves have embeddings of their own
-        assert len(passes) == (1 if model._stacks else 3)
+        assert len(passes) == (1 if model.layout.can_batch_iterations else 3)
 
 
 @in_float64()

@@ -90,7 +90,7 @@ def run_plainly(bare, row, model, batch, weight):
     parameters |= {f"backbone.{name}": p for name, p in bare.named_parameters()}
     gradients = gradients_of(output, weight, parameters)
     assert any(gradient.abs().max() > 0 for name, gradient in gradients.items() if name.startswith("feedback."))
-    if model._batch_dim == 1:
+    if model.layout.batch_dim == 1:
         states = [state.transpose(0, 1) for state in states]
     return {"output": output, "states": dict(enumerate(states[:-1])), "gradients": gradients}
 

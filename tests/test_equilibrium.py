@@ -2,6 +2,7 @@
 Jacobian itself."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from test_dynamics import gradients, graph_size, make, without_dropout
 from torch.nn import functional as F
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.equilibrium import jacobian_penalty
-from hf_feedback.fixed_point import ConvergenceWarning
+from hf_feedback.feedback_loop import run_iterations
+from hf_feedback.gradients import ConvergenceWarning
+from hf_feedback.stability import jacobian_penalty
 
 TOP = dict(feedback_edges=[[3, 0], [3, 1]])
 IMPLICIT = dict(gradient="implicit", num_iterations=60, fixed_point_tolerance=1e-10)
@@ -110,7 +112,7 @@ EACH_BY_ITSELF = {
 
 @pytest.mark.parametrize("case", EACH_BY_ITSELF)
 @pytest.mark.parametrize("bad", ["no number", "does not settle"])
-@pytest.mark.filterwarnings("ignore::hf_feedback.fixed_point.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::hf_feedback.gradients.ConvergenceWarning")
 def test_a_text_that_does_not_settle_moves_no_other(case, bad):
     """Its state, its residuals, its gradient, and how the loop contracts there."""
     found = []
@@ -198,21 +200,19 @@ def test_a_fresh_implicit_model_is_its_backbone(tmp_path):
 
 def at_the_loop(model, batch, do):
     """What `do(loop, h)` finds, h the states of the last iteration."""
-    found, original = [], model._iterate
+    found = []
 
-    def iterate(loop, num_iterations, call, trace):
-        h = loop.recorded()
+    def run(loop, num_iterations, *args):
+        h = loop.initial_states()
         with torch.no_grad():
             for _ in range(num_iterations - 1):
-                h = loop.feedback.damp(h, loop.step(h)[1])
+                h = loop.feedback.damp(h, loop.step(h))
         with torch.enable_grad():
             found.append(do(loop, h))
-        return original(loop, num_iterations, call, trace)
+        return run_iterations(loop, num_iterations, *args)
 
-    model._iterate = iterate
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch("hf_feedback.loop_runner.run_iterations", run):
         model(**batch, output_iterations=True)  # which takes the loop's way with K = 1 too
-    model._iterate = original
     return found[0]
 
 
@@ -222,7 +222,7 @@ def jacobian(loop, h):
 
     def step(flat):
         before = loop.unpack((flat.view(shape),))
-        return loop.pack(loop.feedback.damp(before, loop.step(before)[1]))[0].flatten()
+        return loop.pack(loop.feedback.damp(before, loop.step(before)))[0].flatten()
 
     return torch.autograd.functional.jacobian(step, loop.pack(h)[0].flatten())
 
@@ -243,7 +243,7 @@ def test_contraction_is_the_spectral_radius(kind, scale, k):
 
 def test_expansion_is_warned_of(caplog):
     model = make(scale=8.0, **TOP)
-    with caplog.at_level("WARNING", logger="hf_feedback.modeling_loop"):
+    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
         found = model.train().estimate_contraction(tiny_batch())
     assert found.shape == (2,)
     assert found.max() > 1
@@ -348,12 +348,14 @@ def test_the_penalty_leaves_padding_out():
     short = {name: value[1:, :6] for name, value in tiny_batch().items()}
     fill = {"input_ids": 1, "attention_mask": 0}
     long = {name: F.pad(value, (0, 24), value=fill[name]) for name, value in short.items()}
-    means = []
+    means, labels = [], torch.tensor([1])
     for batch in (short, long):
         model, found = without_dropout(make(**options)), []
         for _ in range(300):
-            call = model._run(2, notes=False, **batch, output_hidden_states=None, output_attentions=None)[2]
-            found.append(call.penalty.item())
+            with_penalty = model(**batch, labels=labels).loss
+            model.config.jacobian_penalty = 0.0
+            found.append((with_penalty - model(**batch, labels=labels).loss).item())
+            model.config.jacobian_penalty = 1.0
         means.append(torch.tensor(found).mean().item())
     assert means[1] == pytest.approx(means[0], rel=0.05)
 

@@ -130,7 +130,7 @@ def test_from_a_file_to_a_model(name, backbones, tmp_path, capsys):
     state = json.loads((out / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"]
     head = next(head for head in HEADS if head.__name__ == f"FeedbackFor{case.head}")
-    loaded, info = head._backbone_task_class.from_pretrained(out, output_loading_info=True)
+    loaded, info = head.traits.auto_class.from_pretrained(out, output_loading_info=True)
     assert type(loaded) is head
     assert not info["missing_keys"]
     assert any(edge.up.weight.abs().max() > 0 for edge in loaded.feedback.modules() if hasattr(edge, "up"))

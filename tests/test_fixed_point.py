@@ -6,15 +6,8 @@ import pytest
 import torch
 from closeness import assert_exact
 
-from hf_feedback.fixed_point import (
-    ConvergenceWarning,
-    anderson,
-    full,
-    implicit,
-    iterate,
-    relative_residual,
-    truncated,
-)
+from hf_feedback.gradients import ConvergenceWarning, implicit, truncated
+from hf_feedback.solvers import anderson, iterate, relative_residual
 
 SOLVERS = {"iterate": iterate, "anderson": anderson}
 B, D = 3, 5
@@ -113,7 +106,7 @@ def test_truncated(last, tolerance):
     f, parameters = contraction()
     steps = 7 if tolerance is None else 50
     found = truncated(f, START, steps, last=last, tolerance=tolerance, keep_states=True)
-    whole = full(f, START, steps, tolerance=tolerance, keep_states=True)
+    whole = iterate(f, START, steps, tolerance=tolerance, keep_states=True)
     assert torch.equal(found.state, whole.state)  # the same calls
     torch.testing.assert_close(found.residuals, whole.residuals)
     assert torch.equal(found.iterations, whole.iterations)
@@ -140,7 +133,7 @@ def test_implicit_equals_a_long_unroll(solver, paired):
     f, parameters = contraction(0.8)
     g, start = (pair_of(f), START_OF_PAIR) if paired else (f, START)
     found = implicit(g, start, 200, tolerance=1e-10, solver=SOLVERS[solver])
-    expected = gradients(full(g, start, 300).state, parameters, COEFFICIENTS)
+    expected = gradients(iterate(g, start, 300).state, parameters, COEFFICIENTS)
     assert relative_error(gradients(found.state, parameters, COEFFICIENTS), expected) < 1e-8
 
 
@@ -179,7 +172,7 @@ def test_no_fixed_point_warns_and_falls_back_to_the_full_gradient():
     f, parameters = contraction(0.99)
     with pytest.warns(ConvergenceWarning, match=r"not reached within 5 iterations.*`gradient='full'`"):
         found = implicit(f, START, 5, tolerance=1e-6)
-    expected = gradients(full(f, START, 5).state, parameters, COEFFICIENTS)
+    expected = gradients(iterate(f, START, 5).state, parameters, COEFFICIENTS)
     assert relative_error(gradients(found.state, parameters, COEFFICIENTS), expected) < 1e-12
 
 
@@ -201,7 +194,7 @@ def with_a_bad_row(value):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.filterwarnings("ignore::hf_feedback.fixed_point.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::hf_feedback.gradients.ConvergenceWarning")
 def test_a_row_that_runs_away_moves_no_other(solver, bad):
     f, shift = with_a_bad_row(BAD[bad])
     g, (_, same_shift) = contraction(0.8)
@@ -209,7 +202,7 @@ def test_a_row_that_runs_away_moves_no_other(solver, bad):
     found, expected = implicit(f, START, 200, **options), implicit(g, START, 200, **options)
     good = torch.tensor([0, 2])
     assert found.converged(1e-10)[good].all()
-    assert found.lost()[1] == (bad != "growing")
+    assert found.diverged()[1] == (bad != "growing")
     assert_exact(found.state[good], expected.state[good])
     assert torch.equal(found.iterations[good], expected.iterations[good])
     (gradient,) = torch.autograd.grad((found.state * COEFFICIENTS).sum(), shift)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
 from hf_feedback import FNNConfig, FNNForSequenceClassification, FNNModel
-from hf_feedback.fixed_point import ConvergenceWarning
+from hf_feedback.gradients import ConvergenceWarning
 from hf_feedback.modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput
 
 B, T, D, L = 2, 5, 4, 3
@@ -294,7 +294,7 @@ def test_implicit_equals_torchdeq(kind):
     model = make(kind, gradient="implicit", **CONVERGED)
     x, c = inputs(), loss_weights(model)
     found = autograd_of(model, x, c)
-    f, start, _ = model._sweep(x, torch.ones(B, T, 1, dtype=torch.bool))
+    f, start, _ = model.sweep_map(x, torch.ones(B, T, 1, dtype=torch.bool))
     deq = get_deq(ift=True, f_max_iter=300, b_max_iter=300, f_tol=1e-11, b_tol=1e-11)
     if kind == "layered":  # torchdeq hands lists over as several arguments
         states, _ = deq(lambda *h: f(h), [tensor.clone() for tensor in start])
@@ -518,7 +518,14 @@ def test_only_what_is_needed_travels(tmp_path):
     make(head=True).save_pretrained(tmp_path)
     travelled = {file.name for file in tmp_path.glob("*.py")}
     assert travelled == {
-        *("configuration_fnn.py", "modeling_fnn.py", "fnn_layers.py", "fixed_point.py", "modeling_outputs.py"),
+        *(
+            "configuration_fnn.py",
+            "modeling_fnn.py",
+            "fnn_layers.py",
+            "gradients.py",
+            "solvers.py",
+            "modeling_outputs.py",
+        ),
         *(
             "activations.py",
             "pooling.py",

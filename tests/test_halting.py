@@ -1,6 +1,7 @@
 """Examples stop by themselves, leave the batch, and get what they would have got alone."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,8 +18,8 @@ from hf_feedback import (
     FeedbackForTokenClassification,
     FeedbackModel,
 )
+from hf_feedback.batch_rows import IndivisibleError, find_batch_axes, select_rows
 from hf_feedback.halting import confidence_of
-from hf_feedback.recorder import IndivisibleError, row_places, take_rows
 from hf_feedback.training.answering import Answering
 
 HALTS = dict(halting="convergence", num_iterations=12)
@@ -160,8 +161,10 @@ def test_rules_by_hand(rule, least):
 def rows_of_calls(model):
     """Takes down how many rows the segment's first layer reads in each of its calls."""
     seen = []
-    model._layers()[model._segment[0]].register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[model._batch_dim]),
+    model.layers[model.layout.segment[0]].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(
+            (args[0] if args else kwargs["hidden_states"]).shape[model.layout.batch_dim]
+        ),
         with_kwargs=True,
     )
     return seen
@@ -201,7 +204,7 @@ def test_where_rows_cannot_be_told(caplog):
     batch = some_texts()
     model = make_sure(halting="patience")
     expected = model(**batch)
-    model._row_places = []  # as where a layer gets what is not made of rows
+    model.layout = replace(model.layout, batch_axes=None)  # as where a layer gets what is not made of rows
     seen = rows_of_calls(model)
     with caplog.at_level("WARNING", logger="hf_feedback.halting"):
         found = model(**batch)
@@ -232,22 +235,22 @@ def test_where_rows_cannot_be_told(caplog):
 def test_where_arguments_hold_rows(two, three, places):
     if places is IndivisibleError:
         with pytest.raises(IndivisibleError):
-            row_places(two, three)
+            find_batch_axes(two, three)
     else:
-        assert row_places(two, three) == places
+        assert find_batch_axes(two, three) == places
 
 
 def test_rows_of_arguments():
     rows, whole = torch.tensor([0, 3]), torch.arange(16.0).view(4, 4)
-    assert torch.equal(take_rows(whole, (0, 1), rows, 4), whole[[0, 3]])
-    assert torch.equal(take_rows(whole, (1, 1), rows, 4), whole[:, [0, 3]])
-    assert torch.equal(take_rows(whole.view(-1), (0, 4), rows, 4), whole[[0, 3]].view(-1))
-    assert take_rows(whole[:1], (0, 1), rows, 4).shape == (1, 4)  # the same for all
-    assert take_rows(whole, torch.Size([4, 4]), rows, 4) is whole
-    assert take_rows({"a": (None, True)}, {"a": [None, None]}, rows, 4) == {"a": (None, True)}
+    assert torch.equal(select_rows(whole, (0, 1), rows, 4), whole[[0, 3]])
+    assert torch.equal(select_rows(whole, (1, 1), rows, 4), whole[:, [0, 3]])
+    assert torch.equal(select_rows(whole.view(-1), (0, 4), rows, 4), whole[[0, 3]].view(-1))
+    assert select_rows(whole[:1], (0, 1), rows, 4).shape == (1, 4)  # the same for all
+    assert select_rows(whole, torch.Size([4, 4]), rows, 4) is whole
+    assert select_rows({"a": (None, True)}, {"a": [None, None]}, rows, 4) == {"a": (None, True)}
     for place in (None, (0, 2), torch.Size([1, 4]), torch.Size([4])):
         with pytest.raises(IndivisibleError):
-            take_rows(whole, place, rows, 4)
+            select_rows(whole, place, rows, 4)
 
 
 @in_float64()
@@ -414,7 +417,7 @@ def test_layers_that_are_compiled_one_by_one(family):
     model, batch = make(FeedbackForSequenceClassification, family, scale=0.03, **HALTS), tiny_batch(padding="none")
     model.config.halting_threshold = threshold_between(make(model.__class__, family, 0.03), batch)
     expected = model(**batch)
-    for layer in model._layers():
+    for layer in model.layers:
         layer.compile(backend="eager")
     found = model(**batch)
     assert_exact(found.logits, expected.logits)

@@ -30,7 +30,7 @@ from hf_feedback import (
     FeedbackModel,
     add_feedback,
 )
-from hf_feedback.backbones import no_cache
+from hf_feedback.backbone_layout import without_cache
 
 NAMES = {head.__name__.removeprefix("FeedbackFor"): head for head in HEADS}
 READS = {"ImageClassification": ("pixels",), "AudioClassification": ("wave", "spectrum")}
@@ -39,7 +39,7 @@ PAIRS = [
     for name, head in NAMES.items()
     for family, row in FAMILIES.items()
     if row.reads in READS.get(name, ("tokens",))
-    for kind in head._task_models(tiny_config(family))
+    for kind in head.traits.task_models(tiny_config(family))
 ]
 REPRESENTATIVE = {"ImageClassification": "vit", "AudioClassification": "wav2vec2"}
 SMALL = FeedbackConfig(num_iterations=3, feedback_rank=8, num_labels=3)
@@ -69,15 +69,15 @@ def targets_for(name):
 def fresh(name, head="new", family=None, **options):
     """A feedback model of the task over a tiny backbone."""
     family = family or REPRESENTATIVE.get(name, "bert")
-    options = {"num_labels": 3} | options if NAMES[name]._labelled else options
+    options = {"num_labels": 3} | options if NAMES[name].traits.has_labels else options
     options = {"num_iterations": 3, "feedback_rank": 8, **options}
     if head == "new":
         return NAMES[name].from_backbone(tiny_backbone(family), **options)
     config = FeedbackConfig(**options)
     torch.manual_seed(0)
-    task_model = NAMES[name]._task_models(tiny_config(family))[0](tiny_config(family, num_labels=3)).eval()
+    task_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family, num_labels=3)).eval()
     if name == "QuestionAnswering":
-        task_model = NAMES[name]._task_models(tiny_config(family))[0](tiny_config(family)).eval()
+        task_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family)).eval()
     return add_feedback(task_model, config)
 
 
@@ -88,9 +88,9 @@ def answers(output):
 @pytest.mark.parametrize(("name", "family", "kind"), PAIRS, ids=[f"{n}-{f}" for n, f, _ in PAIRS])
 def test_a_tuned_model_starts_out_as_it_was(name, family, kind):
     torch.manual_seed(0)
-    tuned = kind(tiny_config(family, **({"num_labels": 3} if NAMES[name]._labelled else {}))).eval()
+    tuned = kind(tiny_config(family, **({"num_labels": 3} if NAMES[name].traits.has_labels else {}))).eval()
     batch = batch_for(name, family)
-    expected = answers(tuned(**batch, **no_cache(tuned)))  # a cache has another layout, and so other bits
+    expected = answers(tuned(**batch, **without_cache(tuned)))  # a cache has another layout, and so other bits
     model = add_feedback(tuned, SMALL)
     assert type(model) is NAMES[name]
     found = answers(model(**batch))
@@ -110,7 +110,7 @@ def test_a_tuned_model_starts_out_as_it_was(name, family, kind):
 def test_saved_equals_loaded(name, head, tmp_path):
     model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     model.save_pretrained(tmp_path)
-    auto = NAMES[name]._backbone_task_class
+    auto = NAMES[name].traits.auto_class
     loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is NAMES[name]
     assert not info["missing_keys"]
@@ -294,9 +294,9 @@ def test_either_half_of_a_whole_encoder_decoder(part):
         eos_token_id=3, num_labels=3,
     )  # fmt: skip
     tuned, batch = BartForSequenceClassification(config).eval(), batch_for("SequenceClassification")
-    expected = tuned(**batch, **no_cache(tuned), output_hidden_states=True)
+    expected = tuned(**batch, **without_cache(tuned), output_hidden_states=True)
     model = add_feedback(tuned, FeedbackConfig(num_iterations=3, feedback_rank=8, backbone_part=part))
-    assert model._stack_name == f"model.{part}.layers"
+    assert model.layout.stack == f"model.{part}.layers"
     assert torch.equal(model(**batch).logits, expected.logits)
     assert speak(model).check_equivalence(batch) > 1e-6
     states = model(**batch, output_hidden_states=True).hidden_states
@@ -407,6 +407,6 @@ def test_a_subclass_of_any_name_has_the_same_loss(name):
     batch, targets, losses = batch_for(name, family), targets_for(name), []
     for kind in (NAMES[name], type("Mine", (NAMES[name],), {})):
         torch.manual_seed(0)
-        options = {"num_labels": 3} if kind._labelled else {}
+        options = {"num_labels": 3} if kind.traits.has_labels else {}
         losses.append(kind.from_backbone(tiny_backbone(family), feedback_rank=8, **options)(**batch, **targets).loss)
     assert torch.equal(*losses)

@@ -19,7 +19,7 @@ from hf_feedback import (
     FeedbackForTokenClassification,
     FeedbackModel,
 )
-from hf_feedback.connections import CONNECTIONS, FeedbackConnections, Reading
+from hf_feedback.connections import CONNECTIONS, FeedbackConnections, MessageContext
 
 CASES = {
     **{name: dict(feedback_type=name) for name in CONNECTIONS},
@@ -61,7 +61,7 @@ def test_silent_at_the_start(case, family):
     with model.feedback_disabled():
         expected = model(**batch).logits
     model.set_num_iterations(1)
-    assert torch.equal(model(**batch).logits, expected) != model.feedback.adapts  # an adapter speaks with K = 1 too
+    assert torch.equal(model(**batch).logits, expected) != model.feedback.acts_in_first_iteration
 
 
 @every_case
@@ -107,10 +107,10 @@ def test_gradcheck(case):
     config = FeedbackConfig(feedback_rank=4, num_labels=3, feedback_edges=[[2, 0], [2, 1]], **CASES[case])
     feedback = speak(FeedbackConnectionsHolder(config)).feedback.double()
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    reading = Reading(mask, beliefs=torch.rand(2, 3, dtype=torch.float64).softmax(-1))
+    context = MessageContext(mask, class_probabilities=torch.rand(2, 3, dtype=torch.float64).softmax(-1))
 
     def messages(h, x):
-        return feedback.add(feedback({2: h}, reading), 1, x, reading)
+        return feedback.add_messages(x, 1, feedback({2: h}, context), context)
 
     h, x = (torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(messages, (h, x))
@@ -169,7 +169,7 @@ def test_the_future_is_settled_when_the_model_is_made(tmp_path):
     assert make(options, "gpt2").config.feedback_future is False
     assert make(options, "gpt2").feedback.sources["3"].V is None
     told = make(options, "gpt2", FeedbackForSequenceClassification, feedback_future=False)
-    assert told._is_causal
+    assert told.layout.causal
     assert make(options).config.feedback_future is True  # all tokens see each other
 
 
@@ -231,16 +231,12 @@ def test_class_context():
     options = dict(feedback_type="context", feedback_context="classes", num_labels=3)
     model, batch = make(options, cls=FeedbackForSequenceClassification), tiny_batch()
     assert model.feedback.sources["3"].down.in_features == 3
-    beliefs, seen = [], []
-    speak_ = model.feedback.sources["3"].speak
-    model.feedback.sources["3"].speak = lambda h, reading, edge=None: (
-        seen.append(reading.beliefs) or speak_(h, reading, edge)
-    )
-    found = model(**batch, output_iterations=True)
-    beliefs = [logits.softmax(-1) for logits in found.iteration_logits]
+    seen = []
+    model.feedback.register_forward_pre_hook(lambda _, args: seen.append(args[1].class_probabilities))
+    output = model(**batch, output_iterations=True)
     assert len(seen) == 2
     for k in range(2):
-        assert_exact(seen[k], beliefs[k])
+        assert_exact(seen[k], output.iteration_logits[k].softmax(-1))
     fresh = make(options, cls=FeedbackForSequenceClassification, scale=0)
     assert fresh.check_equivalence(batch) == 0.0
     for cls in (FeedbackModel, FeedbackForTokenClassification):
@@ -279,11 +275,11 @@ def test_flops_are_those_of_the_matrix_products(case):
     model = make(LIVES[case], cls=FeedbackForSequenceClassification)
     length = 64
     h = {source: torch.randn(1, length, 32) for source in (2, 3)}
-    reading = Reading(beliefs=torch.rand(1, 3))
+    context = MessageContext(class_probabilities=torch.rand(1, 3))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        said = model.feedback(h, reading)
+        source_messages = model.feedback(h, context)
         for target in (0, 2):
-            model.feedback.add(said, target, h[2], reading)
+            model.feedback.add_messages(h[2], target, source_messages, context)
     claimed = int(re.search(r"messages, ([\d,]+) \(64 tokens\)", model.feedback_summary(length))[1].replace(",", ""))
     slack = 6 * length if "context" in LIVES[case]["feedback_type"] else 0  # rounded to a token
     assert abs(counter.get_total_flops() - claimed * length) <= slack
@@ -304,7 +300,7 @@ WRONG = {
     "signal": (dict(feedback_signal="difference"), "`feedback_signal` must be one of 'state', 'error'"),
     "sharing": (dict(feedback_sharing="all"), "`feedback_sharing` must be one of"),
     "context": (dict(feedback_context="pool"), "`feedback_context` must be one of"),
-    "future": (dict(feedback_future="yes"), "`feedback_future` must be 'auto', True or False"),
+    "future": (dict(feedback_future="yes"), "`feedback_future` must be 'auto' or True or False"),
 }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_cli import backbone, rows, train_command, write  # noqa: F401
 
-from hf_feedback.checkpoint import whole_file
 from hf_feedback.cli import main
+from hf_feedback.feedback_checkpoint import whole_file
 
 
 @pytest.fixture(scope="module")

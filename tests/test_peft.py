@@ -135,14 +135,14 @@ def test_options_of_every_head(name, head, tmp_path):
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_adapters_go_into_the_layers_of_every_family(family):
     model = FeedbackModel.from_backbone(tiny_backbone(family), feedback_rank=8)
-    stack = f"backbone.{model._stack_name}."
+    stack = f"backbone.{model.layout.stack}."
     options = peft_options(model)
     tuned = get_peft_model(model, LoraConfig(r=2, **options))
     adapted = {name for name, p in tuned.base_model.model.named_parameters() if "lora_" in name}
     assert adapted
     assert all(name.startswith(stack) for name in adapted)
     touched = {re.match(rf"{re.escape(stack)}(\d+)", name)[1] for name in adapted}
-    assert len(touched) == len(model.backbone.get_submodule(model._stack_name))
+    assert len(touched) == len(model.backbone.get_submodule(model.layout.stack))
 
 
 # Adapters that were there first

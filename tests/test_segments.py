@@ -127,7 +127,7 @@ def test_neighbours():
     assert segments.before(x)[:, 0].tolist() == [0, 1, 2, 0, 0, 5]
     assert segments.after(x)[:, 0].tolist() == [2, 3, 0, 0, 6, 0]
     assert segments.mean(x)[:, 0].tolist() == [2, 4, 5.5]
-    some = segments.take(torch.tensor([0, 1, 2, 4, 5]))
+    some = segments.select_rows(torch.tensor([0, 1, 2, 4, 5]))
     assert some.after(x[[0, 1, 2, 4, 5]])[:, 0].tolist() == [2, 3, 0, 6, 0]
     assert Segments(torch.tensor([0]), 1).before(torch.ones(1, 2)).tolist() == [[0, 0]]
 
@@ -350,7 +350,7 @@ WRONG = {
     ),
     "no segments": (dict(feedback_span="token"), "`segment_length` is for `feedback_span='segment'`"),
     "classes": (dict(feedback_context="classes"), "leave out `feedback_context`"),
-    "causal": (dict(feedback_future=False), "tells the early tokens of a decoder"),
+    "causal": (dict(feedback_future=False), "informs the early tokens of a decoder"),
 }
 
 

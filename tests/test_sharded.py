@@ -29,7 +29,7 @@ pytestmark = pytest.mark.xdist_group("sharded")  # the run is shared: with `--di
 def make(name):
     cls, family, head = MODELS[name]
     torch.manual_seed(0)
-    backbone = tiny_backbone(family) if head == "new" else cls._backbone_task_class.from_config(tiny_config(family))
+    backbone = tiny_backbone(family) if head == "new" else cls.traits.auto_class.from_config(tiny_config(family))
     return speak(cls.from_backbone(backbone.eval(), head=head, num_iterations=3, feedback_rank=8))
 
 

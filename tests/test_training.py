@@ -60,7 +60,7 @@ def test_every_parameter_has_the_part_one_expects(family):
     assert set(parts.values()) <= {"embeddings", *(f"layer {i}" for i in range(4)), "backbone", "feedback", "head"}
     embedding = model.get_input_embeddings().weight
     assert next(parts[name] for name, p in model.named_parameters() if p is embedding) == "embeddings"
-    for index, layer in enumerate(model._layers()):
+    for index, layer in enumerate(model.layers):
         inside = {id(p) for p in layer.parameters()}
         assert {parts[name] for name, p in model.named_parameters() if id(p) in inside} == {f"layer {index}"}
     assert {part for name, part in parts.items() if name.startswith("classifier")} == {"head"}

@@ -13,9 +13,9 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoint import whole_file
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
+from ..feedback_checkpoint import whole_file
 from ..modeling_feedback import FeedbackForSequenceClassification
 from ..modeling_fnn import FNNForSequenceClassification
 from ..validation import check_integer

@@ -40,7 +40,7 @@ def parts_of(model: nn.Module) -> dict[str, str]:
     prefix, core = any_model_in(model)
     if isinstance(core, FNNPreTrainedModel):
         return {name: core.part_of(name.removeprefix(prefix)) for name, _ in model.named_parameters()}
-    layers = f"backbone.{core._stack_name}."
+    layers = f"backbone.{core.layout.stack}."
     base = next(
         f"backbone.{name}." if name else "backbone."
         for name, m in core.backbone.named_modules()
@@ -51,8 +51,8 @@ def parts_of(model: nn.Module) -> dict[str, str]:
         for name, module in core.backbone.named_modules()
         if isinstance(module, nn.Embedding) and not f"backbone.{name}.".startswith(layers)
     }
-    stack = core.backbone.get_submodule(core._stack_name)
-    in_order = core._layers()
+    stack = core.backbone.get_submodule(core.layout.stack)
+    in_order = core.layers
     # a layer that is called several times counts as the highest of them
     highest = [max(i for i, layer in enumerate(in_order) if layer is module) for module in stack.children()]
     parts, below = {}, True

@@ -8,8 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..configuration_feedback import FeedbackConfig
+from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackModel
-from ..modeling_task import FeedbackTaskModel
 from .parameter_groups import feedback_model_in, parts_of
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def peft_options(model: nn.Module) -> dict[str, Any]:
     _, core = feedback_model_in(model)
     usual = USUAL.get(core.backbone.config.get_text_config().model_type)
     if usual is None:
-        layers = nn.ModuleList(core._layers())
+        layers = nn.ModuleList(core.layers)
         usual = sorted({n.split(".", 1)[1] for n, m in layers.named_modules() if isinstance(m, nn.Linear | Conv1D)})
     names = "|".join(map(re.escape, usual))
     return {
-        "target_modules": rf"backbone\.{re.escape(core._stack_name)}\.(.*\.)?({names})",
+        "target_modules": rf"backbone\.{re.escape(core.layout.stack)}\.(.*\.)?({names})",
         "modules_to_save": ["feedback", *_head_modules(core)],
         "task_type": TASK_TYPES.get(type(core).__name__),
     }
@@ -82,7 +82,7 @@ def _head_modules(model: nn.Module) -> list[str]:
 
 
 def from_peft(
-    feedback_class: type[FeedbackTaskModel] | type[FeedbackModel], peft_model: "PeftModel", **options: Any
+    feedback_class: type[FeedbackPreTrainedModel] | type[FeedbackModel], peft_model: "PeftModel", **options: Any
 ) -> "PeftModel":
     """Adds fresh feedback to a backbone that has PEFT adapters; they go on where they were, and train on beside it.
 

@@ -14,8 +14,8 @@ from transformers import EvalPrediction, PreTrainedConfig, set_seed
 from transformers.utils import logging
 
 from ..model_card import RunFacts
+from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
-from ..modeling_task import FeedbackTaskModel
 from .arguments import FeedbackTrainingArguments, ModelArguments
 from .callbacks import InterruptCallback, show_plain_metrics
 from .checkpoints import (
@@ -74,7 +74,7 @@ class Task:
         dataset: hub id of the data, if they came from there.
     """
 
-    model: FeedbackTaskModel | FNNForSequenceClassification
+    model: FeedbackPreTrainedModel | FNNForSequenceClassification
     processor: Any
     splits: Mapping[str, Split]
     collator: Callable[[list[Any]], Mapping[str, Any]]

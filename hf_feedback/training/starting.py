@@ -5,15 +5,15 @@ from typing import Any, TypeVar, cast
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..backbones import max_positions
+from ..backbone_layout import max_positions
 from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
-from ..modeling_task import FeedbackTaskModel
+from ..modeling_base import FeedbackPreTrainedModel
 from ..topology import resolve_edges
 from .arguments import HaltingArguments, ModelArguments
 from .labels import LabelSet
 from .sources import hub_options, read_config
 
-Head = TypeVar("Head", bound=FeedbackTaskModel)
+Head = TypeVar("Head", bound=FeedbackPreTrainedModel)
 # What may be another than the model was made with: its weights mean the same.
 LATER_OPTIONS = (
     *HaltingArguments.__dataclass_fields__,
@@ -59,7 +59,7 @@ def max_length_of(asked: int | None, tokenizer: PreTrainedTokenizerBase, model: 
     Raises:
         ValueError: the model does not read so many, or nothing but special tokens would be left.
     """
-    cutting = model.cutting if isinstance(model, FeedbackTaskModel) else None
+    cutting = model.cutting if isinstance(model, FeedbackPreTrainedModel) else None
     longest = cutting.longest if cutting else max_positions(model, getattr(model.config, "text_config", None))
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1
     if asked is not None and not least <= asked <= longest:
@@ -129,14 +129,14 @@ def set_options(model: PreTrainedModel, source: str, options: dict[str, Any]) ->
     model.config.check_options()
 
 
-def _go_on_with(model: FeedbackTaskModel, source: str, options: dict[str, Any]) -> None:
+def _go_on_with(model: FeedbackPreTrainedModel, source: str, options: dict[str, Any]) -> None:
     """Sets what may be set later; any other option must be what it is already."""
     set_options(model, source, {name: value for name, value in options.items() if name in LATER_OPTIONS})
     for option, value in options.items():
         if option == "num_iterations":
             model.set_num_iterations(value)
         elif option in EDGE_OPTIONS:
-            edges = resolve_edges(len(model._layers()), *(options.get(name) for name in EDGE_OPTIONS))
+            edges = resolve_edges(len(model.layers), *(options.get(name) for name in EDGE_OPTIONS))
             if edges != model.config.edges():
                 raise ValueError(
                     f"`{option}`: {source} is a feedback model already, with the edges {model.config.edges()}, not "
@@ -159,7 +159,7 @@ def check_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
         )
 
 
-def set_padding(model: FeedbackTaskModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Decoders often come without a padding token: the end of text serves. Model and tokenizer have to agree."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,4 +1,8 @@
-"""The learned maps that messages are made of, stacked over the edges of one source, and how they start out."""
+"""The learned maps that messages are made of, stacked over the edges of one source.
+
+Each has a method `init_feedback_weights`, which the model calls where transformers initializes weights; it uses
+`transformers.initialization`, which leaves alone what was loaded.
+"""
 
 import math
 
@@ -7,15 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .activations import Swish
-
 
 class StackedLinear(nn.Module):
-    """The maps d → r of all n edges of one source as one matrix: `(..., d)` → `(..., n, r)`, or `(..., 1, r)` for one
-    of them.
+    """The maps d → r of all n edges of one source as one matrix.
 
-    It is no `nn.Linear`, whose output is a matrix product's: what finds linear maps by their class, to adapt, quantize
-    or prune them, leaves it alone.
+    It is no `nn.Linear`, whose output is a matrix product's: libraries that find linear maps by their class, to adapt,
+    quantize or prune them, leave it alone.
+
+    Args:
+        in_features: d.
+        num_edges: n.
+        out_features: r.
+        bias: whether each map has a bias.
+
+    Shapes:
+        `(..., d)` → `(..., n, r)`, or `(..., 1, r)` with `edge`, the number of one edge.
     """
 
     def __init__(self, in_features: int, num_edges: int, out_features: int, bias: bool = True) -> None:
@@ -24,6 +34,12 @@ class StackedLinear(nn.Module):
         linear = nn.Linear(in_features, num_edges * out_features, bias)
         self.weight, self.bias = linear.weight, linear.bias
 
+    def init_feedback_weights(self) -> None:
+        """Gives the activation an input of unit variance."""
+        init.normal_(self.weight, mean=0.0, std=1 / math.sqrt(self.in_features))
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
     def forward(self, x: torch.Tensor, edge: int | None = None) -> torch.Tensor:
         rows = slice(None) if edge is None else slice(edge * self.rank, (edge + 1) * self.rank)
         bias = None if self.bias is None else self.bias[rows]
@@ -31,41 +47,66 @@ class StackedLinear(nn.Module):
 
 
 class ZeroLinear(nn.Module):
-    """The up-projections of all edges of one source, exactly zero at the start: edge i maps `(..., r)` → `(..., d)`."""
+    """The up-projections of all edges of one source, exactly zero at the start.
+
+    Shapes:
+        `(..., r)` → `(..., d)`, of edge number `edge`.
+    """
 
     def __init__(self, in_features: int, num_edges: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_edges, out_features, in_features))
+
+    def init_feedback_weights(self) -> None:
+        """Makes every message zero."""
+        init.zeros_(self.weight)
 
     def forward(self, x: torch.Tensor, edge: int) -> torch.Tensor:
         return F.linear(x, self.weight[edge])
 
 
 class Gate(nn.Module):
-    """`sigmoid(A_i z + b_i)` of edge i, `(..., r)` → `(..., d)`; b = −2 at the start, so that little passes (0.12)."""
+    """`sigmoid(A_i z + b_i)` of edge i; b = −2 at the start, so that the gate is nearly closed (0.12).
+
+    Shapes:
+        `(..., r)` → `(..., d)`, of edge number `edge`.
+    """
 
     def __init__(self, in_features: int, num_edges: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_edges, out_features, in_features))
         self.bias = nn.Parameter(torch.full((num_edges, out_features), -2.0))
 
+    def init_feedback_weights(self) -> None:
+        """Nearly closes the gate."""
+        init.normal_(self.weight, mean=0.0, std=1 / math.sqrt(self.weight.shape[-1]))
+        init.constant_(self.bias, -2.0)
+
     def forward(self, z: torch.Tensor, edge: int) -> torch.Tensor:
         return torch.sigmoid(F.linear(z, self.weight[edge], self.bias[edge]))
 
 
 class Recurrence(nn.Module):
-    """One r × r matrix per edge, applied to what neighbouring tokens say: `(B, T, n, r)` → `(B, T, n, r)`."""
+    """One r × r matrix per edge, applied to the messages of neighbouring tokens.
+
+    Shapes:
+        `(B, T, n, r)` → `(B, T, n, r)`, or n = 1 with `edge`, the number of one edge.
+    """
 
     def __init__(self, num_edges: int, rank: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_edges, rank, rank))
+
+    def init_feedback_weights(self) -> None:
+        """Gives each matrix a spectral radius of about a half, so that the sweeps contract."""
+        init.normal_(self.weight, mean=0.0, std=0.5 / math.sqrt(self.weight.shape[-1]))
 
     def forward(self, m: torch.Tensor, edge: int | None = None) -> torch.Tensor:
         return torch.einsum("btnr,nsr->btns", m, self.weight if edge is None else self.weight[edge : edge + 1])
 
 
 class Damping(nn.Module):
-    """`lerp(previous, new, α)` of the states that messages read, one α per source; learned, it counts as 0 below 0 and
+    """`lerp(previous, new, α)` of the states that messages read, one learned α per source; it counts as 0 below 0 and
     as 1 above 1, with a gradient there too, so that it can come back.
 
     Args:
@@ -78,39 +119,17 @@ class Damping(nn.Module):
         self.start = start
         self.alpha = nn.Parameter(torch.full((num_sources,), start))
 
+    def init_feedback_weights(self) -> None:
+        """Sets every α to its start."""
+        init.constant_(self.alpha, self.start)
+
     def forward(self, previous: torch.Tensor, new: torch.Tensor, source: int) -> torch.Tensor:
         alpha = self.alpha[source]
         return torch.lerp(previous, new, (alpha + (alpha.clamp(0, 1) - alpha).detach()).to(new))
 
 
 def on_device_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`x` where the module computes; as it is if that cannot be told, since the module keeps its weights in other
-    objects than parameters (quantized maps) or loads them for each call (offloaded ones, which move `x` themselves)."""
+    """`x` on the device of a module; as it is if that is not known, since the module keeps its weights in other objects
+    than parameters (quantized maps) or loads them for each call (offloaded ones, which move `x` themselves)."""
     parameter = next(module.parameters(), None)
     return x if parameter is None or parameter.is_meta else x.to(parameter.device)
-
-
-def init_map(module: nn.Module) -> bool:
-    """Initializes one of these maps, or a Swish, the way transformers wants it (what was loaded stays).
-
-    Returns:
-        Whether the module is one of ours; every other one is for transformers to initialize.
-    """
-    if isinstance(module, ZeroLinear):
-        init.zeros_(module.weight)
-    elif isinstance(module, StackedLinear):  # unit-variance input to the activation
-        init.normal_(module.weight, mean=0.0, std=1 / math.sqrt(module.in_features))
-        if module.bias is not None:
-            init.zeros_(module.bias)
-    elif isinstance(module, Gate):
-        init.normal_(module.weight, mean=0.0, std=1 / math.sqrt(module.weight.shape[-1]))
-        init.constant_(module.bias, -2.0)
-    elif isinstance(module, Recurrence):  # spectral radius of about a half: the sweeps contract
-        init.normal_(module.weight, mean=0.0, std=0.5 / math.sqrt(module.weight.shape[-1]))
-    elif isinstance(module, Damping):
-        init.constant_(module.alpha, module.start)
-    elif isinstance(module, Swish):
-        init.ones_(module.beta)
-    else:
-        return False
-    return True

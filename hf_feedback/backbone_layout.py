@@ -1,0 +1,206 @@
+"""Where a backbone keeps its layers, and everything else that is found out about it once."""
+
+import copy
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+class UnsupportedBackboneError(ValueError):
+    """The backbone cannot be looped exactly; the message says why and what to do."""
+
+
+def unsupported(backbone: nn.Module, reason: str, remedy: str) -> UnsupportedBackboneError:
+    """The error for a backbone that cannot be looped."""
+    return UnsupportedBackboneError(
+        f"{type(backbone).__name__} cannot be used as a feedback backbone: {reason} {remedy}"
+    )
+
+
+@dataclass(frozen=True)
+class BackboneLayout:
+    """What the loop needs to know about a backbone; see `find_layout` and `probe_backbone`.
+
+    Args:
+        part: name inside the backbone of the model whose layers are looped; empty if that is the backbone itself.
+        stack: name of its list of layers.
+        num_layers: L, the number of layer calls in a forward pass.
+        segment: numbers of the first and the last layer that are looped.
+        arguments: names that the backbone's `forward` takes.
+        has_cache: whether the backbone has a key–value cache, which has to be switched off.
+        causal: whether messages must not inform a token about later ones.
+        batch_dim: which dimension of the layers' hidden states is the batch: 0 nearly always, 1 in XLNet; `None` until
+            the weights are there to try it out.
+        can_batch_iterations: whether the states of several iterations can go as one larger batch through what follows
+            the segment.
+        final_modules: names of the modules that make the backbone's output of the segment's output, usually a norm;
+            `None` if it takes anything else, such as further layers.
+        batch_axes: for each call of the segment, where its arguments hold rows of the batch, see `find_batch_axes`;
+            `None` if they cannot be divided.
+    """
+
+    part: str
+    stack: str
+    num_layers: int
+    segment: tuple[int, int]
+    arguments: frozenset[str]
+    has_cache: bool
+    causal: bool = False
+    batch_dim: int | None = None
+    can_batch_iterations: bool = False
+    final_modules: tuple[str, ...] | None = None
+    batch_axes: list[Any] | None = None
+
+    def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
+        """The backbone's layers in the order of the calls; a shared layer is there once for each of its calls."""
+        stack = cast(nn.ModuleList, backbone.get_submodule(self.stack))
+        return [stack[i * len(stack) // self.num_layers] for i in range(self.num_layers)]
+
+    def part_of(self, backbone: PreTrainedModel) -> PreTrainedModel:
+        """The model whose layers are looped."""
+        return cast(PreTrainedModel, backbone.get_submodule(self.part))
+
+
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether transformers has sharded its weights over several processes (`distributed_config`)."""
+    return getattr(model, "_device_mesh", None) is not None
+
+
+def is_decoder(config: PreTrainedConfig, part: str = "auto") -> bool:
+    """Whether the backbone, or that half of it, reads from left to right as language models do."""
+    if getattr(config, "is_encoder_decoder", False):
+        return part == "decoder"
+    next_token_only = (
+        config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+    return bool(getattr(config, "is_decoder", False)) or next_token_only
+
+
+def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
+    """The backbone inside a model: without a head, and of an encoder–decoder the half that `backbone_part` names
+    (`"auto"`: the encoder).
+
+    Raises:
+        UnsupportedBackboneError: that half is not a model by itself.
+    """
+    while backbone.base_model is not backbone:
+        backbone = cast(PreTrainedModel, backbone.base_model)
+    # T5's encoder alone says that it is none; a model of that config would have both halves again
+    if not (backbone.config.is_encoder_decoder or type(backbone.config).is_encoder_decoder):
+        return backbone
+    half = backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
+    if not isinstance(half, PreTrainedModel):
+        raise unsupported(
+            backbone, f"its {type(half).__name__} is no transformers model by itself.", "Use another backbone."
+        )
+    return half
+
+
+def name_of_part(model: PreTrainedModel, part: str) -> str:
+    """The name inside a task model of the backbone whose layers are looped; empty if it is the model itself."""
+    inner = select_part(model, part)
+    return next(name for name, module in model.named_modules() if module is inner)
+
+
+def name_of_core(model: PreTrainedModel, part: str) -> str:
+    """The name inside a task model of everything below its head; empty if that is the model itself."""
+    if model.base_model is model:
+        return name_of_part(model, part)
+    return next(name for name, module in model.named_modules() if module is model.base_model)
+
+
+def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
+    """Drops a pooler that nothing would read: distributed training refuses parameters without a gradient."""
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # type: ignore[assignment]
+    return backbone
+
+
+def find_stack(backbone: nn.Module, num_layers: int, within: str = "") -> str:
+    """The name of the backbone's layer stack: its largest `ModuleList` of `num_layers` layers, or else of a divisor of
+    that number, each layer then being called several times in a row (as in ALBERT).
+
+    Args:
+        backbone: a model, with or without a task head.
+        num_layers: L.
+        within: name of the module to search.
+
+    Raises:
+        UnsupportedBackboneError: it has none.
+    """
+    sizes = {
+        name: (len(module), sum(parameter.numel() for parameter in module.parameters()))
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 0
+        and f"{name}.".startswith(f"{within}." if within else "")
+    }
+    whole = [name for name, (length, _) in sizes.items() if length == num_layers]
+    shared = [name for name, (length, _) in sizes.items() if num_layers % length == 0]
+    candidates = whole or shared
+    if not candidates:
+        raise unsupported(
+            backbone,
+            f"it has no list of {num_layers} layers, the `num_hidden_layers` of its config.",
+            "Use a backbone whose layers are a plain stack.",
+        )
+    return max(candidates, key=lambda name: (sizes[name][1], -len(name)))
+
+
+def keep_layers(backbone: PreTrainedModel, stack_name: str, keep: list[int]) -> None:
+    """Leaves only the layers `keep` in the stack, and says so in the backbone's own config.
+
+    The config is replaced by a copy; per-layer lists in it (such as `layer_types`) are cut with the layers.
+
+    Raises:
+        UnsupportedBackboneError: the layers are shared.
+    """
+    stack = cast(nn.ModuleList, backbone.get_submodule(stack_name))
+    total = len(stack)
+    if keep[-1] >= total:
+        raise unsupported(backbone, "its layers are shared, so none can be left out.", "Leave `backbone_layers` out.")
+    parent, _, attribute = stack_name.rpartition(".")
+    kept = nn.ModuleList(stack[i] for i in keep)
+    setattr(backbone.get_submodule(parent), attribute, kept)
+    for index, layer in enumerate(kept):  # by its number a layer finds its slot in a cache
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = index  # type: ignore[assignment]
+    old = backbone.config
+    config = copy.deepcopy(old)
+    text_config = config.get_text_config()
+    for key, value in list(vars(text_config).items()):
+        if isinstance(value, list) and len(value) == total and not key.startswith("_"):
+            setattr(text_config, key, [value[i] for i in keep])
+    text_config.num_hidden_layers = len(keep)
+    for module in backbone.modules():
+        if getattr(module, "config", None) is old:
+            module.config = config  # type: ignore[assignment]
+
+
+def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
+    """How many tokens a model reads at most, by its text config and its position embeddings; infinite if neither
+    limits it."""
+    for name, module in model.named_modules():
+        # families that count positions from the padding token on (RoBERTa) have fewer of them
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return cast(int, module.num_embeddings) - cast(int, module.padding_idx) - 1
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    return positions if positions > 0 else math.inf  # XLNet has -1
+
+
+def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:
+    """The names that the backbone's `forward` takes."""
+    return frozenset(inspect.signature(backbone.forward).parameters)
+
+
+def without_cache(backbone: PreTrainedModel) -> dict[str, bool]:
+    """What `forward` has to be given so that iterations share no key–value cache, which would be silently wrong."""
+    takes = "use_cache" in forward_arguments(backbone) or hasattr(backbone.config.get_text_config(), "use_cache")
+    return {"use_cache": False} if takes else {}

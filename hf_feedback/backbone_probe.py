@@ -1,0 +1,348 @@
+"""Tries a backbone out on a tiny batch: whether its layers can be replayed exactly, and if not, why."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from .backbone_layout import (
+    BackboneLayout,
+    find_stack,
+    forward_arguments,
+    is_decoder,
+    keep_layers,
+    name_of_part,
+    unsupported,
+    without_cache,
+)
+from .batch_rows import IndivisibleError, find_batch_axes
+from .configuration_feedback import FeedbackConfig
+from .layer_recorder import (
+    Arguments,
+    Keywords,
+    LayerOutput,
+    OutOfOrderError,
+    SegmentRecord,
+    first_argument,
+    hidden_of,
+    install_hooks,
+    recording,
+    with_hidden,
+)
+from .modeling_outputs import ANSWERS, split_iterations
+from .probe_inputs import Batch, probe_inputs
+from .topology import segment_of
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context in which a model is in evaluation mode and no graph is built."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_static(backbone: PreTrainedModel) -> None:
+    """Refuses what the config alone shows to be impossible.
+
+    Raises:
+        UnsupportedBackboneError: it is no stack of layers of one width, or layers are skipped at random.
+    """
+    if backbone.config.model_type not in CONFIG_MAPPING:
+        raise unsupported(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
+    for key in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(backbone.config.get_text_config(), key, None), int):
+            raise unsupported(backbone, f"its config has no `{key}`.", "Use a backbone of equal transformer layers.")
+    for key, value in vars(backbone.config).items():
+        if "layerdrop" in key and isinstance(value, float) and value > 0:
+            raise unsupported(
+                backbone,
+                f"its config has {key}={value}, which skips layers at random in training.",
+                f"Pass `config_overrides={{{key!r}: 0.0}}`.",
+            )
+
+
+def find_layout(backbone: PreTrainedModel, config: FeedbackConfig) -> BackboneLayout:
+    """Finds the layers of a backbone, keeps those that `backbone_layers` names, and puts the hooks on them.
+
+    Raises:
+        UnsupportedBackboneError: it is no stack of layers, or `backbone_layers` cannot be had.
+        ValueError: the edges do not fit its layers.
+    """
+    check_static(backbone)
+    part = name_of_part(backbone, config.backbone_part)
+    stack = find_stack(backbone, cast(int, config.num_backbone_layers), part)
+    if config.backbone_layers is not None:
+        keep_layers(backbone, stack, config.backbone_layers)
+    num_layers = cast(int, config.num_hidden_layers)
+    layout = BackboneLayout(
+        part=part,
+        stack=stack,
+        num_layers=num_layers,
+        segment=segment_of(config.edges(num_layers)),
+        arguments=forward_arguments(backbone),
+        has_cache=bool(without_cache(backbone)),
+    )
+    install_hooks(layout.layers(backbone))
+    return layout
+
+
+def probe_backbone(backbone: PreTrainedModel, layout: BackboneLayout, head: str) -> BackboneLayout:
+    """Checks on a tiny batch that the backbone can be replayed exactly, and finds out the rest of its layout.
+
+    Args:
+        backbone: the model, its layers hooked; without weights yet, it is not tried out.
+        layout: from `find_layout`.
+        head: the config's; with `"backbone"` the answer is that of the backbone's own head.
+
+    Raises:
+        UnsupportedBackboneError: layers are skipped or routed, something is computed between them, or another argument
+            of theirs depends on the hidden states.
+    """
+    if any(parameter.is_meta for parameter in backbone.parameters()):
+        return layout
+    part, layers = layout.part_of(backbone), layout.layers(backbone)
+    with evaluating(backbone):
+        inputs = probe_inputs(part)
+        record = _check_replay(part, layers, layout.segment, inputs)
+        batch_dim = 0 if cast(torch.Tensor, record.calls[0].hidden).shape[0] == 2 else 1
+        ends_the_stack = head == "new" and layout.segment[1] == layout.num_layers - 1
+        return replace(
+            layout,
+            batch_dim=batch_dim,
+            can_batch_iterations=_can_batch_iterations(backbone, layers, layout.segment, batch_dim, inputs),
+            final_modules=_find_final_modules(part, layers, batch_dim, inputs) if ends_the_stack else None,
+            batch_axes=_find_batch_axes(part, record, inputs),
+        )
+
+
+def reads_causally(backbone: PreTrainedModel, config: PreTrainedConfig, part: str = "auto") -> bool:
+    """Whether no token of the backbone sees a later one, tried out on two tiny texts that differ in their last token.
+    If that cannot be done (no token ids, no weights yet), what the config says counts; see `is_decoder`.
+
+    Args:
+        backbone: the half that `part` names.
+        config: of the whole.
+        part: which half.
+    """
+    if backbone.main_input_name != "input_ids" or any(parameter.is_meta for parameter in backbone.parameters()):
+        return is_decoder(config, part)
+    try:
+        with evaluating(backbone):
+            ids = probe_inputs(backbone)["input_ids"][:1].repeat(2, 1)
+            ids[1, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            one, other = backbone(**inputs, **without_cache(backbone)).last_hidden_state
+            return torch.allclose(one[:-1], other[:-1], rtol=1e-5, atol=1e-6)
+    except Exception:  # whatever it is, `probe_backbone` raises it with a reason
+        return is_decoder(config, part)
+
+
+def _disturbed(hidden: torch.Tensor) -> torch.Tensor:
+    wave = torch.arange(hidden.numel(), device=hidden.device, dtype=torch.float32).sin().view_as(hidden)
+    return hidden + wave.to(hidden.dtype)
+
+
+# Replaying
+
+
+def _check_replay(
+    backbone: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], inputs: Batch
+) -> SegmentRecord:
+    """Runs the backbone twice, the second time with the segment's input disturbed, and checks that replaying the first
+    record from the disturbed input gives exactly the second run. Returns the first record."""
+    plain, entry = _record_run(backbone, layers, segment, inputs, disturb=False)
+    disturbed, again = _record_run(backbone, layers, segment, inputs, disturb=True)
+    if not _same_arguments(entry, again):
+        raise unsupported(backbone, "it draws random numbers in evaluation mode.", "Switch that off in its config.")
+    width = backbone.config.get_text_config().hidden_size
+    if entry.dim() != 3 or entry.shape[-1] != width:
+        raise unsupported(
+            backbone, f"its layers read {tuple(entry.shape)} and not (batch, tokens, {width}).", "Use another backbone."
+        )
+    _check_nothing_between(backbone, plain)
+    _check_nothing_between(backbone, disturbed)
+    _check_same_arguments(backbone, plain, disturbed)
+    _check_same_result(backbone, plain, disturbed)
+    return plain
+
+
+def _record_run(
+    backbone: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], inputs: Batch, disturb: bool
+) -> tuple[SegmentRecord, torch.Tensor]:
+    """The record, and the hidden states that entered the segment before they were disturbed."""
+    entries: list[torch.Tensor] = []
+    record = SegmentRecord(layers, segment)
+    keyword = first_argument(layers[record.first])
+
+    def disturb_entry(module: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        if record.position != record.first:  # a shared layer is called elsewhere too
+            return args, kwargs
+        hidden = args[0] if args else kwargs[keyword]
+        entries.append(hidden)
+        hidden = _disturbed(hidden) if disturb else hidden
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: hidden})
+
+    handle = layers[record.first].register_forward_pre_hook(disturb_entry, with_kwargs=True)
+    try:
+        with recording(record):
+            output = backbone(**inputs, **without_cache(backbone))
+    except OutOfOrderError as error:
+        raise unsupported(backbone, str(error), "") from error
+    except Exception as error:
+        reason = f"it failed on a tiny batch of {', '.join(inputs)} ({type(error).__name__}: {error})."
+        raise unsupported(backbone, reason, "Check that it runs by itself.") from error
+    finally:
+        handle.remove()
+    if getattr(output, "last_hidden_state", None) is None:
+        raise unsupported(backbone, "its output has no `last_hidden_state`.", "Use the model that it is made of.")
+    if record.position != len(layers):
+        raise unsupported(
+            backbone,
+            f"it called {record.position} of its {len(layers)} layers.",
+            "Layers that are skipped or routed cannot be looped.",
+        )
+    return record, entries[0]
+
+
+CONFINE = "Confine feedback to layers without it (`feedback_layers`, `feedback_edges`) or use another backbone."
+
+
+def _check_nothing_between(backbone: PreTrainedModel, record: SegmentRecord) -> None:
+    for lower, upper in zip(record.calls, record.calls[1:], strict=False):
+        if not _same_arguments(hidden_of(cast(LayerOutput, lower.output)), upper.hidden):
+            raise unsupported(
+                backbone,
+                f"it computes something between layers {lower.layer} and {upper.layer}, which a replay of the layers "
+                "would leave out.",
+                CONFINE,
+            )
+
+
+def _check_same_arguments(backbone: PreTrainedModel, plain: SegmentRecord, disturbed: SegmentRecord) -> None:
+    for one, other in zip(plain.calls, disturbed.calls, strict=True):
+        if not _same_arguments((one.args, one.kwargs), (other.args, other.kwargs)):
+            reason = f"an argument of layer {one.layer} depends on the hidden states of the layers below."
+            raise unsupported(backbone, reason, CONFINE)
+
+
+def _check_same_result(backbone: PreTrainedModel, plain: SegmentRecord, disturbed: SegmentRecord) -> None:
+    hidden = cast(torch.Tensor, disturbed.calls[0].hidden)
+    expected = hidden_of(cast(LayerOutput, disturbed.calls[-1].output))
+    for call in plain.calls:
+        hidden = hidden_of(call.replay(hidden))
+    error = (hidden.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30)
+    if not error <= 32 * torch.finfo(expected.dtype).eps:
+        reason = f"replaying its layers gives another result than running it (relative error {error:.1e})."
+        raise unsupported(backbone, reason, CONFINE)
+
+
+def _same_arguments(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same_arguments, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same_arguments(one[key], other[key]) for key in one)
+    return type(one) is type(other)
+
+
+# What follows the segment
+
+
+def _can_batch_iterations(
+    model: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], batch_dim: int, inputs: Batch
+) -> bool:
+    """Whether the states of several iterations can go through what follows the segment in one call: through each layer
+    one after the other, and through the rest as one larger batch.
+
+    Args:
+        model: the backbone, or the task model around it whose head answers.
+    """
+
+    def disturb(record: SegmentRecord) -> LayerOutput:
+        output = cast(LayerOutput, record.calls[-1].output)
+        return with_hidden(output, _disturbed(hidden_of(output)))
+
+    def both(record: SegmentRecord) -> LayerOutput:
+        record.batch_dim, record.earlier_states = batch_dim, [hidden_of(disturb(record))]
+        return cast(LayerOutput, record.calls[-1].output)
+
+    arguments: dict[str, Any] = {**inputs, **without_cache(model)}
+    if "input_values" in inputs and "attention_mask" in forward_arguments(model):  # for heads that read it
+        arguments["attention_mask"] = torch.ones_like(inputs["input_values"], dtype=torch.long)
+    try:
+        singly = []
+        for change in (disturb, None):
+            with recording(SegmentRecord(layers, segment, change)):
+                singly.append(model(**arguments))
+        with recording(SegmentRecord(layers, segment, both)):
+            batched = split_iterations(model(**arguments), 2)
+    except Exception:  # whatever it is: the states then go through one by one
+        return False
+    pairs = [
+        (getattr(one, name), expected.get(name))
+        for one, expected in zip(batched, singly, strict=True)
+        for name in ANSWERS
+        if getattr(one, name) is not None
+    ]
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+
+
+def _find_final_modules(
+    backbone: PreTrainedModel, layers: list[nn.Module], batch_dim: int, inputs: Batch
+) -> tuple[str, ...] | None:
+    """The names of the modules that make the backbone's last hidden state of the last layer's output, called one after
+    the other: in general a norm, at times with a dropout; `None` if it takes anything else."""
+    states: list[torch.Tensor] = []
+    names: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Arguments, output: Any) -> None:
+            if states and len(args) == 1 and args[0] is states[-1] and getattr(output, "shape", None) == args[0].shape:
+                names.append(name)
+                states.append(output)
+
+        return hook
+
+    def on_segment(record: SegmentRecord) -> LayerOutput:
+        output = cast(LayerOutput, record.calls[-1].output)
+        states.append(hidden_of(output))
+        return output
+
+    last = len(layers) - 1
+    handles = [module.register_forward_hook(note(name)) for name, module in backbone.named_modules() if name]
+    try:
+        with recording(SegmentRecord(layers, (last, last), on_segment)):
+            final = backbone(**inputs, **without_cache(backbone)).last_hidden_state
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(names) if torch.equal(states[-1].transpose(0, batch_dim), final) else None
+
+
+def _find_batch_axes(backbone: PreTrainedModel, two: SegmentRecord, inputs: Batch) -> list[Any] | None:
+    """Where the arguments of the segment's layers hold rows of the batch, found by a batch of three.
+
+    Args:
+        two: the record of the batch of two.
+        inputs: that batch.
+    """
+    three = SegmentRecord(two.layers, (two.first, two.last))
+    larger = {name: torch.cat((value, value[:1])) for name, value in inputs.items()}
+    try:
+        with recording(three):
+            backbone(**larger, **without_cache(backbone))
+        calls = zip(two.calls, three.calls, strict=True)
+        return [find_batch_axes((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in calls]
+    except IndivisibleError:
+        return None

@@ -1,0 +1,327 @@
+"""From a pretrained backbone to a feedback model."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .backbone_layout import drop_pooler, is_sharded, select_part
+from .backbone_probe import reads_causally
+from .configuration_feedback import FeedbackConfig, HeadOption, nearest_option
+from .connections import operators_of
+from .labels import LABEL_OPTIONS, adopt_labels
+from .pooling import Pooling, find_pooling
+from .segments import find_special_tokens
+from .stored_config import drop_switches
+
+if TYPE_CHECKING:
+    from .modeling_feedback import FeedbackPreTrainedModel
+
+    Model = TypeVar("Model", bound=FeedbackPreTrainedModel)
+
+logger = logging.get_logger(__name__)
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class TaskTraits:
+    """What a class of feedback models knows about its task.
+
+    Args:
+        auto_class: the Auto class of transformers' models for the task; `None` for a class without a head.
+        has_labels: whether the head's outputs are the labels of the config.
+        num_own_outputs: number of labels that the backbone's own head must have, if it does not depend on the data.
+        answers_once: whether there is one answer, `(B, num_labels)`, for each row of the batch.
+        takes_segments: whether it answers for a text that is cut into segments.
+        sees_whole_texts: whether the answer is about a whole text or its tokens, all of which are there from the start.
+        prefers_own_head: whether the backbone's own head is used where its family has one.
+        auto_pooling: the pooling that `"auto"` stands for where the backbone reads in both directions.
+    """
+
+    auto_class: Any = None
+    has_labels: bool = True
+    num_own_outputs: int | None = None
+    answers_once: bool = False
+    takes_segments: bool = False
+    sees_whole_texts: bool = True
+    prefers_own_head: bool = False
+    auto_pooling: Pooling = "cls"
+
+    def task_models(self, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
+        """The transformers classes of that family with a head for this task; usually one, maybe none."""
+        mapping = {} if self.auto_class is None else self.auto_class._model_mapping
+        classes = mapping.get(type(config), ())
+        return classes if isinstance(classes, tuple) else (classes,)
+
+    def is_task_model(self, backbone: PreTrainedModel | PreTrainedConfig) -> bool:
+        """Whether it has a head for this task; for a config, whether its family has one."""
+        if isinstance(backbone, PreTrainedConfig):
+            return bool(self.task_models(backbone))
+        return type(backbone) in self.task_models(backbone.config)
+
+    def has_trained_head(self, config: PreTrainedConfig) -> bool:
+        """Whether the folder of this config holds a transformers model that was trained for this task."""
+        return any(one.__name__ in (config.architectures or ()) for one in self.task_models(config))
+
+    def choose_head(self, head: HeadOption, backbone: PreTrainedModel | PreTrainedConfig) -> HeadOption:
+        """The value of `config.head` for a backbone, or a backbone to be loaded by its config."""
+        if not self.prefers_own_head:
+            return head
+        if self.is_task_model(backbone):
+            return "backbone"
+        logger.warning(
+            f"{type(backbone).__name__} has no masked-LM head: a new one is made, tied to the input embeddings. It "
+            "knows nothing yet; train it."
+        )
+        return "new"
+
+
+def build_from_backbone(
+    model_class: "type[Model]",
+    backbone: str | Path | PreTrainedModel,
+    config: FeedbackConfig,
+    given_options: dict[str, Any],
+    config_overrides: dict[str, Any] | None,
+    backbone_kwargs: dict[str, Any] | None,
+) -> "Model":
+    """See `FeedbackPreTrainedModel.from_backbone`.
+
+    Args:
+        model_class: of the result.
+        backbone: a hub id, a folder or a model.
+        config: the feedback options, completed here.
+        given_options: those that the user gave.
+        config_overrides, backbone_kwargs: as in `from_backbone`.
+    """
+    labels_given = {name for name in LABEL_OPTIONS if given_options.get(name) is not None}
+    backbone_kwargs = dict(backbone_kwargs or {})
+    operators_of(config)
+    if isinstance(backbone, PreTrainedModel):
+        if config_overrides or backbone_kwargs:
+            raise ValueError(
+                "`config_overrides` and `backbone_kwargs` are for loading a backbone by name; set them on the model "
+                f"that is passed instead (got a {type(backbone).__name__})."
+            )
+        name: Any = getattr(backbone, "name_or_path", None)
+        backbone = _use_backbone(model_class, backbone, config, labels_given)
+    elif isinstance(backbone, str | Path):
+        name = backbone
+        backbone = _load_backbone(model_class, backbone, config, config_overrides, backbone_kwargs, labels_given)
+    else:
+        raise TypeError(
+            "`backbone` must be a hub id, a folder or a transformers PreTrainedModel, got a "
+            f"{type(backbone).__name__}. (For a PeftModel, use `hf_feedback.training.from_peft`.)"
+        )
+    if name and config.feedback_span == "segment" and config.segment_special_tokens is None:
+        config.segment_special_tokens = find_special_tokens(name, **hub_kwargs_of(backbone_kwargs))
+    if name:
+        commit = getattr(backbone.config, "_commit_hash", None) or backbone_kwargs.get("revision")
+        folder_or_id = str(Path(name).resolve()) if Path(name).is_dir() else str(name)
+        source = {"name_or_path": folder_or_id, "revision": commit, "subfolder": backbone_kwargs.get("subfolder")}
+        config.backbone_source = {key: value for key, value in source.items() if value}
+    return wrap_backbone(model_class, backbone, config)
+
+
+def hub_kwargs_of(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those that say where and how to find a folder or repository."""
+    return {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+
+
+def check_option_names(options: dict[str, Any]) -> None:
+    """Refuses what is not an option: nothing that is misspelt, or meant for loading, gets into the config unnoticed.
+
+    Raises:
+        ValueError: names the option that was probably meant.
+    """
+    for key in options.keys() - FeedbackConfig.option_names() - {"num_labels"}:
+        near = nearest_option(key)
+        hint = (
+            f"did you mean `{near}`?"
+            if near
+            else f"if it is for loading the backbone, pass `backbone_kwargs={{{key!r}: …}}`; the options are: "
+            f"{', '.join(sorted(FeedbackConfig.option_names()))}."
+        )
+        raise ValueError(f"`{key}` is not an option of `from_backbone`; {hint}")
+
+
+def _use_backbone(
+    model_class: "type[FeedbackPreTrainedModel]",
+    backbone: PreTrainedModel,
+    config: FeedbackConfig,
+    labels_given: set[str],
+) -> PreTrainedModel:
+    """The backbone inside a model that was passed."""
+    if isinstance(backbone.config, FeedbackConfig):
+        raise ValueError("`backbone` is a feedback model already; pass its `.backbone` to start anew.")
+    if any(hasattr(module, "base_layer") for module in backbone.modules()):
+        raise ValueError(
+            "`backbone` holds adapters, which would be lost when the feedback model is saved; use "
+            "`hf_feedback.training.from_peft` with the PeftModel, or merge them."
+        )
+    config.head = model_class.traits.choose_head(config.head, backbone)
+    if config.head == "new":
+        return select_part(backbone, config.backbone_part)
+    check_task_model(model_class, backbone)
+    if model_class.traits.has_labels:
+        adopt_labels(config, backbone.config, labels_given)
+    return backbone
+
+
+def check_task_model(model_class: "type[FeedbackPreTrainedModel]", model: PreTrainedModel) -> None:
+    """Raises `ValueError` where a model has no head for the task of a class."""
+    if not model_class.traits.is_task_model(model):
+        raise ValueError(
+            f"`head='backbone'` of {model_class.__name__} takes a transformers model that has its task head, got "
+            f"{type(model).__name__}; use `head='new'`."
+        )
+
+
+def _load_backbone(
+    model_class: "type[FeedbackPreTrainedModel]",
+    name: str | Path,
+    config: FeedbackConfig,
+    overrides: dict[str, Any] | None,
+    backbone_kwargs: dict[str, Any],
+    labels_given: set[str],
+) -> PreTrainedModel:
+    """The backbone that a folder or repository holds; a task model with its head if `config.head` says so."""
+    traits, hub_kwargs = model_class.traits, hub_kwargs_of(backbone_kwargs)
+    backbone_config = AutoConfig.from_pretrained(name, **hub_kwargs)
+    if isinstance(backbone_config, FeedbackConfig):
+        raise ValueError(f"{str(name)!r} holds a feedback model already; load it with `from_pretrained`.")
+    for key, value in (overrides or {}).items():
+        if not hasattr(backbone_config, key):
+            raise ValueError(f"`config_overrides`: {key!r} is not an option of {type(backbone_config).__name__}.")
+        setattr(backbone_config, key, value)
+    drop_switches(backbone_config, backbone_kwargs)
+    config.head = traits.choose_head(config.head, backbone_config)
+    if config.head == "new":
+        if config.pooling == "auto":
+            config.pooling = find_pooling(name, **hub_kwargs) or "auto"
+        loaded = AutoModel.from_pretrained(name, config=backbone_config, **backbone_kwargs)
+        return select_part(loaded, config.backbone_part)
+    if traits.auto_class is None:
+        raise ValueError(f"`head='backbone'` needs a class with a task head; {model_class.__name__} has none.")
+    if traits.has_labels and traits.has_trained_head(backbone_config):
+        adopt_labels(config, backbone_config, labels_given)
+    else:
+        set_own_outputs(backbone_config, config, traits, keep_trained=traits.has_trained_head(backbone_config))
+    task_model, info = traits.auto_class.from_pretrained(
+        name, config=backbone_config, output_loading_info=True, **backbone_kwargs
+    )
+    _warn_of_new_head(name, task_model, info["missing_keys"])
+    return task_model
+
+
+def set_own_outputs(
+    backbone_config: PreTrainedConfig, config: FeedbackConfig, traits: TaskTraits, keep_trained: bool = False
+) -> None:
+    """Gives the backbone's own head the labels, or the number of outputs, that the task needs.
+
+    Args:
+        backbone_config: changed in place.
+        config: has the labels.
+        traits: of the task.
+        keep_trained: leave the number of outputs of a head that is trained already.
+    """
+    if traits.has_labels:
+        backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
+    elif traits.num_own_outputs and not keep_trained:
+        backbone_config.num_labels = traits.num_own_outputs
+
+
+def new_backbone(model_class: "type[FeedbackPreTrainedModel]", config: FeedbackConfig) -> PreTrainedModel:
+    """A backbone without trained weights, into which saved ones are loaded."""
+    backbone_config = cast(PreTrainedConfig, config.backbone_config)
+    if config.backbone_layers is not None:  # it is going to be changed with the layers
+        backbone_config = copy.deepcopy(backbone_config)
+    if config.head == "new":
+        return drop_pooler(select_part(AutoModel.from_config(backbone_config), config.backbone_part))
+    if model_class.traits.auto_class is None:
+        raise ValueError(
+            f"{model_class.__name__} has no head of the backbone's own; `head='backbone'` is for models with a task "
+            "head, such as FeedbackForSequenceClassification."
+        )
+    set_own_outputs(backbone_config, config, model_class.traits)
+    return model_class.traits.auto_class.from_config(backbone_config)
+
+
+def wrap_backbone(model_class: "type[Model]", backbone: PreTrainedModel, config: FeedbackConfig) -> "Model":
+    """A feedback model around a loaded backbone; `config` has everything but the `backbone_config`.
+
+    Raises:
+        ValueError: the backbone is sharded, or the options do not fit it.
+    """
+    if is_sharded(backbone):
+        raise ValueError(
+            "`distributed_config`: a backbone that is sharded over processes cannot be given feedback, which would be "
+            "left out of the sharding and run apart in training; save the feedback model from one process with "
+            "`save_pretrained`, and load that with `from_pretrained(folder, distributed_config=…)`."
+        )
+    if config.head == "new":
+        drop_pooler(backbone)
+    config.backbone_config = backbone.config if config.backbone_layers is None else copy.deepcopy(backbone.config)
+    config.check_options()
+    model = model_class(config, backbone=backbone)
+    for child in model.children():
+        if child is not backbone:
+            child.to(device=backbone.device, dtype=backbone.dtype)
+    config.dtype = backbone.dtype
+    warn_if_offloaded(backbone)
+    return model.eval()
+
+
+def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, traits: TaskTraits) -> bool:
+    """Whether messages must not inform a token about later ones; `config.feedback_future` says so ever after, whichever
+    class loads it.
+
+    Args:
+        backbone_part: the model whose layers are looped.
+        config: the feedback options.
+        traits: of the task.
+
+    Raises:
+        ValueError: the operator cannot do without.
+    """
+    if config.feedback_future == "auto":
+        whole_config = cast(PreTrainedConfig, config.backbone_config)
+        causal = not traits.sees_whole_texts and reads_causally(backbone_part, whole_config, config.backbone_part)
+        config.feedback_future = not causal
+    causal = not config.feedback_future
+    if causal and any(operator.needs_later_tokens for operator in operators_of(config)):
+        whole = "feedback_span='segment'" if config.feedback_span == "segment" else "feedback_type='context'"
+        raise ValueError(
+            f"`{whole}` sends messages from the whole text to every token, which informs the early tokens of a decoder "
+            "about later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
+        )
+    if causal and "temporal" in config.feedback_type.split("+"):
+        logger.warning_once(
+            "`feedback_type`='temporal' goes without V here, which would inform the tokens of a backbone that reads "
+            "from left to right about later ones; `feedback_future=True` allows that."
+        )
+    return causal
+
+
+def warn_if_offloaded(model: PreTrainedModel) -> None:
+    """Warns that the weights of offloaded layers are loaded anew in every iteration."""
+    devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
+    if "disk" in devices or ("cpu" in devices and len(devices) > 1):
+        logger.warning(
+            "Some layers are offloaded: their weights are loaded anew in every iteration, which is slow. Keep the "
+            "looped layers on one device (`device_map`), or loop fewer of them (`feedback_edges`)."
+        )
+
+
+def _warn_of_new_head(name: Any, task_model: PreTrainedModel, missing: Any) -> None:
+    if missing:
+        output = task_model.get_output_embeddings()
+        inputs = task_model.get_input_embeddings()
+        tied = output is not None and getattr(output, "weight", None) is getattr(inputs, "weight", 0)
+        logger.warning(
+            f"{name} has no trained head for this task: a new one is made{', tied to the input embeddings' * tied} "
+            f"({', '.join(sorted(missing)[:3])}{', …' * (len(missing) > 3)}). It knows nothing yet; train it."
+        )

@@ -1,0 +1,380 @@
+"""Feedback-only checkpoints: feedback and head without the backbone, which is named and recognized by its fingerprint.
+
+A folder holds `config.json`, `feedback.safetensors` and the code files. To the backbone belongs its base model, without
+a pooler; everything else (feedback, a new head, the head of a task model) is saved.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_utils import load_state_dict, safe_save_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, PushToHubMixin, cached_file, logging
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from .backbone_layout import is_sharded, select_part
+from .building import HUB_KWARGS, check_task_model, wrap_backbone
+from .configuration_feedback import AUTO_MAP, FeedbackConfig
+from .fingerprint import backbone_tensor_names, fingerprint, fingerprint_of_files, same_backbone, share_weights
+from .operator_code import save_operator_code
+from .stored_config import PLACE_KEYS
+
+if TYPE_CHECKING:
+    from .modeling_base import FeedbackPreTrainedModel
+
+logger = logging.get_logger(__name__)
+
+WEIGHTS_NAME = "feedback.safetensors"
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A path to write a file to; the file appears when all of it is written, and nothing of it if that fails."""
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_feedback_only(config: FeedbackConfig) -> bool:
+    """Whether the folder of this config holds a feedback-only checkpoint."""
+    return "fingerprint" in (config.backbone_source or {})
+
+
+def save_feedback(model: "FeedbackPreTrainedModel", folder: str | Path) -> None:
+    """See `FeedbackPreTrainedModel.save_feedback`."""
+    check_backbone_is_unchanged(model)
+    write_feedback(model, folder)
+
+
+def write_feedback(model: "FeedbackPreTrainedModel", folder: str | Path) -> None:
+    """Writes config, code and tensors of a feedback-only checkpoint."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state, core = model.state_dict(keep_vars=True), backbone_tensor_names(model)
+    of_backbone = {id(state[name]) for name in core}  # a decoder that is tied to the embeddings is not saved either
+    ours = {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in of_backbone}
+    config = copy.deepcopy(model.config)
+    config.backbone_source = {**(config.backbone_source or {}), "fingerprint": fingerprint(model)}
+    config.architectures = [type(model).__name__]
+    custom_object_save(model, folder)
+    config.auto_map = dict(AUTO_MAP)
+    config.custom_operators = save_operator_code(config, folder)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in _untied(ours)}
+    with whole_file(folder / WEIGHTS_NAME) as partial:
+        safe_save_file(tensors, partial, metadata={"format": "pt"})
+    config.save_pretrained(folder)
+
+
+def _untied(tensors: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """Of tensors that share their memory, the first."""
+    seen: dict[int, str] = {}
+    return [(name, tensor) for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name]
+
+
+def read_feedback_tensors(name: str | Path, **hub_kwargs: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a feedback-only checkpoint, from a folder or the Hub.
+
+    Raises:
+        OSError: the file is missing or damaged.
+    """
+    file = cached_file(str(name), WEIGHTS_NAME, **hub_kwargs)
+    try:
+        return load_state_dict(str(file))
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise OSError(
+            f"{WEIGHTS_NAME} in {name} is damaged or truncated ({error}); copy or download it again."
+        ) from error
+
+
+def assign_feedback_tensors(model: "FeedbackPreTrainedModel", tensors: dict[str, torch.Tensor]) -> dict[str, list[str]]:
+    """Gives the model these tensors as parameters of its own; what it shares with other models stays as it is.
+
+    Returns:
+        As the loading info of transformers: `missing_keys`, `unexpected_keys` and `mismatched_keys`.
+    """
+    state, core = model.state_dict(keep_vars=True), backbone_tensor_names(model)
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        aliases.setdefault(id(tensor), []).append(name)
+    waiting = {name for name in state if not core.keys() & aliases[id(state[name])]}
+    mismatched = [name for name, tensor in tensors.items() if name in waiting and state[name].shape != tensor.shape]
+    for name in tensors.keys() & waiting - set(mismatched):
+        old = state[name]
+        new = tensors[name].to(old.device, old.dtype)
+        new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+        for alias in aliases[id(old)]:
+            module, _, attribute = alias.rpartition(".")
+            setattr(model.get_submodule(module), attribute, new)
+            waiting.discard(alias)
+    return {
+        "missing_keys": sorted(waiting - set(mismatched)),
+        "unexpected_keys": sorted(tensors.keys() - state.keys()),
+        "mismatched_keys": sorted(mismatched),
+    }
+
+
+class FeedbackOnlyFolder(PushToHubMixin):
+    """What `push_to_hub` of transformers pushes for a feedback-only repository."""
+
+    def __init__(self, model: "FeedbackPreTrainedModel") -> None:
+        self.model = model
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Writes the folder that is pushed."""
+        write_feedback(self.model, save_directory)
+
+
+def push_feedback(model: "FeedbackPreTrainedModel", repo_id: str, **kwargs: Any) -> str:
+    """See `FeedbackPreTrainedModel.push_feedback_to_hub`."""
+    check_backbone_is_unchanged(model, **{key: kwargs[key] for key in ("token",) if key in kwargs})
+    name = (model.config.backbone_source or {}).get("name_or_path")
+    if name is None or Path(name).is_dir():
+        logger.warning(
+            f"The backbone comes from {name or 'no named place'}, which others cannot load: they will have to pass it "
+            "as `backbone`. Use a backbone from the Hub, or push the whole model."
+        )
+    return FeedbackOnlyFolder(model).push_to_hub(repo_id, **kwargs)
+
+
+SAVE_WHOLE = "save the whole model with `save_pretrained`"
+
+
+def check_backbone_is_unchanged(model: "FeedbackPreTrainedModel", **hub_kwargs: Any) -> None:
+    """Raises `ValueError` where the feedback alone would not do: the backbone was trained, or holds adapters."""
+    if any(hasattr(module, "base_layer") for module in model.backbone.modules()):
+        raise ValueError(
+            f"`save_feedback`: the backbone holds adapters; save them with PEFT, or merge them and {SAVE_WHOLE}."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("`save_feedback`: parts of the model are offloaded; load it whole and save it then.")
+    if is_sharded(model):
+        raise ValueError(
+            "`save_feedback`: the model is sharded over processes; save it whole with `save_pretrained`, load that in "
+            "one process and save its feedback then."
+        )
+    source = model.config.backbone_source
+    if source is None or "name_or_path" not in source:
+        return  # nothing to compare with
+    in_files = _is_in_files_of(model, source, **hub_kwargs)
+    if not (in_files or _is_as_loaded(model, source["name_or_path"], hub_kwargs)):
+        raise ValueError(
+            f"`save_feedback`: the backbone was trained, its weights are no longer those of {source['name_or_path']}; "
+            f"{SAVE_WHOLE}, or train with `freeze='backbone'`."
+        )
+
+
+def _is_as_loaded(model: "FeedbackPreTrainedModel", name: str, hub_kwargs: dict[str, Any]) -> bool:
+    """Whether the backbone's weights are those of its source, loaded whole, whatever the names in its files."""
+    try:
+        loaded = load_named_backbone(type(model), model.config, None, {"dtype": model.backbone.dtype, **hub_kwargs})
+    except RuntimeError as error:  # transformers' word for weights of another size
+        raise ValueError(
+            f"`save_feedback`: the backbone's weights have other sizes than those of {name} (were its embeddings "
+            f"resized?); {SAVE_WHOLE}."
+        ) from error
+    except OSError as error:
+        if not any(parameter.requires_grad for parameter in model.backbone.base_model.parameters()):
+            return True  # it was not trained as far as is known; whoever loads it will see
+        raise ValueError(
+            f"`save_feedback`: {name} cannot be loaded to see whether the backbone is still the same ({error}). If it "
+            f"was not trained, say `model.backbone.requires_grad_(False)`; otherwise {SAVE_WHOLE}."
+        ) from error
+    untrained = wrap_backbone(type(model), loaded, copy.deepcopy(model.config))
+    return same_backbone(fingerprint(untrained), fingerprint(model))
+
+
+def _is_in_files_of(model: "FeedbackPreTrainedModel", source: dict[str, Any], **hub_kwargs: Any) -> bool:
+    """Whether the backbone's weights are those in the safetensors files of its source, by the same names."""
+    if model.config.backbone_layers is not None:  # its layers have other numbers there
+        return False
+    name, source_kwargs = source["name_or_path"], {**hub_kwargs, "revision": source.get("revision")}
+    source_kwargs["subfolder"] = source.get("subfolder") or ""
+    quiet = {"_raise_exceptions_for_missing_entries": False}
+    try:
+        file = cached_file(name, SAFE_WEIGHTS_NAME, **quiet, **source_kwargs)
+        index = None if file else cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **quiet, **source_kwargs)
+        files = get_checkpoint_shard_files(name, index, **source_kwargs)[0] if index else [file] if file else []
+        return bool(files) and same_backbone(fingerprint_of_files(model, files), fingerprint(model))
+    except (OSError, SafetensorError):
+        return False
+
+
+def load_feedback_only(
+    model_class: "type[FeedbackPreTrainedModel]",
+    name: Any,
+    saved_by: "type[FeedbackPreTrainedModel]",
+    hub_kwargs: dict[str, Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    """`from_pretrained` of a folder that holds feedback and head alone.
+
+    Args:
+        model_class: of the result.
+        name: folder or hub id.
+        saved_by: the class that wrote it.
+        hub_kwargs, kwargs: as `from_pretrained` was given them.
+    """
+    options = {key: kwargs.pop(key) for key in [*kwargs] if key in FeedbackConfig.option_names() | {"num_labels"}}
+    rest = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
+    given_config, backbone, wants_info, ignore_mismatched = (
+        rest.pop(key, None) for key in ("config", "backbone", "output_loading_info", "ignore_mismatched_sizes")
+    )
+    for key in ("use_safetensors", "adapter_kwargs"):  # they are about the feedback's own folder
+        rest.pop(key, None)
+    here = {key: value for key, value in hub_kwargs.items() if key != "trust_remote_code"}
+    saved = FeedbackConfig.from_pretrained(name, **here, **options)
+    config = copy.deepcopy(given_config) or saved
+    source = cast(dict[str, Any], saved.backbone_source).copy()
+    expected = source.pop("fingerprint")
+    config.backbone_source = source or None
+    if saved_by is not model_class and "head" not in options:
+        config.head = model_class.traits.choose_head("new", cast(PreTrainedConfig, config.backbone_config))
+    model = wrap_backbone(model_class, _backbone_for(model_class, config, backbone, name, hub_kwargs, rest), config)
+    _check_fingerprint(model, expected, name)
+    info = assign_feedback_tensors(model, read_feedback_tensors(name, **here))
+    if ignore_mismatched and info["mismatched_keys"]:
+        logger.warning(f"{name}: {', '.join(info['mismatched_keys'])} have another size and are new; train them.")
+        info["mismatched_keys"] = []
+    same = saved_by is model_class and config.head == saved.head
+    if same and (wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]):
+        raise OSError(f"The weights in {name} do not belong to the config beside them, e.g. {wrong[0]}.")
+    if info["missing_keys"]:
+        logger.warning(f"{name} has no head for this task: {', '.join(info['missing_keys'][:3])} are new; train them.")
+    return (model, info) if wants_info else model
+
+
+def _backbone_for(
+    model_class: "type[FeedbackPreTrainedModel]",
+    config: FeedbackConfig,
+    backbone: Any,
+    name: Any,
+    hub_kwargs: dict[str, Any],
+    rest: dict[str, Any],
+) -> PreTrainedModel:
+    """The backbone that was passed, or named, or that the checkpoint names."""
+    if backbone is not None and not isinstance(backbone, str | Path | PreTrainedModel):
+        raise TypeError(
+            f"`backbone` must be a hub id, a folder or a transformers PreTrainedModel, got a {type(backbone).__name__}."
+        )
+    if not isinstance(backbone, PreTrainedModel):
+        names = ("token", "cache_dir", "local_files_only")
+        shared: dict[str, Any] = {key: hub_kwargs[key] for key in names if key in hub_kwargs}
+        return load_named_backbone(model_class, config, backbone, {**shared, **rest})
+    if rest:
+        raise ValueError(f"`{next(iter(rest))}` is for loading a backbone; it has no use with one that is given.")
+    return _share_backbone(model_class, backbone, config, name)
+
+
+def _check_fingerprint(model: "FeedbackPreTrainedModel", expected: dict[str, str], name: Any) -> None:
+    """Raises `ValueError` where the backbone is not the one that the feedback was trained on."""
+    actual = fingerprint(model, expected)
+    if not actual.keys() & expected.keys():
+        raise ValueError(
+            f"`dtype`: the feedback in {name} was saved with its backbone in {', '.join(expected)}, which cannot be "
+            f"compared with {', '.join(actual)}; load it in that precision or in float32."
+        )
+    if not same_backbone(actual, expected):
+        raise ValueError(_other_backbone(name, model.config, "its weights are others (or were trained since)"))
+
+
+def _share_backbone(
+    model_class: "type[FeedbackPreTrainedModel]", backbone: PreTrainedModel, config: FeedbackConfig, name: Any
+) -> PreTrainedModel:
+    """A model over the weights of `backbone`, for one more feedback."""
+    if isinstance(backbone.config, FeedbackConfig):
+        backbone = cast("FeedbackPreTrainedModel", backbone).backbone
+    if config.head == "backbone":
+        check_task_model(model_class, backbone)
+    else:
+        backbone = select_part(backbone, config.backbone_part)
+    mine, theirs = config.text_config, backbone.config.get_text_config()
+    for key in ("model_type", "hidden_size", "num_hidden_layers"):
+        if getattr(mine, key) != getattr(theirs, key, None):
+            raise ValueError(_other_backbone(name, config, f"it has `{key}` {getattr(theirs, key, None)!r}"))
+    return share_weights(backbone)
+
+
+def load_named_backbone(
+    model_class: "type[FeedbackPreTrainedModel]",
+    config: FeedbackConfig,
+    name: str | Path | None,
+    backbone_kwargs: dict[str, Any],
+) -> PreTrainedModel:
+    """The backbone that a feedback-only checkpoint names, or that is named instead.
+
+    Raises:
+        ValueError: it names none.
+        OSError: it cannot be loaded.
+    """
+    source = (config.backbone_source or {}) if name is None else {"name_or_path": str(name)}
+    if "name_or_path" not in source:
+        raise ValueError("This feedback was trained on a backbone without a name; pass it as `backbone`.")
+    source_kwargs = {key: source[key] for key in PLACE_KEYS[1:] if key in source}
+    auto_class = AutoModel if config.head == "new" else model_class.traits.auto_class
+    try:
+        loaded = auto_class.from_pretrained(
+            source["name_or_path"], config=copy.deepcopy(config.backbone_config), **source_kwargs, **backbone_kwargs
+        )
+    except OSError as error:
+        raise OSError(
+            f"The backbone that this feedback names, {source['name_or_path']}, cannot be loaded ({error}). If it is "
+            "elsewhere, pass it as `backbone`."
+        ) from error
+    return loaded if config.head == "backbone" else select_part(loaded, config.backbone_part)
+
+
+def _other_backbone(name: Any, config: FeedbackConfig, reason: str) -> str:
+    source = config.backbone_source or {"name_or_path": "a backbone without a name"}
+    return (
+        f"`backbone`: the feedback in {name} was trained on {' '.join(map(str, source.values()))} "
+        f"({config.text_config.model_type}, {config.num_backbone_layers} layers of width {config.hidden_size}), and "
+        f"this is another: {reason}. Load that backbone, or train new feedback for this one."
+    )
+
+
+# PEFT's adapters, which are saved without the feedback options
+
+
+def warn_of_adapters_without_folder(model: "FeedbackPreTrainedModel") -> None:
+    """Warns, where a model's state is saved, of adapters to a model that was not loaded from a folder."""
+    adapters = getattr(model, "peft_config", {}).values()
+    if adapters and not (model.name_or_path or all(adapter.base_model_name_or_path for adapter in adapters)):
+        logger.warning_once(
+            "These adapters belong to a feedback model that was not loaded from a folder: what PEFT saves of them "
+            "names no model and holds no feedback options. Keep the options, to build the model again with "
+            "`from_backbone`; or merge the adapters (`merge_and_unload`) and save the whole model."
+        )
+
+
+def check_adapters_fit(model: "FeedbackPreTrainedModel", state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+    """Raises `ValueError` where adapters were saved with other feedback: PEFT is not strict, and would load what fits.
+
+    Args:
+        model: which the state is loaded into.
+        state_dict: all that is loaded.
+        prefix: of the model's names in it.
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    own = {name: tensor.shape for name, tensor in model.feedback.state_dict(prefix=f"{prefix}feedback.").items()}
+    loaded = {name: tensor.shape for name, tensor in state_dict.items() if name.startswith(f"{prefix}feedback.")}
+    if other := sorted(name for name, shape in loaded.items() if own.get(name) != shape):
+        config = model.config
+        raise ValueError(
+            f"These adapters were saved with other feedback than that of this model, which has `feedback_type`="
+            f"{config.feedback_type!r}, `feedback_rank`={config.feedback_rank!r} and the edges {config.edges()}: "
+            f"{other[0].removeprefix(prefix)} {tuple(loaded[other[0]])} does not fit. Build the model with the options "
+            "that it had when they were saved."
+        )

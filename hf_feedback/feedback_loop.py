@@ -1,0 +1,198 @@
+"""The loop: K iterations over the recorded segment.
+
+    iteration 1:      the plain backbone, recorded
+    iteration k ≥ 2:  input of layer l = h_{l-1}^(k) + Σ_{s → l} message_{s→l}(h_s^(k-1), h_{l-1}^(k))
+
+Layers below the segment have run once, before; layers above it run once, afterwards.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from .batch_rows import IndivisibleError
+from .connections import FeedbackConnections, MessageContext
+from .gradients import FullGradient, SameRandomNumbers
+from .halting import Halting
+from .iteration_trace import States, batch_first
+from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, with_hidden
+from .solvers import apply_step
+
+# Called after iteration k with k and the states.
+Observer = Callable[[int, States], None]
+PackedStates = tuple[torch.Tensor, ...]
+# The states that messages read last, and those after that iteration.
+TwoStates = tuple[States, States]
+
+
+class FeedbackLoop:
+    """One iteration as a map from the sources' states to the sources' states.
+
+    Args:
+        record: the record of iteration 1, its segment complete.
+        feedback: the connections.
+        context: what messages may read besides the states.
+        classify: the output of the segment `(B, T, d)` → class probabilities `(B, C)`, for messages that read these.
+        carries: whether the output of the last iteration enters the segment again, in place of what entered it first.
+        batch_axes: where the recorded arguments hold rows of the batch; `None`: they cannot be divided.
+    """
+
+    def __init__(
+        self,
+        record: SegmentRecord,
+        feedback: FeedbackConnections,
+        context: MessageContext,
+        classify: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        carries: bool = False,
+        batch_axes: list[Any] | None = None,
+    ) -> None:
+        self.record, self.feedback, self.context = record, feedback, context
+        self.classify, self.carries, self.batch_axes = classify, carries, batch_axes
+        self.sources = [int(source) for source in feedback.sources]
+        self.entry = record.entry  # (B, T, d), the same in every iteration
+
+    def initial_states(self) -> States:
+        """h^(1), the states of iteration 1; the highest source is the segment's last layer."""
+        return {
+            call.layer: hidden_of(cast(LayerOutput, call.output))
+            for call in self.record.calls
+            if call.layer in self.sources
+        }
+
+    def step(self, h: States) -> States:
+        """One iteration: h^(k−1), as messages read it, → h^(k)."""
+        self.record.num_replays += 1
+        context = self.context
+        if self.classify:
+            context = replace(context, class_probabilities=self.classify(h[self.record.last]))
+        source_messages = self.feedback({source: h[source] for source in self.sources}, context)
+        x, new = h[self.record.last] if self.carries else self.entry, {}
+        for call in self.record.calls:
+            x = self.feedback.add_messages(x, call.layer, source_messages, context)
+            x = hidden_of(call.replay(x, hooked=call.layer != self.record.last))
+            if call.layer in self.sources:
+                new[call.layer] = x
+        return new
+
+    def output(self, h: States) -> LayerOutput:
+        """The output of the segment's last layer with the states of some iteration, as the backbone expects it."""
+        return with_hidden(cast(LayerOutput, self.record.calls[-1].output), h[self.record.last])
+
+    def select_rows(self, rows: torch.Tensor) -> "FeedbackLoop":
+        """The same loop over some rows of the batch alone.
+
+        Raises:
+            IndivisibleError: the backbone's recorded arguments do not allow that.
+        """
+        if self.classify is not None:
+            raise IndivisibleError("messages read the answers of the whole batch")
+        if self.record.keep is None:
+            raise IndivisibleError("the states of all layers are asked for")
+        if self.batch_axes is None:
+            raise IndivisibleError("what its layers are called with does not tell the rows of the batch")
+        context = replace(
+            self.context,
+            mask=None if self.context.mask is None else self.context.mask[rows.to(self.context.mask.device)],
+            segments=None if self.context.segments is None else self.context.segments.select_rows(rows),
+        )
+        record = self.record.select_rows(rows, self.batch_axes)
+        return FeedbackLoop(record, self.feedback, context, carries=self.carries)
+
+    # States as `solvers.py` takes them: a tuple of tensors, batch first
+
+    def pack(self, h: States) -> PackedStates:
+        """The states by source, the lowest first; each `(B, T, d)`."""
+        return tuple(batch_first(h[source], self.context.batch_dim) for source in sorted(h))
+
+    def unpack(self, packed: PackedStates) -> States:
+        """The inverse of `pack`."""
+        pairs = zip(sorted(self.sources), packed, strict=True)
+        return {source: batch_first(state, self.context.batch_dim) for source, state in pairs}
+
+
+def run_iterations(
+    loop: FeedbackLoop,
+    num_iterations: int,
+    gradient: FullGradient,
+    observe: Observer | None = None,
+    halting: Halting | None = None,
+) -> LayerOutput:
+    """Iterations 2 … K over the record of iteration 1.
+
+    Args:
+        loop: the map of one iteration.
+        num_iterations: K.
+        gradient: which iterations get a graph.
+        observe: called after each iteration, the first included.
+        halting: stops each example by itself.
+
+    Returns:
+        The output of the segment's last layer in iteration K, as the backbone expects it.
+    """
+    new = loop.initial_states()
+    graph_steps = gradient.graph_steps(num_iterations - 1)
+    if graph_steps is not None:
+        new = {source: state.detach() for source, state in new.items()}
+        loop.record.detach_outputs()
+    if observe:
+        observe(1, new)
+    if halting and halting.is_finished(1, None, new):
+        return loop.output(new)
+    h = new
+
+    def iteration(states: TwoStates) -> TwoStates:
+        """What messages read last and h^(k−1) → what they read now and h^(k)."""
+        read = loop.feedback.damp(*states)
+        return read, halting.step(read, states[1]) if halting else loop.step(read)
+
+    for k in range(2, num_iterations + 1):
+        before = new
+        h, new = apply_step(iteration, (h, before), k - 1, num_iterations - 1, graph_steps)
+        if observe:
+            observe(k, new)
+        if halting and halting.is_finished(k, before, new):
+            break
+    return loop.output(new)
+
+
+def find_fixed_point(
+    loop: FeedbackLoop, num_iterations: int, gradient: FullGradient, observe: Observer | None = None
+) -> LayerOutput:
+    """Iterations 2 … K towards the fixed point `h* = step(h*)`, with the gradient of the fixed point itself.
+
+    One dropout mask serves all of them, since an implicit gradient needs one fixed map. See `gradients.implicit` for
+    what happens where the fixed point is not reached.
+
+    Args:
+        loop, observe: as in `run_iterations`.
+        num_iterations: K, at most.
+        gradient: finds the fixed point.
+
+    Returns:
+        The output of the segment's last layer at the fixed point, as the backbone expects it.
+    """
+    first, number, damps = loop.initial_states(), len(loop.sources), loop.feedback.damps
+    if observe:
+        observe(1, first)
+    if num_iterations == 1:
+        return loop.output(first)
+
+    def iteration(state: PackedStates) -> PackedStates:
+        h = loop.unpack(state[:number])
+        new = loop.step(h)
+        # damped states are what messages read next; what the backbone goes on with, and the answer, are the new ones
+        return (*loop.pack(loop.feedback.damp(h, new)), *loop.pack(new)) if damps else loop.pack(new)
+
+    start = loop.pack(first)  # with the graph of iteration 1, which the full gradient needs
+    solution = gradient.solve(
+        SameRandomNumbers(iteration, loop.entry.device),
+        (*start, *start) if damps else start,
+        num_iterations - 1,
+        keep_states=observe is not None,
+    )
+    for k, state in enumerate(solution.states, 2):
+        if observe:
+            observe(k, loop.unpack(state[-number:]))
+    return loop.output(loop.unpack(solution.state[-number:]))

@@ -1,0 +1,299 @@
+"""The gradient of an iterated map: one class a rule, for the loop over a backbone and the networks from scratch alike.
+
+See `solvers.py` for maps, states and solutions.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import torch
+
+from .solvers import (
+    SOLVERS,
+    Map,
+    Residual,
+    Solution,
+    Solver,
+    State,
+    iterate,
+    like,
+    relative_residual,
+    tensors_of,
+    where,
+)
+
+
+class ConvergenceWarning(UserWarning):
+    """A fixed point or its adjoint was not reached; the message says what was done instead."""
+
+
+class FullGradient:
+    """The gradient of every step: back-propagation through the whole iteration.
+
+    A new rule is a subclass and a row in `GRADIENTS`; each reads of the options what it needs.
+
+    Args:
+        last: how many of the last steps get a graph.
+        tolerance: the relative residual within which a fixed point counts as found.
+        solver: a name in `SOLVERS`.
+    """
+
+    # Whether it is the gradient of a fixed point, which needs the same map in every step, one dropout mask included.
+    finds_fixed_point: ClassVar[bool] = False
+
+    def __init__(self, last: int | None = None, tolerance: float | None = None, solver: str = "iteration") -> None:
+        self.last, self.tolerance, self.solver = last, tolerance, solver
+
+    def graph_steps(self, steps: int) -> int | None:
+        """How many of the last steps get a graph; `None`: all, and the start keeps its own."""
+        return None
+
+    def solve(self, f: Map, start: State, steps: int, **options: Any) -> Solution:
+        """Iterates the map.
+
+        Args:
+            f, start, steps: as in `iterate`.
+            **options: `tolerance`, `residual` and `keep_states` of `iterate`.
+        """
+        return iterate(f, start, steps, **options)
+
+
+class TruncatedGradient(FullGradient):
+    """The gradient of the last n steps alone; memory does not grow with the others. n > steps is the full gradient."""
+
+    def graph_steps(self, steps: int) -> int | None:
+        return self.last if self.last is not None and self.last <= steps else None
+
+    def solve(self, f: Map, start: State, steps: int, **options: Any) -> Solution:
+        return truncated(f, start, steps, last=self.last or steps, **options)
+
+
+class OneStepGradient(TruncatedGradient):
+    """The gradient of the last step alone.
+
+    Source: Fung et al. 2022, Jacobian-free backpropagation, arXiv 2103.12803.
+    """
+
+    def __init__(self, last: int | None = None, tolerance: float | None = None, solver: str = "iteration") -> None:
+        super().__init__(1, tolerance, solver)
+
+
+class ImplicitGradient(FullGradient):
+    """The gradient of the fixed point; see `implicit`."""
+
+    finds_fixed_point = True
+
+    def solve(self, f: Map, start: State, steps: int, **options: Any) -> Solution:
+        return implicit(f, start, steps, solver=SOLVERS[self.solver], **{"tolerance": self.tolerance, **options})
+
+
+# By the name of the option `gradient`.
+GRADIENTS: dict[str, type[FullGradient]] = {
+    "full": FullGradient,
+    "truncated": TruncatedGradient,
+    "one_step": OneStepGradient,
+    "implicit": ImplicitGradient,
+}
+
+
+def truncated(f: Map, start: State, steps: int, *, last: int, **options: Any) -> Solution:
+    """The gradient of the last steps alone; the earlier ones run without a graph. `last ≥ steps` equals `full`.
+
+    With a tolerance, the last steps of each example are meant. How many there will be is known at the end alone, so
+    they are taken a second time, with a graph.
+
+    Args:
+        f, start, steps: as in `iterate`.
+        last: how many steps get a graph, n.
+        **options: the others of `iterate`.
+
+    Raises:
+        ValueError: `last` is below 1.
+    """
+    if last < 1:
+        raise ValueError(f"`last` must be at least 1, got {last!r}.")
+    if last < steps and torch.is_grad_enabled() and options.get("tolerance") is not None:
+        return _truncated_where_they_stop(f, start, steps, last, **options)
+    return iterate(f, start, steps, graph_steps=last if last < steps else None, **options)
+
+
+def _truncated_where_they_stop(f: Map, start: State, steps: int, last: int, **options: Any) -> Solution:
+    with torch.no_grad():
+        solution = iterate(f, start, steps, **{**options, "keep_states": True})
+    skipped = (solution.iterations - last).clamp_min(0)
+    state, states = start, (start, *solution.states)
+    for k in range(1, int(skipped.max()) + 1):
+        state = where(skipped == k, states[k], state)
+    for k in range(min(last, int(solution.iterations.max()))):
+        state = where(k < solution.iterations - skipped, f(state), state)
+    kept = (*solution.states[:-1], state) if options.get("keep_states") else ()
+    return replace(solution, state=state, states=kept)
+
+
+def implicit(
+    f: Map,
+    start: State,
+    steps: int,
+    *,
+    tolerance: float,
+    solver: Solver = iterate,
+    adjoint_steps: int | None = None,
+    residual: Residual = relative_residual,
+    keep_states: bool = False,
+) -> Solution:
+    """The gradient of the fixed point itself, whatever steps led there (implicit differentiation, which is recurrent
+    back-propagation): at `h* = f(h*)` with Jacobian J, `dL/dθ = gᵀ ∂f/∂θ` where `g = v + Jᵀ g` and `v = ∂L/∂h*`.
+
+    The fixed point is found without a graph, `f` is applied once more with one, and the backward pass solves for `g` by
+    plain iteration. Memory does not grow with the number of steps.
+
+    Where an example has not converged after `steps`, this gradient would be wrong: a `ConvergenceWarning` says so, and
+    it gets that of the iteration, which runs again as with the full gradient, from `start` with its graph. Where the
+    adjoint does not converge, the examples concerned get the gradient of the one step with a graph (`g = v`), and a
+    warning says that. An example whose state is not finite stops there, with a warning, too. None of this changes
+    another example.
+
+    Args:
+        f, start, steps, residual, keep_states: as in `iterate`.
+        tolerance: the residual within which a fixed point, and `g`, count as found.
+        solver: `iterate` or `anderson`.
+        adjoint_steps: at most so many for `g`; twice `steps` by default.
+
+    Raises:
+        ValueError: there is no tolerance.
+
+    Source: Almeida 1987; Pineda 1987; Bai, Kolter and Koltun 2019, arXiv 1909.01377.
+    """
+    if tolerance is None:
+        raise ValueError("`tolerance` is needed for an implicit gradient, such as 1e-6: it says what is converged.")
+    options: dict[str, Any] = dict(tolerance=tolerance, residual=residual, keep_states=keep_states)
+    with torch.no_grad():
+        solution = solver(f, start, steps, **options)
+    if not torch.is_grad_enabled():
+        return solution
+    diverged = solution.diverged()
+    unrolled = ~solution.converged(tolerance) & ~diverged
+    _warn_of_diverged(solution, diverged)
+    state = solution.state
+    if not bool(unrolled.all()):
+        state = with_implicit_gradient(f, state, adjoint_steps or 2 * steps, tolerance=tolerance, residual=residual)
+    if bool(unrolled.any()):
+        _warn(
+            f"The fixed point was not reached within {steps} iterations: the last one moved the state by "
+            f"{_in_words(solution.residuals[unrolled, -1])}, `tolerance` is {tolerance:g}. The gradient of the "
+            "iterations themselves (`gradient='full'`) is used instead. Allow more iterations, ask for less, or make "
+            "the map contract (smaller feedback weights, weight decay)."
+        )
+        state = where(unrolled, iterate(f, start, steps, **options).state, state)
+    return replace(solution, state=state, states=(*solution.states[:-1], state) if keep_states else ())
+
+
+def _warn_of_diverged(solution: Solution, diverged: torch.Tensor) -> None:
+    if bool(diverged.any()):
+        _warn(
+            f"The fixed point was not reached: the state of {int(diverged.sum())} of {len(diverged)} examples is not "
+            f"finite after {int(solution.iterations[diverged].min())} iterations, where they stop. Check their inputs, "
+            "lower the learning rate, or make the map contract (smaller feedback weights, weight decay)."
+        )
+
+
+def with_implicit_gradient(
+    f: Map, state: State, steps: int, *, tolerance: float, residual: Residual = relative_residual
+) -> State:
+    """One application of `f` at a fixed point, whose backward pass solves the adjoint equation `g = v + Jᵀ g`.
+
+    Args:
+        f: the map.
+        state: its fixed point; must be one, see `Solution.converged`.
+        steps: at most so many applications of `Jᵀ`.
+        tolerance: the residual within which `g` counts as found.
+        residual: how a step is measured.
+    """
+    at = tuple(tensor.detach().requires_grad_() for tensor in tensors_of(state))
+    image = tensors_of(f(like(state, at)))
+
+    def transposed(g: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # Jᵀ g
+        try:
+            return torch.autograd.grad(image, at, g, retain_graph=True, materialize_grads=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise RuntimeError(
+                "`gradient='implicit'` cannot go through reentrant checkpoints; enable them with "
+                "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+            ) from error
+
+    def solve(v: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return _solve_adjoint(transposed, v, steps, tolerance, residual)
+
+    return like(state, cast(tuple, _Adjoint.apply(solve, *image)))
+
+
+class _Adjoint(torch.autograd.Function):
+    """The identity, whose backward pass is `solve`."""
+
+    @staticmethod
+    def forward(ctx: Any, solve: Callable, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.solve = solve
+        return tuple(state.view_as(state) for state in states)
+
+    @staticmethod
+    def backward(ctx: Any, *v: torch.Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; what follows from g would be missing, silently
+            raise RuntimeError("The implicit gradient has no second derivative; use `gradient='full'`.")
+        return (None, *ctx.solve(v))
+
+
+def _solve_adjoint(
+    transposed: Map, v: tuple[torch.Tensor, ...], steps: int, tolerance: float, residual: Residual
+) -> tuple[torch.Tensor, ...]:
+    """`g = v + Jᵀ g`, by plain iteration from `v`; `v` where it does not converge."""
+
+    def adjoint(g: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(a + b for a, b in zip(v, transposed(g), strict=True))
+
+    solution = iterate(adjoint, v, steps, tolerance=tolerance, residual=residual)
+    converged = solution.converged(tolerance)
+    if not bool(converged.all()):
+        _warn(
+            f"The adjoint equation of the fixed point was not solved within {steps} steps (residual "
+            f"{_in_words(solution.residuals[:, -1])}, `tolerance` {tolerance:g}): the gradient of "
+            f"{int((~converged).sum())} of {len(converged)} examples is that of one iteration, and inexact. Allow more "
+            "iterations, or use `gradient='full'`."
+        )
+    return tensors_of(where(converged, solution.state, v))
+
+
+class SameRandomNumbers:
+    """A map that draws the same random numbers (dropout masks) in every call; what is drawn elsewhere goes on as after
+    the first call.
+
+    Args:
+        f: the map.
+        device: where it draws them, besides the CPU.
+    """
+
+    def __init__(self, f: Map, device: torch.device) -> None:
+        self.f, self.devices = f, [device] if device.type == "cuda" else []
+        self.first: list[torch.Tensor] | None = None
+
+    def __call__(self, state: State) -> State:
+        with nullcontext() if self.first is None else torch.random.fork_rng(self.devices):
+            if self.first is None:
+                self.first = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
+            torch.set_rng_state(self.first[0])
+            for device, numbers in zip(self.devices, self.first[1:], strict=True):
+                torch.cuda.set_rng_state(numbers, device)
+            return self.f(state)
+
+
+def _in_words(residuals: torch.Tensor) -> str:
+    """The worst residual with one digit, so that the warnings of a long run repeat each other and are shown once."""
+    return f"{residuals.nan_to_num(torch.inf, torch.inf).max():.0e}"
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ConvergenceWarning, stacklevel=4)

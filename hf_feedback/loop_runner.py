@@ -1,0 +1,360 @@
+"""Runs the loop inside one call of the backbone: from its inputs to its output after K iterations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import TransformersKwargs, logging
+
+from .backbone_layout import BackboneLayout, is_sharded, without_cache
+from .collected_states import asks_for_states, keep_last_iteration
+from .configuration_feedback import FeedbackConfig
+from .connections import FeedbackConnections, MessageContext
+from .feedback_loop import FeedbackLoop, find_fixed_point, run_iterations
+from .gradients import GRADIENTS, FullGradient
+from .halting import Halting, reads_answers
+from .iteration_trace import IterationTrace, States, batch_first
+from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompiled, with_hidden
+from .modeling_outputs import BackboneOutput, split_iterations
+from .segments import Segments
+from .stability import estimate_contraction, jacobian_penalty
+
+logger = logging.get_logger(__name__)
+
+# What every backbone's `forward` may be given besides the arguments that it names.
+COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """What one call of `forward` is about.
+
+    Args:
+        backbone, feedback: the modules, as they are in this call.
+        arguments: what `forward` was called with; the segments of the texts, if they were cut.
+        inputs: what the backbone is called with.
+        compute_logits: the backbone's output → logits `(B, C)`; `None` if the model does not answer once for each row.
+        segments: which text each row belongs to, if texts were cut.
+        num_choices: number of rows that belong to one question, in multiple choice.
+        is_training: whether the model is in training mode.
+        is_disabled: whether the bare backbone is to run.
+        model_name: the model's class, for messages.
+    """
+
+    backbone: PreTrainedModel
+    feedback: FeedbackConnections
+    arguments: dict[str, Any]
+    inputs: dict[str, Any]
+    compute_logits: "Callable[[BackboneOutput, ForwardContext], torch.Tensor] | None"
+    segments: Segments | None
+    num_choices: int | None
+    is_training: bool
+    is_disabled: bool
+    model_name: str
+
+    @property
+    def attention_mask(self) -> Any:
+        """The mask that `forward` was given, in whatever shape."""
+        return self.arguments.get("attention_mask")
+
+
+@dataclass
+class LoopResult:
+    """What comes out of K iterations.
+
+    Args:
+        output: the backbone's own output.
+        trace: what was noted of every iteration, if asked for.
+        is_batched: whether `output` is that of all iterations as one larger batch.
+        iterations: `(B,)`, how many each example took, if examples stop by themselves.
+        penalty: on the loop's Jacobian, in training.
+    """
+
+    output: Any = None
+    trace: IterationTrace | None = None
+    is_batched: bool = False
+    iterations: torch.Tensor | None = None
+    penalty: torch.Tensor | None = None
+
+    def statistics(self) -> dict[str, torch.Tensor | None]:
+        """`residuals` `(B, K − 1)` if a trace was kept, and `iterations` `(B,)`."""
+        return {"iterations": self.iterations} if self.trace is None else {**self.trace.statistics(self.iterations)}
+
+
+@dataclass(frozen=True)
+class LoopRunner:
+    """Runs the loop over a backbone. It holds no modules, which PEFT and others replace, and nothing of a call.
+
+    Args:
+        config: the feedback options, read anew in every call.
+        layout: what is known about the backbone.
+    """
+
+    config: FeedbackConfig
+    layout: BackboneLayout
+
+    def run(
+        self, context: ForwardContext, num_iterations: int, keep_trace: bool = False, batch_iterations: bool = False
+    ) -> LoopResult:
+        """K iterations.
+
+        Args:
+            context: what the call is about.
+            num_iterations: K.
+            keep_trace: whether to note the states of every iteration.
+            batch_iterations: whether the backbone's output may be that of all iterations as one larger batch.
+
+        Raises:
+            ValueError: an option excludes what the call asks for.
+            RuntimeError: the backbone was changed since the model was built.
+        """
+        config = self.config
+        if self._halts(context) and context.inputs.get("output_attentions"):
+            raise ValueError(
+                f"`output_attentions` cannot be had with `halting`={config.halting!r}, where examples stop at "
+                "iterations of their own; set `model.config.halting = 'none'` for it."
+            )
+        penalizes = context.is_training and config.jacobian_penalty > 0
+        if penalizes and is_sharded(context.backbone):
+            raise ValueError(
+                f"`jacobian_penalty`={config.jacobian_penalty!r} differentiates twice, which a model that is sharded "
+                "over processes (`distributed_config`) cannot do; set it to 0, or load the model without."
+            )
+        result = LoopResult(trace=self._make_trace(context) if keep_trace else None)
+        result.is_batched = (
+            keep_trace and batch_iterations and self.layout.can_batch_iterations and not asks_for_states(context.inputs)
+        )
+        # what solves for a fixed point, or differentiates inside the loop, is no graph that can be compiled
+        is_apart = num_iterations > 1 and (penalizes or GRADIENTS[config.gradient].finds_fixed_point)
+        if is_apart and torch.compiler.is_compiling():
+            run_uncompiled(self._run_backbone, context, num_iterations, result)
+        else:
+            self._run_backbone(context, num_iterations, result)
+        return result
+
+    def _halts(self, context: ForwardContext) -> bool:
+        return self.config.halting != "none" and not context.is_training and not context.is_disabled
+
+    def _make_trace(self, context: ForwardContext) -> IterationTrace:
+        return IterationTrace(self.layout.batch_dim or 0, context.segments)
+
+    def _run_backbone(self, context: ForwardContext, num_iterations: int, result: LoopResult) -> None:
+        """Calls the backbone, with the iterations inside of it, and fills in the result."""
+
+        def on_segment(record: SegmentRecord) -> LayerOutput:
+            return self._iterate(self.make_loop(record, context), num_iterations, context, result)
+
+        record = None
+        acts = context.feedback.acts_in_first_iteration and not context.is_disabled
+        if num_iterations > 1 or result.trace is not None or acts or self._halts(context):
+            record = self._make_record(context, on_segment)
+        with recording(record):
+            result.output = context.backbone(**context.inputs)
+        if record is None:
+            return
+        if len(record.calls) != record.last - record.first + 1:
+            raise RuntimeError(
+                "The backbone's layers did not report to the loop: they were replaced after the model was built. Build "
+                "a new model with `from_backbone`."
+            )
+        if record.num_replays:
+            keep_last_iteration(result.output, record, self.config.backbone_part)
+
+    def _make_record(
+        self, context: ForwardContext, on_segment: Callable[[SegmentRecord], LayerOutput]
+    ) -> SegmentRecord:
+        feedback = context.feedback
+
+        def on_input(layer: int, x: torch.Tensor) -> torch.Tensor:
+            return feedback.add_messages(x, layer, None, MessageContext())
+
+        return SegmentRecord(
+            self.layout.layers(context.backbone),
+            self.layout.segment,
+            on_segment,
+            on_input if feedback.acts_in_first_iteration and not context.is_disabled else None,
+            keep=None if asks_for_states(context.inputs) else set(map(int, feedback.sources)),
+            batch_dim=self.layout.batch_dim or 0,
+        )
+
+    def _iterate(
+        self, loop: FeedbackLoop, num_iterations: int, context: ForwardContext, result: LoopResult
+    ) -> LayerOutput:
+        """Iterations 2 … K with the gradient and the halting that the config asks for."""
+        config, trace = self.config, result.trace
+        length = loop.entry.shape[1 - (self.layout.batch_dim or 0)]
+        mask = token_mask(context.backbone, context.attention_mask, length)
+        if trace:
+            trace.mask = mask
+        if self._halts(context):
+            config.check_halting()  # options may have been set since the model was built
+            reads = reads_answers(config.halting)
+            halting = Halting(config, loop, mask, (lambda state: self._logits_at(context, state)) if reads else None)
+            output = run_iterations(loop, num_iterations, FullGradient(), trace, halting)
+            result.iterations = halting.iterations
+        else:
+            latest: States = {}
+
+            def observe(k: int, h: States) -> None:
+                latest.update(h)
+                if trace:
+                    trace(k, h)
+
+            penalizes = config.jacobian_penalty > 0 and num_iterations > 1 and context.is_training
+            penalizes = penalizes and torch.is_grad_enabled()
+            gradient = GRADIENTS[config.gradient](
+                config.gradient_iterations, config.fixed_point_tolerance, config.fixed_point_solver
+            )
+            run = find_fixed_point if gradient.finds_fixed_point else run_iterations
+            output = run(loop, num_iterations, gradient, observe if penalizes else trace)
+            if penalizes:
+                result.penalty = jacobian_penalty(loop, latest, mask)
+        if trace and result.is_batched:
+            loop.record.earlier_states = trace.outputs[:-1]
+        return output
+
+    def make_loop(self, record: SegmentRecord, context: ForwardContext) -> FeedbackLoop:
+        """The loop over a record, its segment complete."""
+        return FeedbackLoop(
+            record,
+            context.feedback,
+            self._message_context(context, record.entry),
+            (lambda state: self._class_probabilities(context, state)) if context.feedback.reads_classes else None,
+            carries=self.config.feedback_state == "carry",
+            batch_axes=self.layout.batch_axes,
+        )
+
+    def _message_context(self, context: ForwardContext, entry: torch.Tensor) -> MessageContext:
+        """What messages may read besides the states; `entry` is what entered the segment."""
+        batch_dim, mask = self.layout.batch_dim or 0, context.attention_mask
+        if not context.feedback.mixes_tokens:
+            return MessageContext(batch_dim=batch_dim)
+        real = None if mask is None else token_mask(context.backbone, mask, entry.shape[1 - batch_dim])
+        if real is None and (not isinstance(mask, torch.Tensor | None) or (mask is not None and mask.dim() > 3)):
+            raise ValueError(
+                f"`feedback_type`={self.config.feedback_type!r} needs an `attention_mask` of shape (batch, tokens); "
+                "give one, or use `feedback_type='additive'`."
+            )
+        return MessageContext(mask=real, causal=self.layout.causal, batch_dim=batch_dim, segments=context.segments)
+
+    def _class_probabilities(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
+        """`(B, C)`, the answer if the segment ended in `state`."""
+        logits = self._logits_at(context, state)
+        if self.config.problem_type == "multi_label_classification":
+            return logits.sigmoid()
+        return logits if logits.shape[-1] == 1 else logits.softmax(-1)
+
+    def _logits_at(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
+        """`(B, C)`, the logits if the segment ended in `state`."""
+        halts = self._halts(context)
+        if context.compute_logits is None:
+            option = f"halting={self.config.halting!r}" if halts else "feedback_context='classes'"
+            instead = "halting='convergence'" if halts else "feedback_context='state'"
+            raise ValueError(
+                f"`{option}` needs a model with classes, one answer for each text or image; {context.model_name} gives "
+                f"none. Use `{instead}`."
+            )
+        if halts and self.layout.final_modules is None:
+            logger.warning_once(
+                f"`halting`={self.config.halting!r} reads the answer after every iteration, which costs a pass through "
+                "the whole backbone each time where layers follow those that loop, and with `head='backbone'`; "
+                "'convergence' does not."
+            )
+        return context.compute_logits(self.output_from(context, state), context)
+
+    def output_from(self, context: ForwardContext, state: torch.Tensor) -> BackboneOutput:
+        """The backbone's own output if its segment ends in `state`, `(B, T, d)`. If only a norm follows the segment, it
+        alone is run."""
+        if self.layout.final_modules is not None:
+            for name in self.layout.final_modules:
+                state = context.backbone.get_submodule(name)(state)
+            state = batch_first(state, self.layout.batch_dim or 0)
+            return cast(BackboneOutput, BaseModelOutput(last_hidden_state=state))
+
+        def on_segment(record: SegmentRecord) -> LayerOutput:
+            output = record.calls[-1].output
+            return state if output is None else with_hidden(output, state)
+
+        record = SegmentRecord(self.layout.layers(context.backbone), self.layout.segment, on_segment)
+        with recording(record):
+            return context.backbone(**context.inputs)
+
+    def outputs_of_iterations(self, context: ForwardContext, result: LoopResult) -> list[BackboneOutput]:
+        """The backbone's output for every iteration of a result with a trace; that of the last one alone without."""
+        if result.trace is None:
+            return [result.output]
+        if result.is_batched:
+            outputs: list[BackboneOutput] = [*split_iterations(result.output, len(result.trace.outputs))]
+            return outputs
+        return [*(self.output_from(context, state) for state in result.trace.outputs[:-1]), result.output]
+
+    def estimate_contraction(self, context: ForwardContext, num_iterations: int, steps: int) -> torch.Tensor:
+        """By which factor one more iteration shrinks a small difference between states after K iterations, `(B,)`; see
+        `stability.estimate_contraction`."""
+        estimates: list[torch.Tensor] = []
+
+        def on_segment(record: SegmentRecord) -> LayerOutput:
+            loop = self.make_loop(record, context)
+            estimates.append(estimate_contraction(loop, num_iterations, steps))
+            return loop.output(loop.initial_states())
+
+        with torch.no_grad(), recording(self._make_record(context, on_segment)):
+            context.backbone(**context.inputs)
+        return estimates[0]
+
+
+def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:
+    """`(B, T)`, true at real tokens, if the mask tells that.
+
+    Args:
+        backbone: shortens recordings inside; transformers' audio families say how much.
+        mask: `(B, T)`; that of the choices of a multiple choice, `(B, C, T)`, is flattened.
+        length: T, of the hidden states.
+    """
+    shorten = getattr(backbone, "_get_feature_vector_attention_mask", None)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 3:
+        mask = mask.flatten(0, 1)
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    if mask.shape[1] != length:
+        mask = None if shorten is None else shorten(length, mask)
+    return None if mask is None else mask != 0
+
+
+def backbone_inputs(
+    backbone: PreTrainedModel,
+    layout: BackboneLayout,
+    config: FeedbackConfig,
+    model_name: str,
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    """What the backbone is called with: all arguments that it takes, and no key–value cache. `token_type_ids` and
+    `position_ids` that it does not know are dropped, as transformers does.
+
+    Raises:
+        TypeError: it does not know another argument.
+        ValueError: a cache was passed.
+    """
+    inputs = {key: value for key, value in arguments.items() if value is not None}
+    if "past_key_values" in inputs:
+        raise ValueError(
+            "`past_key_values`: iterations cannot share a key–value cache, so prefix-tuning and cached decoding do not "
+            "work with feedback; tune with LoRA or the feedback alone instead."
+        )
+    unknown = [key for key in inputs if key not in layout.arguments and key not in COMMON_ARGUMENTS]
+    for key in unknown:
+        if key not in ("token_type_ids", "position_ids"):
+            valid = sorted({"num_iterations", "output_iterations", *layout.arguments} - {"kwargs", "labels"})
+            near = get_close_matches(key, valid, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"the backbone takes: {', '.join(valid)}."
+            raise TypeError(f"{model_name}.forward got an unexpected argument `{key}`; {hint}")
+        del inputs[key]
+    for name in ("output_hidden_states", "output_attentions"):
+        wanted = inputs.pop(name, None)
+        if wanted or (wanted is None and getattr(config, name)):
+            inputs[name] = True
+    return {**inputs, **without_cache(backbone)}
