@@ -1,61 +1,23 @@
-"""Top-down feedback for pretrained transformers."""
+"""Top-down feedback for pretrained transformers.
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+Nothing is imported before it is used: `__init__.pyi` lists the public names and the modules they come from.
+"""
 
-from .backbone_layout import UnsupportedBackboneError
-from .configuration_feedback import FeedbackConfig
-from .configuration_fnn import FNNConfig
-from .modeling_base import FeedbackPreTrainedModel
-from .modeling_feedback import (
-    HEADS,
-    FeedbackForAudioClassification,
-    FeedbackForImageClassification,
-    FeedbackForMaskedLM,
-    FeedbackForMultipleChoice,
-    FeedbackForQuestionAnswering,
-    FeedbackForSequenceClassification,
-    FeedbackForTokenClassification,
-    FeedbackModel,
-    add_feedback,
-    load_feedback,
-)
-from .modeling_fnn import FNNForSequenceClassification, FNNModel
-from .modeling_outputs import FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
+from importlib import import_module
+from typing import Any
+
+from lazy_loader import attach_stub
+
+from .registration import register_when_imported
 from .version import HF_FEEDBACK_VERSION as __version__
 
-AutoConfig.register(FeedbackConfig.model_type, FeedbackConfig, exist_ok=True)
-FeedbackConfig.register_for_auto_class()
-_MODELS: tuple[type[FeedbackPreTrainedModel], ...] = (FeedbackModel, *HEADS)
-for model_class in _MODELS:
-    auto_class = model_class.traits.auto_class or AutoModel
-    auto_class.register(FeedbackConfig, model_class, exist_ok=True)
-    model_class.register_for_auto_class(auto_class.__name__)
+_import_name, __dir__, __all__ = attach_stub(__name__, __file__)
+__all__ += ["__version__"]
 
-AutoConfig.register(FNNConfig.model_type, FNNConfig, exist_ok=True)
-FNNConfig.register_for_auto_class()
-AutoModel.register(FNNConfig, FNNModel, exist_ok=True)
-FNNModel.register_for_auto_class("AutoModel")
-AutoModelForSequenceClassification.register(FNNConfig, FNNForSequenceClassification, exist_ok=True)
-FNNForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+register_when_imported()
 
-__all__ = [
-    "FNNConfig",
-    "FNNForSequenceClassification",
-    "FNNModel",
-    "FeedbackConfig",
-    "FeedbackForAudioClassification",
-    "FeedbackForImageClassification",
-    "FeedbackForMaskedLM",
-    "FeedbackForMultipleChoice",
-    "FeedbackForQuestionAnswering",
-    "FeedbackForSequenceClassification",
-    "FeedbackForTokenClassification",
-    "FeedbackModel",
-    "FeedbackModelOutput",
-    "FeedbackQuestionAnsweringOutput",
-    "FeedbackTaskOutput",
-    "UnsupportedBackboneError",
-    "__version__",
-    "add_feedback",
-    "load_feedback",
-]
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # in all threads in one order, so that none finds an Auto class without ours
+        import_module("transformers.models.auto.modeling_auto")
+    return _import_name(name)

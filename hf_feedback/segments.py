@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import transformers
 from torch.nn import functional as F
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .backbone_layout import is_decoder, max_positions
 
@@ -67,7 +68,9 @@ def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def find_special_tokens(name_or_path: str | Path, **hub_kwargs: Any) -> list[int] | None:
     """The same of the tokenizer in a folder or repository; `None` where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **hub_kwargs})
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name_or_path, **{"trust_remote_code": False, **hub_kwargs}
+        )
     except (OSError, ValueError):
         return None
     return special_tokens_of(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None
