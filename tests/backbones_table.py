@@ -4,7 +4,7 @@ import torch
 import transformers
 from families import FAMILIES, tiny_backbone, tiny_config
 
-from hf_feedback import HEADS
+from hf_feedback.modeling_feedback import HEADS
 
 READS = {"tokens": "text", "pixels": "images", "wave": "audio", "spectrum": "audio"}
 OWN = {

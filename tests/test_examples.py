@@ -29,8 +29,9 @@ from transformers import (
     pipeline,
 )
 
-from hf_feedback import HEADS, FNNForSequenceClassification
+from hf_feedback import FNNForSequenceClassification
 from hf_feedback.model_card import TASKS
+from hf_feedback.modeling_feedback import HEADS
 from hf_feedback.training.entities import align, entities, entity_scores, is_bio, make_tag_metrics, tag_set
 from hf_feedback.training.masking import MaskingCollator, perplexity_of_losses, token_losses, with_fixed_masks
 from hf_feedback.training.media import as_bytes, read_media, read_wave

@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from hf_feedback import (
-    HEADS,
     FeedbackConfig,
     FeedbackForAudioClassification,
     FeedbackForMaskedLM,
@@ -31,6 +30,7 @@ from hf_feedback import (
     add_feedback,
 )
 from hf_feedback.backbone_layout import without_cache
+from hf_feedback.modeling_feedback import HEADS
 
 NAMES = {head.__name__.removeprefix("FeedbackFor"): head for head in HEADS}
 READS = {"ImageClassification": ("pixels",), "AudioClassification": ("wave", "spectrum")}

@@ -11,8 +11,9 @@ import pytest
 import torch
 from test_cli import backbone, rows, train_command, write  # noqa: F401
 
-from hf_feedback import HEADS, FeedbackModel
+from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
+from hf_feedback.modeling_feedback import HEADS
 from hf_feedback.training.command import guarded
 from hf_feedback.training.options import options_from_file
 
