@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 from transformers.training_args import ParallelMode
 
+from ..modeling_base import FeedbackPreTrainedModel
 from .arguments import FeedbackTrainingArguments
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
 from .distributed import skip_unused_search
@@ -124,8 +125,8 @@ class FeedbackTrainer(Trainer):
 
     def _pause_unused_feedback(self, model: nn.Module) -> None:
         core = any_model_in(model)[1]
-        adapts = getattr(getattr(core, "feedback", None), "adapts", False)
-        if core.config.num_iterations == 1 and self.args.train_iterations == "fixed" and not adapts:
+        used = isinstance(core, FeedbackPreTrainedModel) and core.feedback.acts_in_first_iteration
+        if core.config.num_iterations == 1 and self.args.train_iterations == "fixed" and not used:
             parts = parts_of(model)
             unused = [p for name, p in model.named_parameters() if parts[name] == "feedback" and p.requires_grad]
             self._paused += unused
@@ -145,8 +146,8 @@ class FeedbackTrainer(Trainer):
         if k > 1:
             return result
         # distributed training refuses parameters that no gradient reaches
-        feedback = getattr(core, "feedback", None)
-        unused = [] if feedback is None else [p for p in feedback.parameters() if p.requires_grad]
+        feedback = core.feedback.parameters() if isinstance(core, FeedbackPreTrainedModel) else ()
+        unused = [parameter for parameter in feedback if parameter.requires_grad]
         zero = sum(parameter.sum() for parameter in unused) * 0.0
         return (result[0] + zero, *result[1:]) if isinstance(result, tuple) else result + zero
 
