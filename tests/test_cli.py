@@ -1,5 +1,6 @@
 """From raw text to predictions, and what happens when the input is bad."""
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from huggingface_hub import ModelCard
 from training_runs import WORDS, rows, tiny_tokenizer, train_command, write
 from transformers import pipeline
 
+from hf_feedback import cli
 from hf_feedback.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -416,6 +418,17 @@ def test_a_tuned_head_goes_on_with_its_own_label_order(tmp_path):
     assert main(train_command(str(tmp_path / "tuned"), tmp_path / "out", *more, train=train, validation=train)) == 0
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(saved["id2label"].values()) == ["lost", "late", "fine"]
+
+
+def test_what_a_command_needs_is_imported_when_it_runs():
+    """So that the names of the commands are listed at once."""
+    imports = [
+        node for node in ast.parse(Path(cli.__file__).read_text()).body if isinstance(node, ast.ImportFrom | ast.Import)
+    ]
+    modules = {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
+    modules |= {f"{'.' * node.level}{node.module}" for node in imports if isinstance(node, ast.ImportFrom)}
+    assert "argparse" in modules
+    assert {module.split(".")[0] for module in modules} <= set(sys.stdlib_module_names)
 
 
 def test_help_and_unknown_command(capsys):
