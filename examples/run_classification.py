@@ -8,7 +8,8 @@ The same as `hf-feedback train`, as a script for `accelerate launch` and `torchr
 
 import sys
 
-from hf_feedback.cli import guarded, run_train
+from hf_feedback.training.commands.errors import run_command
+from hf_feedback.training.commands.train import run
 
 if __name__ == "__main__":
-    sys.exit(guarded(run_train, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

@@ -7,7 +7,7 @@ import csv
 import json
 import sys
 
-from hf_feedback.training.label_names import label_name
+from hf_feedback.training.data.label_names import label_name
 
 
 def main(predictions: str, labelled: str, count: str = "8") -> None:

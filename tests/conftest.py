@@ -28,6 +28,18 @@ def minilm():
     return str(get_model_path())
 
 
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """Folder of a tiny backbone with its tokenizer."""
+    folder = tmp_path_factory.mktemp("backbone")
+    from families import tiny_backbone
+    from training_runs import tiny_tokenizer
+
+    tiny_backbone("bert").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 # The compatibility table: pytest tests/test_{equality,refusals,heads}.py --write-backbones examples/guides/backbones.md
 
 

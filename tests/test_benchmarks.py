@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import tiny_backbone
-from test_cli import rows, write
-from test_sharing import tiny_tokenizer
+from training_runs import rows, tiny_tokenizer, write
 
 FOLDER = Path(__file__).parent.parent / "examples" / "benchmarks"
 

@@ -1,5 +1,6 @@
 """From raw text to predictions, and what happens when the input is bad."""
 
+import ast
 import json
 import os
 import re
@@ -9,62 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from families import tiny_backbone
 from huggingface_hub import ModelCard
-from test_sharing import tiny_tokenizer
+from training_runs import WORDS, rows, tiny_tokenizer, train_command, write
 from transformers import pipeline
 
+from hf_feedback import cli
 from hf_feedback.cli import main
 
 ROOT = Path(__file__).parent.parent
-WORDS = {"late": "where is my parcel", "lost": "the refund has not come", "fine": "please help it"}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    """Folder of a tiny backbone with its tokenizer."""
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("bert").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def rows(count=24, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = list(WORDS)
-    found = []
-    for i in range(count):
-        words = WORDS[labels[i % 3]].split()
-        order = torch.randperm(len(words), generator=generator).tolist()
-        found.append({"text": " ".join(words[j] for j in order), "label": labels[i % 3]})
-    return found
-
-
-def write(folder, name, records):
-    """Writes records in the format that the name's ending says."""
-    file = folder / name
-    if file.suffix == ".jsonl":
-        file.write_text("\n".join(json.dumps(record) for record in records))
-    elif file.suffix == ".parquet":
-        from datasets import Dataset
-
-        Dataset.from_list(records).to_parquet(file)
-    else:
-        import csv
-
-        with file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(records[0]), delimiter="\t" if file.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(records)
-    return str(file)
-
-
-def train_command(backbone, folder, *more, train="train.csv", validation="validation.csv"):
-    files = ["--train-file", train] + (["--validation-file", validation] if validation else [])
-    fast = "--num-train-epochs 2 --per-device-train-batch-size 8 --disable-tqdm True --feedback-rank 4 --bf16 False"
-    return ["train", "--model", backbone, *files, "--output-dir", str(folder), *fast.split(), *more]
 
 
 def test_long_texts_in_segments(backbone, tmp_path, capsys, caplog):
@@ -279,7 +234,7 @@ def test_folder_that_is_not_writable(backbone, tmp_path, capsys):
 def test_long_and_empty_texts_are_counted(backbone, tmp_path, caplog):
     texts = [*rows(), {"text": "parcel " * 50, "label": "late"}, {"text": "", "label": "fine"}]
     train = write(tmp_path, "train.csv", texts)
-    with caplog.at_level("WARNING", logger="hf_feedback.training.data"):
+    with caplog.at_level("WARNING", logger="hf_feedback.training.data.texts"):
         assert main(train_command(backbone, tmp_path / "out", train=train, validation=None)) == 0
     assert "1 of 26 texts are longer than 32 tokens and were cut" in caplog.text
     assert "1 of 26 texts are empty" in caplog.text
@@ -299,7 +254,7 @@ def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog):
     command = train_command(backbone, tmp_path / "out", "--dataset-name", str(tmp_path / "data"))
     both, alone = command, [part for i, part in enumerate(command) if i not in (3, 4, 5, 6)]
     assert main(both) == 2
-    with caplog.at_level("WARNING", logger="hf_feedback.training.classification"):
+    with caplog.at_level("WARNING", logger="hf_feedback.training.tasks.text_classification"):
         assert main(alone) == 0
     assert "has no labels and is left out" in caplog.text
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
@@ -463,6 +418,17 @@ def test_a_tuned_head_goes_on_with_its_own_label_order(tmp_path):
     assert main(train_command(str(tmp_path / "tuned"), tmp_path / "out", *more, train=train, validation=train)) == 0
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(saved["id2label"].values()) == ["lost", "late", "fine"]
+
+
+def test_what_a_command_needs_is_imported_when_it_runs():
+    """So that the names of the commands are listed at once."""
+    imports = [
+        node for node in ast.parse(Path(cli.__file__).read_text()).body if isinstance(node, ast.ImportFrom | ast.Import)
+    ]
+    modules = {name.name for node in imports if isinstance(node, ast.Import) for name in node.names}
+    modules |= {f"{'.' * node.level}{node.module}" for node in imports if isinstance(node, ast.ImportFrom)}
+    assert "argparse" in modules
+    assert {module.split(".")[0] for module in modules} <= set(sys.stdlib_module_names)
 
 
 def test_help_and_unknown_command(capsys):

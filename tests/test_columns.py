@@ -7,13 +7,12 @@ from decimal import Decimal
 
 import pytest
 from families import tiny_backbone
-from test_cli import rows, train_command, write
-from test_sharing import tiny_tokenizer
+from training_runs import rows, tiny_tokenizer, train_command, write
 from transformers import AutoTokenizer, PreTrainedConfig, pipeline
 
 from hf_feedback.cli import main
-from hf_feedback.training.columns import Columns, find_columns
-from hf_feedback.training.data import texts_of
+from hf_feedback.training.data.columns import Columns, find_columns
+from hf_feedback.training.data.texts import texts_of
 
 TRAINED = Columns("text", None, "target")
 
@@ -73,7 +72,7 @@ def test_labels_in_several_columns_are_refused_with_advice():
 def test_columns_are_kept_with_the_config(tmp_path):
     config = PreTrainedConfig()
     assert Columns.of_model(config) is None
-    TRAINED.keep(config)
+    TRAINED.store_in(config)
     config.save_pretrained(tmp_path)
     assert Columns.of_model(PreTrainedConfig.from_pretrained(tmp_path)) == TRAINED
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import random
 import re
 import string
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 from families import tiny_backbone, tiny_config
 from huggingface_hub import ModelCard
@@ -30,12 +32,24 @@ from transformers import (
 )
 
 from hf_feedback import FNNForSequenceClassification
-from hf_feedback.model_card import TASKS
 from hf_feedback.modeling_feedback import HEADS
-from hf_feedback.training.entities import align, entities, entity_scores, is_bio, make_tag_metrics, tag_set
-from hf_feedback.training.masking import MaskingCollator, perplexity_of_losses, token_losses, with_fixed_masks
-from hf_feedback.training.media import as_bytes, read_media, read_wave
-from hf_feedback.training.questions import answer_f1, answer_scores, answer_tokens, best_answers, windows_of
+from hf_feedback.training.data.answers import WindowEncoder, answer_f1, answer_scores, answer_tokens, best_answers
+from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.data.media import check_media, read_media, read_wave
+from hf_feedback.training.data.splits import Split
+from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.tasks import TASKS, MultipleChoice, Task, TokenClassification
+from hf_feedback.training.tasks.masked_lm import MaskingCollator, perplexity_of_losses, token_losses, with_fixed_masks
+from hf_feedback.training.tasks.multiple_choice import encode_choices
+from hf_feedback.training.tasks.question_answering import find_fault
+from hf_feedback.training.tasks.token_classification import (
+    align_labels,
+    encode_words,
+    entity_scores,
+    is_bio,
+    make_tag_metrics,
+    tag_set,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DATA = EXAMPLES / "data"
@@ -130,9 +144,8 @@ def test_from_a_file_to_a_model(name, backbones, tmp_path, capsys):
         assert results[f"eval_{metric}"] == results[f"test_{metric}"]
     state = json.loads((out / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"]
-    head = next(head for head in HEADS if head.__name__ == f"FeedbackFor{case.head}")
-    loaded, info = head.traits.auto_class.from_pretrained(out, output_loading_info=True)
-    assert type(loaded) is head
+    loaded, info = getattr(transformers, f"AutoModelFor{case.head}").from_pretrained(out, output_loading_info=True)
+    assert type(loaded).__name__ == f"FeedbackFor{case.head}"
     assert not info["missing_keys"]
     assert any(edge.up.weight.abs().max() > 0 for edge in loaded.feedback.modules() if hasattr(edge, "up"))
 
@@ -144,7 +157,7 @@ def test_the_card_names_the_task_and_its_example_runs(name, backbones, tmp_path,
     rows = head_of(case.file, case.count, tmp_path)
     assert run(name, backbones, tmp_path, "--validation-file", rows, "--max-steps", "1", train=rows) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    task = TASKS[f"FeedbackFor{case.head}"]
+    task = TASKS[f"FeedbackFor{case.head}"].card
     assert card.data.pipeline_tag == task.pipeline_tag
     assert {result.metric_name for result in card.data.eval_results} >= set(case.metrics)
     assert {result.task_type for result in card.data.eval_results} == {task.pipeline_tag}
@@ -157,8 +170,11 @@ def test_the_card_names_the_task_and_its_example_runs(name, backbones, tmp_path,
         assert type(names["answer"].model).__name__ == f"FeedbackFor{case.head}"
 
 
-def test_every_head_has_a_card():
+def test_every_head_has_a_task_and_every_task_a_script():
     assert set(TASKS) == {head.__name__ for head in (*HEADS, FNNForSequenceClassification)}
+    without_script = {"FeedbackForSequenceClassification", "FNNForSequenceClassification"}  # `hf-feedback train`
+    assert {f"FeedbackFor{case.head}" for case in CASES.values()} == set(TASKS) - without_script
+    assert set(CASES) == {file.stem for file in EXAMPLES.glob("run_*.py")} - {"run_classification"}
 
 
 def test_pretrained_with_masks_then_fine_tuned(backbones, tmp_path):
@@ -251,30 +267,52 @@ def test_bad_input_is_one_clear_line(case, backbones, tmp_path, capsys):
 
 def test_tags_stand_at_the_first_piece_of_a_word():
     found = letters()([["my", "red", "fan"]], is_split_into_words=True)
-    assert align(found.word_ids(0), [0, 1, 2]) == [-100, 0, -100, 1, -100, -100, 2, -100, -100, -100]
-    module = script("run_token_classification")
+    assert align_labels(found.word_ids(0), [0, 1, 2]) == [-100, 0, -100, 1, -100, -100, 2, -100, -100, -100]
     data = Dataset.from_list([{"tokens": ["my", "red", "fan"], "tags": ["O", "B-X", "I-X"]}])
-    args = module.TagArguments()
-    encoded = module.encode(data, "here", args, letters(), 6, ["O", "B-X", "I-X"])
+    encoded = encode_tags(data, ("O", "B-X", "I-X"), 6)
     assert encoded[0]["labels"] == [-100, 0, -100, 1, -100, -100]  # cut after "re"
     assert len(encoded[0]["input_ids"]) == 6
     with pytest.raises(ValueError, match="row 1: tag 'I-X' is not among the training tags: O, B-X"):
-        module.encode(data, "here", args, letters(), 6, ["O", "B-X"])
+        encode_tags(data, ("O", "B-X"), 6)
 
 
-@pytest.mark.parametrize(
-    ("tags", "expected"),
-    [
-        ("O B-X I-X O", {("X", 1, 2)}),
-        ("B-X B-X", {("X", 0, 0), ("X", 1, 1)}),
-        ("I-X I-X", {("X", 0, 1)}),
-        ("B-X I-Y I-Y", {("X", 0, 0), ("Y", 1, 2)}),
-        ("B-X O I-X", {("X", 0, 0), ("X", 2, 2)}),
-        ("O O", set()),
-    ],
-)
-def test_entities(tags, expected):
-    assert entities(tags.split()) == expected
+def task_of(task_class: type[Task]) -> Task:
+    """A task with the defaults of its options."""
+    return task_class(ModelArguments(model="any"), task_class.data_arguments())
+
+
+def tags_of(data):
+    return task_of(TokenClassification).tags_of(Split(data, "here"))
+
+
+def encode_tags(data, names, length):
+    labels = LabelSet("single_label_classification", names)
+    return encode_words(Split(data, "here"), tags_of(data), labels, "tokens", letters(), length)
+
+
+def entities(tags):
+    """Entities as (type, first word, last word), as the CoNLL evaluation defines them."""
+    found, previous = [], "O"
+    for i, tag in enumerate(tags):
+        if tag[:2] == "I-" and previous[2:] == tag[2:]:
+            found[-1] = (tag[2:], found[-1][1], i)
+        elif tag != "O":
+            found.append((tag[2:], i, i))
+        previous = tag
+    return set(found)
+
+
+def test_entities_are_those_of_the_conll_evaluation():
+    tags, draw = ["O", "B-X", "I-X", "B-Y", "I-Y", "B-A-B", "I-A-B"], random.Random(0)
+    for _ in range(200):
+        references = [draw.choices(tags, k=draw.randint(1, 9)) for _ in range(3)]
+        predictions = [[draw.choice([tag, *tags]) for tag in row] for row in references]
+        pairs = [(entities(a), entities(b)) for a, b in zip(references, predictions, strict=True)]
+        right, found, wanted = (sum(map(len, sets)) for sets in zip(*((a & b, b, a) for a, b in pairs), strict=True))
+        scores = entity_scores(references, predictions)
+        assert scores["entity_precision"] == pytest.approx(right / max(1, found))
+        assert scores["entity_recall"] == pytest.approx(right / max(1, wanted))
+        assert scores["entity_f1"] == pytest.approx(2 * right / max(1, found + wanted))
 
 
 def test_entity_scores():
@@ -303,36 +341,31 @@ def test_tag_sets():
     assert not is_bio("B-")
     features = Features({"tokens": [Value("string")], "tags": [ClassLabel(names=["O", "B-X"])]})
     data = Dataset.from_dict({"tokens": [["a", "b"]], "tags": [[1, 0]]}, features=features)
-    module = script("run_token_classification")
-    assert module.tags_of(data, "here", module.TagArguments()) == [["B-X", "O"]]
+    assert tags_of(data) == [["B-X", "O"]]
 
 
 def test_tags_that_are_numbers():
-    module = script("run_token_classification")
-    args = module.TagArguments()
     data = Dataset.from_list([{"tokens": ["a", "b"], "tags": [1.0, 0.0]}])
-    names = tag_set(module.tags_of(data, "here", args), "here").names
+    names = tag_set(tags_of(data), "here").names
     assert names == ("0", "1")
     whole = Dataset.from_list([{"tokens": ["a", "b"], "tags": [1, 0]}])
     for rows in (data, whole, Dataset.from_list([{"tokens": ["a", "b"], "tags": ["1", "0.0"]}])):
-        assert module.encode(rows, "here", args, letters(), 8, names)[0]["labels"] == [-100, 1, 0, -100]
-    assert module.encode(whole, "here", args, letters(), 8, ("0.0", "1.0"))[0]["labels"] == [-100, 1, 0, -100]
+        assert encode_tags(rows, names, 8)[0]["labels"] == [-100, 1, 0, -100]
+    assert encode_tags(whole, ("0.0", "1.0"), 8)[0]["labels"] == [-100, 1, 0, -100]
 
 
 def test_hidden_tags_are_missing():
     features = Features({"tokens": [Value("string")], "tags": [ClassLabel(names=["O", "B-X"])]})
     data = Dataset.from_dict({"tokens": [["a"], ["b"]], "tags": [[0], [-1]]}, features=features)
-    module = script("run_token_classification")
     with pytest.raises(ValueError, match="here: the label is missing in column 'tags', row 2"):
-        module.tags_of(data, "here", module.TagArguments())
+        tags_of(data)
 
 
 @pytest.mark.parametrize("labels", [["1", "0"], [1.0, 0.0], [1, 0]], ids=str)
 def test_numbers_of_choices(labels):
-    module = script("run_multiple_choice")
     data = Dataset.from_list([{"context": "a", "choices": ["b", "c"], "label": label} for label in labels])
-    module.check(data, "here")
-    assert module.encode(data, letters(), 8)["labels"][:] == [1, 0]
+    assert task_of(MultipleChoice).check_split(Split(data, "here")).data is data
+    assert encode_choices(data, letters(), 8)["labels"][:] == [1, 0]
 
 
 # Questions
@@ -346,7 +379,7 @@ def one_question(answer="red", context="we have a red fan and a new lamp"):
 
 def test_an_answer_stands_in_its_windows_and_comes_back():
     data, tokenizer = one_question(), letters()
-    windows = windows_of(data, tokenizer, 20, 6, "here")
+    windows = WindowEncoder(tokenizer, 20, 6).encode(Split(data, "here"))
     assert len(windows) > 2
     inside = 0
     for window in windows:
@@ -374,13 +407,11 @@ def test_an_answer_stands_in_its_windows_and_comes_back():
 def test_an_answer_may_stand_at_a_number_of_any_kind(start):
     answers = {"text": ["red"], "answer_start": [start]}
     row = {"question": "hue?", "context": "we have a red fan", "answers": answers}
-    assert script("run_question_answering").fault(**row) is None
-    (window,) = windows_of(Dataset.from_list([row]), letters(), 64, 6, "here")
+    assert find_fault(**row) is None
+    (window,) = WindowEncoder(letters(), 64, 6).encode(Split(Dataset.from_list([row]), "here"))
     tokens = letters().convert_ids_to_tokens(window["input_ids"])
     assert tokens[window["start_positions"] : window["end_positions"] + 1] == ["r", "##e", "##d"]
-    assert "does not stand at character 11" in script("run_question_answering").fault(
-        **{**row, "answers": {**answers, "answer_start": [11]}}
-    )
+    assert "does not stand at character 11" in find_fault(**{**row, "answers": {**answers, "answer_start": [11]}})
 
 
 def test_answers_that_are_cut_do_not_count():
@@ -394,7 +425,7 @@ def test_answers_that_are_cut_do_not_count():
 
 def test_the_best_answer_is_a_span_of_the_text():
     data = one_question(context="a red fan")
-    windows = windows_of(data, letters(), 64, 6, "here")
+    windows = WindowEncoder(letters(), 64, 6).encode(Split(data, "here"))
     tokens = letters().convert_ids_to_tokens(windows[0]["input_ids"])
     start, end = np.zeros((1, 64)), np.zeros((1, 64))
     r, n = tokens.index("r"), tokens.index("##n")
@@ -533,7 +564,8 @@ def test_a_list_of_recordings(tmp_path):
     """As `datasets` takes it beside the files."""
     folder = recordings(tmp_path / "recordings")
     (tmp_path / "recordings" / "metadata.csv").write_text("file_name,label\nlow/0.wav,x\nhigh/1.wav,y\n")
-    data = as_bytes(read_media(folder, "audiofolder"), "audio", Audio(decode=False), "here", read_wave)
+    split = Split(read_media(folder, "audiofolder"), "here")
+    data = check_media(split, "audio", Audio(decode=False), read_wave).data
     assert data["label"][:] == ["x", "y"]
     assert data[1]["audio"]["path"] == f"{folder}/high/1.wav"
     (tmp_path / "recordings" / "metadata.csv").write_text("name,label\nlow/0.wav,x\n")

@@ -5,16 +5,14 @@ import json
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from test_cli import rows, write
 from test_fnn import KINDS, make
-from test_sharing import tiny_tokenizer
-from test_training import arguments, tiny_data
+from training_runs import arguments, rows, tiny_data, tiny_tokenizer, write
 from transformers import pipeline
 
 from hf_feedback import FNNForSequenceClassification
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, freeze_parameters, parameter_groups, peft_options
-from hf_feedback.training.parameter_groups import parts_of
+from hf_feedback.training.model_parts import parts_of
 
 
 def small(kind, **options):

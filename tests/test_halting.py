@@ -20,7 +20,7 @@ from hf_feedback import (
 )
 from hf_feedback.batch_rows import IndivisibleError, find_batch_axes, select_rows
 from hf_feedback.halting import confidence_of
-from hf_feedback.training.answering import Answering
+from hf_feedback.training.inference import TextInference
 
 HALTS = dict(halting="convergence", num_iterations=12)
 
@@ -378,7 +378,7 @@ def test_in_a_pipeline_and_in_evaluation(minilm, tmp_path):
         }
     file = tmp_path / "data.csv"
     file.write_text("text,label\n" + "".join(f"{text},LABEL_{i % 2}\n" for i, text in enumerate(texts)))
-    values = Answering(str(tmp_path), str(file)).evaluate()
+    values = TextInference(str(tmp_path), str(file)).evaluate()
     assert values["eval_mean_iterations"] == pytest.approx(found.iterations.float().mean().item())
 
 

@@ -15,12 +15,13 @@ import pytest
 import yaml
 from hub_stand_in import TOKEN, HubStandIn, card_of
 from huggingface_hub import ModelCard
-from test_cli import rows, train_command
 from test_heads import NAMES
 from test_sharing import make
+from training_runs import rows, train_command
 
-from hf_feedback.model_card import RunFacts, card_data
 from hf_feedback.training import FeedbackTrainingArguments
+from hf_feedback.training.model_card import RunFacts, card_data
+from hf_feedback.training.tasks import TextClassification
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.xdist_group("hub")  # the steps are shared: with `--dist loadgroup`, by one worker
@@ -399,7 +400,7 @@ def test_card_names_the_repository_and_the_data(hub, trained):
 def test_card_of_data_in_a_folder(tmp_path):
     args = FeedbackTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     data = {"test": (f"{tmp_path}/test", 6)}
-    facts = RunFacts("me/private-backbone", data, str(tmp_path), {"test_accuracy": 1.0}, args)
+    facts = RunFacts("me/private-backbone", data, str(tmp_path), {"test_accuracy": 1.0}, args, TextClassification.card)
     assert "datasets" not in card_of(f"---\n{card_data(facts).to_yaml()}\n---\n".encode())
 
 

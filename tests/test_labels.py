@@ -7,11 +7,12 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedConfig
 
-from hf_feedback.training.data import read_file
-from hf_feedback.training.entities import tag_set
-from hf_feedback.training.label_names import label_name
-from hf_feedback.training.labels import LabelSet, classes_of, has_labels, label_numbers
-from hf_feedback.training.starting import check_labels
+from hf_feedback.training.data.files import read_file
+from hf_feedback.training.data.label_names import label_name
+from hf_feedback.training.data.labels import LabelSet, has_labels, label_numbers, single_label_set
+from hf_feedback.training.data.splits import Split
+from hf_feedback.training.model_setup import check_labels
+from hf_feedback.training.tasks.token_classification import tag_set
 
 
 def labels_of(values, **options):
@@ -60,15 +61,15 @@ def file(request, tmp_path):
 @pytest.mark.parametrize("known", [("0", "1"), ("0.0", "1.0"), ("false", "true"), ("False", "True")], ids=str)
 def test_labels_are_the_same_in_all_kinds_of_files(file, known):
     """Also for a model that keeps another spelling."""
-    data = read_file(file)
-    found = LabelSet.of(data, "label", str(file))
+    split = Split(read_file(file), str(file))
+    found = LabelSet.of(split.data, "label", str(file))
     of_numbers = file.stem == "t"
     assert found.names == (("0", "1") if of_numbers else ("false", "true"))
-    assert label_numbers(data, "label", found, str(file)) == [1, 0, 1]
+    assert label_numbers(split, "label", found) == [1, 0, 1]
     model = SimpleNamespace(config=PreTrainedConfig(id2label=dict(enumerate(known))))
     if of_numbers == (known[0][0] == "0"):
         check_labels(model, "there", found)
-        assert label_numbers(data, "label", LabelSet.of_model(model), str(file)) == [1, 0, 1]
+        assert label_numbers(split, "label", LabelSet.of_model(model)) == [1, 0, 1]
     else:
         with pytest.raises(ValueError, match="was trained for the labels"):
             check_labels(model, "there", found)
@@ -88,7 +89,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("case", LISTS)
-def test_lists_may_be_written_as_text(case):
+def test_lists_may_be_written_escape_name(case):
     values = [value or "[]" for value in LISTS[case]]
     labels = labels_of(values)
     assert (labels.problem_type, labels.names) == ("multi_label_classification", ("late", "lost"))
@@ -117,7 +118,7 @@ def test_ranges_are_names_where_one_label_was_asked_for():
     assert labels.names == ("[0, 10]", "[10, 20]")
     assert labels.encode(values, "label", "here") == [0, 1, 0]  # so a model with these classes can be evaluated
     assert labels_of(values).problem_type == "multi_label_classification"
-    assert has_labels(Dataset.from_dict({"label": ["[0, 10]", "over"]}), "label", "here")
+    assert has_labels(Split(Dataset.from_dict({"label": ["[0, 10]", "over"]}), "here"), "label")
 
 
 @pytest.mark.parametrize("values", [[True, False], ["True", "false"], ["true", "0"]], ids=str)
@@ -182,7 +183,7 @@ def test_what_was_understood_is_said():
 def test_one_class_is_too_few():
     features = Features({"label": ClassLabel(names=["late"])})
     with pytest.raises(ValueError, match=r"fewer than two different labels \(late\)"):
-        classes_of(Dataset.from_dict({"label": [0, 0]}, features=features), "here", "label")
+        single_label_set(Split(Dataset.from_dict({"label": [0, 0]}, features=features), "here"), "label")
 
 
 def test_a_hidden_label_is_missing():
@@ -195,7 +196,7 @@ def test_a_hidden_label_is_missing():
 @pytest.mark.parametrize("values", [["", " "], [None, None], ["nan", ""]], ids=str)
 def test_a_column_without_any_label(values):
     data = Dataset.from_dict({"label": values}, features=Features({"label": Value("string")}))
-    assert not has_labels(data, "label", "here")
+    assert not has_labels(Split(data, "here"), "label")
 
 
 def test_tags_that_are_numbers():

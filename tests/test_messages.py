@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import backbone, rows, train_command, write  # noqa: F401
+from training_runs import rows, train_command, write
 
 from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
 from hf_feedback.modeling_feedback import HEADS
-from hf_feedback.training.command import guarded
-from hf_feedback.training.options import options_from_file
+from hf_feedback.training.commands import train
+from hf_feedback.training.commands.errors import run_command
+from hf_feedback.training.commands.options import options_from_file
+from hf_feedback.training.tasks import TextClassification
 
 
 def line_of(capsys):
@@ -29,7 +31,7 @@ def line_of(capsys):
 # Files of options
 
 
-def test_a_file_of_options_is_read_once(backbone, tmp_path, monkeypatch):  # noqa: F811
+def test_a_file_of_options_is_read_once(backbone, tmp_path, monkeypatch):
     """Neither an option with a JSON file nor the first option of a file is taken for a file of options."""
     monkeypatch.chdir(tmp_path)
     Path("t.json").write_text("\n".join(json.dumps(row) for row in rows()))
@@ -116,7 +118,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_option_is_one_line(backbone, trained, tmp_path, capsys, monkeypatch, case):  # noqa: F811
+def test_a_wrong_option_is_one_line(backbone, trained, tmp_path, capsys, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     file = write(tmp_path, "train.csv", rows())
     command, *more = case.replace("DEEP", "[" * 100_000).split()
@@ -137,13 +139,10 @@ def test_needed_options_are_named(capsys):
 
 
 def test_evaluating_in_fp16_does_not_train_in_another_precision(monkeypatch):
-    from hf_feedback.training import command
-    from hf_feedback.training.arguments import DataArguments
-
-    monkeypatch.setattr(command, "bf16_is_fast", lambda: True)
+    monkeypatch.setattr(train, "bf16_is_fast", lambda: True)
     start = ["--model", "x", "--output_dir", "y"]
     for more, expected in ((["--fp16-full-eval"], True), (["--fp16", "True"], False), (["--bf16=False"], False)):
-        assert command.parse_training([*start, *more], DataArguments)[2].bf16 is expected, more
+        assert train.parse_training([*start, *more], TextClassification)[1].bf16 is expected, more
 
 
 # What else a user can cause
@@ -171,7 +170,7 @@ def without_packages(monkeypatch):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_missing_package_is_named(backbone, tmp_path, capsys, monkeypatch, without_packages, package):  # noqa: F811
+def test_a_missing_package_is_named(backbone, tmp_path, capsys, monkeypatch, without_packages, package):
     monkeypatch.chdir(tmp_path)
     Path("ds.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
     file = write(tmp_path, "train.csv", rows(9))
@@ -196,15 +195,15 @@ def test_a_fault_of_the_program_keeps_its_traceback():
         ZeroDivisionError(),
     ):
         with pytest.raises(type(error)):
-            guarded(broken(error), [])
+            run_command(broken(error), [])
     with pytest.raises(ImportError):
-        guarded(broken(ImportError("no such thing in here", name="hf_feedback.training")), [])
+        run_command(broken(ImportError("no such thing in here", name="hf_feedback.training")), [])
     for error in (MemoryError("x"), torch.OutOfMemoryError("x"), ImportError("x", name="wandb"), OSError("x\ny")):
-        assert guarded(broken(error), []) == 2
+        assert run_command(broken(error), []) == 2
 
 
 @pytest.fixture(scope="module")
-def trained(backbone, tmp_path_factory):  # noqa: F811
+def trained(backbone, tmp_path_factory):
     """Folder of a trained text classifier."""
     folder = tmp_path_factory.mktemp("trained")
     file = write(folder, "train.csv", rows(9))
@@ -236,7 +235,7 @@ def test_a_damaged_model_is_named(trained, tmp_path, capsys, case, command):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000], ids=["empty", "list", "half", "deep"])
-def test_a_damaged_pooling_is_named(backbone, tmp_path, capsys, text):  # noqa: F811
+def test_a_damaged_pooling_is_named(backbone, tmp_path, capsys, text):
     shutil.copytree(backbone, tmp_path / "model")
     file = tmp_path / "model" / "1_Pooling" / "config.json"
     file.parent.mkdir()
@@ -277,7 +276,7 @@ def test_a_model_of_another_task_does_not_answer(tmp_path, capsys, name, command
 # Plain output
 
 
-def test_metrics_are_words(backbone, tmp_path, capsys):  # noqa: F811
+def test_metrics_are_words(backbone, tmp_path, capsys):
     file = write(tmp_path, "train.csv", rows())
     for bar in ("True", "False"):
         more = ["--logging-steps", "2", "--disable-tqdm", bar]
@@ -297,7 +296,7 @@ def test_metrics_of_an_evaluation_are_words(trained, tmp_path, capsys):
     assert "{'" not in printed.out + printed.err
 
 
-def test_no_warning_of_our_own_calls(backbone, tmp_path):  # noqa: F811
+def test_no_warning_of_our_own_calls(backbone, tmp_path):
     file = write(tmp_path, "train.csv", rows(9))
     commands = [
         train_command(backbone, tmp_path / "out", "--max-steps", "1", train=file, validation=file),

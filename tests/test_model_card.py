@@ -5,10 +5,11 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from test_training import make
+from training_runs import make
 
-from hf_feedback.model_card import LONGEST_NAME, RunFacts, as_text, short_name, write_model_card
 from hf_feedback.training import FeedbackTrainingArguments
+from hf_feedback.training.model_card import MAX_NAME_LENGTH, RunFacts, escape_name, short_name, write_model_card
+from hf_feedback.training.tasks import TextClassification
 
 HOSTILE = {
     "HTML": "<script>alert(1)</script>",
@@ -41,6 +42,7 @@ def card_of(tmp_path, name, **options):
         dataset=None,
         metrics={"eval_accuracy": 0.5, f"eval_{name}": 0.25},
         arguments=args,
+        task=TextClassification.card,
     )
     return write_model_card(tmp_path / "out", model.config, facts).read_text(encoding="utf-8")
 
@@ -54,7 +56,7 @@ def test_a_name_is_nothing_but_a_name(case, tmp_path):
         assert sum(line.startswith(start) for line in text.splitlines()) == count, start
     body = text.split("---", 2)[2]
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in body.splitlines() if line.startswith("|"))
-    for sign in ("<", "![", "](", "\u2028", "\u202e", "\x0c", "x" * (LONGEST_NAME + 1), "://", "@"):
+    for sign in ("<", "![", "](", "\u2028", "\u202e", "\x0c", "x" * (MAX_NAME_LENGTH + 1), "://", "@"):
         assert sign not in body, sign
     assert "www." not in body.lower()
 
@@ -72,15 +74,15 @@ def test_metadata_is_what_the_run_says(case, tmp_path):
 
 def test_usual_names_stay_as_they_are():
     for name in ("train.csv", "support_messages", "B-DATE", "layers:0-3", "sentence-transformers/all-MiniLM-L6-v2"):
-        assert as_text(name) == short_name(name) == name
-    assert as_text("päivä, 日本") == "päivä, 日本"
-    assert as_text("a|b") == "a&#124;b"
-    assert as_text("a@b.com") == "a&#64;&#8288;b.com"  # unlike a bare entity no link for GitHub
+        assert escape_name(name) == short_name(name) == name
+    assert escape_name("päivä, 日本") == "päivä, 日本"
+    assert escape_name("a|b") == "a&#124;b"
+    assert escape_name("a@b.com") == "a&#64;&#8288;b.com"  # unlike a bare entity no link for GitHub
 
 
 def test_many_labels_are_counted(tmp_path):
     args = FeedbackTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     model = make(num_labels=500, id2label={i: f"label {i}" for i in range(500)})
-    facts = RunFacts(None, {"train": ("t.csv", 24)}, None, {}, args)
+    facts = RunFacts(None, {"train": ("t.csv", 24)}, None, {}, args, TextClassification.card)
     text = write_model_card(tmp_path, model.config, facts).read_text()
     assert "label 99 and 400 more |" in text

@@ -7,14 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_cli import backbone, rows, train_command, write  # noqa: F401
+from training_runs import rows, train_command, write
 
 from hf_feedback.cli import main
 from hf_feedback.feedback_checkpoint import whole_file
 
 
 @pytest.fixture(scope="module")
-def trained(backbone, tmp_path_factory):  # noqa: F811
+def trained(backbone, tmp_path_factory):
     """A trained text classifier with checkpoints, and the command that made it."""
     folder = tmp_path_factory.mktemp("trained")
     file = write(folder, "train.csv", rows(9))
@@ -34,7 +34,7 @@ RESUMES = [(name, resume) for name in THERE for resume in (False, True) if not (
 
 
 @pytest.mark.parametrize(("name", "resume"), RESUMES)
-def test_what_is_in_the_output_folder_is_not_lost(backbone, tmp_path, capsys, name, resume):  # noqa: F811
+def test_what_is_in_the_output_folder_is_not_lost(backbone, tmp_path, capsys, name, resume):
     file, mine = write(tmp_path, "train.csv", rows(9)), tmp_path / "out" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
@@ -51,7 +51,7 @@ def test_what_is_in_the_output_folder_is_not_lost(backbone, tmp_path, capsys, na
         assert not mine.exists() or mine.read_bytes() != b"mine"
 
 
-def test_other_files_are_no_hindrance(backbone, tmp_path):  # noqa: F811
+def test_other_files_are_no_hindrance(backbone, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.yaml").write_text("seed: 1")
     (tmp_path / "out" / "checkpoint-notes.txt").write_text("mine")
@@ -60,7 +60,7 @@ def test_other_files_are_no_hindrance(backbone, tmp_path):  # noqa: F811
     assert (tmp_path / "out" / "run.yaml").read_text() == "seed: 1"
 
 
-def test_results_are_not_lost_where_there_is_no_checkpoint_to_go_on_from(backbone, tmp_path, capsys):  # noqa: F811
+def test_results_are_not_lost_where_there_is_no_checkpoint_to_go_on_from(backbone, tmp_path, capsys):
     file, out = write(tmp_path, "train.csv", rows(9)), tmp_path / "out"
     more = ["--max-steps", "1", "--save-strategy", "no", "--resume-from-checkpoint", "true"]
     command = train_command(backbone, out, *more, train=file, validation=None)
@@ -75,7 +75,7 @@ def test_results_are_not_lost_where_there_is_no_checkpoint_to_go_on_from(backbon
     assert main([*command, "--learning-rate", "1e-3", "--overwrite-output-dir"]) == 0
 
 
-def test_checkpoints_that_are_not_complete_protect_nothing_else(backbone, tmp_path, capsys):  # noqa: F811
+def test_checkpoints_that_are_not_complete_protect_nothing_else(backbone, tmp_path, capsys):
     file, out = write(tmp_path, "train.csv", rows(9)), tmp_path / "out"
     (out / "checkpoint-1").mkdir(parents=True)
     (out / "README.md").write_text("mine")
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_folder_opens_this_one_to_nothing(trained, tmp_p
     assert main(command) == 0
 
 
-def test_what_only_looks_like_a_checkpoint_stays(backbone, tmp_path):  # noqa: F811
+def test_what_only_looks_like_a_checkpoint_stays(backbone, tmp_path):
     file, out = write(tmp_path, "train.csv", rows(9)), tmp_path / "out"
     for mine in (out / "checkpoint-backup-mine", out / "checkpoint-7", tmp_path / "linked"):
         mine.mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_predictions_on_a_full_disk(trained, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("size", [10_000, 200_000], ids=["weights", "optimizer"])
-def test_training_on_a_full_disk(backbone, tmp_path, capfd, size):  # noqa: F811
+def test_training_on_a_full_disk(backbone, tmp_path, capfd, size):
     """The weights have 130 kB, the state of the optimizer twice as many."""
     file = write(tmp_path, "train.csv", rows(9))
     command = train_command(backbone, tmp_path / "out", "--max-steps", "1", train=file, validation=None)

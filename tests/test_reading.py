@@ -2,9 +2,10 @@
 
 import pytest
 
-from hf_feedback.training import classification
-from hf_feedback.training.arguments import DataArguments
-from hf_feedback.training.data import LabelSet, find_columns, read_file
+from hf_feedback.training.data.columns import find_columns
+from hf_feedback.training.data.files import read_file
+from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.data.splits import load_hub_splits
 
 
 def test_words_that_look_like_gaps_are_texts(tmp_path):
@@ -33,7 +34,7 @@ BROKEN = {
     "not UTF-8": ("t.csv", b"text,label\n\xff\xfe,x\n", "is not UTF-8"),
     "no JSON": ("t.jsonl", b"{text: 1\n", "cannot be read as json"),
     "no parquet": ("t.parquet", b"PAR", "cannot be read as parquet"),
-    "unknown kind": ("t.xlsx", b"x", "unknown kind of file"),
+    "unknown kind": ("t.xlsx", b"x", "unknown type of file"),
 }
 
 
@@ -213,4 +214,4 @@ def test_what_is_wrong_with_a_data_set_is_said(tmp_path):
     """`datasets` itself says no more than that an error occurred."""
     (tmp_path / "train.csv").write_text("text,label\na,x\nb,y,z\n")
     with pytest.raises(ValueError, match=r"`dataset_name`: .* cannot be read \(.*Expected 2 fields in line 3, saw 3"):
-        classification._read_splits(DataArguments(dataset_name=str(tmp_path)))
+        load_hub_splits(str(tmp_path), None)

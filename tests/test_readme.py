@@ -33,10 +33,11 @@ def test_every_option_is_in_the_table():
 
 
 def test_commands_name_real_options():
-    from hf_feedback.training.arguments import DataArguments, FeedbackTrainingArguments, ModelArguments
-    from hf_feedback.training.networks import FNNArguments
+    from hf_feedback.training.arguments import FeedbackTrainingArguments
+    from hf_feedback.training.model_arguments import FNNArguments, ModelArguments
+    from hf_feedback.training.tasks.text_classification import TextDataArguments
 
-    known = {f.name for part in (DataArguments, ModelArguments, FeedbackTrainingArguments) for f in fields(part)}
+    known = {f.name for part in (TextDataArguments, ModelArguments, FeedbackTrainingArguments) for f in fields(part)}
     known |= {f.name for f in fields(FNNArguments)} | {"fnn", "file", "output", "data", "seeds"}
     for option in re.findall(r" --([a-z][a-z-]+)", README):
         assert option.replace("-", "_") in known, option

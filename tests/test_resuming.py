@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import backbone, rows, train_command, write  # noqa: F401
+from training_runs import rows, train_command, write
 
 from hf_feedback.cli import main
 from hf_feedback.training.checkpoints import (
@@ -21,14 +21,14 @@ from hf_feedback.training.checkpoints import (
     newest_checkpoint,
     read_manifest,
 )
-from hf_feedback.training.records import differences
+from hf_feedback.training.run_record import describe_differences
 
 TESTS = Path(__file__).parent
 RESUME = ["--resume-from-checkpoint", "true"]
 
 
 @pytest.fixture(scope="module")
-def run(backbone, tmp_path_factory):  # noqa: F811
+def run(backbone, tmp_path_factory):
     """A finished run of two epochs with a checkpoint after each, and its command."""
     folder = tmp_path_factory.mktemp("run")
     train = write(folder, "train.csv", rows())
@@ -178,7 +178,7 @@ def test_a_half_written_checkpoint_has_no_manifest_of_before(copied, monkeypatch
     assert not any("training_manifest.json" in names for names in seen)
 
 
-def test_the_best_checkpoint_has_to_be_there(backbone, tmp_path, capsys):  # noqa: F811
+def test_the_best_checkpoint_has_to_be_there(backbone, tmp_path, capsys):
     train = write(tmp_path, "train.csv", rows())
     # a rate that spoils the later epochs, so that the best one is not the newest
     more = ["--save-total-limit", "3", "--learning-rate", "0.5", "--num-train-epochs", "3"]
@@ -199,7 +199,7 @@ def test_the_best_checkpoint_has_to_be_there(backbone, tmp_path, capsys):  # noq
     assert f"{best.name}, the best so far, is missing beside it" in capsys.readouterr().err
 
 
-def test_the_best_checkpoint_is_one_of_this_run(run, backbone, tmp_path):  # noqa: F811
+def test_the_best_checkpoint_is_one_of_this_run(run, backbone, tmp_path):
     train, out, elsewhere = write(tmp_path, "train.csv", rows()), tmp_path / "out", run[1]
     command = train_command(backbone, out, "--num-train-epochs", "1", *RESUME, train=train, validation=train)
     assert main(command) == 0
@@ -251,14 +251,14 @@ def test_all_steps_are_trained_and_nothing_is_saved_yet(run, copied, tmp_path, c
     capsys.readouterr()
     with caplog.at_level("WARNING"):
         assert main(command) == 0
-    assert "all steps are trained; the model is measured and saved" in caplog.text
+    assert "all steps are trained; the model is evaluated and saved" in caplog.text
     assert weights(out) == whole
     assert "train_loss" not in json.loads((out / "all_results.json").read_text())
     assert "train_loss" not in capsys.readouterr().out
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == (steps or 6)
 
 
-def test_no_steps_have_no_loss(backbone, tmp_path):  # noqa: F811
+def test_no_steps_have_no_loss(backbone, tmp_path):
     train = write(tmp_path, "train.csv", rows())
     more = ["--num-train-epochs", "0"]
     assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=train)) == 0
@@ -304,8 +304,8 @@ def test_going_on_with_something_changed_is_refused(run, tmp_path, capsys, monke
 
 def test_labels_are_compared_by_their_one_spelling():
     there, here = {"id2label": {"0": "False", "1": "1.0"}}, {"id2label": {"0": "false", "1": "1"}}
-    assert differences(there, here) == {}
-    assert "id2label" in differences(there, {"id2label": {"0": "false", "1": "2"}})
+    assert describe_differences(there, here) == {}
+    assert "id2label" in describe_differences(there, {"id2label": {"0": "false", "1": "2"}})
 
 
 HARMLESS = "--logging-steps 1 --save-total-limit 2 --per-device-eval-batch-size 3 --run-name other --disable-tqdm False"
@@ -339,7 +339,7 @@ def test_a_checkpoint_from_before_there_were_manifests(copied, caplog, capsys):
     assert "`feedback_edges` was null, is [[2, 0]]" in capsys.readouterr().err
     with caplog.at_level("WARNING"):
         assert main(command) == 0
-    assert "checkpoint-3 does not tell how it was made" in caplog.text
+    assert "checkpoint-3 has no record of how it was made" in caplog.text
 
 
 # Kills
@@ -353,7 +353,7 @@ MOMENTS = (
 )
 
 
-def kill_command(backbone, folder):  # noqa: F811
+def kill_command(backbone, folder):
     train, validation = write(folder, "train.csv", rows(48)), write(folder, "validation.csv", rows(12, seed=1))
     often = "--save-strategy steps --eval-strategy steps --load-best-model-at-end True --save-total-limit 1"
     return [*train_command(backbone, "OUT", train=train, validation=validation), *often.split(), *RESUME]
@@ -366,7 +366,7 @@ def in_folder(command, folder):
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def test_killed_at_chosen_moments(backbone, tmp_path):  # noqa: F811
+def test_killed_at_chosen_moments(backbone, tmp_path):
     """Weights, checkpoints, the final save: whatever is half done, the same command ends as one run does."""
     command = [*kill_command(backbone, tmp_path), "--save-steps", "6", "--eval-steps", "6"]
     statuses = {}
@@ -384,7 +384,7 @@ def test_killed_at_chosen_moments(backbone, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(backbone, tmp_path):  # noqa: F811
+def test_killed_at_random_moments(backbone, tmp_path):
     """Fresh processes, killed at any time; `KILLS=30 pytest tests/test_resuming.py -k random_moments` for more."""
     command = [
         *kill_command(backbone, tmp_path),

@@ -4,9 +4,9 @@ import pytest
 from families import tiny_backbone
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.training.arguments import ModelArguments
-from hf_feedback.training.labels import LabelSet
-from hf_feedback.training.starting import make_model
+from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.model_setup import make_model
 
 LABELS = LabelSet("single_label_classification", ("0", "1"))
 

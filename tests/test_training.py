@@ -6,49 +6,19 @@ import pickle
 import pytest
 import torch
 from accelerate import DistributedDataParallelKwargs
-from families import TEXT_FAMILIES, tiny_backbone, tiny_batch
+from families import TEXT_FAMILIES, tiny_batch
 from torch import nn
 from torch.utils.data import IterableDataset
+from training_runs import arguments, make, tiny_data
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_feedback import FeedbackForSequenceClassification, add_feedback
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
-from hf_feedback.training.distributed import idle_parameters, spare_the_search
-from hf_feedback.training.parameter_groups import format_groups, parts_of
-from hf_feedback.training.sampling import draw_iterations
-
-
-def make(family="bert", **options):
-    options = {"feedback_rank": 8, "num_labels": 3, **options}
-    return FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options)
-
-
-def tiny_data(count=24):
-    rows = []
-    for seed in range(count // 2):
-        batch = tiny_batch(seed)
-        rows += [
-            {"input_ids": batch["input_ids"][i], "attention_mask": batch["attention_mask"][i], "labels": (seed + i) % 3}
-            for i in range(2)
-        ]
-    return rows
-
-
-def arguments(folder, **options):
-    defaults = dict(
-        output_dir=str(folder),
-        max_steps=6,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_steps=1,
-        save_strategy="no",
-    )
-    return FeedbackTrainingArguments(**{**defaults, **options})
-
+from hf_feedback.training.distributed import skip_unused_search, unused_parameters
+from hf_feedback.training.model_parts import parts_of
+from hf_feedback.training.parameter_groups import format_groups
+from hf_feedback.training.sampling import IterationRange, draw_iterations
 
 # Parameter groups
 
@@ -450,13 +420,13 @@ def test_parameters_that_no_loss_depends_on_are_found(tmp_path):
     before = copy.deepcopy(model.state_dict())
     trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data())
     state = torch.random.get_rng_state()
-    assert idle_parameters(trainer) == []
+    assert unused_parameters(trainer) == []
     assert torch.equal(state, torch.random.get_rng_state())
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     model.spare = nn.Linear(2, 2)
-    assert idle_parameters(trainer) == ["spare.weight", "spare.bias"]
+    assert unused_parameters(trainer) == ["spare.weight", "spare.bias"]
 
 
 def test_data_that_can_be_read_only_once_is_left_to_training(tmp_path):
@@ -470,7 +440,7 @@ def test_data_that_can_be_read_only_once_is_left_to_training(tmp_path):
     stream = Stream()
     trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path, max_steps=1), train_dataset=stream)
     handler = trainer.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-    spare_the_search(trainer)
+    skip_unused_search(trainer)
     assert handler.find_unused_parameters
     assert len(list(stream.rows)) == len(tiny_data())
 
@@ -513,7 +483,8 @@ def test_the_hubs_token_is_copied_but_not_written(tmp_path):
 
 def test_drawn_iterations():
     def draw(kind, steps=400, least=2, mean=4, most=16, seed=3):
-        return [draw_iterations(kind, least, mean, most, seed, step, step / steps) for step in range(steps)]
+        limits = IterationRange(least, mean, most)
+        return [draw_iterations(kind, limits, seed, step, step / steps) for step in range(steps)]
 
     assert set(draw("fixed")) == {4}
     assert set(draw("uniform", most=5)) == {2, 3, 4, 5}
@@ -531,9 +502,12 @@ def test_drawn_iterations():
 @pytest.mark.parametrize("kind", ["uniform", "poisson", "curriculum"])
 def test_iterations_are_drawn_in_training_and_not_in_evaluation(kind, tmp_path):
     model = make(num_iterations=4)
-    seen = {True: [], False: []}
-    iterations = model._iterations
-    model._iterations = lambda k: seen[model.training].append(iterations(k)) or iterations(k)
+    drawn, evaluated = [], []
+
+    def collect(module, args, kwargs):
+        (drawn if module.training else evaluated).append(kwargs.get("num_iterations"))
+
+    model.register_forward_pre_hook(collect, with_kwargs=True)
     args = FeedbackTrainingArguments(
         output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, train_iterations=kind,
@@ -542,11 +516,11 @@ def test_iterations_are_drawn_in_training_and_not_in_evaluation(kind, tmp_path):
     rows = [{"input_ids": tiny_batch(seed)["input_ids"][0], "labels": seed % 3} for seed in range(16)]
     trainer = FeedbackTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows)
     trainer.train()
-    assert len(seen[True]) == 24
-    assert seen[True][::2] == seen[True][1::2]  # one draw for every optimizer step
-    assert len(set(seen[True])) > 1
+    assert len(drawn) == 24
+    assert drawn[::2] == drawn[1::2]  # one draw for every optimizer step
+    assert len(set(drawn)) > 1
     trainer.evaluate()
-    assert set(seen[False]) == {4}
+    assert set(evaluated) == {None}  # the model's own
 
 
 def test_a_least_k_above_the_models_is_refused(tmp_path):

@@ -14,8 +14,11 @@ from scipy import stats
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
-from hf_feedback.training.data import encode, find_columns, read_file
-from hf_feedback.training.labels import LabelSet
+from hf_feedback.training.data.columns import find_columns
+from hf_feedback.training.data.files import read_file
+from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.data.splits import Split
+from hf_feedback.training.data.texts import encode_texts
 from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.run import bf16_is_fast
 
@@ -47,7 +50,8 @@ def read(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Datas
     data = {split: read_file(folder / f"{split}.csv") for split in SPLITS}
     columns = find_columns(data["train"].column_names, str(folder))
     labels = LabelSet.of(data["train"], columns.label or "", str(folder))
-    encoded = {s: encode(d, columns, tokenizer, max_length, f"{folder.name}/{s}", labels) for s, d in data.items()}
+    splits = {name: Split(rows, f"{folder.name}/{name}") for name, rows in data.items()}
+    encoded = {s: encode_texts(split, columns, tokenizer, max_length, labels) for s, split in splits.items()}
     return encoded, labels
 
 

@@ -27,7 +27,7 @@ from transformers import (
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
-from hf_feedback.training.labels import LabelSet
+from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.metrics import default_metrics, make_compute_metrics
 from hf_feedback.training.run import bf16_is_fast
 

@@ -26,8 +26,11 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, Traini
 from hf_feedback import FNNConfig, FNNForSequenceClassification
 from hf_feedback.pooling import pool
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
-from hf_feedback.training.data import Columns, encode, read_file
-from hf_feedback.training.labels import LabelSet
+from hf_feedback.training.data.columns import Columns
+from hf_feedback.training.data.files import read_file
+from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.data.splits import Split
+from hf_feedback.training.data.texts import encode_texts
 from hf_feedback.training.metrics import make_compute_metrics
 
 
@@ -90,7 +93,8 @@ def read(folder: Path, tokenizer: Any) -> tuple[dict[str, Dataset], LabelSet]:
     splits = {s: data.map(lambda row: {"label": row["label"].split(":")[0]}) for s, data in splits.items()}
     labels = LabelSet.of(splits["train"], "label", str(folder))
     columns = Columns("text", None, "label")
-    return {s: encode(data, columns, tokenizer, 64, f"{folder.name}/{s}", labels) for s, data in splits.items()}, labels
+    named = {s: Split(data, f"{folder.name}/{s}") for s, data in splits.items()}
+    return {s: encode_texts(split, columns, tokenizer, 64, labels) for s, split in named.items()}, labels
 
 
 def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace, data: dict, tokenizer: Any) -> Trainer:

@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.training.labels import LabelSet
+from hf_feedback.training.data.labels import LabelSet
 
 SIZES = dict(hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4)
 METRICS = ("accuracy", "macro_f1")

@@ -1,4 +1,4 @@
-"""Fine-tuning feedback models with the HF Trainer."""
+"""Fine-tuning feedback models with the Trainer of transformers."""
 
 from .arguments import FeedbackTrainingArguments
 from .parameter_groups import freeze_parameters, parameter_groups

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any, Self
@@ -19,25 +20,39 @@ from transformers import (
 
 
 class InterruptCallback(TrainerCallback):
-    """Ctrl-C ends training after the running step, with a complete checkpoint to resume from.
+    """Ends training after the running step on Ctrl-C, with a complete checkpoint to resume from.
 
-    To be used as a context around `trainer.train()`. A second Ctrl-C stops at once. `stopped` tells afterwards whether
-    training ended early. In a distributed run all processes stop at the same step.
+    It is a context around `trainer.train()`. A second Ctrl-C stops at once. In a distributed run all processes stop at
+    the same step.
+
+    Attributes:
+        interrupted: Whether Ctrl-C was pressed.
+        stopped: Whether training ended early.
+
+    Example:
+
+    ```python
+    >>> with InterruptCallback() as interrupt:
+    ...     pass  # trainer.train()
+    >>> interrupt.stopped
+    False
+
+    ```
     """
 
     def __init__(self) -> None:
         self.interrupted = self.stopped = False
-        self._before: Any = None
+        self._previous_handler: Any = None  # whatever `signal.signal` returns
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._interrupt)
+            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:
@@ -45,7 +60,7 @@ class InterruptCallback(TrainerCallback):
         self.interrupted = True
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> TrainerControl:
         interrupted = self.interrupted
         if args.world_size > 1:
@@ -57,8 +72,17 @@ class InterruptCallback(TrainerCallback):
         return control
 
 
-def metrics_in_words(logs: Mapping[str, Any]) -> str:
-    """One line of what is logged: `loss 0.693, learning_rate 1e-05, epoch 1`."""
+def format_logs(logs: Mapping[str, object]) -> str:
+    """Returns logged values as one line.
+
+    Example:
+
+    ```python
+    >>> format_logs({"loss": 0.6931, "learning_rate": 1e-05, "epoch": 1.0})
+    'loss 0.6931, learning_rate 1e-05, epoch 1'
+
+    ```
+    """
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in logs.items()
@@ -66,38 +90,43 @@ def metrics_in_words(logs: Mapping[str, Any]) -> str:
     )
 
 
-class MetricsPrinter(PrinterCallback):
-    """As in transformers, in words."""
+class PlainLogs(ABC):
+    """Shows logged values as one line."""
+
+    @abstractmethod
+    def show(self, line: str, state: TrainerState) -> None:
+        """Shows one line of logged values."""
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        logs: Mapping[str, object] | None = None,
+        **kwargs: object,
     ) -> None:
-        if state.is_local_process_zero and logs:
-            print(metrics_in_words(logs), flush=True)
+        if logs:
+            self.show(format_logs(logs), state)
 
 
-class MetricsProgress(ProgressCallback):
-    """As in transformers, in words."""
+class MetricsPrinter(PlainLogs, PrinterCallback):
+    """Prints logged values."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            self.training_bar.write(metrics_in_words(logs))
+    def show(self, line: str, state: TrainerState) -> None:
+        if state.is_local_process_zero:
+            print(line, flush=True)
+
+
+class MetricsProgress(PlainLogs, ProgressCallback):
+    """Writes logged values above the progress bar."""
+
+    def show(self, line: str, state: TrainerState) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(line)
 
 
 def show_plain_metrics(trainer: Trainer) -> None:
-    """Metrics are shown in words, and not as a dictionary of texts."""
-    for theirs, ours in ((PrinterCallback, MetricsPrinter), (ProgressCallback, MetricsProgress)):
-        if trainer.pop_callback(theirs) is not None:
-            trainer.add_callback(ours)
+    """Replaces the callbacks of transformers that show logged values as a dictionary."""
+    for default, replacement in ((PrinterCallback, MetricsPrinter), (ProgressCallback, MetricsProgress)):
+        if trainer.pop_callback(default) is not None:
+            trainer.add_callback(replacement)

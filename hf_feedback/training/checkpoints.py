@@ -1,13 +1,13 @@
 """Checkpoints of a training run: which are complete, and how they were made.
 
-A manifest, written last, says which files a checkpoint has and what the training that made it depends on.
+A manifest, written last, lists which files a checkpoint has and what the training that made it depends on.
 """
 
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors import safe_open
 from transformers import TrainerState
@@ -17,27 +17,29 @@ from ..feedback_checkpoint import whole_file
 
 logger = logging.get_logger(__name__)
 
+Record: TypeAlias = dict[str, Any]  # what a run depends on, by name, as JSON values
+
 MANIFEST_NAME = "training_manifest.json"
-# What training goes on from; `global_step*` are the folders of DeepSpeed.
-PARTS = {
+# What training resumes from; `global_step*` are the folders of DeepSpeed.
+CHECKPOINT_PARTS = {
     "model": ("*.safetensors", "pytorch_model*", "global_step*"),
     "config": ("config.json", "adapter_config.json"),
     "optimizer": ("optimizer*", "global_step*"),
     "scheduler": ("scheduler.pt", "global_step*"),
     "training state": ("trainer_state.json",),
 }
-# What a finished run has left in its output folder, and whoever loads a model reads.
-RESULTS = ("*.safetensors", "config.json", "trainer_state.json", "all_results.json")
+# Files of a finished run in its output folder, and files that loading a model reads.
+RESULT_FILES = ("*.safetensors", "config.json", "trainer_state.json", "all_results.json")
 MODEL_FILES = ("*.safetensors", "config.json", "tokenizer*.json")
 
 
-def write_manifest(folder: Path, record: Mapping[str, Any] | None, patterns: Iterable[str] = ("**/*",)) -> None:
-    """Says that a folder is complete.
+def write_manifest(folder: Path, record: Record | None, patterns: Iterable[str] = ("**/*",)) -> None:
+    """Marks a folder as complete.
 
     Args:
-        folder: a checkpoint, or the output folder of a run.
-        record: what the training depends on, see `run_record`; `None` if unknown.
-        patterns: of the files that belong to it.
+        folder: A checkpoint, or the output folder of a run.
+        record: What the training depends on, see `run_record`; `None` if unknown.
+        patterns: Patterns of the files that belong to it.
     """
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
@@ -46,22 +48,28 @@ def write_manifest(folder: Path, record: Mapping[str, Any] | None, patterns: Ite
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; `None` if there is none.
+    """Returns the manifest of a folder: sizes of its `files`, and the record of its `training`.
+
+    Args:
+        folder: A checkpoint, or the output folder of a run.
+
+    Returns:
+        `None` if there is no manifest.
 
     Raises:
-        ValueError: the file is damaged, or no manifest.
+        ValueError: The file is damaged, or no manifest.
     """
     file = folder / MANIFEST_NAME
     if not file.is_file():
         return None
-    manifest = None if file_fault(file) else json.loads(file.read_text(encoding="utf-8"))
+    manifest = None if describe_damage(file) else json.loads(file.read_text(encoding="utf-8"))
     if not _is_manifest(manifest):
         raise ValueError(f"{file} is damaged, or no manifest.")
     return manifest
 
 
-def _is_manifest(value: Any) -> bool:
-    """Whether it holds the sizes of files inside of the folder, and how training was done."""
+def _is_manifest(value: object) -> bool:
+    """Whether a value holds the sizes of files inside the folder, and a record of training."""
     if not isinstance(value, dict) or not isinstance(value.get("training", ""), dict | None):
         return False
     files = value.get("files")
@@ -71,8 +79,8 @@ def _is_manifest(value: Any) -> bool:
     )
 
 
-def file_fault(file: Path) -> str | None:
-    """What makes a file unreadable, by its kind; `None` if it can be read."""
+def describe_damage(file: Path) -> str | None:
+    """Returns what makes a file unreadable, by its type; `None` if it can be read."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt"):
@@ -90,69 +98,76 @@ def file_fault(file: Path) -> str | None:
     return None
 
 
-def folder_fault(folder: Path, patterns: Iterable[str] = ("*",)) -> str | None:
-    """What is wrong with the first file of a folder that cannot be read; `None` if all can."""
+def find_damaged_file(folder: Path, patterns: Iterable[str] = ("*",)) -> str | None:
+    """Returns what is wrong with the first file of a folder that cannot be read; `None` if all can."""
     files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
-    return next((fault for file in files if (fault := file_fault(file)) is not None), None)
+    return next((damage for file in files if (damage := describe_damage(file)) is not None), None)
 
 
-def _lost_bytes(folder: Path, sizes: Mapping[str, int]) -> str | None:
-    """The first file that is missing or shorter than the manifest says; `None` if none is."""
+def _find_lost_bytes(folder: Path, sizes: Mapping[str, int]) -> str | None:
+    """Returns the first file that is missing or has another size than in the manifest; `None` if none has."""
     for name, size in sizes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if (found := (folder / name).stat().st_size) != size:
-            return f"{name} has {found:,} of {size:,} bytes"
+        if (actual := (folder / name).stat().st_size) != size:
+            return f"{name} has {actual:,} of {size:,} bytes"
     return None
 
 
-def finished_record(folder: Path) -> dict[str, Any] | None:
-    """What the run depended on whose results are in a folder; `None` if there are none, or not all."""
+def finished_record(folder: Path) -> Record | None:
+    """Returns the record of the run whose results are in a folder; `None` if there are none, or not all."""
     try:
         manifest = read_manifest(folder)
     except ValueError:
         return None
     if manifest is None or not all((folder / name).is_file() for name in manifest["files"]):
         return None
-    return manifest["training"] if folder_fault(folder, RESULTS) is None else None
+    return manifest["training"] if find_damaged_file(folder, RESULT_FILES) is None else None
 
 
 def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | None:
-    """What a checkpoint lacks for training to go on from it; `None` if it is complete.
+    """Returns what a checkpoint lacks for training to resume from it.
 
     Args:
-        folder: of the checkpoint.
-        world_size: number of processes; each has a random state of its own, where no manifest says how many.
-        needs_best: whether the best checkpoint so far has to be there too.
+        folder: Folder of the checkpoint.
+        world_size: Number of processes; each has a random state of its own, where there is no manifest.
+        needs_best: Whether the best checkpoint so far has to be there too.
+
+    Returns:
+        `None` if the checkpoint is complete.
     """
     if not folder.is_dir():
         return "there is no checkpoint"
-    for part, patterns in PARTS.items():
+    for part, patterns in CHECKPOINT_PARTS.items():
         if not any(True for pattern in patterns for _ in folder.glob(pattern)):
             return f"the {part} is missing ({patterns[0]})"
-    if (fault := folder_fault(folder)) is not None:
-        return fault
+    if (damage := find_damaged_file(folder)) is not None:
+        return damage
     try:
         manifest, best = read_manifest(folder), best_checkpoint(folder)
     except ValueError as error:
         return str(error).rstrip(".")
-    states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
-    if manifest is not None:  # which says whether all are there, of however many processes
-        states = ["rng_state*.pth"]
-    for name in states:
+    for name in _random_state_names(world_size, manifest is not None):
         if not any(folder.glob(name)):
             return f"the random state is missing ({name})"
-    fault = None if manifest is None else _lost_bytes(folder, manifest["files"])
+    fault = None if manifest is None else _find_lost_bytes(folder, manifest["files"])
     if fault is None and needs_best and best is not None:
-        fault = folder_fault(best) if best.is_dir() else f"{best.name}, the best so far, is missing beside it"
+        fault = find_damaged_file(best) if best.is_dir() else f"{best.name}, the best so far, is missing beside it"
     return fault
 
 
+def _random_state_names(world_size: int, has_manifest: bool) -> list[str]:
+    """Patterns of the files of random states; a manifest lists all of them, of however many processes."""
+    if has_manifest:
+        return ["rng_state*.pth"]
+    return ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
+
+
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint beside this one that was the best when this one was made; `None` if none was.
+    """Returns the checkpoint beside this one that was the best when this one was made; `None` if none was.
 
     Raises:
-        ValueError: the training state is none.
+        ValueError: The training state is none.
     """
     file = folder / "trainer_state.json"
     try:
@@ -172,18 +187,28 @@ def _step_of(path: Path) -> int | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """What is called `checkpoint-<step>` in a folder, complete or not, by step."""
+    """Returns everything named `checkpoint-<step>` in a folder, complete or not, by step."""
     steps = {path: step for path in folder.glob("checkpoint-*") if (step := _step_of(path)) is not None}
     return sorted(steps, key=lambda path: steps[path])
 
 
 def newest_checkpoint(
-    folder: Path, world_size: int = 1, needs_best: bool = False, say: Callable[[str], None] = logger.warning
+    folder: Path, world_size: int = 1, needs_best: bool = False, warn: Callable[[str], None] = logger.warning
 ) -> Path | None:
-    """The newest complete checkpoint of a run; others are passed over with a message. `None` if there is none."""
+    """Returns the newest complete checkpoint of a run.
+
+    Args:
+        folder: Output folder of the run.
+        world_size: As in `checkpoint_fault`.
+        needs_best: As in `checkpoint_fault`.
+        warn: Is called with a message about each incomplete checkpoint that is passed over.
+
+    Returns:
+        `None` if no checkpoint is complete.
+    """
     for path in reversed(checkpoints_in(folder)):
         fault = checkpoint_fault(path, world_size, needs_best)
         if fault is None:
             return path
-        say(f"{path} is not complete and is passed over: {fault}.")
+        warn(f"{path} is not complete and is passed over: {fault}.")
     return None

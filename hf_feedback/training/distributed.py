@@ -1,4 +1,4 @@
-"""What distributed training has to know about a model."""
+"""Parameters that a training step leaves unused, for distributed data-parallel training."""
 
 from typing import cast
 
@@ -9,10 +9,13 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 
-def idle_parameters(trainer: Trainer) -> list[str]:
-    """The names of the trained parameters that the loss of a batch does not depend on.
+def unused_parameters(trainer: Trainer) -> list[str]:
+    """Returns the names of the trained parameters that the loss of a batch does not depend on.
 
-    Nothing is changed by it but a data set that can be read only once.
+    The state of model and random numbers remains; only a data set that can be read once loses a batch.
+
+    Args:
+        trainer: Trainer of the model, with its data.
     """
     model = cast(nn.Module, trainer.model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -21,15 +24,19 @@ def idle_parameters(trainer: Trainer) -> list[str]:
         inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
         with trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(model.train(), inputs)
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     model.train(was_training)
-    return [name for name, gradient in zip(trained, found, strict=True) if gradient is None]
+    return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
 
 
-def spare_the_search(trainer: Trainer) -> None:
-    """Where the loss depends on every parameter, DDP need not look for others in each step, nor warn that it did.
+def skip_unused_search(trainer: Trainer) -> None:
+    """Spares DDP its search for unused parameters in each step where the loss depends on all of them.
 
-    Only where all steps use the same parameters, the data can be read again, and the user did not say it.
+    Nothing is changed where steps use different parameters, where the data can be read only once, and where the user
+    sets `ddp_find_unused_parameters`.
+
+    Args:
+        trainer: Trainer of the model, with its data.
     """
     handler = trainer.accelerator.ddp_handler
     fixed = getattr(trainer.args, "train_iterations", "fixed") == "fixed"
@@ -38,6 +45,6 @@ def spare_the_search(trainer: Trainer) -> None:
     if handler is None or once or trainer.args.ddp_find_unused_parameters is not None or not fixed or experts:
         return
     if handler.find_unused_parameters:
-        idle = torch.tensor(len(idle_parameters(trainer)), device=trainer.args.device)
-        torch.distributed.all_reduce(idle)  # all processes have to do the same
-        handler.find_unused_parameters = bool(idle)
+        unused = torch.tensor(len(unused_parameters(trainer)), device=trainer.args.device)
+        torch.distributed.all_reduce(unused)  # all processes have to do the same
+        handler.find_unused_parameters = bool(unused)

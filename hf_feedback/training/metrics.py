@@ -1,23 +1,54 @@
-"""Metrics as `evaluate` modules over scikit-learn and scipy; they need no network."""
+"""Metrics of classes and values as `evaluate` modules over scikit-learn and scipy; they need no network."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import datasets
 import evaluate
 import numpy as np
 from scipy import stats
-from sklearn import metrics as sk
+from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction
+
+from .data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 
 CITATION = "Pedregosa et al. 2011, Scikit-learn: Machine Learning in Python, JMLR 12."
 
+ComputeMetrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """The properties of a metric that a run uses.
+
+    Args:
+        greater_is_better: Whether larger values are better; `None` if unknown.
+        hub_name: Name of the metric on the Hub, where that is another.
+    """
+
+    greater_is_better: bool | None = True
+    hub_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(MetricInfo):
+    """A metric of classes or values; more is better.
+
+    Args:
+        problem_types: Types of problem that it suits.
+        compute: Function of references and predictions.
+    """
+
+    problem_types: tuple[ProblemType, ...]
+    compute: Callable[[np.ndarray, np.ndarray], float]
+
 
 def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
-    return sk.f1_score(references, predictions, average="macro", zero_division=0)
+    return sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0)
 
 
-def _correlation(function: Callable) -> Callable:
+def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
     def compute(references: np.ndarray, predictions: np.ndarray) -> float:
         if len(references) < 2 or np.ptp(references) == 0 or np.ptp(predictions) == 0:
             return 0.0  # undefined for a constant
@@ -26,38 +57,28 @@ def _correlation(function: Callable) -> Callable:
     return compute
 
 
-SINGLE, SEVERAL, VALUES = "single_label_classification", "multi_label_classification", "regression"
-
-# name → (the problems that it suits, function of references and predictions); more is better for all of them
-METRICS: dict[str, tuple[tuple[str, ...], Callable]] = {
-    "accuracy": ((SINGLE, SEVERAL), sk.accuracy_score),
-    "macro_f1": ((SINGLE, SEVERAL), _macro_f1),
-    "matthews": ((SINGLE,), sk.matthews_corrcoef),
-    "pearson": ((VALUES,), _correlation(stats.pearsonr)),
-    "spearman": ((VALUES,), _correlation(stats.spearmanr)),
+CLASSES, VALUES = (SINGLE_LABEL, MULTI_LABEL), (REGRESSION,)
+METRICS = {
+    "accuracy": Metric(problem_types=CLASSES, compute=sklearn_metrics.accuracy_score),
+    "macro_f1": Metric(problem_types=CLASSES, compute=_macro_f1, hub_name="f1"),
+    "matthews": Metric(
+        problem_types=(SINGLE_LABEL,), compute=sklearn_metrics.matthews_corrcoef, hub_name="matthews_correlation"
+    ),
+    "pearson": Metric(problem_types=VALUES, compute=_correlation(stats.pearsonr), hub_name="pearsonr"),
+    "spearman": Metric(problem_types=VALUES, compute=_correlation(stats.spearmanr), hub_name="spearmanr"),
 }
 
 
 class LocalMetric(evaluate.Metric):
-    """One metric of `METRICS`, by its name as `config_name`.
-
-    Example:
-
-    ```python
-    >>> from hf_feedback.training.metrics import load_metric
-    >>> load_metric("accuracy").compute(predictions=[0, 1, 1], references=[0, 1, 0])
-    {'accuracy': 0.6666666666666666}
-
-    ```
-    """
+    """One metric of `METRICS` as an `evaluate` module, by its name as `config_name`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        kind = "float64" if METRICS[self.config_name][0] == (VALUES,) else "int64"
-        feature = datasets.Value(kind)
-        # rows of zeros and ones where a text has several labels at once
-        several = {"predictions": datasets.Sequence(feature), "references": datasets.Sequence(feature)}
+        is_regression = METRICS[self.config_name].problem_types == VALUES
+        feature = datasets.Value("float64" if is_regression else "int64")
         features = [datasets.Features({"predictions": feature, "references": feature})]
-        features += [datasets.Features(several)] if kind == "int64" else []
+        if not is_regression:  # rows of zeros and ones where a text has several labels at once
+            row = datasets.Sequence(feature)
+            features.append(datasets.Features({"predictions": row, "references": row}))
         return evaluate.MetricInfo(
             description=f"{self.config_name} over scikit-learn or scipy",
             citation=CITATION,
@@ -65,16 +86,24 @@ class LocalMetric(evaluate.Metric):
             features=features,
         )
 
-    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        compute = METRICS[self.config_name][1]
-        return {self.config_name: float(compute(np.asarray(references), np.asarray(predictions)))}
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        value = METRICS[self.config_name].compute(np.asarray(references), np.asarray(predictions))
+        return {self.config_name: float(value)}
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
-    """A metric of ours by name, or any other that `evaluate.load` reaches.
+    """Returns one of `METRICS` by name, or any other metric that `evaluate.load` reaches.
 
     Raises:
-        ValueError: there is no such metric, or it cannot be reached.
+        ValueError: There is no such metric, or it cannot be reached.
+
+    Example:
+
+    ```python
+    >>> load_metric("accuracy").compute(predictions=[0, 1, 1], references=[0, 1, 0])
+    {'accuracy': 0.6666666666666666}
+
+    ```
     """
     if name in METRICS:
         return LocalMetric(config_name=name, keep_in_memory=True)
@@ -87,41 +116,71 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
         ) from error
 
 
-def default_metrics(problem_type: str, num_labels: int) -> list[str]:
-    """The metrics that suit a problem; the first one chooses the best checkpoint."""
-    if problem_type == VALUES:
+def default_metrics(problem_type: ProblemType, num_labels: int) -> list[str]:
+    """Returns the metrics that suit a problem; the first one chooses the best checkpoint.
+
+    Example:
+
+    ```python
+    >>> default_metrics("single_label_classification", num_labels=3)
+    ['accuracy', 'macro_f1']
+
+    ```
+    """
+    if problem_type == REGRESSION:
         return ["pearson", "spearman"]
-    binary = problem_type == SINGLE and num_labels == 2
+    binary = problem_type == SINGLE_LABEL and num_labels == 2
     return ["accuracy", "macro_f1", "matthews"] if binary else ["accuracy", "macro_f1"]
 
 
-def make_compute_metrics(problem_type: str, names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """`compute_metrics` for a Trainer: logits and labels → the metrics `names`.
+def make_compute_metrics(problem_type: ProblemType, names: Sequence[str]) -> ComputeMetrics:
+    """Returns the `compute_metrics` of a Trainer: from logits and labels to metrics.
+
+    Args:
+        problem_type: Type of the problem.
+        names: Names of the metrics.
 
     Raises:
-        ValueError: a metric cannot be reached, or does not suit the problem.
+        ValueError: A metric cannot be reached, or does not suit the problem.
     """
     for name in names:
-        if name in METRICS and problem_type not in METRICS[name][0]:
-            suited = ", ".join(other for other, (problems, _) in METRICS.items() if problem_type in problems)
+        if name in METRICS and problem_type not in METRICS[name].problem_types:
+            suited = ", ".join(other for other, metric in METRICS.items() if problem_type in metric.problem_types)
             raise ValueError(f"`metrics`: {name!r} does not suit {problem_type}; use {suited}.")
     modules = [load_metric(name) for name in names]
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        answers, labels = decide(np.asarray(logits), problem_type), np.asarray(prediction.label_ids)
+        answers, labels = predict_labels(np.asarray(logits), problem_type), np.asarray(prediction.label_ids)
         labels = labels.squeeze(-1) if labels.ndim > answers.ndim else labels
-        labels = labels.astype(int) if problem_type == "multi_label_classification" else labels
-        found: dict[str, float] = {}
+        labels = labels.astype(int) if problem_type == MULTI_LABEL else labels
+        results: dict[str, float] = {}
         for module in modules:
-            found.update(module.compute(predictions=answers, references=labels))
-        return found
+            results.update(module.compute(predictions=answers, references=labels))
+        return results
 
     return compute_metrics
 
 
-def decide(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Logits `(N, C)` → class numbers `(N,)`, values `(N,)` for regression, or zeros and ones `(N, C)`."""
-    if problem_type == "regression":
+def predict_labels(logits: np.ndarray, problem_type: ProblemType) -> np.ndarray:
+    """Turns logits into predictions.
+
+    Args:
+        logits: Outputs of a head, `(N, C)`.
+        problem_type: Type of the problem.
+
+    Returns:
+        Class numbers `(N,)`, values `(N,)` for regression, or zeros and ones `(N, C)` for several labels.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> predict_labels(np.array([[0.1, 2.0], [3.0, -1.0]]), "single_label_classification").tolist()
+    [1, 0]
+
+    ```
+    """
+    if problem_type == REGRESSION:
         return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
-    return (logits > 0).astype(int) if problem_type == "multi_label_classification" else logits.argmax(-1)
+    return (logits > 0).astype(int) if problem_type == MULTI_LABEL else logits.argmax(-1)

@@ -1,35 +1,31 @@
-"""PEFT on feedback models: the right options for an adapter config, and adapters that were there before feedback."""
+"""PEFT on feedback models: options for an adapter config, and adapters of a backbone that gets feedback."""
 
 import copy
 import re
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from ..configuration_feedback import FeedbackConfig
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackModel
-from .parameter_groups import feedback_model_in, parts_of
+from .model_parts import feedback_model_in, parts_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-TASK_TYPES = {
-    "FeedbackForSequenceClassification": "SEQ_CLS",
-    "FeedbackForTokenClassification": "TOKEN_CLS",
-    "FeedbackForQuestionAnswering": "QUESTION_ANS",
-}
-
 
 def peft_options(model: nn.Module) -> dict[str, Any]:
-    """What any PEFT config needs to know of a feedback model: adapters in the layers of the backbone, where PEFT puts
-    them in that family (else in all their linear maps); feedback and head trained in full and saved with the adapter.
+    """Returns the options that any PEFT config for a feedback model needs.
 
-    A masked-LM head that is tied to the embeddings is left as it is.
+    Adapters go into the layers of the backbone, where PEFT puts them in that family, else into all their linear maps.
+    Feedback and head are trained in full and saved with the adapter; a masked-LM head that is tied to the embeddings is
+    left as it is.
 
     Args:
-        model: a feedback model.
+        model: A feedback model.
 
     Returns:
         `target_modules`, `modules_to_save` and `task_type`.
@@ -52,19 +48,24 @@ def peft_options(model: nn.Module) -> dict[str, Any]:
 
     Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
     """
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
+
+    from .tasks import TASKS  # with all that reads data and measures
 
     _, core = feedback_model_in(model)
-    usual = USUAL.get(core.backbone.config.get_text_config().model_type)
-    if usual is None:
-        layers = nn.ModuleList(core.layers)
-        usual = sorted({n.split(".", 1)[1] for n, m in layers.named_modules() if isinstance(m, nn.Linear | Conv1D)})
-    names = "|".join(map(re.escape, usual))
+    targets = USUAL_TARGETS.get(core.backbone.config.get_text_config().model_type) or _linear_maps(core.layers)
+    names, task = "|".join(map(re.escape, targets)), TASKS.get(type(core).__name__)
     return {
         "target_modules": rf"backbone\.{re.escape(core.layout.stack)}\.(.*\.)?({names})",
         "modules_to_save": ["feedback", *_head_modules(core)],
-        "task_type": TASK_TYPES.get(type(core).__name__),
+        "task_type": None if task is None else task.peft_task_type,
     }
+
+
+def _linear_maps(layers: list[nn.Module]) -> list[str]:
+    """The names of all linear maps inside layers."""
+    modules = nn.ModuleList(layers).named_modules()
+    return sorted({name.split(".", 1)[1] for name, module in modules if isinstance(module, nn.Linear | Conv1D)})
 
 
 def _head_modules(model: nn.Module) -> list[str]:
@@ -73,63 +74,74 @@ def _head_modules(model: nn.Module) -> list[str]:
     names = [(id(parameter), name) for name, parameter in model.named_parameters(remove_duplicate=False)]
     tied = {number for number, name in names if name not in head}
     own = {name for number, name in names if number not in tied}
-    found: list[str] = []
+    modules: list[str] = []
     for name, module in model.named_modules():  # parents come first: the largest modules that are all head
         inside = {key for key, _ in module.named_parameters(name)}
-        if name and inside and inside <= own and not any(name.startswith(f"{outer}.") for outer in found):
-            found.append(name)
-    return found
+        if name and inside and inside <= own and not any(name.startswith(f"{outer}.") for outer in modules):
+            modules.append(name)
+    return modules
 
 
 def from_peft(
     feedback_class: type[FeedbackPreTrainedModel] | type[FeedbackModel], peft_model: "PeftModel", **options: Any
 ) -> "PeftModel":
-    """Adds fresh feedback to a backbone that has PEFT adapters; they go on where they were, and train on beside it.
+    """Adds fresh feedback to a backbone that has PEFT adapters; they keep their values and train beside it.
 
     Args:
-        feedback_class: the feedback model to make.
-        peft_model: a backbone or task model with one adapter, such as LoRA. It is taken apart: use the result instead.
-        **options: as in `from_backbone`.
+        feedback_class: Class of the feedback model to make.
+        peft_model: A backbone or task model with one adapter, such as LoRA. It is taken apart: use the result instead.
+        **options: As in `from_backbone`.
 
     Returns:
         The feedback model, wrapped by PEFT again: to be trained, saved, loaded and merged by PEFT's own methods. In
         evaluation mode it starts out as exact as the adapted backbone.
 
     Raises:
-        ValueError: the adapters are prompts or prefixes, there are several of them, they changed the weights beneath
+        ValueError: The adapters are prompts or prefixes, there are several of them, they changed the weights beneath
             them (PiSSA and the like), or an option is not allowed; `peft_model` is then as it was.
+
+    Example:
+
+    ```python
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> adapted = get_peft_model(BertModel(tiny), LoraConfig(target_modules=["query"]))
+    >>> model = from_peft(FeedbackForSequenceClassification, adapted, num_iterations=3)
+    >>> model.base_model.model.config.num_iterations
+    3
+
+    ```
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
-    adapter, config = _the_adapter(peft_model)
+    adapter, config = _only_adapter(peft_model)
     inner = cast(nn.Module, peft_model.base_model.model)
-    _check_before_it_is_taken_apart(config, inner, options)
+    _check_convertible(config, inner, options)
     if any(getattr(module, "merged", False) for module in inner.modules()):
         cast(Any, peft_model.base_model).unmerge_adapter()
-    whole = {id(m.modules_to_save[adapter]) for m in inner.modules() if isinstance(m, ModulesToSaveWrapper)}
-    old = {id(m.get_base_layer()): n for n, m in inner.named_modules() if isinstance(m, BaseTunerLayer)}
+    saved = {id(m.modules_to_save[adapter]) for m in inner.modules() if isinstance(m, ModulesToSaveWrapper)}
+    old_names = {id(m.get_base_layer()): n for n, m in inner.named_modules() if isinstance(m, BaseTunerLayer)}
     state = get_peft_model_state_dict(peft_model, adapter_name=adapter)
     model = feedback_class.from_backbone(peft_model.unload(), **options)
-    new_names = {old[id(m)]: n for n, m in model.named_modules() if id(m) in old}
-    config = _moved_config(config, new_names)
-    mine = peft_options(model)
-    kept = [name for name, module in model.named_modules() if id(module) in whole]
-    config.modules_to_save = [*mine["modules_to_save"], *(name for name in kept if name not in mine["modules_to_save"])]
-    config.task_type, config.inference_mode = mine["task_type"], False
+    new_names = {old_names[id(m)]: n for n, m in model.named_modules() if id(m) in old_names}
+    saved_names = [name for name, module in model.named_modules() if id(module) in saved]
+    config = _adapt_config(config, new_names, peft_options(model), saved_names)
     wrapped = get_peft_model(model, config, adapter_name=adapter)
     moved = get_peft_model_state_dict(wrapped, adapter_name=adapter)
     for key, tensor in state.items():
-        place = next((o for o in new_names if key.startswith(f"base_model.model.{o}.")), None)
-        if place is not None:
-            moved[key.replace(place, new_names[place], 1)] = tensor
+        old = next((name for name in new_names if key.startswith(f"base_model.model.{name}.")), None)
+        if old is not None:
+            moved[key.replace(old, new_names[old], 1)] = tensor
     set_peft_model_state_dict(wrapped, moved, adapter_name=adapter)
     return wrapped.eval()
 
 
-def _the_adapter(peft_model: "PeftModel") -> tuple[str, Any]:
-    """Its name and its config."""
+def _only_adapter(peft_model: "PeftModel") -> tuple[str, Any]:
+    """The name and the config of the adapter."""
     if len(peft_model.peft_config) != 1:
         raise ValueError(f"`peft_model` must have one adapter, got {', '.join(peft_model.peft_config)}.")
     adapter, config = next(iter(cast(dict[str, Any], peft_model.peft_config).items()))
@@ -141,8 +153,15 @@ def _the_adapter(peft_model: "PeftModel") -> tuple[str, Any]:
     return adapter, config
 
 
-def _moved_config(config: Any, new_names: dict[str, str]) -> Any:
-    """A copy of an adapter's config for layers that have other names now (old name → new name)."""
+def _adapt_config(config: Any, new_names: dict[str, str], options: dict[str, Any], saved_names: list[str]) -> Any:
+    """A copy of an adapter's config for a feedback model.
+
+    Args:
+        config: Config of the adapter.
+        new_names: Old name → new name of each layer with an adapter.
+        options: Those of `peft_options`.
+        saved_names: New names of the modules that the adapter trains in full.
+    """
     config = copy.deepcopy(config)
     for key in ("target_modules", "feedforward_modules"):
         if (chosen := getattr(config, key, None)) is not None:
@@ -156,13 +175,17 @@ def _moved_config(config: Any, new_names: dict[str, str]) -> Any:
     for key in ("layers_to_transform", "layers_pattern", "exclude_modules"):
         if hasattr(config, key):
             setattr(config, key, None)
+    config.modules_to_save = list(dict.fromkeys([*options["modules_to_save"], *saved_names]))
+    config.task_type, config.inference_mode = options["task_type"], False
     return config
 
 
-def _check_before_it_is_taken_apart(config: Any, inner: Any, options: dict[str, Any]) -> None:
+def _check_convertible(config: Any, inner: nn.Module, options: dict[str, Any]) -> None:
+    """Refuses an adapter or options that cannot work, before the model is taken apart."""
     known = FeedbackConfig.option_names() | {"num_labels"}
     FeedbackConfig(
-        backbone_config=copy.deepcopy(inner.config), **{k: v for k, v in options.items() if k in known}
+        backbone_config=copy.deepcopy(cast(PreTrainedConfig, inner.config)),
+        **{k: v for k, v in options.items() if k in known},
     )  # raises where an option is not allowed
     start = getattr(config, "init_lora_weights", True)
     if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
@@ -174,7 +197,8 @@ def _check_before_it_is_taken_apart(config: Any, inner: Any, options: dict[str, 
         raise ValueError("`peft_model` trains single tokens (`trainable_token_indices`); merge the adapters first.")
 
 
-def _targets(chosen: Any, name: str) -> bool:
+def _targets(chosen: str | list[str], name: str) -> bool:
+    """Whether an adapter config chooses a module, by a regular expression or by the ends of names."""
     if isinstance(chosen, str):
         return re.fullmatch(chosen, name) is not None
     return any(name == one or name.endswith(f".{one}") for one in chosen)

@@ -1,4 +1,4 @@
-"""Files of rows: CSV, TSV, JSON and parquet."""
+"""Files of rows: CSV, TSV, JSON, JSON lines and parquet."""
 
 import csv
 import json
@@ -7,43 +7,62 @@ from collections.abc import Iterator, Sequence
 from glob import escape
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowException, parquet
 
-QUOTED = re.compile(r'"([^"]|"")*"')  # a whole cell in quotes, those inside doubled
+QUOTED_CELL = re.compile(r'"([^"]|"")*"')
 FIRST_LINE = re.compile(r"[\r\n]*([^\r\n]*)")
-SPACE = re.compile(r"\s*")
+WHITESPACE = re.compile(r"\s*")
 
 
 def read_file(file: str | Path) -> Dataset:
-    """Reads a CSV, TSV, JSON, JSON-lines or parquet file. Cells of CSV and TSV stay the text that they are: `007`, `NA`
-    and `None` too.
+    """Reads a CSV, TSV, JSON, JSON-lines or parquet file.
+
+    Cells of CSV and TSV files are kept as text, `007`, `NA` and `None` too.
+
+    Args:
+        file: Path of the file; its suffix decides how it is read.
+
+    Returns:
+        The rows.
 
     Raises:
-        ValueError: the file is missing, empty, of an unknown kind or cannot be read.
+        ValueError: The file is missing, empty, of an unknown type or cannot be read.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> file = Path(tempfile.mkdtemp()) / "train.csv"
+    >>> _ = file.write_text("text,label\\nwhere is my parcel?,007\\n")
+    >>> read_file(file)[0]
+    {'text': 'where is my parcel?', 'label': '007'}
+
+    ```
     """
     path = Path(file)
-    read = READERS.get(path.suffix.lower())
-    if read is None:
-        raise ValueError(f"{file}: unknown kind of file; use one of {', '.join(READERS)}.")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{file}: unknown type of file; use one of {', '.join(READERS)}.")
     if not path.is_file():
         raise ValueError(f"{file}: there is no such file.")
     if path.stat().st_size == 0:
         raise ValueError(f"{file}: the file is empty.")
-    data = read(path)
+    data = reader(path)
     if len(data) == 0:
         raise ValueError(f"{file}: the file has no rows.")
     return data
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Returns the text of a file.
 
     Raises:
-        ValueError: it is not UTF-8; says in which line.
+        ValueError: The file is not UTF-8; the message names the line.
     """
     content = path.read_bytes()
     try:
@@ -53,14 +72,23 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8.") from error
 
 
-def rows_in_words(indices: Sequence[int]) -> str:
-    """Rows counted from 1, the header left out."""
+def format_rows(indices: Sequence[int]) -> str:
+    """Names rows in a message, counted from 1 without the header.
+
+    Example:
+
+    ```python
+    >>> format_rows([2]), format_rows(range(9))
+    ('row 3', 'rows 1, 2, 3, 4, 5, …')
+
+    ```
+    """
     shown = ", ".join(str(i + 1) for i in indices[:5])
     return f"row {shown}" if len(indices) == 1 else f"rows {shown}{', …' if len(indices) > 5 else ''}"
 
 
 def root_cause(error: BaseException) -> str:
-    """What an error was raised from in the first place, in one line; `datasets` names it nowhere else."""
+    """Returns, in one line, the message of the exception at the start of a chain (`datasets` gives no other reason)."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
@@ -83,7 +111,7 @@ def _read_csv(path: Path) -> Dataset:
     return Dataset.from_dict({name: [row[i] for row in rows] for i, name in enumerate(header)})
 
 
-def _parse_csv(path: Path, text: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> list[list[str]]:
+def _parse_csv(path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[list[str]]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     try:
@@ -93,11 +121,10 @@ def _parse_csv(path: Path, text: str, delimiter: str, quoting: Any = csv.QUOTE_M
 
 
 def _parse_tsv(path: Path, text: str, delimiter: str) -> list[list[str]]:
-    """Quotes are part of the text, as in tweets, unless every cell that has any stands in quotes as a whole, as pandas
-    and spreadsheets write them."""
+    """Reads quotes as part of the text, as in tweets, unless every cell with a quote is quoted as a whole."""
     plain = _parse_csv(path, text, delimiter, csv.QUOTE_NONE)
     with_quotes = [cell for row in plain for cell in row if '"' in cell]
-    if _is_even(plain) and not (with_quotes and all(map(QUOTED.fullmatch, with_quotes))):
+    if _is_even(plain) and not (with_quotes and all(map(QUOTED_CELL.fullmatch, with_quotes))):
         return plain
     try:
         unquoted = _parse_csv(path, text, delimiter)
@@ -111,7 +138,7 @@ def _is_even(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _read_json(path: Path) -> Dataset:
-    """Objects one after the other, usually one a line, or a list of them (or of texts)."""
+    """Reads objects one after the other, usually one a line, or one list of objects or texts."""
     rows = list(_json_values(path, read_text(path)))
     if len(rows) == 1 and isinstance(rows[0], list):
         rows = [{"text": row} if isinstance(row, str) else row for row in rows[0]]
@@ -128,22 +155,22 @@ def _read_json(path: Path) -> Dataset:
 def _json_values(path: Path, text: str) -> Iterator[Any]:
     # Arrow has no whole numbers of more than 64 bits
     decoder = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 19 else digits)
-    place = SPACE.match(text).end()  # type: ignore[union-attr]  # matches anything
-    while place < len(text):
+    position = WHITESPACE.match(text).end()  # type: ignore[union-attr]  # matches anything
+    while position < len(text):
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: cannot be read as json ({error}).") from error
         except RecursionError as error:
-            line = text.count("\n", 0, place) + 1
+            line = text.count("\n", 0, position) + 1
             raise ValueError(f"{path}: cannot be read as json (line {line} is nested too deeply).") from error
         yield value
-        place = SPACE.match(text, place).end()  # type: ignore[union-attr]
+        position = WHITESPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _read_parquet(path: Path) -> Dataset:
     try:
-        parquet.read_schema(path)  # `datasets` would print this fault, too
+        parquet.read_schema(path)  # `datasets` would also print what is wrong with the file
         return load_dataset("parquet", data_files=escape(str(path)), split="train")
     except (ArrowException, DatasetGenerationError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as parquet ({root_cause(error)}).") from error

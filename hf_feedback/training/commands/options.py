@@ -1,0 +1,156 @@
+"""Options of the commands: from a file, from the command line, and messages about wrong ones."""
+
+import json
+import re
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, Self, cast
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
+
+from ..model_arguments import OPTIONS_WITH_NONE
+
+OPTION_FILES = (".json", ".yaml", ".yml")
+
+
+class SpelledFloat(float):
+    """A number that keeps its spelling: the option that it is for may be a text, such as a revision."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class OptionLoader(yaml.SafeLoader):
+    """Reads numbers as YAML 1.2 does, which JSON is a part of: `1e-6` is one."""
+
+
+OptionLoader.add_implicit_resolver(
+    "!exponent", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+OptionLoader.add_constructor("!exponent", lambda loader, node: SpelledFloat(node.value))
+
+
+def options_from_file(arguments: Sequence[str]) -> list[str]:
+    """Replaces a leading YAML or JSON file by the options that it holds.
+
+    What has a structure becomes JSON, null is left out.
+
+    Args:
+        arguments: As on the command line.
+
+    Returns:
+        The options of the file, and all other arguments after them.
+
+    Raises:
+        ValueError: The file cannot be read, or holds something else.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> file = Path(tempfile.mkdtemp()) / "run.yaml"
+    >>> _ = file.write_text("freeze: [embeddings]\\nlr_scheduler_kwargs: {min_lr: 1e-6}")
+    >>> options_from_file([str(file), "--seed", "1"])
+    ['--freeze', 'embeddings', '--lr_scheduler_kwargs={"min_lr": 1e-06}', '--seed', '1']
+
+    ```
+    """
+    if not arguments or arguments[0].startswith("-") or not arguments[0].endswith(OPTION_FILES):
+        return list(arguments)
+    file = arguments[0]
+    try:
+        values = yaml.load(Path(file).read_text(encoding="utf-8"), OptionLoader)  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}).") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{file}: must hold option names with their values.")
+    options = [_as_arguments(key.replace("-", "_"), value) for key, value in values.items()]
+    return [*(argument for option in options for argument in option), *arguments[1:]]
+
+
+def _as_arguments(name: str, value: object) -> list[str]:
+    """Returns one option of a file as on the command line."""
+    if value is None and name in OPTIONS_WITH_NONE:
+        value = "none"
+    if value is None or value == []:  # as if it were not there
+        return []
+    if name.endswith("strategy") and value is False:  # YAML reads `no` as false
+        value = "no"
+    if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
+        return [f"--{name}", *map(str, value)]
+    text = json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)
+    return [f"--{name}={text}"]
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of a description, and shows the defaults that are values."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        if action.default is None or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class OptionParser(HfArgumentParser):
+    """Parses options into dataclasses; errors are one line that names the option.
+
+    Args:
+        dataclass_types: Dataclasses of the options.
+        prog: Name of the program.
+        description: Description of the program.
+
+    Example:
+
+    ```python
+    >>> from hf_feedback.training.data.splits import FileArguments
+    >>> OptionParser([FileArguments], prog="train").parse(["--train-fil", "t.csv", "--test-fill", "t.csv"])
+    Traceback (most recent call last):
+    ValueError: there is no option --test-fill (did you mean --test-file?); `train --help` lists the options.
+
+    ```
+    """
+
+    def __init__(
+        self, dataclass_types: Iterable[type], prog: str | None = None, description: str | None = None
+    ) -> None:
+        types = cast(list[DataClassType], list(dataclass_types))
+        super().__init__(types, prog=prog, description=description, formatter_class=HelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `ValueError` instead of printing the usage of all options."""
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options.")
+
+    def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+        """Returns one instance of every dataclass.
+
+        Args:
+            arguments: As on the command line.
+
+        Raises:
+            ValueError: An option is unknown, missing or has a wrong value.
+        """
+        *parts, rest = self.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        if rest:
+            unknown = next((argument for argument in rest if argument.startswith("-")), rest[0])
+            self.error(self._describe_unknown(unknown))
+        return tuple(parts)
+
+    def _describe_unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"{argument!r} belongs to no option"
+        name = argument.split("=")[0]
+        known = [option for option in self._option_string_actions if "_" not in option]
+        close = get_close_matches(name.replace("_", "-"), known, 1)
+        return f"there is no option {name}" + (f" (did you mean {close[0]}?)" if close else "")

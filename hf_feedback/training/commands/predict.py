@@ -1,0 +1,31 @@
+"""`hf-feedback predict`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...validation import option
+from ..model_arguments import HaltingArguments
+from ..tasks.text_classification import TextArguments
+from .evaluate import InferenceArguments
+from .options import OptionParser
+
+
+@dataclass
+class OutputArguments:
+    """Where the predictions are written."""
+
+    output: str = option("predictions.jsonl", "JSON-lines file to write.")
+    force: bool = option(False, "Write over a file that exists.")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `hf-feedback predict` and returns the exit status.
+
+    Args:
+        arguments: Those after the name of the command.
+    """
+    parts = (InferenceArguments, HaltingArguments, TextArguments, OutputArguments)
+    args, halting, text_args, output = OptionParser(parts, prog="hf-feedback predict").parse(arguments)
+    count = args.make_inference(halting, text_args).predict(output.output, output.force)
+    print(f"{count} predictions are in {output.output}")
+    return 0

@@ -1,0 +1,142 @@
+"""`hf-feedback train`, and the training scripts of all tasks."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..arguments import FeedbackTrainingArguments
+from ..data.splits import FileArguments
+from ..model_sources import check_source
+from ..resuming import prepare_run
+from ..run import bf16_is_fast, run_task
+from ..tasks import NetworkTextClassification, Task, TextClassification
+from .errors import run_command
+from .options import OptionParser, options_from_file
+
+NOT_SHOWN = ("_flos", "_per_second", "_preparation_time", "epoch")
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Returns metrics as a table, one a line, without what the Trainer counts besides.
+
+    Example:
+
+    ```python
+    >>> print(format_metrics({"eval_accuracy": 0.5, "eval_runtime": 2.25, "epoch": 1.0}))
+      eval_accuracy  0.5000
+      eval_runtime   2.2500
+
+    ```
+    """
+    shown = {name: value for name, value in metrics.items() if not name.endswith(NOT_SHOWN)}
+    rows = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in shown.items()}
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows.items())
+
+
+def _is_given(arguments: Sequence[str], *options: str) -> bool:
+    return any(argument.split("=")[0].replace("_", "-") in options for argument in arguments)
+
+
+def parse_training(
+    arguments: Sequence[str], task: type[Task[FileArguments]], prog: str | None = None, description: str | None = None
+) -> tuple[Task[FileArguments], FeedbackTrainingArguments]:
+    """Parses the options of a training run.
+
+    Args:
+        arguments: As on the command line, without a file of options.
+        task: The task.
+        prog: Name of the program, for `--help`.
+        description: Description of the program, for `--help`.
+
+    Returns:
+        The task with its options, and the training arguments; what is left out has the defaults of the command.
+
+    Raises:
+        ValueError: An option is unknown, missing or has a wrong value.
+    """
+    parts = (task.model_arguments, task.data_arguments, FeedbackTrainingArguments)
+    parser = OptionParser(parts, prog=prog, description=description)
+    parser.set_defaults(
+        bf16=bf16_is_fast() and not _is_given(arguments, "--fp16"),
+        use_cpu=not torch.accelerator.is_available(),
+        report_to=["none"],
+        hub_strategy="end",
+        learning_rate=task.model_arguments.default_learning_rate,
+        warmup_steps=0.1,
+        logging_steps=50,
+        save_strategy="epoch",
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=32,
+    )
+    if _is_given(arguments, "--validation-file", "--dataset-name"):
+        parser.set_defaults(eval_strategy="epoch")
+    model_args, data_args, args = parser.parse(arguments)
+    return task(model_args, data_args), args
+
+
+def run_training(
+    arguments: Sequence[str],
+    task_class: type[Task[FileArguments]],
+    prog: str | None = None,
+    description: str | None = None,
+) -> int:
+    """Trains a model with the options of a command and prints the metrics.
+
+    Args:
+        arguments: As on the command line, without a file of options.
+        task_class: The task.
+        prog: Name of the program, for `--help`.
+        description: Description of the program, for `--help`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: An option, a file or a label is not as it must be.
+        Interrupted: Ctrl-C; a checkpoint is in the output folder.
+    """
+    task, args = parse_training(arguments, task_class, prog, description)
+    base_model: str | None = task.model_args.model
+    if base_model is not None:
+        check_source(base_model, task.model_args.revision)
+    prepare_run(args)
+    metrics = run_task(task.prepare(announce=args.process_index == 0), base_model, args)
+    if args.process_index == 0:
+        reads_tokens = (Path(str(args.output_dir)) / "tokenizer_config.json").is_file()
+        print(f"\nTrained from {base_model or 'scratch'}:")
+        print(format_metrics(metrics))
+        print(f"\nModel, {'tokenizer' if reads_tokens else 'processor'} and model card are in {args.output_dir}")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads may abort a process that ends under them
+    return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `hf-feedback train` and returns the exit status.
+
+    Args:
+        arguments: Those after the name of the command.
+    """
+    arguments = options_from_file(arguments)
+    task = NetworkTextClassification if _is_given(arguments, "--fnn") else TextClassification
+    return run_training(arguments, task, prog="hf-feedback train")
+
+
+def run_script(
+    task: type[Task[FileArguments]], description: str | None = None, arguments: Sequence[str] | None = None
+) -> int:
+    """Runs a training script and returns its exit status; wrong input is one line on stderr.
+
+    Args:
+        task: The task.
+        description: Docstring of the script, for `--help`.
+        arguments: Those of the command line by default.
+    """
+
+    def command(parts: Sequence[str]) -> int:
+        return run_training(options_from_file(parts), task, description=description)
+
+    return run_command(command, sys.argv[1:] if arguments is None else arguments)

@@ -1,0 +1,1 @@
+"""Reading data: files, their columns, labels, texts and media."""

@@ -1,0 +1,222 @@
+"""Answers that stand in a text: their tokens in windows of the text, the best one over all windows, SQuAD's metrics.
+
+Source: Rajpurkar et al. 2016, SQuAD: 100,000+ Questions for Machine Comprehension of Text.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import Dataset
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from .files import format_rows
+from .label_names import label_name
+from .splits import Batch, Row, Split
+
+OUTSIDE = [-1, -1]  # offsets of a token that is not part of the text
+
+
+def answer_tokens(offsets: Sequence[Sequence[int]], start: int, end: int) -> tuple[int, int] | None:
+    """Returns the first and the last token of an answer.
+
+    Args:
+        offsets: First and last character (exclusive) of every token in the text; `OUTSIDE` for other tokens.
+        start: First character of the answer.
+        end: Last character of the answer, exclusive.
+
+    Returns:
+        `None` where the window does not hold the whole answer.
+
+    Example:
+
+    ```python
+    >>> answer_tokens([[-1, -1], [5, 8], [8, 12], [13, 15]], 8, 15)
+    (2, 3)
+
+    ```
+    """
+    inside = [i for i, (first, _) in enumerate(offsets) if first >= 0]
+    if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
+        return None
+    touched = [i for i in inside if offsets[i][0] < end and offsets[i][1] > start]
+    return (touched[0], touched[-1]) if touched else None
+
+
+class WindowEncoder:
+    """Turns questions with their texts into tokens; a long text becomes several windows.
+
+    Args:
+        tokenizer: A fast one that pads to the right.
+        max_length: Tokens of a window, the question included.
+        stride: Tokens of the text that a window shares with the one before.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> None:
+        self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
+
+    def encode(self, split: Split) -> Dataset:
+        """Encodes rows of `question`, `context` and `answers` (`text`, `answer_start`).
+
+        Args:
+            split: The rows.
+
+        Returns:
+            Windows with `start_positions` and `end_positions` of the first answer, both at the first token (CLS) where
+            the window does not hold it; `example`, their row; `offsets`, as in `answer_tokens`; `null`, the position
+            of CLS.
+
+        Raises:
+            ValueError: A question leaves no room for its text.
+        """
+
+        def encode_batch(batch: Batch, indices: list[int]) -> Batch:
+            rows = [{name: batch[name][i] for name in batch} for i in range(len(indices))]
+            pairs = zip(rows, indices, strict=True)
+            windows = [window for row, index in pairs for window in self._windows(row, index, split.source)]
+            return {name: [window[name] for window in windows] for name in windows[0]}
+
+        names = split.data.column_names
+        return split.data.map(
+            encode_batch, batched=True, with_indices=True, remove_columns=names, load_from_cache_file=False
+        )
+
+    def _windows(self, row: Row, index: int, source: str) -> list[Row]:
+        """The windows of one row."""
+        self._check_room(row["question"], index, source)
+        encoding = self.tokenizer(
+            row["question"],
+            row["context"],
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=self.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        names = [name for name in self.tokenizer.model_input_names if name in encoding]
+        windows = []
+        for i in range(len(encoding["input_ids"])):
+            inputs, offsets = {name: encoding[name][i] for name in names}, _context_offsets(encoding, i)
+            targets = self._targets(row["answers"], offsets, inputs["input_ids"])
+            windows.append({**inputs, "example": index, "offsets": offsets, **targets})
+        return windows
+
+    def _check_room(self, question: str, index: int, source: str) -> None:
+        special = self.tokenizer.num_special_tokens_to_add(pair=True)
+        room = self.max_length - special - len(self.tokenizer(question, add_special_tokens=False)["input_ids"])
+        if room <= self.stride:
+            raise ValueError(
+                f"{source}: {format_rows([index])}: the question leaves {max(0, room)} of {self.max_length} tokens for "
+                f"the text, which must be more than the {self.stride} that windows share; change `--max-length`, "
+                "`--stride` or the question."
+            )
+
+    def _targets(self, answers: Batch, offsets: Sequence[Sequence[int]], ids: list[int]) -> dict[str, int]:
+        """The tokens of the first answer, or CLS."""
+        cls = self.tokenizer.cls_token_id
+        null = ids.index(cls) if cls in ids else 0
+        first, last = null, null
+        if answers["text"]:
+            answer = answers["text"][0]
+            start = int(label_name(answers["answer_start"][0])) + len(answer) - len(answer.lstrip())
+            first, last = answer_tokens(offsets, start, start + len(answer.strip())) or (null, null)
+        return {"start_positions": first, "end_positions": last, "null": null}
+
+
+def _context_offsets(encoding: BatchEncoding, window: int) -> list[list[int]]:
+    """Characters of every token in the text, `OUTSIDE` for tokens of the question and special ones."""
+    parts, offsets = encoding.sequence_ids(window), encoding["offset_mapping"][window]
+    return [list(pair) if part == 1 else OUTSIDE for part, pair in zip(parts, offsets, strict=True)]
+
+
+def best_answers(
+    start: np.ndarray,
+    end: np.ndarray,
+    windows: Dataset,
+    contexts: Sequence[str],
+    max_answer_length: int = 30,
+    may_be_empty: bool = False,
+) -> list[str]:
+    """Returns the best answer to every question over all its windows.
+
+    Args:
+        start: Logits of the first token, `(windows, T)`.
+        end: Logits of the last token, `(windows, T)`.
+        windows: Windows of a `WindowEncoder`.
+        contexts: The texts, one a question.
+        max_answer_length: Tokens of an answer at most.
+        may_be_empty: Whether a question may have no answer; it has none where every window prefers CLS.
+    """
+    best: list[tuple[float, str]] = [(-np.inf, "")] * len(contexts)
+    null_scores = [np.inf] * len(contexts)
+    for i, window in enumerate(windows.select_columns(["example", "offsets", "null"])):
+        example, offsets = window["example"], np.asarray(window["offsets"])
+        length = len(offsets)
+        first, last = np.arange(length)[:, None], np.arange(length)[None]
+        allowed = (offsets[:, :1] >= 0) & (offsets[None, :, 0] >= 0) & (first <= last)
+        scores = np.where(
+            allowed & (last - first < max_answer_length), start[i, :length, None] + end[i, None, :length], -np.inf
+        )
+        a, b = np.unravel_index(scores.argmax(), scores.shape)
+        if scores[a, b] > best[example][0]:
+            best[example] = (scores[a, b], contexts[example][offsets[a, 0] : offsets[b, 1]])
+        null_scores[example] = min(null_scores[example], start[i, window["null"]] + end[i, window["null"]])
+    return [
+        "" if may_be_empty and null > score else text for (score, text), null in zip(best, null_scores, strict=True)
+    ]
+
+
+def normalize_answer(text: str) -> str:
+    """Returns an answer as SQuAD's evaluation compares it: lower case, no punctuation, articles or extra spaces.
+
+    Example:
+
+    ```python
+    >>> normalize_answer("The  Monday.")
+    'monday'
+
+    ```
+    """
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def answer_f1(reference: str, prediction: str) -> float:
+    """Returns the F1 of the words that two answers share.
+
+    Example:
+
+    ```python
+    >>> answer_f1("The red fan", "a red lamp")
+    0.5
+
+    ```
+    """
+    reference_words, words = normalize_answer(reference).split(), normalize_answer(prediction).split()
+    if not reference_words or not words:
+        return float(reference_words == words)
+    return 2 * (Counter(reference_words) & Counter(words)).total() / (len(reference_words) + len(words))
+
+
+def answer_scores(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
+    """Returns the means (0 to 1) of exact match and F1.
+
+    Args:
+        references: The right answers to each question, of which the best fit counts; none where there is no answer.
+        predictions: One answer a question.
+
+    Example:
+
+    ```python
+    >>> answer_scores([["The Monday."], []], ["monday", "on 5 May"])
+    {'exact_match': 0.5, 'f1': 0.5}
+
+    ```
+    """
+    exact, f1 = [], []
+    for right, prediction in zip(references, predictions, strict=True):
+        exact.append(max(float(normalize_answer(one) == normalize_answer(prediction)) for one in right or [""]))
+        f1.append(max(answer_f1(one, prediction) for one in right or [""]))
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}

@@ -1,0 +1,202 @@
+"""The columns of a data set: which hold the texts and labels, and rows whose columns have to be complete."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from transformers import PreTrainedConfig
+
+from .files import format_rows
+from .splits import Split
+
+TEXT_NAMES = ("text", "sentence", "content", "review", "question", "message", "tweet", "utterance")
+PAIR_NAMES = (
+    ("text_a", "text_b"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("text", "text_pair"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+LABEL_NAMES = ("label", "labels", "target", "class", "category", "intent", "score")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of texts and labels.
+
+    Args:
+        text: Column of the texts.
+        text_pair: Column of the second texts, for pairs.
+        label: Column of the labels.
+
+    Example:
+
+    ```python
+    >>> str(Columns("premise", "hypothesis", "label"))
+    "texts in 'premise' and 'hypothesis', labels in 'label'"
+
+    ```
+    """
+
+    text: str
+    text_pair: str | None
+    label: str | None
+
+    def __str__(self) -> str:
+        pair = "" if self.text_pair is None else f" and {self.text_pair!r}"
+        return f"texts in {self.text!r}{pair}" + ("" if self.label is None else f", labels in {self.label!r}")
+
+    def store_in(self, config: PreTrainedConfig) -> None:
+        """Writes the columns into the config of a model that is trained on them."""
+        config.data_columns = asdict(self)
+
+    @classmethod
+    def of_model(cls, config: PreTrainedConfig) -> "Columns | None":
+        """Returns the columns that a model was trained on, `None` if unknown.
+
+        Raises:
+            ValueError: The config holds something else instead of them.
+        """
+        stored = getattr(config, "data_columns", None)
+        if stored is None:
+            return None
+        names = [stored.get(name) for name in cls.__dataclass_fields__] if isinstance(stored, dict) else [None]
+        if not isinstance(names[0], str) or not all(isinstance(name, str | None) for name in names):
+            raise ValueError(
+                f"`data_columns` in the model's config must name the columns {', '.join(cls.__dataclass_fields__)}, "
+                f"got {stored!r:.80}; correct it or take it out."
+            )
+        return cls(*names)
+
+
+def check_column(column: str, names: Sequence[str], source: str, option: str | None = None, reason: str = "") -> None:
+    """Refuses a column that a data set does not have.
+
+    Args:
+        column: Name of the column.
+        names: Names of all columns of the data set.
+        source: The data set, for the message.
+        option: Option that the name comes from, with its dashes or underscores.
+        reason: Why the column is read, to follow its name.
+
+    Raises:
+        ValueError: The column is missing; the message lists all columns.
+    """
+    if column not in names:
+        prefix = source if option is None else f"`{option}`"
+        raise ValueError(f"{prefix}: there is no column {column!r}{reason}; {_list_columns(names, source)}")
+
+
+def check_rows(split: Split, columns: Sequence[str], find_fault: Callable[..., str | None]) -> None:
+    """Looks through all rows before any work is done.
+
+    Args:
+        split: The rows.
+        columns: Columns that the task needs.
+        find_fault: Is called with the values of these columns in a row; returns what is wrong with them, `None` if
+            nothing is.
+
+    Raises:
+        ValueError: A column is missing, or a row has a fault; the message names it.
+    """
+    for column in columns:
+        check_column(column, split.data.column_names, split.source)
+    for i, row in enumerate(split.data.select_columns(list(columns))):
+        fault = find_fault(*(row[column] for column in columns))
+        if fault is not None:
+            raise ValueError(f"{split.source}: {format_rows([i])}: {fault}.")
+
+
+def find_columns(
+    names: Sequence[str],
+    source: str,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    needs_label: bool = True,
+    trained: Columns | None = None,
+) -> Columns:
+    """Chooses the columns of texts and labels: by option, else as in training, else by their usual names.
+
+    Args:
+        names: Names of all columns.
+        source: The data set, for messages.
+        text: Column of the texts, if an option names it.
+        text_pair: Column of the second texts, if an option names it.
+        label: Column of the labels, if an option names it.
+        needs_label: Whether there has to be a column of labels.
+        trained: The columns of training.
+
+    Raises:
+        ValueError: A column is missing or cannot be chosen; the message lists all columns.
+
+    Example:
+
+    ```python
+    >>> find_columns(["id", "review", "label"], "train.csv")
+    Columns(text='review', text_pair=None, label='label')
+
+    ```
+    """
+    requested = {"text": text, "text_pair": text_pair, "label": label}
+    chosen = {role: _choose(role, name, names, source, needs_label, trained) for role, name in requested.items()}
+    text, text_pair, label = chosen.values()
+    if text is None:
+        text, text_pair = _guess_texts(names, text_pair)
+    if text is None:
+        raise ValueError(f"No column of texts was found; name it with `--text-column`. {_list_columns(names, source)}")
+    if label is None:
+        label = _guess(LABEL_NAMES, [name for name in names if name not in (text, text_pair)])
+    if label is None and needs_label:
+        raise ValueError(
+            "No column of labels was found; name it with `--label-column`. One column must hold them, several labels "
+            f'of a text as a list such as ["late", "lost"]. {_list_columns(names, source)}'
+        )
+    return Columns(text, text_pair, label if label in names else None)
+
+
+def _choose(
+    role: str, requested: str | None, names: Sequence[str], source: str, needs_label: bool, trained: Columns | None
+) -> str | None:
+    """The column of an option or of training in the spelling of the data set; `None` if neither names one."""
+    column = getattr(trained, role, None) if requested is None else requested
+    if column is None or (role == "label" and not needs_label):
+        return column
+    exact, similar = _spellings(names)
+    spelling = exact.get(column, similar.get(_simplify(column)))
+    if spelling is None:
+        reason = "" if requested else ", which training read"
+        check_column(column, names, source, f"--{role.replace('_', '-')}-column", reason)
+    return spelling
+
+
+def _list_columns(names: Sequence[str], source: str) -> str:
+    shown = ", ".join(name if name == name.strip() else repr(name) for name in names)
+    return f"{source} has the columns: {shown}."
+
+
+def _simplify(name: str) -> str:
+    return name.strip().lower()
+
+
+def _spellings(names: Sequence[str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Maps names as they are, and without capitals and outer spaces, to names as they are; the first of equals wins."""
+    return {name: name for name in names}, {_simplify(name): name for name in reversed(names)}
+
+
+def _guess(usual: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((known[name] for known in _spellings(names) for name in usual if name in known), None)
+
+
+def _guess_texts(names: Sequence[str], text_pair: str | None) -> tuple[str | None, str | None]:
+    """Guesses the columns of a text and its pair, which may be known."""
+    if text_pair is not None:
+        return _guess(TEXT_NAMES, [name for name in names if name != text_pair]), text_pair
+    for known in _spellings(names):
+        for first, second in PAIR_NAMES:
+            if first in known and second in known:
+                return known[first], known[second]
+        for name in TEXT_NAMES:
+            if name in known:
+                return known[name], None
+    return None, None

@@ -1,0 +1,236 @@
+"""The labels of a data set: which there are, and their numbers in a model."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from .columns import check_column
+from .files import format_rows
+from .label_names import (
+    LISTS_OF_LABELS,
+    RowLabels,
+    check_no_label_missing,
+    class_label_of,
+    label_cells,
+    label_name,
+    normalize_labels,
+)
+from .splits import Split
+
+MAX_SHOWN = 20  # names of labels in a message
+
+ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
+SINGLE_LABEL: ProblemType = "single_label_classification"
+MULTI_LABEL: ProblemType = "multi_label_classification"
+REGRESSION: ProblemType = "regression"
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels of a task and their numbers.
+
+    Args:
+        problem_type: Type of the problem, as in transformers.
+        names: The classes in the order of their numbers; empty for regression.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> labels = LabelSet.of(Dataset.from_dict({"label": ["lost", "late"]}), "label", "train.csv")
+    >>> labels.encode(["late", "lost"], "label", "train.csv")
+    [0, 1]
+
+    ```
+    """
+
+    problem_type: ProblemType
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.problem_type == REGRESSION:
+            return "values (regression)"
+        several = self.problem_type == MULTI_LABEL
+        numbers = not several and len(self.names) > 2 and all(map(_is_number, self.names))
+        hint = "; for values to predict, `--problem-type regression`" if numbers else ""
+        return f"{len(self.names)} {'labels, several a text' if several else 'classes'}: {self.shown}{hint}"
+
+    @property
+    def shown(self) -> str:
+        """The first names, for messages."""
+        return ", ".join(f"{name:.40}" for name in self.names[:MAX_SHOWN]) + (
+            ", …" if len(self.names) > MAX_SHOWN else ""
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs of a head: 1 for regression."""
+        return max(1, len(self.names))
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number of each label by `label_name`."""
+        return {label_name(name): i for i, name in enumerate(self.names)}
+
+    @classmethod
+    def of_model(cls, model: PreTrainedModel) -> "LabelSet":
+        """Returns the labels that a model was trained for."""
+        by_number = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+        names = tuple(by_number[i] for i in sorted(by_number))
+        problem = model.config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL)
+        return cls(problem, () if problem == REGRESSION else names)
+
+    @classmethod
+    def of(cls, data: Dataset, column: str, source: str, problem_type: ProblemType | None = None) -> "LabelSet":
+        """Finds the labels of training rows.
+
+        Lists mean several labels at once, numbers that are not whole mean regression, anything else means classes.
+
+        Args:
+            data: The training rows.
+            column: Column of the labels.
+            source: Data set, for messages.
+            problem_type: Type of the problem, instead of the one that the labels suggest.
+
+        Raises:
+            ValueError: A label is missing, or there are fewer than two classes.
+        """
+        allow_lists = problem_type in (None, MULTI_LABEL)
+        values = normalize_labels(label_cells(data, column), column, source, allow_lists)
+        check_no_label_missing(values, column, source)
+        _check_not_multi_hot(data[column], values, column, source)
+        _check_same_shape(values, column, source, problem_type)
+        class_label = class_label_of(data, column)
+        problem_type = problem_type or _guess_problem(values, class_label is not None)
+        if problem_type == REGRESSION:
+            return cls(problem_type)
+        names = (
+            _sorted_names(values) if class_label is None else list(dict.fromkeys(map(label_name, class_label.names)))
+        )
+        if len(names) < 2:
+            raise ValueError(
+                f"{source}: column {column!r} has fewer than two different labels ({', '.join(names)}); "
+                "a classifier needs at least two. For numbers to predict, give `--problem-type regression`."
+            )
+        return cls(problem_type, tuple(names))
+
+    def encode(self, values: Sequence[object], column: str, source: str) -> list[int] | list[float] | list[list[float]]:
+        """Returns the numbers of labels.
+
+        Args:
+            values: Cells of the column.
+            column: Name of the column, for messages.
+            source: Data set, for messages.
+
+        Returns:
+            One class number a row; for regression one value a row; for several labels a list of zeros and ones.
+
+        Raises:
+            ValueError: A label is missing, unknown or, for regression, not a number; the message names the rows.
+        """
+        several = self.problem_type == MULTI_LABEL
+        labels = normalize_labels(values, column, source, several)
+        check_no_label_missing(labels, column, source)
+        if self.problem_type == REGRESSION:
+            return _encode_values(labels, column, source)
+        wrong = [i for i, label in enumerate(labels) if isinstance(label, list) != several]
+        if wrong:
+            raise ValueError(
+                f"{source}: column {column!r} must hold {LISTS_OF_LABELS if several else 'one label'} in every row, as "
+                f"in training; {format_rows(wrong)}: {labels[wrong[0]]!r:.80}."
+            )
+        rows = [cast(list[str], label if several else [label]) for label in labels]
+        numbers = self.numbers
+        unknown = [i for i, row in enumerate(rows) if any(name not in numbers for name in row)]
+        if unknown:
+            name = next(name for name in rows[unknown[0]] if name not in numbers)
+            raise ValueError(
+                f"{source}: label {name!r} in {format_rows(unknown)} is not among the training labels: {self.shown}."
+            )
+        if several:
+            return [[float(label_name(name) in row) for name in self.names] for row in rows]
+        return [numbers[row[0]] for row in rows]
+
+
+def _encode_values(labels: Sequence[RowLabels], column: str, source: str) -> list[float]:
+    values = [{"true": "1", "false": "0"}.get(str(label), label) for label in labels]
+    wrong = [i for i, value in enumerate(values) if not _is_number(value)]
+    if wrong:
+        raise ValueError(f"{source}: {values[wrong[0]]!r} in column {column!r}, {format_rows(wrong)}, is no number.")
+    return [float(str(value)) for value in values]
+
+
+def _sorted_names(values: Sequence[RowLabels]) -> list[str]:
+    """All labels, numbers in their order first."""
+    names = {str(label) for labels in values for label in (labels if isinstance(labels, list) else [labels])}
+    return sorted(names, key=lambda name: (float(name) if _is_number(name) else math.inf, name))
+
+
+def _check_same_shape(values: Sequence[RowLabels], column: str, source: str, problem_type: ProblemType | None) -> None:
+    """Refuses rows of which only some hold lists, or that do not suit the problem type."""
+    lists = [isinstance(value, list) for value in values]
+    several = any(lists) if problem_type is None else problem_type == MULTI_LABEL
+    if set(lists) != {several}:
+        raise ValueError(
+            f"{source}: column {column!r} must hold {LISTS_OF_LABELS if several else 'one label'} in every row for "
+            f"{problem_type or MULTI_LABEL}."
+        )
+
+
+def _check_not_multi_hot(cells: Sequence[object], labels: Sequence[RowLabels], column: str, source: str) -> None:
+    """Refuses rows of zeros and ones, or of other numbers, instead of names."""
+    rows = [label for label in labels if isinstance(label, list)]
+    even = len(rows) == len(labels) and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1
+    parts = (part for cell in cells if isinstance(cell, list | tuple) for part in cell)
+    if (even and set().union(*rows) <= {"0", "1", "true", "false"}) or any(
+        isinstance(part, float) and part % 1 for part in parts
+    ):
+        raise ValueError(
+            f"{source}: column {column!r} holds rows of numbers; give the labels that each text has by name, "
+            'such as ["late", "lost"].'
+        )
+
+
+def _guess_problem(values: Sequence[RowLabels], has_names: bool) -> ProblemType:
+    if all(isinstance(value, list) for value in values):
+        return MULTI_LABEL
+    numbers = [float(str(value)) for value in values if _is_number(value)]
+    whole = all(number == int(number) for number in numbers)
+    return SINGLE_LABEL if has_names or whole or len(numbers) < len(values) else REGRESSION
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return math.isfinite(float(value))  # type: ignore[arg-type]  # anything else raises
+    except (TypeError, ValueError):
+        return False
+
+
+def has_labels(split: Split, column: str) -> bool:
+    """Whether any row has a label; test splits of the Hub often hide them all."""
+    cells = label_cells(split.data, column)
+    return any(label is not None for label in normalize_labels(cells, column, split.source, allow_lists_in_text=False))
+
+
+def label_numbers(split: Split, column: str, labels: LabelSet) -> list[int] | list[float] | list[list[float]]:
+    """Returns the numbers of the labels in a column, see `LabelSet.encode`.
+
+    Raises:
+        ValueError: There is no such column, or a label is missing or unknown.
+    """
+    check_column(column, split.data.column_names, split.source, "label_column")
+    return labels.encode(label_cells(split.data, column), column, split.source)
+
+
+def single_label_set(split: Split, column: str) -> LabelSet:
+    """Returns the classes of a column that holds one label a row.
+
+    Raises:
+        ValueError: There is no such column, a label is missing, or there are fewer than two classes.
+    """
+    check_column(column, split.data.column_names, split.source, "label_column")
+    return LabelSet.of(split.data, column, split.source, SINGLE_LABEL)

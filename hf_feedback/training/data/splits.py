@@ -1,0 +1,77 @@
+"""The splits of a run: training, validation and test rows, from files or from a data set of the Hub."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from ...validation import option
+from .files import read_file, root_cause
+
+Row: TypeAlias = dict[str, Any]
+Batch: TypeAlias = dict[str, list[Any]]
+
+
+@dataclass
+class FileArguments:
+    """The files of a training run."""
+
+    train_file: str | None = option(None, "File to train on.")
+    validation_file: str | None = option(None, "File to validate on after every epoch.")
+    test_file: str | None = option(None, "File to test the finished model on, once.")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split.
+
+    Args:
+        data: The rows as they were read.
+        source: File or data set that they come from, for messages and the model card.
+    """
+
+    data: Dataset
+    source: str
+
+
+def read_splits(args: FileArguments, read: Callable[[str], Dataset] = read_file) -> dict[str, Split]:
+    """Reads the files of a run.
+
+    Args:
+        args: Their paths.
+        read: Reads one file.
+
+    Returns:
+        The splits by name: `train`, `validation`, `test`.
+
+    Raises:
+        ValueError: There is no file to train on, or one cannot be read.
+    """
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    if args.train_file is None:
+        raise ValueError("There is nothing to train on: give `--train-file`.")
+    return {name: Split(read(file), file) for name, file in files.items() if file is not None}
+
+
+def load_hub_splits(name: str, configuration: str | None) -> dict[str, Split]:
+    """Loads all splits of a data set.
+
+    Args:
+        name: Hub id or folder of the data set.
+        configuration: Which of its configurations.
+
+    Returns:
+        The splits by name.
+
+    Raises:
+        ValueError: The data set cannot be read, or has no split to train on.
+    """
+    try:
+        loaded = load_dataset(name, configuration)
+    except DatasetGenerationError as error:
+        raise ValueError(f"`dataset_name`: {name} cannot be read ({root_cause(error)}).") from error
+    if "train" not in loaded:
+        raise ValueError(f"`dataset_name`: {name} has no split to train on, only {', '.join(loaded)}.")
+    return {split: Split(loaded[split], f"{name}/{split}") for split in loaded}

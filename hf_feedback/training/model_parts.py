@@ -1,0 +1,96 @@
+"""The parts of a feedback model that parameters belong to, whatever wraps the model."""
+
+from torch import nn
+
+from ..modeling_base import FeedbackPreTrainedModel
+from ..modeling_fnn import FNNPreTrainedModel
+
+
+def feedback_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel]:
+    """Returns the feedback model inside whatever wraps it (DDP, PEFT, …), after the prefix of its parameter names.
+
+    Args:
+        model: The model, wrapped or not.
+
+    Raises:
+        ValueError: There is none, or one without a backbone.
+    """
+    prefix, core = any_model_in(model)
+    if isinstance(core, FNNPreTrainedModel):
+        raise ValueError(f"{type(core).__name__} has no backbone; use `from_backbone` to make a model that has one.")
+    return prefix, core
+
+
+def any_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel | FNNPreTrainedModel]:
+    """As `feedback_model_in`, also for the networks that are trained from scratch.
+
+    Args:
+        model: The model, wrapped or not.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, FeedbackPreTrainedModel | FNNPreTrainedModel):
+            return f"{name}." if name else "", module
+    raise ValueError(f"There is no feedback model in this {type(model).__name__}; use `from_backbone` to make one.")
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """Returns the part that each parameter belongs to.
+
+    Args:
+        model: A feedback model, wrapped or not.
+
+    Returns:
+        Parameter name → `"embeddings"` (with all parameters below the layers), `"layer 0"`, …, `"backbone"` (those
+        above the layers), `"feedback"` or `"head"`.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
+    >>> sorted(set(parts_of(model).values()))
+    ['embeddings', 'feedback', 'head', 'layer 0', 'layer 1']
+
+    ```
+    """
+    prefix, core = any_model_in(model)
+    names = {name: name.removeprefix(prefix) for name, _ in model.named_parameters()}
+    if isinstance(core, FNNPreTrainedModel):
+        return {full_name: core.part_of(name) for full_name, name in names.items()}
+    layers, base = f"backbone.{core.layout.stack}.", _prefix_of_base_model(core)
+    embeddings, numbers = _prefixes_of_embeddings(core, layers), _layer_numbers(core)
+    parts, below = {}, True
+    for full_name, name in names.items():
+        if name.startswith("feedback."):
+            part = "feedback"
+        elif name.startswith(layers):
+            part, below = f"layer {numbers[int(name.removeprefix(layers).split('.')[0])]}", False
+        elif not name.startswith(base):
+            part = "head"
+        else:
+            part = "embeddings" if below or name.startswith(embeddings) else "backbone"
+        parts[full_name] = part
+    return parts
+
+
+def _prefix_of_base_model(core: FeedbackPreTrainedModel) -> str:
+    base_model = core.backbone.base_model
+    name = next(name for name, module in core.backbone.named_modules() if module is base_model)
+    return f"backbone.{name}." if name else "backbone."
+
+
+def _prefixes_of_embeddings(core: FeedbackPreTrainedModel, layers: str) -> tuple[str, ...]:
+    """The names of embeddings outside the layers."""
+    names = {f"backbone.{n}." for n, module in core.backbone.named_modules() if isinstance(module, nn.Embedding)}
+    return tuple(name for name in names if not name.startswith(layers))
+
+
+def _layer_numbers(core: FeedbackPreTrainedModel) -> list[int]:
+    """The number of each module of the stack; one that is called several times counts as the highest of its layers."""
+    stack, layers = core.backbone.get_submodule(core.layout.stack), core.layers
+    return [max(i for i, layer in enumerate(layers) if layer is module) for module in stack.children()]

@@ -1,0 +1,255 @@
+"""What training starts from: a tokenizer and a model, with fresh feedback or trained before."""
+
+from typing import TypeVar, cast
+
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..backbone_layout import max_positions
+from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
+from ..configuration_fnn import FNNConfig
+from ..modeling_base import FeedbackPreTrainedModel
+from ..modeling_fnn import FNNForSequenceClassification
+from ..topology import resolve_edges
+from .data.labels import LabelSet
+from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Options
+from .model_sources import hub_options, read_config
+
+Head = TypeVar("Head", bound=FeedbackPreTrainedModel)
+# Options that a trained model may change: its weights keep their meaning.
+CHANGEABLE_OPTIONS = (
+    *HALTING_OPTIONS,
+    "iteration_loss",
+    "jacobian_penalty",
+    "gradient",
+    "gradient_iterations",
+    "fixed_point_solver",
+    "fixed_point_tolerance",
+)
+
+
+def load_tokenizer(
+    name: str, revision: str | None, of_words: bool = False, option: str = "model"
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer beside a model.
+
+    transformers makes up an empty one where there is none; that is refused.
+
+    Args:
+        name: Folder or hub id.
+        revision: Branch, tag or commit of the hub repository.
+        of_words: Whether it has to read lists of words and return the positions of its tokens in a text.
+        option: Option that the name comes from, for messages.
+
+    Raises:
+        ValueError: There is no tokenizer, or it does not do that.
+        OSError: The folder or repository is missing.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision))
+    if of_words and getattr(tokenizer, "add_prefix_space", None) is False:  # else the first piece of a word is another
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision), add_prefix_space=True)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(
+            f"`{option}`: there is no tokenizer in {name}; save the one that the backbone was trained with."
+        )
+    if of_words and not tokenizer.is_fast:
+        raise ValueError(
+            f"`model`: the tokenizer of {name} does not return the positions of its tokens; use a fast one."
+        )
+    return tokenizer
+
+
+def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Returns how many tokens a text may have.
+
+    Args:
+        requested: The option, if it is given; else the length of training, which the tokenizer keeps, or what
+            tokenizer and model read.
+        tokenizer: Tokenizer of the model.
+        model: The model.
+
+    Raises:
+        ValueError: The model does not read so many tokens, or nothing but special tokens would be left.
+    """
+    cutting = model.cutting if isinstance(model, FeedbackPreTrainedModel) else None
+    longest = cutting.longest if cutting else max_positions(model, getattr(model.config, "text_config", None))
+    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if requested is not None and not shortest <= requested <= longest:
+        raise ValueError(
+            f"`max_length` must be between {shortest} and the {longest} tokens that the model reads, got {requested}."
+        )
+    return int(min(requested or tokenizer.model_max_length, longest, 1_000_000))
+
+
+def make_model(
+    model_class: type[Head],
+    args: ModelArguments,
+    labels: LabelSet | None = None,
+    config_overrides: Options | None = None,
+) -> Head:
+    """Returns the model to train: a feedback model to train further, or a backbone with fresh feedback.
+
+    Args:
+        model_class: Class of the task.
+        args: Which model, and its options. A feedback model takes those that may change after training.
+        labels: Labels of the data; a trained head has to have them. `None` for tasks without labels.
+        config_overrides: As in `from_backbone`.
+
+    Raises:
+        ValueError: An option or a label does not fit the model.
+        OSError: The model is missing or damaged.
+    """
+    hub, config = hub_options(args.revision), read_config(args.model, args.revision)
+    options = args.config_options()
+    if config.get("model_type") == FeedbackConfig.model_type:
+        architectures = config.get("architectures") or ()
+        new_head = model_class.__name__ not in architectures  # such as one that was pretrained with another head
+        model = model_class.from_pretrained(args.model, **hub, **(label_options(labels) if new_head else {}))
+        _update_options(model, args.model, options)
+    else:
+        trained_head = model_class.has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
+        if options.get("head") != "backbone" or not trained_head:
+            options |= label_options(labels)
+        model = model_class.from_backbone(
+            args.model, backbone_kwargs=dict(hub), config_overrides=config_overrides, **options
+        )
+    if labels is not None:
+        check_labels(model, args.model, labels)
+    return model
+
+
+def new_network(args: FNNArguments, labels: LabelSet) -> tuple[PreTrainedTokenizerBase, FNNForSequenceClassification]:
+    """Returns a tokenizer, and a feedback network with random weights.
+
+    Args:
+        args: The tokenizer and the options of the network.
+        labels: Labels of the data.
+
+    Raises:
+        ValueError: An option has a value that is not allowed, or the tokenizer is missing.
+    """
+    try:
+        tokenizer = load_tokenizer(args.tokenizer, args.revision, option="tokenizer")
+    except OSError as error:
+        raise ValueError(
+            f"`tokenizer`: {args.tokenizer} is no folder with a tokenizer, and none by that name could be loaded from "
+            f"the Hub ({str(error).splitlines()[0]})."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    config = FNNConfig(**sizes, **label_options(labels), **args.config_options())
+    return tokenizer, FNNForSequenceClassification(config)
+
+
+def trained_network(
+    args: ModelArguments, labels: LabelSet
+) -> tuple[PreTrainedTokenizerBase, FNNForSequenceClassification]:
+    """Returns a tokenizer, and its feedback network to train further.
+
+    Args:
+        args: Which model; only its K can be changed.
+        labels: Labels of the data.
+
+    Raises:
+        ValueError: Another option is given, or the labels are others.
+        OSError: The model is damaged.
+    """
+    model = FNNForSequenceClassification.from_pretrained(args.model, **hub_options(args.revision))
+    for option, value in args.config_options().items():
+        if option != "num_iterations":
+            raise ValueError(f"`{option}`: {args.model} is a trained feedback network; leave the option out.")
+        model.set_num_iterations(value)
+    check_labels(model, args.model, labels)
+    return load_tokenizer(args.model, args.revision), model
+
+
+def label_options(labels: LabelSet | None) -> Options:
+    """Returns the labels of the data, as a config takes them."""
+    if labels is None:
+        return {}
+    names = labels.names or ("value",)
+    return {
+        "problem_type": labels.problem_type,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def set_options(model: PreTrainedModel, source: str, options: Options) -> None:
+    """Sets options that a trained model may still change.
+
+    Args:
+        model: The model.
+        source: Its folder or hub id, for messages.
+        options: Values by name.
+
+    Raises:
+        ValueError: The model has no such options, or they contradict others.
+    """
+    if not isinstance(model.config, FeedbackConfig):
+        raise ValueError(f"`{next(iter(options))}`: {source} has no pretrained backbone; leave the option out.")
+    for option, value in options.items():
+        setattr(model.config, option, value)
+    model.config.check_options()
+
+
+def _update_options(model: FeedbackPreTrainedModel, source: str, options: Options) -> None:
+    """Sets the options that may change; any other has to be what it is already."""
+    set_options(model, source, {name: value for name, value in options.items() if name in CHANGEABLE_OPTIONS})
+    for option, value in options.items():
+        if option == "num_iterations":
+            model.set_num_iterations(value)
+        elif option in EDGE_OPTIONS:
+            edges = resolve_edges(len(model.layers), *(options.get(name) for name in EDGE_OPTIONS))
+            if edges != model.config.edges():
+                raise ValueError(
+                    f"`{option}`: {source} is a feedback model already, with the edges {model.config.edges()}, not "
+                    f"{edges}; leave the option out, or start from its backbone."
+                )
+        elif option not in CHANGEABLE_OPTIONS and value not in ("auto", current := getattr(model.config, option)):
+            raise ValueError(
+                f"`{option}`: {source} is a feedback model already, with {current!r}, and cannot be changed to "
+                f"{value!r}; leave the option out, or start from its backbone."
+            )
+
+
+def check_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
+    """Refuses labels of the data that a trained head does not have.
+
+    Args:
+        model: The model.
+        source: Its folder or hub id, for the message.
+        labels: Labels of the data.
+
+    Raises:
+        ValueError: The head was trained for others.
+    """
+    trained = LabelSet.of_model(model)
+    if trained.problem_type != labels.problem_type or not labels.numbers.keys() <= trained.numbers.keys():
+        raise ValueError(
+            f"`model`: {source} was trained for the labels {', '.join(trained.names) or 'numbers'}, the data has "
+            f"{', '.join(labels.names) or 'numbers'}; start from its backbone, or map the labels."
+        )
+
+
+def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives model and tokenizer the same padding token: the end of text where a decoder has none.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ValueError: The tokenizer has more tokens than the model has embeddings.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id != tokenizer.pad_token_id:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.backbone.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the backbone only {rows}: they do not belong together."
+        )

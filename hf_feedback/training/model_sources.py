@@ -1,0 +1,75 @@
+"""The folder or repository of a model: whether it is there and complete."""
+
+from pathlib import Path
+from typing import Any, TypedDict
+
+from huggingface_hub.errors import HFValidationError
+from transformers import PreTrainedConfig
+
+from .checkpoints import MODEL_FILES, find_damaged_file
+
+
+class HubOptions(TypedDict, total=False):
+    """How a model is loaded."""
+
+    trust_remote_code: bool
+    revision: str
+
+
+def hub_options(revision: str | None) -> HubOptions:
+    """Returns how the commands load from a folder or the Hub: they never run code that is stored there.
+
+    Args:
+        revision: Branch, tag or commit of the hub repository.
+
+    Example:
+
+    ```python
+    >>> hub_options("main")
+    {'trust_remote_code': False, 'revision': 'main'}
+
+    ```
+    """
+    options = HubOptions(trust_remote_code=False)
+    if revision is not None:
+        options["revision"] = revision
+    return options
+
+
+def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Returns the config in a folder or hub repository.
+
+    Args:
+        name: Folder or hub id.
+        revision: Branch, tag or commit of the hub repository.
+
+    Raises:
+        ValueError: There is none.
+    """
+    try:
+        return PreTrainedConfig.get_config_dict(name, **hub_options(revision))[0]
+    except (OSError, HFValidationError) as error:
+        reason = " ".join(str(error).split())
+        if Path(name).is_dir():
+            raise ValueError(f"`model`: the folder {name} holds no config that can be read ({reason}).") from error
+        raise ValueError(
+            f"`model`: there is no folder {name}, and no model of that name could be loaded from the Hub ({reason})."
+        ) from error
+
+
+def check_source(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Refuses a model that is missing, or whose folder has a damaged file.
+
+    Args:
+        name: Folder or hub id.
+        revision: Branch, tag or commit of the hub repository.
+
+    Returns:
+        Its config.
+
+    Raises:
+        ValueError: There is no model, or a file is damaged.
+    """
+    if Path(name).is_dir() and (fault := find_damaged_file(Path(name), MODEL_FILES)) is not None:
+        raise ValueError(f"`model`: {fault} in {name}; copy or download it again.")
+    return read_config(name, revision)

@@ -1,0 +1,122 @@
+"""Which checkpoint a run resumes from, and whether it may."""
+
+from functools import partial
+from pathlib import Path
+
+from transformers import set_seed
+from transformers.utils import logging
+
+from ..configuration_base import OptionsConfig
+from .arguments import FeedbackTrainingArguments
+from .checkpoints import (
+    MANIFEST_NAME,
+    Record,
+    checkpoint_fault,
+    checkpoints_in,
+    finished_record,
+    newest_checkpoint,
+    read_manifest,
+)
+from .output_folder import UNFINISHED, check_nothing_is_lost, check_writable
+from .run_record import RESUMABLE_CHANGES, describe_differences, model_options
+
+logger = logging.get_logger(__name__)
+
+
+def warn_once(args: FeedbackTrainingArguments, message: str) -> None:
+    """Warns in the first process alone."""
+    if args.process_index == 0:
+        logger.warning(message)
+
+
+def resumes_newest(args: FeedbackTrainingArguments) -> bool:
+    """Whether `resume_from_checkpoint` asks for the newest complete checkpoint."""
+    return str(args.resume_from_checkpoint).lower() == "true"
+
+
+def named_checkpoint(args: FeedbackTrainingArguments) -> Path | None:
+    """Returns the checkpoint that `resume_from_checkpoint` names; `None` if it names none."""
+    requested = args.resume_from_checkpoint
+    return None if requested is None or str(requested).lower() in ("true", "false") else Path(requested)
+
+
+def prepare_run(args: FeedbackTrainingArguments) -> None:
+    """Checks the output folder and sets the seed, before data and model are made.
+
+    Args:
+        args: The training arguments.
+
+    Raises:
+        ValueError: The folder cannot be written to, or a run that starts would write over files.
+    """
+    folder = Path(str(args.output_dir))
+    check_writable(str(folder))
+    checkpoint = named_checkpoint(args)
+    if resumes_newest(args):
+        begun = bool(checkpoints_in(folder)) or (folder / MANIFEST_NAME).is_file()
+    else:
+        begun = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
+    if not (args.overwrite_output_dir or begun):
+        check_nothing_is_lost(folder)
+    set_seed(args.seed)
+
+
+def is_finished(folder: Path, record: Record) -> bool:
+    """Whether the results of the run with this record are in a folder."""
+    return not (folder / UNFINISHED).exists() and finished_record(folder) == record
+
+
+def checkpoint_to_resume(args: FeedbackTrainingArguments, config: OptionsConfig, record: Record) -> str | None:
+    """Returns the checkpoint to resume from.
+
+    Args:
+        args: The training arguments.
+        config: Config of the model.
+        record: What the run depends on.
+
+    Returns:
+        `None` to start from the beginning.
+
+    Raises:
+        ValueError: The checkpoint that is named is not complete, it was made with other options, or there is none and
+            starting would write over other files.
+    """
+    checkpoint = named_checkpoint(args)
+    if checkpoint is not None:
+        fault = checkpoint_fault(checkpoint, args.world_size, args.load_best_model_at_end)
+        if fault is not None:
+            raise ValueError(f"`resume_from_checkpoint`: {checkpoint} is not complete: {fault}; name another.")
+    elif resumes_newest(args):
+        folder = Path(str(args.output_dir))
+        warn = partial(warn_once, args)
+        checkpoint = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end, warn)
+        if checkpoint is None:
+            if not args.overwrite_output_dir:
+                check_nothing_is_lost(folder, checkpoints=False)  # those that are there were passed over
+            warn(f"{folder} has no complete checkpoint; training starts from the beginning.")
+    if checkpoint is not None:
+        _check_same_options(args, checkpoint, config, record)
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _check_same_options(
+    args: FeedbackTrainingArguments, checkpoint: Path, config: OptionsConfig, record: Record
+) -> None:
+    """Refuses to resume with other options, and warns of changes that are allowed."""
+    manifest = read_manifest(checkpoint)
+    before = None if manifest is None else manifest["training"]
+    if before is None:
+        before = model_options(type(config).from_pretrained(checkpoint))
+        warn_once(args, f"{checkpoint} has no record of how it was made; only the options of the model were compared.")
+    changed = describe_differences(before, record)
+    allowed = [changed.pop(name) for name in sorted(RESUMABLE_CHANGES & changed.keys())]
+    if changed:
+        raise ValueError(
+            f"`resume_from_checkpoint`: {checkpoint} was made with other options: {'; '.join(changed.values())}. "
+            "Give these options as they were (also where a default is another on this machine), or train that "
+            "checkpoint further with `--model`."
+        )
+    if allowed:
+        warn_once(
+            args, f"Training goes on otherwise than it began: {'; '.join(allowed)}. One run may give another result."
+        )

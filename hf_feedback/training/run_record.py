@@ -1,0 +1,119 @@
+"""What the result of a training run depends on, and what differs between two runs."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import pyarrow
+from datasets import Dataset
+
+from ..configuration_base import OptionsConfig
+from .arguments import FeedbackTrainingArguments
+from .checkpoints import Record
+from .data.label_names import label_name
+
+# Options of training that change nothing in the weights, by the start of their names.
+HARMLESS_OPTIONS = (
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_", "local_rank", "use_cpu", "use_cache"),
+    *("logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+    *("batch_eval_metrics", "include_", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "eval_on_start"),
+    *("save_only_model", "save_on_each_node", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
+    *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_", "debug"),
+    *("skip_memory_metrics", "torch_empty_cache_steps", "save_total_limit"),
+)
+# Options that may change when a run resumes; a warning follows, as its result is not that of one run.
+RESUMABLE_CHANGES = {
+    *("num_train_epochs", "max_steps", "num_iterations", "ignore_data_skip"),
+    *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"),
+}
+
+
+def run_record(
+    args: FeedbackTrainingArguments, config: OptionsConfig, splits: Mapping[str, Dataset], collator: object
+) -> Record:
+    """Returns what a run depends on by name, as JSON values.
+
+    Args:
+        args: The training arguments.
+        config: Config of the model.
+        splits: Encoded rows to train on and, where they choose the best epoch, to validate on.
+        collator: Collator of the batches; its numbers and texts count, such as how many tokens it masks.
+    """
+    options = {name: value for name, value in args.to_dict().items() if not name.startswith(HARMLESS_OPTIONS)}
+    plain = {name: value for name, value in vars(collator).items() if isinstance(value, int | float | str)}
+    record = {
+        **options,
+        "number of processes": args.world_size,
+        **model_options(config),
+        **{f"{type(collator).__name__}.{name}": value for name, value in sorted(plain.items())},
+        **{f"rows of {split}": fingerprint_rows(data) for split, data in splits.items()},
+    }
+    return json.loads(json.dumps(record, default=str))
+
+
+def model_options(config: OptionsConfig) -> Record:
+    """Returns the options of a model as JSON values.
+
+    The problem type, which a model finds out while it trains, and `label2id`, which follows from `id2label`, are left
+    out.
+    """
+    options = {name: value for name, value in config.options().items() if name not in ("problem_type", "label2id")}
+    return json.loads(json.dumps(options, default=str))
+
+
+def fingerprint_rows(data: Dataset) -> str:
+    """Returns the number of rows and a fingerprint of their contents.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> same = [fingerprint_rows(Dataset.from_dict({"text": ["late", "lost"]})) for _ in range(2)]
+    >>> same[0] == same[1], same[0].split("(")[0]
+    (True, '2 rows ')
+
+    ```
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    for table in data.with_format("arrow").iter(batch_size=1000):
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
+            writer.write_table(table.replace_schema_metadata(None).combine_chunks())
+        digest.update(sink.getvalue())
+    return f"{len(data)} rows ({digest.hexdigest()})"
+
+
+def describe_differences(before: Record, now: Record) -> dict[str, str]:
+    """Compares the values that two records share.
+
+    Args:
+        before: Record of the run that resumes.
+        now: Record of the run as it is asked for now.
+
+    Returns:
+        Name → both values in words, for each name whose values differ.
+
+    Example:
+
+    ```python
+    >>> describe_differences({"seed": 1, "max_steps": 9}, {"seed": 2, "max_steps": 9})
+    {'seed': '`seed` was 1, is 2'}
+
+    ```
+    """
+
+    def words(value: object) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 60 else f"{text[:60]}…"
+
+    def comparable(name: str, value: object) -> object:
+        if name == "id2label" and isinstance(value, dict):
+            return {number: label_name(label) for number, label in value.items()}
+        return value
+
+    return {
+        name: f"`{name}` was {words(before[name])}, is {words(now[name])}"
+        for name in now
+        if name in before and comparable(name, before[name]) != comparable(name, now[name])
+    }

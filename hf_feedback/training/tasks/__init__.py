@@ -1,0 +1,40 @@
+"""The tasks that models are trained for, each in a file of its own."""
+
+from ..data.splits import FileArguments
+from .audio_classification import AudioClassification
+from .image_classification import ImageClassification
+from .masked_lm import MaskedLM
+from .multiple_choice import MultipleChoice
+from .question_answering import QuestionAnswering
+from .task import PreparedTask, Task
+from .text_classification import NetworkTextClassification, TextClassification
+from .token_classification import TokenClassification
+
+__all__ = [
+    "TASKS",
+    "AudioClassification",
+    "ImageClassification",
+    "MaskedLM",
+    "MultipleChoice",
+    "NetworkTextClassification",
+    "PreparedTask",
+    "QuestionAnswering",
+    "Task",
+    "TextClassification",
+    "TokenClassification",
+]
+
+TASKS: dict[str, type[Task[FileArguments]]] = {
+    task.model_class.__name__: task
+    for task in (
+        TextClassification,
+        NetworkTextClassification,
+        TokenClassification,
+        QuestionAnswering,
+        MultipleChoice,
+        MaskedLM,
+        ImageClassification,
+        AudioClassification,
+    )
+}
+"""The task of each class of models, by name."""

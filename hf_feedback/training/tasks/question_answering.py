@@ -1,0 +1,151 @@
+"""Answers to questions that stand in a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_feedback import FeedbackForQuestionAnswering
+from ...validation import option
+from ..data.answers import WindowEncoder, answer_scores, best_answers
+from ..data.columns import check_rows
+from ..data.label_names import label_name
+from ..data.labels import LabelSet
+from ..data.splits import FileArguments, Split
+from ..metrics import ComputeMetrics, MetricInfo
+from ..model_card import TaskCard
+from ..model_setup import resolve_max_length
+from .task import EncodedSplit, TextTask
+
+# transformers has no pipeline for this task
+USAGE = """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{model}")
+model = AutoModelForQuestionAnswering.from_pretrained("{model}", trust_remote_code=True)
+question, text = "Where is the parcel?", "The parcel is at the depot."
+batch = tokenizer(question, text, return_tensors="pt")
+output = model(**batch)
+start, end = output.start_logits.argmax(), output.end_logits.argmax()
+print(tokenizer.decode(batch["input_ids"][0, start : end + 1]))"""
+
+
+@dataclass
+class QuestionArguments(FileArguments):
+    """How texts are cut and answered."""
+
+    max_length: int | None = option(
+        None, "Tokens of a window, the question included (default: 384, or as many as the model reads)."
+    )
+    stride: int | None = option(None, "Tokens that windows share (default: a third of a window).")
+    max_answer_length: int = option(30, "Tokens of an answer at most.")
+
+
+def find_fault(question: object, context: object, answers: object) -> str | None:
+    """Returns what is wrong with a row, `None` if nothing is.
+
+    Example:
+
+    ```python
+    >>> find_fault("When?", "On Monday.", {"text": ["Sunday"], "answer_start": [3]})
+    "the answer 'Sunday' does not stand at character 3 of the context"
+
+    ```
+    """
+    for name, value in (("question", question), ("context", context)):
+        if not isinstance(value, str) or not value.strip():
+            return f"`{name}` must be a text, got {value!r}"
+    texts, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        return f'`answers` must be {{"text": [...], "answer_start": [...]}}, both of one length, got {answers!r}'
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            return f"an answer must be a text, got {text!r}"
+        position = label_name(start)
+        if not position.isdecimal() or not str(context).startswith(text, int(position)):
+            return f"the answer {text!r} does not stand at character {start!r} of the context"
+    return None
+
+
+def make_compute_metrics(
+    contexts: Sequence[str],
+    references: Sequence[Sequence[str]],
+    windows: Dataset,
+    max_answer_length: int,
+    may_be_empty: bool,
+) -> ComputeMetrics:
+    """Returns the `compute_metrics` of a Trainer: exact match and F1 of the best answers over all windows.
+
+    Args:
+        contexts: The texts, one a question.
+        references: The right answers, one list a question.
+        windows: Windows of a `WindowEncoder`.
+        max_answer_length: Tokens of an answer at most.
+        may_be_empty: Whether a question may have no answer.
+    """
+    positions = windows.select_columns(["example", "offsets", "null"])
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        start, end = (np.asarray(logits) for logits in prediction.predictions)
+        answers = best_answers(start, end, positions, contexts, max_answer_length, may_be_empty)
+        return answer_scores(references, answers)
+
+    return compute_metrics
+
+
+class QuestionAnswering(TextTask[QuestionArguments]):
+    """Finds the answer to a question in a text.
+
+    Example:
+
+    ```python
+    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> task = QuestionAnswering(ModelArguments(model="bert-base-uncased"), QuestionArguments("train.jsonl"))
+    >>> task.card.pipeline_tag
+    'question-answering'
+
+    ```
+    """
+
+    data_arguments = QuestionArguments
+    model_class = FeedbackForQuestionAnswering
+    card = TaskCard(pipeline_tag="question-answering", model="model that finds answers in texts", usage=USAGE)
+    metrics = {"f1": MetricInfo(), "exact_match": MetricInfo()}  # noqa: RUF012
+    peft_task_type = "QUESTION_ANS"
+    reads_words = True
+
+    may_be_empty: bool
+
+    def check_options(self) -> None:
+        if self.data_args.max_answer_length < 1:
+            raise ValueError(f"`max_answer_length` must be at least 1, got {self.data_args.max_answer_length}.")
+        if self.data_args.stride is not None and self.data_args.stride < 0:
+            raise ValueError(f"`stride` must be at least 0, got {self.data_args.stride}.")
+
+    def check_split(self, split: Split) -> Split:
+        check_rows(split, ("question", "context", "answers"), find_fault)
+        return split
+
+    def find_labels(self, train: Split) -> LabelSet | None:
+        self.may_be_empty = any(not answers["text"] for answers in train.data["answers"])
+        return None
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        tokenizer.padding_side = "right"  # answers are counted by the positions of tokens, the same in every batch
+
+    def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
+        length = self.data_args.max_length or min(384, resolve_max_length(None, tokenizer, model))
+        return resolve_max_length(length, tokenizer, model)
+
+    def encode(self, name: str, split: Split) -> EncodedSplit:
+        stride = self.max_length // 3 if self.data_args.stride is None else self.data_args.stride
+        windows = WindowEncoder(self.processor, self.max_length, stride).encode(split)
+        compute_metrics = None
+        if name != "train":
+            contexts, references = split.data["context"][:], [answers["text"] for answers in split.data["answers"]]
+            compute_metrics = make_compute_metrics(
+                contexts, references, windows, self.data_args.max_answer_length, self.may_be_empty
+            )
+        return EncodedSplit(windows, split.source, len(split.data), compute_metrics)

@@ -1,0 +1,226 @@
+"""What every task has in common: the way from the options of a run to a model and encoded data."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeAlias, TypeVar
+
+import torch
+from datasets import Dataset
+from transformers import (
+    BaseImageProcessor,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    SequenceFeatureExtractor,
+)
+
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_fnn import FNNForSequenceClassification
+from ..data.files import read_file
+from ..data.labels import LabelSet
+from ..data.splits import FileArguments, Row, Split, read_splits
+from ..metrics import ComputeMetrics, MetricInfo
+from ..model_arguments import FNNArguments, ModelArguments
+from ..model_card import TaskCard
+from ..model_setup import load_tokenizer, make_model, resolve_max_length, set_padding
+
+IGNORED = -100  # the label of tokens that are left out of the loss and of every metric
+
+DataArguments = TypeVar("DataArguments", bound=FileArguments, covariant=True)
+Model: TypeAlias = FeedbackPreTrainedModel | FNNForSequenceClassification
+Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor | SequenceFeatureExtractor
+Collator: TypeAlias = Callable[[list[Row]], Mapping[str, object]]
+PreprocessLogits: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A split as the model reads it.
+
+    Args:
+        data: Rows for the collator.
+        source: File or data set that they come from.
+        count: Number of examples in the source.
+        compute_metrics: As in `Trainer`; `None` for the loss alone.
+    """
+
+    data: Dataset
+    source: str
+    count: int
+    compute_metrics: ComputeMetrics | None = None
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task that is ready to train.
+
+    Args:
+        model: A model with the head of the task.
+        processor: Its tokenizer, image processor or feature extractor; saved with the model.
+        splits: `train`, and `validation` and `test` if there are any.
+        collator: Makes batches of rows.
+        card: The task in words.
+        metrics: Metrics by name; the first chooses the best epoch.
+        preprocess_logits: As `preprocess_logits_for_metrics` in `Trainer`.
+        keep_all_columns: Whether the collator reads columns that `forward` does not name.
+        dataset: Hub id of the data, if they come from there.
+    """
+
+    model: Model
+    processor: Processor
+    splits: Mapping[str, EncodedSplit]
+    collator: Collator
+    card: TaskCard
+    metrics: Mapping[str, MetricInfo] = field(default_factory=dict)
+    preprocess_logits: PreprocessLogits | None = None
+    keep_all_columns: bool = False
+    dataset: str | None = None
+
+
+class Task(ABC, Generic[DataArguments]):
+    """One task with the options of one run. A new task is a subclass in a file of its own, listed in `TASKS`.
+
+    Args:
+        model_args: Which model, and its options.
+        data_args: Which data, and how they are read.
+
+    Attributes:
+        model_arguments: Options of the model.
+        data_arguments: Options of the data.
+        model_class: Class of the model.
+        card: The task in words.
+        metrics: Metrics by name; the first chooses the best epoch.
+        keep_all_columns: Whether the collator reads columns that `forward` does not name.
+        peft_task_type: Name of the task in PEFT.
+        labels: Labels of the training data; `None` for tasks without labels.
+        processor: Tokenizer, image processor or feature extractor, once it is loaded.
+        model: The model, once it is loaded.
+    """
+
+    model_arguments: ClassVar[type[ModelArguments] | type[FNNArguments]] = ModelArguments
+    data_arguments: ClassVar[type[FileArguments]]
+    model_class: ClassVar[type[FeedbackPreTrainedModel] | type[FNNForSequenceClassification]]
+    card: ClassVar[TaskCard]
+    metrics: Mapping[str, MetricInfo] = {}  # replaced, never changed
+    keep_all_columns: ClassVar[bool] = False
+    peft_task_type: ClassVar[str | None] = None
+
+    labels: LabelSet | None
+    processor: Processor
+    model: Model
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments) -> None:
+        self.model_args, self.data_args = model_args, data_args
+
+    def prepare(self, announce: bool = True) -> PreparedTask:
+        """Reads and checks the data, loads processor and model, and encodes the data.
+
+        Args:
+            announce: Whether to print how the training data are read.
+
+        Raises:
+            ValueError: An option, a file or a label is not as it must be.
+            UnsupportedBackboneError: The backbone cannot be looped exactly.
+        """
+        self.check_options()
+        splits = {name: self.check_split(split) for name, split in self.read_splits().items()}
+        self.labels = self.find_labels(splits["train"])
+        description = self.describe_data()
+        if announce and description:
+            print(f"{splits['train'].source}: {description}", flush=True)
+        self.processor, self.model = self.load()
+        encoded = {name: self.encode(name, split) for name, split in splits.items()}
+        return PreparedTask(
+            model=self.model,
+            processor=self.processor,
+            splits={name: split for name, split in encoded.items() if split is not None},
+            collator=self.make_collator(),
+            card=self.card,
+            metrics=self.metrics,
+            preprocess_logits=self.preprocess_logits(),
+            keep_all_columns=self.keep_all_columns,
+            dataset=getattr(self.data_args, "dataset_name", None),
+        )
+
+    def check_options(self) -> None:
+        """Raises `ValueError` where an option of the data has a value that is not allowed."""
+
+    def read(self, file: str) -> Dataset:
+        """Reads one file."""
+        return read_file(file)
+
+    def read_splits(self) -> dict[str, Split]:
+        """Reads all splits."""
+        return read_splits(self.data_args, self.read)
+
+    def check_split(self, split: Split) -> Split:
+        """Returns a split after its rows are checked, before anything is loaded."""
+        return split
+
+    def find_labels(self, train: Split) -> LabelSet | None:
+        """Returns the labels of the training data."""
+        return None
+
+    def describe_data(self) -> str | None:
+        """Returns how the training data are read, in words."""
+        return None
+
+    @abstractmethod
+    def load(self) -> tuple[Processor, Model]:
+        """Loads the processor and the model."""
+
+    @abstractmethod
+    def encode(self, name: str, split: Split) -> EncodedSplit | None:
+        """Encodes a split.
+
+        Args:
+            name: Name of the split.
+            split: Its rows.
+
+        Returns:
+            `None` to leave the split out.
+        """
+
+    @abstractmethod
+    def make_collator(self) -> Collator:
+        """Returns what makes batches of rows."""
+
+    def preprocess_logits(self) -> PreprocessLogits | None:
+        """Returns `preprocess_logits_for_metrics` of the Trainer."""
+        return None
+
+
+class TextTask(Task[DataArguments]):
+    """A task that reads tokens.
+
+    Attributes:
+        reads_words: Whether texts are lists of words, or the positions of tokens in a text are needed.
+        cuts_texts: Whether pipelines cut texts where training cuts them.
+        max_length: Texts are cut at this number of tokens, once the model is loaded.
+    """
+
+    reads_words: ClassVar[bool] = False
+    cuts_texts: ClassVar[bool] = True
+    model_class: ClassVar[type[FeedbackPreTrainedModel]]
+    processor: PreTrainedTokenizerBase
+    max_length: int
+
+    def load(self) -> tuple[PreTrainedTokenizerBase, Model]:
+        tokenizer = load_tokenizer(self.model_args.model, self.model_args.revision, of_words=self.reads_words)
+        self.check_tokenizer(tokenizer)
+        model = make_model(self.model_class, self.model_args, self.labels)
+        set_padding(model, tokenizer)
+        self.max_length = self.find_max_length(tokenizer, model)
+        if self.cuts_texts:
+            tokenizer.model_max_length = self.max_length
+        return tokenizer, model
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Checks and sets what the task needs of a tokenizer."""
+
+    def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
+        """Returns how many tokens a text may have."""
+        return resolve_max_length(getattr(self.data_args, "max_length", None), tokenizer, model)
+
+    def make_collator(self) -> Collator:
+        return DataCollatorWithPadding(self.processor)

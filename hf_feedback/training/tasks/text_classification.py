@@ -1,0 +1,212 @@
+"""The classification of whole texts, and the regression of values."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast, get_args
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ...configuration_feedback import FeedbackConfig
+from ...configuration_fnn import FNNConfig
+from ...modeling_feedback import FeedbackForSequenceClassification
+from ...modeling_fnn import FNNForSequenceClassification
+from ...segments import special_tokens_of
+from ...validation import option
+from ..data.columns import Columns, find_columns
+from ..data.labels import MULTI_LABEL, REGRESSION, LabelSet, ProblemType, has_labels
+from ..data.splits import FileArguments, Split, load_hub_splits
+from ..data.texts import encode_texts
+from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics, predict_labels
+from ..model_arguments import FNNArguments
+from ..model_card import TaskCard, pipeline_usage
+from ..model_setup import load_tokenizer, make_model, new_network, resolve_max_length, set_padding, trained_network
+from ..model_sources import read_config
+from .task import EncodedSplit, Model, TextTask
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class TextArguments:
+    """Columns of the texts."""
+
+    text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
+    text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
+    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as the model reads).")
+
+
+@dataclass
+class LabelArguments(TextArguments):
+    """The column of the labels, and the metrics."""
+
+    label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    metrics: list[str] | None = option(
+        None,
+        "Metrics; the first, if it is one of ours, chooses the best epoch, else the loss (default: those "
+        "that suit the labels).",
+    )
+
+
+@dataclass
+class TextDataArguments(FileArguments, LabelArguments):
+    """The texts to train on."""
+
+    train_file: str | None = option(None, "CSV, TSV, JSON-lines or parquet file to train on.")
+    dataset_name: str | None = option(None, "A hub data set instead of files.")
+    dataset_config_name: str | None = option(None, "Configuration of the hub data set.")
+    problem_type: str | None = option(
+        None, "Type of the labels (default: what they suggest).", choices=dict.fromkeys(get_args(ProblemType))
+    )
+
+
+def columns_of(split: Split, args: TextArguments, needs_label: bool = True, trained: Columns | None = None) -> Columns:
+    """Returns the columns of texts and labels, see `find_columns`.
+
+    Args:
+        split: The rows.
+        args: Options that may name columns.
+        needs_label: Whether there has to be a column of labels.
+        trained: The columns of training.
+
+    Raises:
+        ValueError: A column is missing or cannot be chosen.
+    """
+    label = getattr(args, "label_column", None)
+    names = split.data.column_names
+    return find_columns(names, split.source, args.text_column, args.text_pair_column, label, needs_label, trained)
+
+
+def predictions_of(logits: np.ndarray, labels: LabelSet) -> Iterator[Mapping[str, object]]:
+    """Turns logits into predictions by name.
+
+    Args:
+        logits: Outputs of a classifier, `(N, C)`.
+        labels: Labels of the classifier.
+
+    Yields:
+        For each text its `value`, its `label` with `score` and `probabilities`, or its `labels` with `probabilities`.
+
+    Example:
+
+    ```python
+    >>> next(predictions_of(np.array([[0.0, 0.0]]), LabelSet("single_label_classification", ("late", "lost"))))
+    {'label': 'late', 'score': 0.5, 'probabilities': {'late': 0.5, 'lost': 0.5}}
+
+    ```
+    """
+    predicted = predict_labels(logits, labels.problem_type)
+    if labels.problem_type == REGRESSION:
+        yield from ({"value": float(value)} for value in predicted)
+        return
+    scores = torch.as_tensor(logits).float()
+    several = labels.problem_type == MULTI_LABEL
+    probabilities = scores.sigmoid() if several else F.softmax(scores, -1)
+    for prediction, row in zip(predicted, probabilities.tolist(), strict=True):
+        probability_of = {name: round(p, 6) for name, p in zip(labels.names, row, strict=True)}
+        if several:
+            chosen = [name for name, yes in zip(labels.names, prediction, strict=True) if yes]
+            yield {"labels": chosen, "probabilities": probability_of}
+        else:
+            yield {
+                "label": labels.names[int(prediction)],
+                "score": max(probability_of.values()),
+                "probabilities": probability_of,
+            }
+
+
+class TextClassification(TextTask[TextDataArguments]):
+    """Predicts one class, several labels or a value of each text.
+
+    Example:
+
+    ```python
+    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> data_args = TextDataArguments(train_file="train.csv", validation_file="validation.csv")
+    >>> task = TextClassification(ModelArguments(model="bert-base-uncased"), data_args)
+    >>> task.card.pipeline_tag
+    'text-classification'
+
+    ```
+    """
+
+    data_arguments = TextDataArguments
+    model_class = FeedbackForSequenceClassification
+    card = TaskCard(
+        pipeline_tag="text-classification",
+        model="text classifier",
+        usage=pipeline_usage("text-classification", 'print(answer("Where is my parcel?"))'),
+        pooled=True,
+        labelled=True,
+    )
+    peft_task_type = "SEQ_CLS"
+
+    labels: LabelSet
+    columns: Columns
+    compute_metrics: ComputeMetrics
+
+    def read_splits(self) -> dict[str, Split]:
+        args = self.data_args
+        if args.dataset_name is None:
+            return super().read_splits()
+        if args.train_file or args.validation_file or args.test_file:
+            raise ValueError("`dataset_name` and files exclude each other; give one or the other.")
+        loaded = load_hub_splits(args.dataset_name, args.dataset_config_name)
+        return {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
+
+    def find_labels(self, train: Split) -> LabelSet:
+        self.columns = columns_of(train, self.data_args)
+        problem_type = cast(ProblemType | None, self.data_args.problem_type)
+        labels = LabelSet.of(train.data, self.columns.label or "", train.source, problem_type)
+        names = self.data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
+        unknown = MetricInfo(greater_is_better=None)
+        self.metrics = {name: METRICS.get(name, unknown) for name in names}
+        self.compute_metrics = make_compute_metrics(labels.problem_type, names)
+        return labels
+
+    def describe_data(self) -> str:
+        return f"{self.columns}; {self.labels}"
+
+    def load(self) -> tuple[PreTrainedTokenizerBase, Model]:
+        tokenizer, model = self.load_model()
+        self.columns.store_in(model.config)
+        self.max_length = tokenizer.model_max_length = resolve_max_length(self.data_args.max_length, tokenizer, model)
+        return tokenizer, model
+
+    def load_model(self) -> tuple[PreTrainedTokenizerBase, Model]:
+        """Loads the tokenizer and the model, before the length of texts is known."""
+        args = self.model_args
+        model_type = read_config(args.model, args.revision).get("model_type")
+        if model_type == FNNConfig.model_type:
+            return trained_network(args, self.labels)
+        tokenizer = load_tokenizer(args.model, args.revision)
+        model = make_model(self.model_class, args, self.labels)
+        if model.config.feedback_span == "segment" and model.config.segment_special_tokens is None:
+            model.config.segment_special_tokens = special_tokens_of(tokenizer)
+        if model.cutting is not None and model_type != FeedbackConfig.model_type:
+            tokenizer.model_max_length = model.cutting.longest  # not of one segment
+        set_padding(model, tokenizer)
+        return tokenizer, model
+
+    def encode(self, name: str, split: Split) -> EncodedSplit | None:
+        columns = columns_of(split, self.data_args, trained=Columns.of_model(self.model.config))
+        if name == "test" and not has_labels(split, columns.label or ""):
+            logger.warning(f"{split.source} has no labels and is left out.")
+            return None
+        data = encode_texts(split, columns, self.processor, self.max_length, LabelSet.of_model(self.model))
+        return EncodedSplit(data, split.source, len(split.data), self.compute_metrics)
+
+
+class NetworkTextClassification(TextClassification):
+    """The same task with a feedback network that is trained from scratch."""
+
+    model_arguments = FNNArguments
+    # There is no model to start from.
+    model_class = FNNForSequenceClassification  # type: ignore[assignment]
+    model_args: FNNArguments  # type: ignore[assignment]
+
+    def load_model(self) -> tuple[PreTrainedTokenizerBase, Model]:
+        return new_network(self.model_args, self.labels)

@@ -1,0 +1,268 @@
+"""Tags of words: entities such as names and dates, or parts of speech."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from datasets import Dataset
+from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+from transformers import DataCollatorForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
+
+from ...modeling_feedback import FeedbackForTokenClassification
+from ...validation import option
+from ..data.columns import check_rows
+from ..data.files import format_rows
+from ..data.label_names import check_no_label_missing, label_cells, label_name, normalize_labels
+from ..data.labels import SINGLE_LABEL, LabelSet
+from ..data.splits import Batch, FileArguments, Split
+from ..data.texts import warn_of_cut_texts
+from ..metrics import ComputeMetrics, MetricInfo
+from ..model_card import TaskCard, pipeline_usage
+from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits, TextTask
+
+ACCURACY = {"token_accuracy": MetricInfo(hub_name="accuracy")}
+ENTITY_METRICS = {
+    "entity_f1": MetricInfo(hub_name="f1"),
+    "entity_precision": MetricInfo(hub_name="precision"),
+    "entity_recall": MetricInfo(hub_name="recall"),
+}
+
+
+@dataclass
+class TagArguments(FileArguments):
+    """Columns of the words and tags."""
+
+    tokens_column: str = option("tokens", "Column of the words.")
+    tags_column: str = option("tags", "Column of the tags, one a word.")
+    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as the model reads).")
+
+
+def align_labels(word_ids: Sequence[int | None], labels: Sequence[int]) -> list[int]:
+    """Returns the labels of word pieces: the first piece of a word has its label, all others have none.
+
+    Args:
+        word_ids: The word that each piece belongs to, `None` for special tokens.
+        labels: Labels of the words.
+
+    Example:
+
+    ```python
+    >>> align_labels([None, 0, 1, 1, None], [4, 7])
+    [-100, 4, 7, -100, -100]
+
+    ```
+    """
+    previous = [None, *word_ids[:-1]]
+    return [
+        IGNORED if word is None or word == last else labels[word] for word, last in zip(word_ids, previous, strict=True)
+    ]
+
+
+def is_bio(tag: str) -> bool:
+    """Whether a tag is `O`, or `B-` or `I-` with a type.
+
+    Example:
+
+    ```python
+    >>> is_bio("B-DATE"), is_bio("NOUN")
+    (True, False)
+
+    ```
+    """
+    return tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)
+
+
+def entity_scores(references: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Returns F1, precision and recall over all entities of all texts.
+
+    An entity counts only with its exact words and type. As in the CoNLL evaluation, an `I-` that continues nothing
+    begins an entity.
+
+    Args:
+        references: BIO tags of the words, one list a text.
+        predictions: Predicted tags.
+
+    Source: Nakayama 2018, seqeval; Tjong Kim Sang and De Meulder 2003, CoNLL-2003.
+
+    Example:
+
+    ```python
+    >>> entity_scores([["B-DATE", "I-DATE", "O", "B-NAME"]], [["B-DATE", "I-DATE", "O", "O"]])
+    {'entity_f1': 0.6666666666666666, 'entity_precision': 1.0, 'entity_recall': 0.5}
+
+    ```
+    """
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        [list(tags) for tags in references], [list(tags) for tags in predictions], average="micro", zero_division=0
+    )
+    return {"entity_f1": float(f1), "entity_precision": float(precision), "entity_recall": float(recall)}
+
+
+def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
+    """Returns the tags of the training texts, O first.
+
+    Args:
+        rows: Tags, one list a text.
+        source: File of the texts, for messages.
+
+    Raises:
+        ValueError: There are fewer than two tags, or BIO tags and others are mixed.
+
+    Example:
+
+    ```python
+    >>> tag_set([["B-NAME", "I-NAME", "O"]], "train.jsonl").names
+    ('O', 'B-NAME', 'I-NAME')
+
+    ```
+    """
+    names = sorted({label_name(tag) for tags in rows for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
+    wrong = [name for name in names if not is_bio(name)]
+    if wrong and any(name == "O" or name.startswith("B-") for name in names):
+        raise ValueError(f"{source}: the tag {wrong[0]!r} is none of O, B-TYPE and I-TYPE, as others are; correct it.")
+    if len(names) < 2:
+        raise ValueError(f"{source}: there must be at least two different tags, got {', '.join(names)}.")
+    return LabelSet(SINGLE_LABEL, tuple(names))
+
+
+def make_tag_metrics(names: Sequence[str]) -> ComputeMetrics:
+    """Returns the `compute_metrics` of a Trainer that takes tag numbers, not logits.
+
+    Args:
+        names: The tags in the order of their numbers. Where all are BIO, entities are scored beside words.
+    """
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        answers, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        labelled = labels != IGNORED
+        accuracy = {"token_accuracy": float((answers == labels)[labelled].mean())}
+        if not all(map(is_bio, names)):
+            return accuracy
+        references, predictions = (
+            [[names[number] for number in row[mask]] for row, mask in zip(numbers, labelled, strict=True)]
+            for numbers in (labels, answers)
+        )
+        return {**entity_scores(references, predictions), **accuracy}
+
+    return compute_metrics
+
+
+def _check_tags(split: Split, tags: Sequence[Sequence[str]], labels: LabelSet) -> None:
+    numbers = labels.numbers
+    for row, names in enumerate(tags):
+        unknown = next((name for name in names if name not in numbers), None)
+        if unknown is not None:
+            raise ValueError(
+                f"{split.source}: {format_rows([row])}: tag {unknown!r} is not among the training tags: "
+                f"{', '.join(labels.names)}."
+            )
+
+
+def encode_words(
+    split: Split,
+    tags: Sequence[Sequence[str]],
+    labels: LabelSet,
+    column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Dataset:
+    """Turns words and tags into token ids and labels; only the first piece of a word has one.
+
+    Args:
+        split: The rows.
+        tags: Tags of the rows.
+        labels: Numbers of the tags.
+        column: Column of the words.
+        tokenizer: A fast tokenizer that reads lists of words.
+        max_length: Texts are cut at this number of tokens; those that are cut are counted in a warning.
+
+    Raises:
+        ValueError: A tag is not among `labels`.
+    """
+    numbers = labels.numbers
+    _check_tags(split, tags, labels)
+    cut = 0
+
+    def tokenize(batch: Batch, rows: list[int]) -> Batch:
+        nonlocal cut
+        encoding = tokenizer(batch[column], is_split_into_words=True, truncation=True, max_length=max_length)
+        cut += sum(bool(one.overflowing) for one in encoding.encodings or ())
+        aligned = [
+            align_labels(encoding.word_ids(i), [numbers[name] for name in tags[row]]) for i, row in enumerate(rows)
+        ]
+        return {**encoding, "labels": aligned}
+
+    encoded = split.data.map(
+        tokenize, batched=True, with_indices=True, remove_columns=split.data.column_names, load_from_cache_file=False
+    )
+    warn_of_cut_texts(split, cut, max_length)
+    return encoded
+
+
+class TokenClassification(TextTask[TagArguments]):
+    """Tags words.
+
+    Example:
+
+    ```python
+    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> task = TokenClassification(ModelArguments(model="bert-base-uncased"), TagArguments(train_file="train.jsonl"))
+    >>> task.card.pipeline_tag
+    'token-classification'
+
+    ```
+    """
+
+    data_arguments = TagArguments
+    model_class = FeedbackForTokenClassification
+    card = TaskCard(
+        pipeline_tag="token-classification",
+        model="token classifier",
+        usage=pipeline_usage(
+            "token-classification", 'print(answer("Where is my parcel?"))', ', aggregation_strategy="simple"'
+        ),
+        labelled=True,
+    )
+    peft_task_type = "TOKEN_CLS"
+    reads_words = True
+
+    def tags_of(self, split: Split) -> list[list[str]]:
+        """Returns the tags of all rows by name.
+
+        Raises:
+            ValueError: A row has no words, or not one tag a word.
+        """
+        args = self.data_args
+
+        def find_fault(tokens: object, tags: object) -> str | None:
+            if not (isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens)):
+                return f"`{args.tokens_column}` must be a list of words, got {tokens!r}"
+            if not (isinstance(tags, list) and len(tags) == len(tokens) and None not in tags):
+                return f"`{args.tags_column}` must be a list of {len(tokens)} tags, one a word, got {tags!r}"
+            return None
+
+        check_rows(split, (args.tokens_column, args.tags_column), find_fault)
+        tags = normalize_labels(label_cells(split.data, args.tags_column), args.tags_column, split.source)
+        check_no_label_missing(tags, args.tags_column, split.source)
+        return cast(list[list[str]], tags)
+
+    def find_labels(self, train: Split) -> LabelSet:
+        return tag_set(self.tags_of(train), train.source)
+
+    def describe_data(self) -> str:
+        args = self.data_args
+        return f"words in {args.tokens_column!r}, tags in {args.tags_column!r}; {self.labels}"
+
+    def encode(self, name: str, split: Split) -> EncodedSplit:
+        labels = LabelSet.of_model(self.model)
+        self.metrics = {**(ENTITY_METRICS if all(map(is_bio, labels.names)) else {}), **ACCURACY}
+        tags, column = self.tags_of(split), self.data_args.tokens_column
+        data = encode_words(split, tags, labels, column, self.processor, self.max_length)
+        return EncodedSplit(data, split.source, len(split.data), make_tag_metrics(labels.names))
+
+    def make_collator(self) -> Collator:
+        return DataCollatorForTokenClassification(self.processor)
+
+    def preprocess_logits(self) -> PreprocessLogits:
+        return lambda logits, _: logits.argmax(-1)  # keeps one number a token, not one a tag

@@ -1,0 +1,78 @@
+"""Every option of a config is on the command line, with its help and true default, and reaches the config."""
+
+import re
+
+import pytest
+
+from hf_feedback import FeedbackConfig, FNNConfig
+from hf_feedback.training.commands.options import OptionParser
+from hf_feedback.training.model_arguments import FNNArguments, HaltingArguments, ModelArguments
+
+DERIVED = {
+    # arguments → config, options of the config that come from elsewhere, arguments that are needed
+    ModelArguments: (FeedbackConfig, set(), ["--model", "x"]),
+    FNNArguments: (FNNConfig, {"fnn_type", "vocab_size", "pad_token_id"}, ["--fnn", "temporal", "--tokenizer", "x"]),
+}
+OPTIONS = [
+    (arguments, name)
+    for arguments, (config, excluded, _) in DERIVED.items()
+    for name in config.declared_options()
+    if name not in excluded
+]
+
+
+def parse(arguments, *given):
+    (parsed,) = OptionParser([arguments], prog="train").parse([*DERIVED[arguments][2], *given])
+    return parsed
+
+
+def help_of(arguments, name):
+    """The help of one option, in one line."""
+    blocks = re.split(r"\n  (?=-)", OptionParser([arguments], prog="train").format_help())
+    (block,) = (block for block in blocks if block.startswith(f"--{name} "))
+    return " ".join(block.split())
+
+
+@pytest.mark.parametrize(("arguments", "name"), OPTIONS)
+def test_an_option_of_a_config_is_on_the_command_line(arguments, name):
+    declared = DERIVED[arguments][0].declared_options()[name]
+    shown = help_of(arguments, name)
+    assert " ".join(declared.metadata["help"].split()) in shown
+    assert ("(default: " in shown) == (declared.default is not None)
+    if declared.default is not None:
+        assert f"(default: {declared.default})" in shown
+        for option in (f"--{name}", f"--{name.replace('_', '-')}"):
+            assert parse(arguments, option, str(declared.default)).config_options()[name] == declared.default
+    assert name not in parse(arguments).config_options()
+
+
+VALUES = {
+    "edges": (["--feedback-edges", "[[3, 0], [2, 1]]"], {"feedback_edges": [[3, 0], [2, 1]]}),
+    "layers": (["--feedback-layers", "0", "2"], {"feedback_layers": [0, 2]}),
+    "full rank": (["--feedback-rank", "None"], {"feedback_rank": None}),
+    "rank": (["--feedback-rank", "8"], {"feedback_rank": 8}),
+    "auto": (["--feedback-future", "AUTO"], {"feedback_future": "auto"}),
+    "yes": (["--feedback-future", "True"], {"feedback_future": True}),
+    "no": (["--feedback-future", "false"], {"feedback_future": False}),
+    "for the config to refuse": (["--feedback-future", "perhaps"], {"feedback_future": "perhaps"}),
+    "truth": (["--learn-damping", "true"], {"learn_damping": True}),
+    "number": (["--fixed-point-tolerance", "1e-6"], {"fixed_point_tolerance": 1e-6}),
+    "text": (["--halting", "none"], {"halting": "none"}),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_values_have_the_type_that_the_config_declares(case):
+    given, options = VALUES[case]
+    assert parse(ModelArguments, *given).config_options() == options
+
+
+def test_the_type_of_a_network_is_one_of_its_options():
+    assert parse(FNNArguments, "--sweep", "parallel").config_options() == {"fnn_type": "temporal", "sweep": "parallel"}
+
+
+def test_halting_of_a_trained_model_is_its_own_by_default():
+    names = {name for name in FeedbackConfig.declared_options() if "halting" in name} | {"min_iterations"}
+    assert len(names) == 6
+    for name in names:
+        assert "(default: the model's own)" in help_of(HaltingArguments, name)
