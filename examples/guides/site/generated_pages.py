@@ -3,16 +3,17 @@
 from dataclasses import Field
 from pathlib import Path
 
-import hf_feedback
-import hf_feedback.training
 import nbformat
-from hf_feedback import FeedbackConfig, FNNConfig
-from hf_feedback.configuration_base import OptionsConfig
-from hf_feedback.validation import choices_of, describe_type
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+
+import hf_feedback
+import hf_feedback.training
+from hf_feedback import FeedbackConfig, FNNConfig
+from hf_feedback.configuration_base import OptionsConfig
+from hf_feedback.validation import choices_of, describe_type
 
 GUIDES = Path(__file__).resolve().parent.parent
 # The options with which a part of the table begins, which goes on as they are declared.
