@@ -16,6 +16,8 @@ from hf_feedback.configuration_base import OptionsConfig
 from hf_feedback.validation import choices_of, describe_type
 
 GUIDES = Path(__file__).resolve().parent.parent
+# The parts of the reference, in the order of the menu.
+REFERENCE = ("Configuration, loading", "Models", "Outputs", "Training", "Networks from scratch")
 # The options with which a part of the table begins, which goes on as they are declared.
 PARTS = {
     "num_iterations": "The loop",
@@ -59,7 +61,7 @@ def options_page() -> str:
 
 def object_page(name: str, thing: type) -> str:
     """The page of one public class or function."""
-    text = f"# {name}\n\n::: {thing.__module__}.{name}\n    options: {{show_root_heading: false}}\n"
+    text = f"::: {thing.__module__}.{name}\n    options: {{heading_level: 1}}\n"
     return f"{text}\n## Options\n\n{options_table(FNNConfig)}" if thing is FNNConfig else text
 
 
@@ -93,12 +95,13 @@ def notebook_page(path: Path) -> str:
 
 def reference_pages() -> dict[str, dict[str, str]]:
     """The pages of the reference: part → path → Markdown."""
-    parts = {"Configuration, loading": {"reference/options.md": options_page()}}
+    parts: dict[str, dict[str, str]] = {name: {} for name in REFERENCE}
+    parts["Configuration, loading"]["reference/options.md"] = options_page()
     for package in (hf_feedback, hf_feedback.training):
         for name in package.__all__:
             thing = getattr(package, name)
             if not isinstance(thing, str):  # the version
-                parts.setdefault(part_of(name, thing), {})[f"reference/{name}.md"] = object_page(name, thing)
+                parts[part_of(name, thing)][f"reference/{name}.md"] = object_page(name, thing)
     return parts
 
 
@@ -110,7 +113,7 @@ def notebook_pages() -> dict[str, str]:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fills the last part of the navigation."""
     config.nav[-1]["Reference"] = [
-        {part: [{Path(path).stem: path} for path in sorted(pages)]} for part, pages in reference_pages().items()
+        {part: [{Path(path).stem: path} for path in pages]} for part, pages in reference_pages().items()
     ]
     return config
 
