@@ -1,11 +1,14 @@
 """Every code block of the README and of the guides runs as it stands, and every page is in the site."""
 
 import doctest
+import importlib
+import io
 import os
 import re
 import runpy
 import shlex
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +130,11 @@ def run_command(command: list[str], monkeypatch) -> None:
 def run_python(text: str, names: dict) -> None:
     """Runs Python, or a session of an interpreter, whose output is compared."""
     if not text.startswith(">>>"):
-        exec(compile(text, "<page>", "exec"), names)
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exec(compile(text, "<page>", "exec"), names)
+        for value in re.findall(r"^print\(.*\)  # ([\d(\[TF].*)$", text, flags=re.MULTILINE):
+            assert value in printed.getvalue().splitlines()
         return
     runner = doctest.DocTestRunner(verbose=False)
     test = doctest.DocTestParser().get_doctest(text, names, "page", None, None)
@@ -208,3 +215,15 @@ def test_every_option_and_class_has_its_place():
         names = set(config_class.declared_options())
         assert len(names) > 10
         assert names == set(re.findall(r"^\| `(\w+)` \|", pages[page], flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("script", ["draw_passes", "draw_operators"])
+def test_figures_are_those_of_their_scripts(script, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(GUIDES / "figures"))
+    drawing = importlib.import_module(script)
+    monkeypatch.setattr(drawing, "IMAGES", tmp_path)
+    drawing.main()
+    drawn = list(tmp_path.iterdir())
+    assert drawn
+    for picture in drawn:
+        assert picture.read_bytes() == (GUIDES / "images" / picture.name).read_bytes()
