@@ -210,7 +210,10 @@ def test_every_option_and_class_has_its_place():
     parts = runpy.run_path(str(GUIDES / "site" / "generated_pages.py"))["reference_pages"]()
     pages = {Path(path).stem: text for part in parts.values() for path, text in part.items()}
     public = {*hf_feedback.__all__, *hf_feedback.training.__all__} - {"__version__"}
-    assert public == pages.keys() - {"options"}
+    assert public == pages.keys() - {"options", "commands"}
+    assert {f"--{name.replace('_', '-')}" for name in FeedbackConfig.declared_options()} <= set(
+        re.findall(r"--[a-z-]+", pages["commands"])
+    )
     for page, config_class in (("options", FeedbackConfig), ("FNNConfig", FNNConfig)):
         names = set(config_class.declared_options())
         assert len(names) > 10

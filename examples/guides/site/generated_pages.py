@@ -1,7 +1,11 @@
 """The pages of the site that follow from the code: options, public classes and functions, and the notebooks."""
 
+import io
+import os
+from contextlib import redirect_stdout, suppress
 from dataclasses import Field
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 from mkdocs.config.defaults import MkDocsConfig
@@ -12,10 +16,12 @@ from transformers.utils import ModelOutput
 import hf_feedback
 import hf_feedback.training
 from hf_feedback import FeedbackConfig, FNNConfig
+from hf_feedback.cli import COMMANDS, main
 from hf_feedback.configuration_base import OptionsConfig
 from hf_feedback.validation import choices_of, describe_type
 
 GUIDES = Path(__file__).resolve().parent.parent
+TITLES = {"reference/options.md": "Options", "reference/commands.md": "Commands"}
 # The parts of the reference, in the order of the menu.
 REFERENCE = ("Configuration, loading", "Models", "Outputs", "Training", "Networks from scratch")
 # The options with which a part of the table begins, which goes on as they are declared.
@@ -59,6 +65,20 @@ def options_page() -> str:
     )
 
 
+def help_of(command: str) -> str:
+    """What `hf-feedback COMMAND --help` prints, without its usage."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(SystemExit), patch.dict(os.environ, COLUMNS="100"):
+        main([command, "--help"])
+    return printed.getvalue().partition("\n\n")[2].rstrip()
+
+
+def commands_page() -> str:
+    """The page of the commands' options."""
+    parts = [f"## hf-feedback {command}\n\n```text\n{help_of(command)}\n```\n" for command in COMMANDS]
+    return "# Commands\n\n[How to use them](../how_to/fine_tune.md#from-the-shell).\n\n" + "\n".join(parts)
+
+
 def object_page(name: str, thing: type) -> str:
     """The page of one public class or function."""
     text = f"::: {thing.__module__}.{name}\n    options: {{heading_level: 1}}\n"
@@ -97,6 +117,7 @@ def reference_pages() -> dict[str, dict[str, str]]:
     """The pages of the reference: part → path → Markdown."""
     parts: dict[str, dict[str, str]] = {name: {} for name in REFERENCE}
     parts["Configuration, loading"]["reference/options.md"] = options_page()
+    parts["Training"]["reference/commands.md"] = commands_page()
     for package in (hf_feedback, hf_feedback.training):
         for name in package.__all__:
             thing = getattr(package, name)
@@ -113,7 +134,8 @@ def notebook_pages() -> dict[str, str]:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fills the last part of the navigation."""
     config.nav[-1]["Reference"] = [
-        {part: [{Path(path).stem: path} for path in pages]} for part, pages in reference_pages().items()
+        {part: [{TITLES.get(path, Path(path).stem): path} for path in pages]}
+        for part, pages in reference_pages().items()
     ]
     return config
 
