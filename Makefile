@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA := examples/data/support_messages
 OUT := runs/quickstart
+SITE := runs/site
+GUIDES := examples/guides
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test docs lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +36,13 @@ $(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback
 test: $(READY)
 	@echo "About 12 minutes on 2 cores; the slowest tests are listed at the end."
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
+
+# The documentation, without the network; warnings are errors. A second run builds it again only if something changed.
+docs: $(SITE)/index.html
+	@echo "The documentation is in $(SITE)/index.html"
+
+$(SITE)/index.html: $(READY) $(wildcard $(addprefix $(GUIDES)/,*.md */*) hf_feedback/*.py hf_feedback/*/*.py)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file $(GUIDES)/site/mkdocs.yml
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

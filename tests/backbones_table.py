@@ -23,16 +23,17 @@ and default attention masks, left and right padding, `sdpa` and `eager` attentio
 
     python -m pytest tests/test_{equality,refusals,heads}.py --write-backbones examples/guides/backbones.md
 
-**Exact** means: with silent messages the model equals its backbone to the last bit, whatever K, edges, rank and
-activation; with messages that speak, outputs, hidden states and the gradients of all parameters for K = 3 equal an
+**Exact** means: with zero messages the model equals its backbone to the last bit, whatever K, edges, rank and
+activation; with other messages, outputs, hidden states and the gradients of all parameters for K = 3 equal an
 independent reference that runs the whole backbone K times and adds the messages by hand: in float64 to 1e-12 of the
 largest, and in float32 they are as near to the float64 result as the reference's own.
 
 **Own heads** are the kinds of task models that transformers has of the family, for `add_feedback` and
-`head="backbone"`; with fresh feedback each answers exactly as it did before. A new head goes on any backbone.
+`head="backbone"`; with fresh feedback the logits of each are exactly what they were before. Any backbone can get a new
+head.
 
-Nothing about a family is written in the package. A family that is not listed works if the probe that runs when a model
-is built finds no reason against it; otherwise the model is refused with that reason.
+The package has no code for any family. A family that is not listed works if the probe that runs when a model is built
+finds no reason against it; otherwise the model is refused with that reason.
 
 """
 

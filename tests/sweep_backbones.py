@@ -121,7 +121,7 @@ def write(file: Path, rows: list[tuple[str, str, str]]) -> None:
     lines = ["# Every model type of transformers", "", versions, "", __doc__.strip(), ""]
     lines += [f"{len(by['exact'])} exact, {len(by['refused'])} refused, {len(by['failing'])} failing; left out:"]
     lines += [f"{', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))}."]
-    lines += ["A refusal can be the fault of the tiny config; what it says is what a user would read.", ""]
+    lines += ["A refusal can be the fault of the tiny config; the reason given is the message that a user gets.", ""]
     lines += ["## Exact", "", ", ".join(model_type for model_type, _ in by["exact"]), ""]
     for kind in ("failing", "refused"):
         lines += [f"## {kind.capitalize()}", "", "| model type | why |", "|---|---|"]

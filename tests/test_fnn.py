@@ -1,10 +1,8 @@
 """The two networks from scratch, beside step-by-step backward passes that are written by hand, without autograd."""
 
-import doctest
 import json
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -625,10 +623,3 @@ def test_sweeps_contract_at_the_start():
         model = make(kind, hidden_size=64, num_layers=None, tolerance=1e-6, num_iterations=200)
         x = torch.randn(3, 20, 64, dtype=torch.float64)
         assert model(inputs_embeds=x, output_iterations=True).iterations.max() < 60, kind
-
-
-def test_the_guide():
-    guide = Path(__file__).parent.parent / "examples" / "guides" / "feedback_networks.md"
-    found = doctest.testfile(str(guide), module_relative=False)
-    assert found.attempted > 20
-    assert found.failed == 0

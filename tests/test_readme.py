@@ -1,43 +1,48 @@
-"""What the README shows runs as it stands."""
+"""What the README says of classes, versions and files is so; its code runs in test_guides.py."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedConfig
+import yaml
 
-from hf_feedback import FeedbackConfig
+import hf_feedback
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_tour_runs(minilm, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    AutoModelForSequenceClassification.from_config(tiny).save_pretrained("my-tuned-bert")
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) >= 4
-    names: dict = {}
-    for block in blocks:
-        exec(block.replace("sentence-transformers/all-MiniLM-L6-v2", minilm), names)
-        if "check_equivalence" in block:
-            names["model"].set_num_iterations(2)
-            assert names["model"].check_equivalence(names["batch"]) == 0.0
-            assert len(names["output"].iteration_logits) == 4
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = ROOT / "examples" / "guides"
 
 
-def test_every_option_is_in_the_table():
-    options = {field.name for field in fields(FeedbackConfig)} - {field.name for field in fields(PreTrainedConfig)}
-    for name in options - {"backbone_config", "backbone_source", "hf_feedback_version"}:
-        assert f"| `{name}` |" in README, name
+def test_it_is_short():
+    assert 80 < len(README.splitlines()) < 140
+    tour = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert tour is not None
+    assert len([line for line in tour[1].splitlines() if line]) <= 12
 
 
-def test_commands_name_real_options():
-    from hf_feedback.training.arguments import FeedbackTrainingArguments
-    from hf_feedback.training.model_arguments import FNNArguments, ModelArguments
-    from hf_feedback.training.tasks.text_classification import TextDataArguments
+def test_every_task_is_in_the_table():
+    classes = {name for name in hf_feedback.__all__ if name.startswith("FeedbackFor")} | {"FeedbackModel"}
+    assert len(classes) > 5
+    for page in (README, (GUIDES / "how_to" / "tasks.md").read_text(encoding="utf-8")):
+        assert classes == set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE))
 
-    known = {f.name for part in (TextDataArguments, ModelArguments, FeedbackTrainingArguments) for f in fields(part)}
-    known |= {f.name for f in fields(FNNArguments)} | {"fnn", "file", "output", "data", "seeds"}
-    for option in re.findall(r" --([a-z][a-z-]+)", README):
-        assert option.replace("-", "_") in known, option
+
+def test_links_lead_to_files():
+    links = {link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link}
+    assert len(links) > 10
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_results_are_those_of_the_guide():
+    guide = (GUIDES / "does_it_help.md").read_text(encoding="utf-8")
+    figures = re.findall(r"[−\d.]+ ± [\d.]+", README)
+    assert len(figures) > 10
+    for figure in figures:
+        assert figure in guide.replace("\n", " "), figure
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == hf_feedback.__version__
+    assert f"version = {{{hf_feedback.__version__}}}" in README
+    assert {"cff-version", "message", "title", "authors", "license"} <= citation.keys()
