@@ -23,7 +23,6 @@ from .batch_rows import IndivisibleError, find_batch_axes
 from .configuration_feedback import FeedbackConfig
 from .layer_recorder import (
     Arguments,
-    Keywords,
     LayerOutput,
     OutOfOrderError,
     SegmentRecord,
@@ -36,6 +35,7 @@ from .layer_recorder import (
 from .modeling_outputs import ANSWERS, split_iterations
 from .probe_inputs import Batch, probe_inputs
 from .topology import segment_of
+from .validation import Keywords
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """From a pretrained backbone to a feedback model."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,6 +17,7 @@ from .labels import LABEL_OPTIONS, adopt_labels
 from .pooling import Pooling, find_pooling
 from .segments import find_special_tokens
 from .stored_config import drop_switches
+from .validation import Keywords
 
 if TYPE_CHECKING:
     from .modeling_feedback import FeedbackPreTrainedModel
@@ -84,9 +86,9 @@ def build_from_backbone(
     model_class: "type[Model]",
     backbone: str | Path | PreTrainedModel,
     config: FeedbackConfig,
-    given_options: dict[str, Any],
-    config_overrides: dict[str, Any] | None,
-    backbone_kwargs: dict[str, Any] | None,
+    given_options: Keywords,
+    config_overrides: Keywords | None,
+    backbone_kwargs: Keywords | None,
 ) -> "Model":
     """See `FeedbackPreTrainedModel.from_backbone`.
 
@@ -126,12 +128,12 @@ def build_from_backbone(
     return wrap_backbone(model_class, backbone, config)
 
 
-def hub_kwargs_of(kwargs: dict[str, Any]) -> dict[str, Any]:
+def hub_kwargs_of(kwargs: Keywords) -> Keywords:
     """Those that say where and how to find a folder or repository."""
     return {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
 
 
-def check_option_names(options: dict[str, Any]) -> None:
+def check_option_names(options: Keywords) -> None:
     """Refuses what is not an option: nothing that is misspelt, or meant for loading, gets into the config unnoticed.
 
     Raises:
@@ -184,8 +186,8 @@ def _load_backbone(
     model_class: "type[FeedbackPreTrainedModel]",
     name: str | Path,
     config: FeedbackConfig,
-    overrides: dict[str, Any] | None,
-    backbone_kwargs: dict[str, Any],
+    overrides: Keywords | None,
+    backbone_kwargs: Keywords,
     labels_given: set[str],
 ) -> PreTrainedModel:
     """The backbone that a folder or repository holds; a task model with its head if `config.head` says so."""
@@ -316,7 +318,7 @@ def warn_if_offloaded(model: PreTrainedModel) -> None:
         )
 
 
-def _warn_of_new_head(name: Any, task_model: PreTrainedModel, missing: Any) -> None:
+def _warn_of_new_head(name: str | Path, task_model: PreTrainedModel, missing: Collection[str]) -> None:
     if missing:
         output = task_model.get_output_embeddings()
         inputs = task_model.get_input_embeddings()

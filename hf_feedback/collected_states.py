@@ -12,9 +12,10 @@ from transformers.utils import ModelOutput
 
 from .iteration_trace import batch_first
 from .layer_recorder import LayerCall, LayerOutput, SegmentRecord, hidden_of
+from .validation import Keywords
 
 
-def asks_for_states(inputs: dict[str, Any]) -> bool:
+def asks_for_states(inputs: Keywords) -> bool:
     """Whether a backbone is asked for its hidden states or attentions."""
     return bool(inputs.get("output_hidden_states") or inputs.get("output_attentions"))
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from .labels import LABEL_OPTIONS, numbers_by_name, replace_labels
 from .stored_config import without_switches
-from .validation import check_choice, check_types, choices_of, describe_type
+from .validation import Keywords, check_choice, check_types, choices_of, describe_type
 from .version import HF_FEEDBACK_VERSION
 
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
@@ -28,19 +28,19 @@ class OptionsConfig(PreTrainedConfig):
         """The names of all options that are ours or about labels."""
         return {*cls.declared_options(), *LABEL_OPTIONS} - {"num_labels"}
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Keywords:
         """The values of all options in `option_names`."""
         return {name: getattr(self, name) for name in sorted(self.option_names())}
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: Keywords, **kwargs: Any) -> Any:
         """As in transformers, for what stands in a file: nothing there switches on code, and options that are given
         take the place of those in the file before anything is checked."""
         config_dict = replace_labels(without_switches(config_dict), kwargs)
         options = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
         return super().from_dict({**config_dict, **options}, **kwargs)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Keywords:
         """As in transformers, with the version of hf_feedback that writes it."""
         return {**super().to_dict(), "hf_feedback_version": HF_FEEDBACK_VERSION}
 

@@ -22,6 +22,7 @@ from .topology import TOPOLOGIES, resolve_edges
 from .validation import (
     MOST_ITERATIONS,
     TRANSFORMERS_KEYS,
+    Keywords,
     check_choice,
     check_integer,
     check_problem,
@@ -525,7 +526,7 @@ class FeedbackConfig(OptionsConfig):
             mentioned += self.feedback_layers or []
             self.edges(2 + max((i for i in mentioned if is_integer(i)), default=0))
 
-    def _check_backbone_facts(self, facts: dict[str, Any]) -> None:
+    def _check_backbone_facts(self, facts: Keywords) -> None:
         """Refuses facts that contradict the backbone; those of `to_dict` are what follows from it anyway."""
         for name, value in facts.items():
             follows = getattr(self, name, None)

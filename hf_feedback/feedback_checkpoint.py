@@ -25,6 +25,7 @@ from .configuration_feedback import AUTO_MAP, FeedbackConfig
 from .fingerprint import backbone_tensor_names, fingerprint, fingerprint_of_files, same_backbone, share_weights
 from .operator_code import save_operator_code
 from .stored_config import PLACE_KEYS
+from .validation import Keywords
 
 if TYPE_CHECKING:
     from .modeling_base import FeedbackPreTrainedModel
@@ -175,7 +176,7 @@ def check_backbone_is_unchanged(model: "FeedbackPreTrainedModel", **hub_kwargs: 
         )
 
 
-def _is_as_loaded(model: "FeedbackPreTrainedModel", name: str, hub_kwargs: dict[str, Any]) -> bool:
+def _is_as_loaded(model: "FeedbackPreTrainedModel", name: str, hub_kwargs: Keywords) -> bool:
     """Whether the backbone's weights are those of its source, loaded whole, whatever the names in its files."""
     try:
         loaded = load_named_backbone(type(model), model.config, None, {"dtype": model.backbone.dtype, **hub_kwargs})
@@ -195,7 +196,7 @@ def _is_as_loaded(model: "FeedbackPreTrainedModel", name: str, hub_kwargs: dict[
     return same_backbone(fingerprint(untrained), fingerprint(model))
 
 
-def _is_in_files_of(model: "FeedbackPreTrainedModel", source: dict[str, Any], **hub_kwargs: Any) -> bool:
+def _is_in_files_of(model: "FeedbackPreTrainedModel", source: Keywords, **hub_kwargs: Any) -> bool:
     """Whether the backbone's weights are those in the safetensors files of its source, by the same names."""
     if model.config.backbone_layers is not None:  # its layers have other numbers there
         return False
@@ -213,10 +214,10 @@ def _is_in_files_of(model: "FeedbackPreTrainedModel", source: dict[str, Any], **
 
 def load_feedback_only(
     model_class: "type[FeedbackPreTrainedModel]",
-    name: Any,
+    name: str | Path,
     saved_by: "type[FeedbackPreTrainedModel]",
-    hub_kwargs: dict[str, Any],
-    kwargs: dict[str, Any],
+    hub_kwargs: Keywords,
+    kwargs: Keywords,
 ) -> Any:
     """`from_pretrained` of a folder that holds feedback and head alone.
 
@@ -236,7 +237,7 @@ def load_feedback_only(
     here = {key: value for key, value in hub_kwargs.items() if key != "trust_remote_code"}
     saved = FeedbackConfig.from_pretrained(name, **here, **options)
     config = copy.deepcopy(given_config) or saved
-    source = cast(dict[str, Any], saved.backbone_source).copy()
+    source = cast(Keywords, saved.backbone_source).copy()
     expected = source.pop("fingerprint")
     config.backbone_source = source or None
     if saved_by is not model_class and "head" not in options:
@@ -259,9 +260,9 @@ def _backbone_for(
     model_class: "type[FeedbackPreTrainedModel]",
     config: FeedbackConfig,
     backbone: Any,
-    name: Any,
-    hub_kwargs: dict[str, Any],
-    rest: dict[str, Any],
+    name: str | Path,
+    hub_kwargs: Keywords,
+    rest: Keywords,
 ) -> PreTrainedModel:
     """The backbone that was passed, or named, or that the checkpoint names."""
     if backbone is not None and not isinstance(backbone, str | Path | PreTrainedModel):
@@ -270,14 +271,14 @@ def _backbone_for(
         )
     if not isinstance(backbone, PreTrainedModel):
         names = ("token", "cache_dir", "local_files_only")
-        shared: dict[str, Any] = {key: hub_kwargs[key] for key in names if key in hub_kwargs}
+        shared: Keywords = {key: hub_kwargs[key] for key in names if key in hub_kwargs}
         return load_named_backbone(model_class, config, backbone, {**shared, **rest})
     if rest:
         raise ValueError(f"`{next(iter(rest))}` is for loading a backbone; it has no use with one that is given.")
     return _share_backbone(model_class, backbone, config, name)
 
 
-def _check_fingerprint(model: "FeedbackPreTrainedModel", expected: dict[str, str], name: Any) -> None:
+def _check_fingerprint(model: "FeedbackPreTrainedModel", expected: dict[str, str], name: str | Path) -> None:
     """Raises `ValueError` where the backbone is not the one that the feedback was trained on."""
     actual = fingerprint(model, expected)
     if not actual.keys() & expected.keys():
@@ -290,7 +291,7 @@ def _check_fingerprint(model: "FeedbackPreTrainedModel", expected: dict[str, str
 
 
 def _share_backbone(
-    model_class: "type[FeedbackPreTrainedModel]", backbone: PreTrainedModel, config: FeedbackConfig, name: Any
+    model_class: "type[FeedbackPreTrainedModel]", backbone: PreTrainedModel, config: FeedbackConfig, name: str | Path
 ) -> PreTrainedModel:
     """A model over the weights of `backbone`, for one more feedback."""
     if isinstance(backbone.config, FeedbackConfig):
@@ -310,7 +311,7 @@ def load_named_backbone(
     model_class: "type[FeedbackPreTrainedModel]",
     config: FeedbackConfig,
     name: str | Path | None,
-    backbone_kwargs: dict[str, Any],
+    backbone_kwargs: Keywords,
 ) -> PreTrainedModel:
     """The backbone that a feedback-only checkpoint names, or that is named instead.
 
@@ -335,7 +336,7 @@ def load_named_backbone(
     return loaded if config.head == "backbone" else select_part(loaded, config.backbone_part)
 
 
-def _other_backbone(name: Any, config: FeedbackConfig, reason: str) -> str:
+def _other_backbone(name: str | Path, config: FeedbackConfig, reason: str) -> str:
     source = config.backbone_source or {"name_or_path": "a backbone without a name"}
     return (
         f"`backbone`: the feedback in {name} was trained on {' '.join(map(str, source.values()))} "

@@ -24,6 +24,7 @@ from .solvers import (
     tensors_of,
     where,
 )
+from .validation import Keywords
 
 
 class ConvergenceWarning(UserWarning):
@@ -169,7 +170,7 @@ def implicit(
     """
     if tolerance is None:
         raise ValueError("`tolerance` is needed for an implicit gradient, such as 1e-6: it says what is converged.")
-    options: dict[str, Any] = dict(tolerance=tolerance, residual=residual, keep_states=keep_states)
+    options: Keywords = dict(tolerance=tolerance, residual=residual, keep_states=keep_states)
     with torch.no_grad():
         solution = solver(f, start, steps, **options)
     if not torch.is_grad_enabled():

@@ -6,12 +6,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .validation import check_labels
+from .validation import Keywords, check_labels
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
-def normalize_label_options(options: dict[str, Any]) -> dict[str, Any]:
+def normalize_label_options(options: Keywords) -> Keywords:
     """`id2label` in the order of its numbers and `label2id` to match, each made of the other where it is left out.
 
     A class's number is its key in `id2label`, whether that is an integer or, as in JSON, text. Names that transformers
@@ -48,7 +48,7 @@ def numbers_by_name(id2label: Any) -> dict[str, int] | None:
     return {str(name): int(number) for number, name in id2label.items()} if isinstance(id2label, dict) else None
 
 
-def normalize_labels_of(config: PreTrainedConfig, others: dict[str, Any]) -> None:
+def normalize_labels_of(config: PreTrainedConfig, others: Keywords) -> None:
     """The same for the labels that a config has got, before transformers fills in what is left out.
 
     Args:
@@ -62,7 +62,7 @@ def normalize_labels_of(config: PreTrainedConfig, others: dict[str, Any]) -> Non
     config.id2label, config.label2id = labels["id2label"], labels["label2id"]
 
 
-def replace_labels(stored: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def replace_labels(stored: Keywords, options: Keywords) -> Keywords:
     """The stored values of a config with the labels that are among the options, which are taken out of them; names that
     are stored stay if only their number is given, and is the same."""
     for name in LABEL_OPTIONS[:3]:
@@ -76,7 +76,7 @@ def replace_labels(stored: dict[str, Any], options: dict[str, Any]) -> dict[str,
     return {**{name: value for name, value in stored.items() if name not in LABEL_OPTIONS[:3]}, **labels}
 
 
-def _dict_of(option: str, options: dict[str, Any]) -> dict[Any, Any]:
+def _dict_of(option: str, options: Keywords) -> dict[Any, Any]:
     labels = options.get(option)
     if not isinstance(labels, dict | None):
         raise ValueError(f"`{option}` must be a dict of labels and their numbers, got {shortened(labels)}.")

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from .batch_rows import select_rows
+from .validation import Keywords
 
 # The arguments of a layer call, and what it returns: a tensor, or a tuple that starts with one.
 Arguments = tuple[Any, ...]
-Keywords = dict[str, Any]
 LayerOutput = torch.Tensor | tuple[Any, ...] | list[Any]
 
 

@@ -3,7 +3,7 @@
 import copy
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from .building import hub_kwargs_of, warn_if_offloaded
 from .configuration_feedback import FeedbackConfig, nearest_option
 from .feedback_checkpoint import is_feedback_only, load_feedback_only
 from .operator_code import load_operator_code
+from .validation import Keywords
 
 if TYPE_CHECKING:
     from .modeling_base import FeedbackPreTrainedModel
@@ -30,9 +31,9 @@ TIED_TO_WEIGHTS = {"head", "backbone_part"}
 def load_pretrained(
     model_class: "type[FeedbackPreTrainedModel]",
     load: Callable[..., Any],
-    name: Any,
+    name: str | Path,
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: Keywords,
 ) -> Any:
     """See `FeedbackPreTrainedModel.from_pretrained`.
 
@@ -74,9 +75,9 @@ def load_pretrained(
 def _load_whole(
     model_class: "type[FeedbackPreTrainedModel]",
     load: Callable[..., Any],
-    name: Any,
+    name: str | Path,
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    kwargs: Keywords,
     saved_by: "type[FeedbackPreTrainedModel]",
     config: FeedbackConfig,
 ) -> Any:
@@ -104,7 +105,7 @@ def _load_whole(
 
 
 def _check_answers(
-    model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]", name: Any
+    model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]", name: str | Path
 ) -> None:
     """Raises `ValueError` where a pipeline would answer from a new head."""
     if not issubclass(saved_by, model_class) and model_class.traits.auto_class is not None and _is_for_a_pipeline():
@@ -114,7 +115,9 @@ def _check_answers(
         )
 
 
-def _check_weights(name: Any, model: "FeedbackPreTrainedModel", missing_keys: Any, other_task: bool) -> None:
+def _check_weights(
+    name: str | Path, model: "FeedbackPreTrainedModel", missing_keys: Iterable[str], other_task: bool
+) -> None:
     """Raises `OSError` where the folder lacks weights that are not to be new."""
     # of a task model of another kind, everything but the layers may be new
     needed = f"backbone.{model.layout.stack}." if other_task and model.config.head != "new" else "backbone."
@@ -131,8 +134,8 @@ def _kwargs_for_other_head(
     model_class: "type[FeedbackPreTrainedModel]",
     saved_by: "type[FeedbackPreTrainedModel]",
     saved: FeedbackConfig,
-    kwargs: dict[str, Any],
-) -> dict[str, Any]:
+    kwargs: Keywords,
+) -> Keywords:
     """What `from_pretrained` needs besides, if the model is to have another head than the folder's.
 
     Args:
@@ -154,7 +157,7 @@ def _kwargs_for_other_head(
     # embeddings that both halves of an encoder-decoder share stand outside of them
     moves = {old: new for old, new in zip(reversed(old_prefixes), reversed(new_prefixes), strict=True) if old != new}
     keys = {f"^{re.escape(old)}": new for old, new in moves.items()}
-    changes: dict[str, Any] = {"key_mapping": {**keys, **(kwargs.get("key_mapping") or {})} if keys else None}
+    changes: Keywords = {"key_mapping": {**keys, **(kwargs.get("key_mapping") or {})} if keys else None}
     if head == saved.head:
         return changes
     if given_config is None:
@@ -180,7 +183,7 @@ def _prefixes(model_class: "type[FeedbackPreTrainedModel]", head: str, config: F
 
 
 def _load_plain(
-    model_class: "type[FeedbackPreTrainedModel]", name: Any, hub_kwargs: dict[str, Any], kwargs: dict[str, Any]
+    model_class: "type[FeedbackPreTrainedModel]", name: str | Path, hub_kwargs: Keywords, kwargs: Keywords
 ) -> "FeedbackPreTrainedModel":
     """`from_backbone` for what `from_pretrained` was given."""
     options = FeedbackConfig.option_names() | {"num_labels", "config_overrides"}
@@ -207,7 +210,7 @@ def load_feedback_folder(
     root: "type[FeedbackPreTrainedModel]",
     name: str | Path,
     backbone: str | Path | PreTrainedModel | None,
-    kwargs: dict[str, Any],
+    kwargs: Keywords,
 ) -> "FeedbackPreTrainedModel":
     """See `load_feedback`.
 

@@ -22,6 +22,7 @@ from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompile
 from .modeling_outputs import BackboneOutput, split_iterations
 from .segments import Segments
 from .stability import estimate_contraction, jacobian_penalty
+from .validation import Keywords
 
 logger = logging.get_logger(__name__)
 
@@ -47,8 +48,8 @@ class ForwardContext:
 
     backbone: PreTrainedModel
     feedback: FeedbackConnections
-    arguments: dict[str, Any]
-    inputs: dict[str, Any]
+    arguments: Keywords
+    inputs: Keywords
     compute_logits: "Callable[[BackboneOutput, ForwardContext], torch.Tensor] | None"
     segments: Segments | None
     num_choices: int | None
@@ -330,8 +331,8 @@ def backbone_inputs(
     layout: BackboneLayout,
     config: FeedbackConfig,
     model_name: str,
-    arguments: dict[str, Any],
-) -> dict[str, Any]:
+    arguments: Keywords,
+) -> Keywords:
     """What the backbone is called with: all arguments that it takes, and no key–value cache. `token_type_ids` and
     `position_ids` that it does not know are dropped, as transformers does.
 

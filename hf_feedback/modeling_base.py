@@ -35,11 +35,9 @@ from .segments import Cutting, Segments, cut_texts, cutting_of
 from .stacked_linear import on_device_of
 from .summary import summarize
 from .switches import disable_feedback, is_feedback_disabled
-from .validation import MOST_ITERATIONS, check_integer
+from .validation import MOST_ITERATIONS, Keywords, check_integer
 
 logger = logging.get_logger(__name__)
-
-Inputs = dict[str, Any]
 
 
 class FeedbackPreTrainedModel(PreTrainedModel):
@@ -155,7 +153,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             inputs, num_iterations, output_iterations or objective.needs_all_iterations, batch_iterations=True
         )
         logits = [self.compute_logits(one, context) for one in self.runner.outputs_of_iterations(context, result)]
-        fields: dict[str, Any] = {**self._collected(context, result), "iterations": result.iterations}
+        fields: Keywords = {**self._collected(context, result), "iterations": result.iterations}
         if output_iterations:
             fields |= {**result.statistics(), "iteration_logits": tuple(logits)}
         if labels is not None:
@@ -166,7 +164,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         return self._make_output(logits[-1], fields)
 
     def _run(
-        self, inputs: Inputs, num_iterations: int | None, keep_trace: bool, batch_iterations: bool = False
+        self, inputs: Keywords, num_iterations: int | None, keep_trace: bool, batch_iterations: bool = False
     ) -> tuple[ForwardContext, LoopResult]:
         """K iterations; see `LoopRunner.run`."""
         if not torch.compiler.is_compiling():
@@ -196,7 +194,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MOST_ITERATIONS)
         return num_iterations
 
-    def _make_context(self, inputs: Inputs) -> ForwardContext:
+    def _make_context(self, inputs: Keywords) -> ForwardContext:
         """What a call of `forward` is about; texts are cut into segments if the config says so."""
         inputs, num_choices = self._flatten_choices(inputs)
         inputs, segments = self._cut(inputs)
@@ -213,11 +211,11 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             model_name=type(self).__name__,
         )
 
-    def _flatten_choices(self, inputs: Inputs) -> tuple[Inputs, int | None]:
+    def _flatten_choices(self, inputs: Keywords) -> tuple[Keywords, int | None]:
         """The inputs with one row for each choice, and the number of choices, in multiple choice."""
         return inputs, None
 
-    def _cut(self, inputs: Inputs) -> tuple[Inputs, Segments | None]:
+    def _cut(self, inputs: Keywords) -> tuple[Keywords, Segments | None]:
         """The inputs as rows of segments, and which text each is of, if texts are cut."""
         cutting = self.cutting
         if cutting is None:
@@ -226,7 +224,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         # how many rows there will be, no compiled graph can know
         return run_uncompiled(cut_texts, cutting, inputs, self.config)
 
-    def _collected(self, context: ForwardContext, result: LoopResult) -> dict[str, Any]:
+    def _collected(self, context: ForwardContext, result: LoopResult) -> Keywords:
         """`hidden_states` and `attentions` for our own output."""
         part = self.config.backbone_part
         names = ("hidden_states", "attentions")
@@ -275,7 +273,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             labels = labels.to(logits.dtype)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
-    def _make_output(self, logits: torch.Tensor, fields: dict[str, Any]) -> ModelOutput:
+    def _make_output(self, logits: torch.Tensor, fields: Keywords) -> ModelOutput:
         """The output of `forward`."""
         return FeedbackTaskOutput(logits=logits, **fields)
 
@@ -285,7 +283,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         config = cast(PreTrainedConfig, self.config.backbone_config)
         return "last" if is_decoder(config, self.config.backbone_part) else self.traits.auto_pooling
 
-    def _text_mask(self, inputs: Inputs) -> torch.Tensor | None:
+    def _text_mask(self, inputs: Keywords) -> torch.Tensor | None:
         """`(B, T)`, 0 at padding, which may have to be found by its token."""
         mask, input_ids, pad = inputs.get("attention_mask"), inputs.get("input_ids"), self.config.pad_token_id
         if mask is None and input_ids is not None and pad is not None and self._pooling() == "last":
@@ -308,7 +306,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         with disable_feedback(self):
             yield
 
-    def check_equivalence(self, batch: Inputs) -> float:
+    def check_equivalence(self, batch: Keywords) -> float:
         """How far the model is from its bare backbone with the same head, in evaluation mode. With trained `"joint"`
         messages, which act in iteration 1 too, it is not zero for K = 1 either.
 
@@ -328,7 +326,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         keys = [key for key in looped if key.endswith("logits")] or ["last_hidden_state"]
         return max((looped[key].double() - bare[key].double()).abs().max().item() for key in keys)
 
-    def estimate_contraction(self, batch: Inputs, num_iterations: int | None = None, steps: int = 12) -> torch.Tensor:
+    def estimate_contraction(self, batch: Keywords, num_iterations: int | None = None, steps: int = 12) -> torch.Tensor:
         """How strongly the loop contracts on a batch: by which factor one more iteration shrinks a small difference
         between states after K. Above 1 the iterations diverge, with a warning.
 
@@ -378,7 +376,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         """
         return cutting_of(self.config, self.backbone)
 
-    def _on_device(self, batch: Inputs) -> Inputs:
+    def _on_device(self, batch: Keywords) -> Keywords:
         return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
     # Building, loading and saving
@@ -389,8 +387,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         backbone: str | Path | PreTrainedModel,
         *,
         head: HeadOption = "new",
-        backbone_kwargs: dict[str, Any] | None = None,
-        config_overrides: dict[str, Any] | None = None,
+        backbone_kwargs: Keywords | None = None,
+        config_overrides: Keywords | None = None,
         backbone_part: PartOption = "auto",
         **feedback_options: Any,
     ) -> Self:

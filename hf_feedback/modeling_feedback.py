@@ -22,9 +22,10 @@ from .building import TaskTraits
 from .configuration_feedback import FeedbackConfig
 from .loading import load_feedback_folder
 from .loop_runner import ForwardContext, token_mask
-from .modeling_base import FeedbackPreTrainedModel, Inputs, classifier_dropout
+from .modeling_base import FeedbackPreTrainedModel, classifier_dropout
 from .modeling_outputs import BackboneOutput, FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
 from .stacked_linear import on_device_of
+from .validation import Keywords
 
 
 class FeedbackModel(FeedbackPreTrainedModel):
@@ -284,7 +285,7 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return self.loss_function(*logits.unbind(-1), *labels)
 
-    def _make_output(self, logits: torch.Tensor, fields: dict[str, Any]) -> ModelOutput:
+    def _make_output(self, logits: torch.Tensor, fields: Keywords) -> ModelOutput:
         start, end = (part.contiguous() for part in logits.unbind(-1))
         return FeedbackQuestionAnsweringOutput(start_logits=start, end_logits=end, **fields)
 
@@ -316,7 +317,7 @@ class FeedbackForMultipleChoice(FeedbackTextModel):
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, 1)
 
-    def _flatten_choices(self, inputs: Inputs) -> tuple[Inputs, int | None]:
+    def _flatten_choices(self, inputs: Keywords) -> tuple[Keywords, int | None]:
         for name, dimensions in (("input_ids", 3), ("inputs_embeds", 4)):
             tensor = inputs.get(name)
             if tensor is not None and tensor.dim() != dimensions:

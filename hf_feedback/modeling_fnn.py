@@ -17,7 +17,7 @@ from .gradients import GRADIENTS
 from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput, select_states
 from .pooling import pool
 from .solvers import Map, Solution, relative_residual
-from .validation import MOST_ITERATIONS, check_integer
+from .validation import MOST_ITERATIONS, Keywords, check_integer
 
 
 class FNNPreTrainedModel(PreTrainedModel):
@@ -133,7 +133,7 @@ class FNNModel(FNNPreTrainedModel):
         x, real = self._embed(input_ids, attention_mask, inputs_embeds)
         solution, entry = self.solve(x, real, num_iterations, measure=output_iterations)
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        fields: dict[str, Any] = statistics(solution) if output_iterations else {}
+        fields: Keywords = statistics(solution) if output_iterations else {}
         if wants_states:
             fields["hidden_states"] = select_states((entry, *states_of(solution.state)), output_hidden_states)
         return FeedbackModelOutput(last_hidden_state=top_of(solution.state), **fields)
@@ -182,7 +182,7 @@ class FNNModel(FNNPreTrainedModel):
         config, steps = self.config, self.config.num_iterations if num_iterations is None else num_iterations
         check_integer("num_iterations", steps, 1, "in the first sweep nothing is fed back yet", MOST_ITERATIONS)
         f, start, entry = self.sweep_map(x, real)
-        options: dict[str, Any] = dict(tolerance=config.tolerance, keep_states=keep_states)
+        options: Keywords = dict(tolerance=config.tolerance, keep_states=keep_states)
         options["residual"] = relative_residual if measure or config.tolerance is not None else None
         gradient = GRADIENTS[config.gradient](config.gradient_iterations, config.tolerance, config.solver)
         return gradient.solve(f, start, steps, **options), entry
@@ -257,7 +257,7 @@ class FNNForSequenceClassification(FNNPreTrainedModel):
         x, real = self.fnn._embed(input_ids, attention_mask, inputs_embeds)
         solution, entry = self.fnn.solve(x, real, num_iterations, output_iterations, keep_states=output_iterations)
         logits = self._head(solution.state, real)
-        fields: dict[str, Any] = {}
+        fields: Keywords = {}
         if output_iterations:
             earlier = [self._head(state, real) for state in solution.states[:-1]]
             fields = {**statistics(solution), "iteration_logits": (*earlier, logits)}
@@ -302,7 +302,7 @@ ARGUMENTS = (
 )
 
 
-def check_arguments(model: nn.Module, arguments: dict[str, Any]) -> None:
+def check_arguments(model: nn.Module, arguments: Keywords) -> None:
     """Refuses what a forward pass does not know."""
     for key in arguments:
         if key not in IGNORED:

@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 
 from .configuration_feedback import FeedbackConfig
 from .connections import CONNECTIONS, FeedbackConnection, operators_of
+from .validation import Keywords
 
 
 def save_operator_code(config: FeedbackConfig, folder: str | Path) -> dict[str, str] | None:
@@ -38,7 +38,7 @@ def save_operator_code(config: FeedbackConfig, folder: str | Path) -> dict[str, 
     return {names[one]: f"{one.__module__.rpartition('.')[2]}.{one.__name__}" for one in own} or None
 
 
-def load_operator_code(config: FeedbackConfig, name_or_path: str | Path, hub_kwargs: dict[str, Any]) -> None:
+def load_operator_code(config: FeedbackConfig, name_or_path: str | Path, hub_kwargs: Keywords) -> None:
     """Registers the operators whose code is in a folder or repository, unless they are registered already.
 
     Args:

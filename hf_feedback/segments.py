@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .backbone_layout import is_decoder, max_positions
+from .validation import Keywords
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
@@ -104,7 +105,7 @@ class Cutting:
         """Tokens of the longest text that fits into `max_segments`."""
         return self.length + (self.max_segments - 1) * self.stride
 
-    def cut(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], Segments]:
+    def cut(self, inputs: Keywords) -> tuple[Keywords, Segments]:
         """Texts → their segments.
 
         Args:
@@ -137,7 +138,7 @@ class Cutting:
         if mask is None:
             mask = tokens.new_ones((num_texts, num_tokens), dtype=torch.long)
         text, index, real = self._token_indices(mask != 0)
-        cut: dict[str, Any] = {}
+        cut: Keywords = {}
         for name, value in {**tensors, "attention_mask": mask}.items():
             rows = value[text[:, None], index]
             fill = self.pad_token_id if name == "input_ids" else 0
@@ -193,7 +194,7 @@ def cutting_of(config: "FeedbackConfig", backbone: PreTrainedModel) -> Cutting |
     if config.segment_special_tokens is None or length == math.inf:
         missing = "segment_length" if length == math.inf else "segment_special_tokens"
         raise ValueError(
-            f"`{missing}` is not known and must be tensors"
+            f"`{missing}` is not known and must be given"
             f"{': [1, 1] where a text is [CLS] … [SEP], [0, 0] for bare tokens' * (length != math.inf)}."
         )
     overlap = int(length) // 8 if config.segment_overlap is None else config.segment_overlap
@@ -207,7 +208,7 @@ def cutting_of(config: "FeedbackConfig", backbone: PreTrainedModel) -> Cutting |
     return cutting
 
 
-def cut_texts(cutting: Cutting, inputs: dict[str, Any], config: "FeedbackConfig") -> tuple[dict[str, Any], Segments]:
+def cut_texts(cutting: Cutting, inputs: Keywords, config: "FeedbackConfig") -> tuple[Keywords, Segments]:
     """Texts → their segments, as in `Cutting.cut`, for a model.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
-from .validation import check_labels
+from .validation import Keywords, check_labels
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +25,7 @@ SWITCHES = ("distributed_config", "transformers_weights", "backbone", "backbone_
 KERNELS = ("attn_implementation", "experts_implementation")
 
 
-def check_place(source: dict[str, Any] | None) -> None:
+def check_place(source: Keywords | None) -> None:
     """Raises `ValueError` where `backbone_source` says more than a place in strings, and a fingerprint."""
     for key, value in (source or {}).items():
         if key == "fingerprint":
@@ -52,7 +52,7 @@ def check_class_references(option: str, references: dict[Any, Any] | None) -> No
             )
 
 
-def refuse_attributes(config_class: type[PreTrainedConfig], values: dict[str, Any], where: str) -> None:
+def refuse_attributes(config_class: type[PreTrainedConfig], values: Keywords, where: str) -> None:
     """Raises `ValueError` where a value from a file would take the place of what the class is made of: a method, a
     property that cannot be set, or `attribute_map`, by which transformers takes one name for another."""
     options = {field.name for field in fields(config_class)} | {"model_type"}
@@ -64,7 +64,7 @@ def refuse_attributes(config_class: type[PreTrainedConfig], values: dict[str, An
             raise ValueError(f"`{where}`: {shortened(key)} is no option of a {config_class.__name__}; remove it.")
 
 
-def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+def backbone_config_from_dict(values: Keywords) -> PreTrainedConfig:
     """The config of a backbone, of a type that transformers has; whatever in it would switch on code is left out.
 
     Args:
@@ -91,7 +91,7 @@ def backbone_config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
         ) from error
 
 
-def without_switches(values: dict[str, Any]) -> dict[str, Any]:
+def without_switches(values: Keywords) -> Keywords:
     """What a config file holds, without what would switch on code, at any depth. An `auto_map` stays on the outside
     alone, where transformers asks whoever loads the file (`trust_remote_code`)."""
     dropped = [key for key, value in values.items() if _is_switch(key, value)]

@@ -13,6 +13,8 @@ from transformers import PreTrainedConfig
 from .version import HF_FEEDBACK_VERSION
 
 T = TypeVar("T")
+# Options and keyword arguments by name; their types are those of the functions that get them.
+Keywords = dict[str, Any]
 
 # What transformers adds to a config by itself; neither ours nor a misspelling of ours.
 TRANSFORMERS_KEYS = {

@@ -1,8 +1,10 @@
 """The sharp edges of record and replay."""
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 from transformers import AutoModel
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
-from hf_feedback.layer_recorder import LayerHook
+from hf_feedback.layer_recorder import LayerHook, SegmentRecord
 
 FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
 
@@ -282,3 +284,28 @@ def test_set_num_iterations():
     with pytest.raises(ValueError, match="num_iterations"):
         model.set_num_iterations(0)
     assert model.config.num_iterations == 5
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"halting": "convergence"}, {"gradient": "implicit"}, {"gradient": "one_step"}]
+)
+def test_nothing_recorded_outlives_its_call(options, monkeypatch):
+    model, batch = make(**options), tiny_batch()
+    original, records = SegmentRecord.__init__, []
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        records.append(weakref.ref(self))
+
+    monkeypatch.setattr(SegmentRecord, "__init__", init)
+    gc.collect()
+    gc.disable()  # what is left in a cycle would stay
+    try:
+        for training in (False, True):
+            model.train(training)
+            output = model(**batch, output_iterations=True, output_hidden_states=True)
+            assert output.last_hidden_state.requires_grad
+            assert records
+            assert [record() for record in records if record() is not None] == []
+    finally:
+        gc.enable()
