@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import TransformersKwargs, logging
 
-from .backbone_layout import BackboneLayout, is_sharded, without_cache
+from .backbone_layout import BackboneLayout, is_sharded
 from .collected_states import asks_for_states, keep_last_iteration
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, MessageContext
@@ -327,7 +327,6 @@ def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Te
 
 
 def backbone_inputs(
-    backbone: PreTrainedModel,
     layout: BackboneLayout,
     config: FeedbackConfig,
     model_name: str,
@@ -358,4 +357,4 @@ def backbone_inputs(
         wanted = inputs.pop(name, None)
         if wanted or (wanted is None and getattr(config, name)):
             inputs[name] = True
-    return {**inputs, **without_cache(backbone)}
+    return {**inputs, "use_cache": False} if layout.has_cache else inputs

@@ -202,7 +202,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             backbone=self.backbone,
             feedback=self.feedback,
             arguments=inputs,
-            inputs=backbone_inputs(self.backbone, self.layout, self.config, type(self).__name__, inputs),
+            inputs=backbone_inputs(self.layout, self.config, type(self).__name__, inputs),
             compute_logits=self.compute_logits if self.traits.answers_once else None,
             segments=segments,
             num_choices=num_choices,
