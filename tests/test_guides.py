@@ -209,7 +209,7 @@ def test_notebooks_run(path, models, clone, monkeypatch):
     for cell in notebook.cells:
         for hub_id, folder in models.items():
             cell.source = cell.source.replace(hub_id, folder)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(clone)}}).execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(clone)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
 
