@@ -32,8 +32,8 @@ def minilm():
 def backbone(tmp_path_factory):
     """Folder of a tiny backbone with its tokenizer."""
     folder = tmp_path_factory.mktemp("backbone")
+    from builders import tiny_tokenizer
     from families import tiny_backbone
-    from training_runs import tiny_tokenizer
 
     tiny_backbone("bert").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 from transformers.utils import logging
 
 from hf_feedback import FeedbackModel, UnsupportedBackboneError
-from hf_feedback.backbone_layout import without_cache
+from hf_feedback.backbone_layout import forward_arguments, without_cache
 from hf_feedback.probe_inputs import PROBE_INPUTS
 
 ALIASES = {
@@ -87,8 +87,8 @@ def outcome(model_type: str) -> tuple[str, str, str]:
             return model_type, "refused", str(error).split("feedback backbone: ")[-1]
         generator = torch.Generator().manual_seed(3)
         batch = PROBE_INPUTS[model.main_input_name](model.backbone.config.get_text_config(), generator)
-        if "attention_mask" in batch and "attention_mask" not in model._backbone_arguments:
-            del batch["attention_mask"]
+        if "attention_mask" not in forward_arguments(model.backbone):
+            batch.pop("attention_mask", None)
         backbone = copy.deepcopy(model.backbone)
         plain = backbone(**batch, **without_cache(backbone)).last_hidden_state
         if not torch.equal(model(**batch).last_hidden_state, plain):

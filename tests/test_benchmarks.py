@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import tiny_tokenizer
 from families import tiny_backbone
-from training_runs import rows, tiny_tokenizer, write
+from training_runs import rows, write
 
 FOLDER = Path(__file__).parent.parent / "examples" / "benchmarks"
 

@@ -4,11 +4,10 @@ import threading
 
 import pytest
 import torch
+from builders import NAMES, REPRESENTATIVE, answers, batch_for, fresh, run_without_package, tiny_tokenizer
 from closeness import PROBABILITY, assert_exact, in_float64
 from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from safetensors.torch import load_file, save_file
-from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh
-from test_sharing import run_without_package, tiny_tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
 from hf_feedback import (

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from builders import tiny_tokenizer
 from families import tiny_backbone
 from huggingface_hub import ModelCard
-from training_runs import WORDS, rows, tiny_tokenizer, train_command, write
+from training_runs import WORDS, rows, train_command, write
 from transformers import pipeline
 
 from hf_feedback import cli

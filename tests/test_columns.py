@@ -6,8 +6,9 @@ import shutil
 from decimal import Decimal
 
 import pytest
+from builders import tiny_tokenizer
 from families import tiny_backbone
-from training_runs import rows, tiny_tokenizer, train_command, write
+from training_runs import rows, train_command, write
 from transformers import AutoTokenizer, PreTrainedConfig, pipeline
 
 from hf_feedback.cli import main

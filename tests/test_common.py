@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 import torch
+from builders import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from closeness import assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch, tiny_config, to
-from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from transformers import AutoModelForSequenceClassification
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel, add_feedback

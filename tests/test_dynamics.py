@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from builders import EDGES, feedback_model, gradients, graph_size, without_dropout
 from closeness import assert_exact, assert_rounding, in_float64
 from families import speak, tiny_backbone, tiny_batch, tiny_config
 from reference import run_operators
@@ -17,23 +18,7 @@ from hf_feedback import (
     FeedbackModel,
 )
 
-EDGES = [[2, 0], [3, 0], [3, 2]]
 LABELS = torch.tensor([0, 2])
-
-
-def make(cls=FeedbackModel, family="bert", dtype=torch.float64, scale=0.3, **options):
-    options = {"feedback_rank": 8, "num_iterations": 4, "feedback_edges": EDGES, **options}
-    if cls is not FeedbackModel:
-        options.setdefault("num_labels", 3)
-    model = cls.from_backbone(tiny_backbone(family).to(dtype), **options)
-    return speak(model, scale=scale) if scale else model
-
-
-def without_dropout(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.train()
 
 
 # Damping
@@ -42,7 +27,7 @@ def without_dropout(model):
 @pytest.mark.parametrize("alpha", [0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("learn", [False, True])
 def test_damping_equals_the_reference(alpha, learn):
-    model, batch = make(feedback_damping=alpha, learn_damping=learn), tiny_batch()
+    model, batch = feedback_model(feedback_damping=alpha, learn_damping=learn), tiny_batch()
     feedback = dict(model.feedback.named_parameters())
     alpha = feedback["damping.alpha"][0].item() if learn else alpha  # it was rounded to float32 at first
     expected = run_operators(model.backbone, "encoder.layer", feedback, EDGES, batch, 4, {}, alpha=alpha)
@@ -51,7 +36,7 @@ def test_damping_equals_the_reference(alpha, learn):
 
 @pytest.mark.parametrize("options", [dict(feedback_damping=0.3), dict(learn_damping=True, feedback_damping=0.7)])
 def test_damping_leaves_a_fresh_model_exact(options, tmp_path):
-    model, batch = make(dtype=torch.float32, scale=0, **options), tiny_batch()
+    model, batch = feedback_model(dtype=torch.float32, scale=0, **options), tiny_batch()
     for k in (1, 2, 5):
         model.set_num_iterations(k)
         assert model.check_equivalence(batch) == 0.0
@@ -61,7 +46,7 @@ def test_damping_leaves_a_fresh_model_exact(options, tmp_path):
 
 
 def test_learned_damping_learns():
-    model, batch = make(learn_damping=True, feedback_damping=0.5), tiny_batch()
+    model, batch = feedback_model(learn_damping=True, feedback_damping=0.5), tiny_batch()
     for k, moves in ((2, False), (3, True)):
         model.zero_grad()
         model(**batch, num_iterations=k).last_hidden_state.square().sum().backward()
@@ -70,8 +55,8 @@ def test_learned_damping_learns():
 
 @pytest.mark.parametrize("start", [1.0, 1.3, -0.2])
 def test_learned_damping_comes_back_from_its_bounds(start):
-    model, batch = make(learn_damping=True), tiny_batch()
-    expected = make(feedback_damping=1.0)(**batch).last_hidden_state if start >= 1 else None
+    model, batch = feedback_model(learn_damping=True), tiny_batch()
+    expected = feedback_model(feedback_damping=1.0)(**batch).last_hidden_state if start >= 1 else None
     with torch.no_grad():
         model.feedback.damping.alpha.fill_(start)
     found = model(**batch).last_hidden_state
@@ -84,7 +69,7 @@ def test_learned_damping_comes_back_from_its_bounds(start):
 @pytest.mark.parametrize("mode", [dict(gradient="one_step"), dict(gradient="truncated", gradient_iterations=1)])
 def test_damping_is_learned_through_one_iteration(mode):
     """The last blend keeps its graph, and none before it does."""
-    model, batch = make(learn_damping=True, feedback_damping=0.5, **mode), tiny_batch()
+    model, batch = feedback_model(learn_damping=True, feedback_damping=0.5, **mode), tiny_batch()
     model(**batch).last_hidden_state.square().sum().backward()
     assert (model.feedback.damping.alpha.grad.abs() > 0).all()
     held = [graph_size(model, batch, k) for k in (3, 8)]
@@ -92,8 +77,10 @@ def test_damping_is_learned_through_one_iteration(mode):
 
 
 def test_options_that_are_changed_later():
-    model, batch = make(FeedbackForSequenceClassification), tiny_batch()
-    expected = {name: make(FeedbackForSequenceClassification, **{name: 0.4})(**batch).logits for name in CHANGED}
+    model, batch = feedback_model(FeedbackForSequenceClassification), tiny_batch()
+    expected = {
+        name: feedback_model(FeedbackForSequenceClassification, **{name: 0.4})(**batch).logits for name in CHANGED
+    }
     for name in CHANGED:
         setattr(model.config, name, 0.4)
         assert_exact(model(**batch).logits, expected[name])
@@ -114,7 +101,7 @@ CHANGED = ("feedback_damping", "feedback_scale")
 def test_losses_of_all_iterations_are_compiled(family, edges):
     torch._dynamo.reset()
     options = dict(iteration_loss="linear", feedback_edges=edges, dtype=torch.float32)
-    model = without_dropout(make(FeedbackForSequenceClassification, family, **options))
+    model = without_dropout(feedback_model(FeedbackForSequenceClassification, family, **options))
 
     def results(model, inner):
         output = model(**tiny_batch(), labels=LABELS, output_iterations=True)
@@ -132,7 +119,7 @@ def test_losses_of_all_iterations_are_compiled(family, edges):
 
 
 def test_carried_state_is_a_model_of_looped_layers():
-    model, batch = make(feedback_state="carry", scale=0, feedback_edges=[[3, 0]]), tiny_batch()
+    model, batch = feedback_model(feedback_state="carry", scale=0, feedback_edges=[[3, 0]]), tiny_batch()
     bert = model.backbone
     mask = (1.0 - batch["attention_mask"].double())[:, None, None] * torch.finfo(torch.float64).min
     hidden = bert.embeddings(batch["input_ids"])
@@ -153,7 +140,7 @@ def test_carried_state_is_a_model_of_looped_layers():
 @pytest.mark.parametrize("rule", ["last", "uniform", "linear"])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet"])
 def test_losses_of_all_iterations(rule, family):
-    model = without_dropout(make(FeedbackForSequenceClassification, family, iteration_loss=rule))
+    model = without_dropout(feedback_model(FeedbackForSequenceClassification, family, iteration_loss=rule))
     batch = tiny_batch()
     losses = torch.stack([F.cross_entropy(model(**batch, num_iterations=k).logits, LABELS) for k in range(1, 5)])
     weights = {"last": [0, 0, 0, 1], "uniform": [1, 1, 1, 1], "linear": [1, 2, 3, 4]}[rule]
@@ -174,7 +161,7 @@ def test_answers_of_all_iterations_in_one_pass(family, head, edges):
     """Each is that of a call with so many iterations; layers below the loop run once, whatever follows it K times."""
     options = dict(feedback_edges=edges, num_iterations=3)
     if head == "new":
-        model = make(FeedbackForSequenceClassification, family, **options)
+        model = feedback_model(FeedbackForSequenceClassification, family, **options)
     else:
         config = copy.deepcopy(tiny_backbone(family).config)
         config.num_labels = 3
@@ -217,19 +204,13 @@ def gradients_of(loss, model):
     return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
 
-def gradients(model, batch, weight):
-    model.zero_grad()
-    (model(**batch).last_hidden_state * weight).sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("family", ["bert", "t5"])
 @in_float64()
 def test_truncated_gradients_equal_the_reference(n, family):
     """Also for T5, whose position bias is made by the first layer of iteration 1 and used in all others."""
     options = dict(gradient="one_step") if n == 1 else dict(gradient="truncated", gradient_iterations=n)
-    model, batch = make(family=family, **options), tiny_batch()
+    model, batch = feedback_model(family=family, **options), tiny_batch()
     weight = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weight = weight * batch["attention_mask"][..., None]
     mine = gradients(model, batch, weight)
@@ -244,21 +225,10 @@ def test_truncated_gradients_equal_the_reference(n, family):
     assert_exact(mine, theirs)
 
 
-def graph_size(model, batch, k):
-    """How many nodes the graph of one forward call has."""
-    nodes, seen = [model(**batch, num_iterations=k).last_hidden_state.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    return len(seen)
-
-
 def test_truncated_graphs_stop_growing():
     batch = tiny_batch()
     full, one, two = (
-        make(**options)
+        feedback_model(**options)
         for options in ({}, dict(gradient="one_step"), dict(gradient="truncated", gradient_iterations=2))
     )
     sizes = {name: [graph_size(m, batch, k) for k in (1, 2, 3, 6)] for name, m in
@@ -271,7 +241,7 @@ def test_truncated_graphs_stop_growing():
 
 def test_truncated_gradients_with_checkpointing_and_autocast():
     options = dict(gradient="truncated", gradient_iterations=2)
-    model, batch = without_dropout(make(**options)), tiny_batch()
+    model, batch = without_dropout(feedback_model(**options)), tiny_batch()
     weight = torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     plain = gradients(model, batch, weight)
     model.activation_checkpointing_enable()
@@ -283,8 +253,8 @@ def test_truncated_gradients_with_checkpointing_and_autocast():
 
 @pytest.mark.parametrize("options", [dict(gradient="one_step"), dict(iteration_loss="linear", learn_damping=True)])
 def test_states_on_request_in_any_mode(options):
-    model = make(FeedbackForSequenceClassification, **options)
-    plain = make(FeedbackForSequenceClassification)
+    model = feedback_model(FeedbackForSequenceClassification, **options)
+    plain = feedback_model(FeedbackForSequenceClassification)
     batch = tiny_batch()
     one, other = (m(**batch, output_hidden_states=True, labels=LABELS) for m in (model, plain))
     for mine, theirs in zip(one.hidden_states, other.hidden_states, strict=True):

@@ -2,17 +2,16 @@
 Jacobian itself."""
 
 import copy
-from unittest import mock
 
 import pytest
 import torch
+from builders import feedback_model, gradients, graph_size, without_dropout
 from families import tiny_batch
+from loop_jacobian import at_the_loop, jacobian, jacobian_radius
 from reference import operator_message
-from test_dynamics import gradients, graph_size, make, without_dropout
 from torch.nn import functional as F
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.feedback_loop import run_iterations
 from hf_feedback.gradients import ConvergenceWarning
 from hf_feedback.stability import jacobian_penalty
 
@@ -38,8 +37,8 @@ def close(mine, theirs, tolerance):
 def test_implicit_equals_a_long_unroll(solver, family, damping):
     options = dict(scale=0.02, family=family, feedback_damping=damping)
     batch = tiny_batch()
-    mine = gradients(make(**options, **IMPLICIT, fixed_point_solver=solver), batch, weights())
-    theirs = gradients(make(**options, num_iterations=60), batch, weights())
+    mine = gradients(feedback_model(**options, **IMPLICIT, fixed_point_solver=solver), batch, weights())
+    theirs = gradients(feedback_model(**options, num_iterations=60), batch, weights())
     close(mine, theirs, 1e-5)
 
 
@@ -47,7 +46,7 @@ def test_implicit_equals_torchdeq():
     """An independent implementation: the map is the bare backbone with its messages added by hand."""
     from torchdeq import get_deq
 
-    model, batch = make(scale=0.02, **TOP, **IMPLICIT), tiny_batch()
+    model, batch = feedback_model(scale=0.02, **TOP, **IMPLICIT), tiny_batch()
     bare = copy.deepcopy(model.backbone)
     feedback = {name: p.detach().clone().requires_grad_() for name, p in model.feedback.named_parameters()}
     mask, told = batch["attention_mask"].bool(), {}
@@ -81,7 +80,7 @@ def test_implicit_equals_torchdeq():
 
 
 def test_one_dropout_mask_for_all_iterations():
-    model = make(scale=0.02, **IMPLICIT).train()
+    model = feedback_model(scale=0.02, **IMPLICIT).train()
     torch.manual_seed(0)
     found = model(**tiny_batch(), output_iterations=True)
     assert found.residuals[:, -1].max() <= 1e-10  # with new masks each time it would never settle
@@ -97,8 +96,8 @@ def test_a_loop_that_does_not_settle_is_warned_of_and_unrolled(num_iterations, d
     options = dict(scale=3.0, num_iterations=num_iterations, feedback_damping=damping)
     batch = tiny_batch()
     with pytest.warns(ConvergenceWarning, match=f"not reached within {num_iterations - 1} iterations"):
-        mine = gradients(make(**options, gradient="implicit"), batch, weights())
-    close(mine, gradients(make(**options), batch, weights()), 1e-9)
+        mine = gradients(feedback_model(**options, gradient="implicit"), batch, weights())
+    close(mine, gradients(feedback_model(**options), batch, weights()), 1e-9)
 
 
 EACH_BY_ITSELF = {
@@ -117,12 +116,12 @@ def test_a_text_that_does_not_settle_moves_no_other(case, bad):
     """Its state, its residuals, its gradient, and how the loop contracts there."""
     found = []
     for value in (1.0, bad):
-        model = make(scale=0.02, **EACH_BY_ITSELF[case])
+        model = feedback_model(scale=0.02, **EACH_BY_ITSELF[case])
         texts = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         if value == "no number":
             texts[1, 4, 7] = torch.nan
         texts.requires_grad_()
-        if value == "does not settle":  # louder messages to the second text alone make it run away
+        if value == "does not settle":  # louder messages to the second text alone feedback_model it run away
             louder = torch.tensor([1.0, 300.0], dtype=torch.float64)[:, None, None]
             for source in model.feedback.sources.values():
                 source.up.register_forward_hook(lambda module, args, output, louder=louder: output * louder)
@@ -137,7 +136,7 @@ def test_a_text_that_does_not_settle_moves_no_other(case, bad):
 def test_no_more_iterations_once_nothing_is_finite():
     """One to see it, one for the gradient."""
     calls = []
-    model = make(scale=0.02, **IMPLICIT)
+    model = feedback_model(scale=0.02, **IMPLICIT)
     model.backbone.encoder.layer[1].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     texts = torch.full((2, 9, 32), torch.nan, dtype=torch.float64)
     with pytest.warns(ConvergenceWarning, match="2 of 2 examples is not finite after 1 iterations"):
@@ -147,7 +146,7 @@ def test_no_more_iterations_once_nothing_is_finite():
 
 def test_damped_states_are_read_and_new_ones_answer():
     options, batch = dict(num_iterations=3, feedback_damping=0.5), tiny_batch()
-    one, other = make(**options), make(FeedbackForSequenceClassification, **options, num_labels=3)
+    one, other = feedback_model(**options), feedback_model(FeedbackForSequenceClassification, **options, num_labels=3)
     for model in (one, other):
         found = []
         for gradient in ("full", "implicit"):
@@ -159,7 +158,7 @@ def test_damped_states_are_read_and_new_ones_answer():
 
 
 def test_reentrant_checkpoints_are_refused():
-    model = make(scale=0.02, **IMPLICIT).train()
+    model = feedback_model(scale=0.02, **IMPLICIT).train()
     model.gradient_checkpointing_enable({"use_reentrant": True})
     loss = model(**tiny_batch()).last_hidden_state.sum()
     with pytest.raises(RuntimeError, match="'use_reentrant': False"):
@@ -169,7 +168,7 @@ def test_reentrant_checkpoints_are_refused():
 @pytest.mark.parametrize("option", [dict(scale=0.02, **IMPLICIT), dict(jacobian_penalty=1.0)], ids=["implicit", "both"])
 def test_compiled_models_run_apart_what_no_graph_can_hold(option):
     torch._dynamo.reset()
-    found, model = [], without_dropout(make(FeedbackForSequenceClassification, **option))
+    found, model = [], without_dropout(feedback_model(FeedbackForSequenceClassification, **option))
     for one in (model, torch.compile(model, backend="aot_eager")):
         model.zero_grad()
         torch.manual_seed(0)
@@ -180,12 +179,15 @@ def test_compiled_models_run_apart_what_no_graph_can_hold(option):
 
 
 def test_the_graph_does_not_grow():
-    model, batch = without_dropout(make(scale=0.02, gradient="implicit", fixed_point_tolerance=1e-6)), tiny_batch()
+    model, batch = (
+        without_dropout(feedback_model(scale=0.02, gradient="implicit", fixed_point_tolerance=1e-6)),
+        tiny_batch(),
+    )
     assert graph_size(model, batch, 20) == graph_size(model, batch, 60)
 
 
 def test_a_fresh_implicit_model_is_its_backbone(tmp_path):
-    model = make(FeedbackForSequenceClassification, scale=0, dtype=torch.float32, gradient="implicit")
+    model = feedback_model(FeedbackForSequenceClassification, scale=0, dtype=torch.float32, gradient="implicit")
     for k in (1, 2, 6):
         model.set_num_iterations(k)
         assert model.check_equivalence(tiny_batch()) == 0.0
@@ -198,65 +200,32 @@ def test_a_fresh_implicit_model_is_its_backbone(tmp_path):
 # Contraction
 
 
-def at_the_loop(model, batch, do):
-    """What `do(loop, h)` finds, h the states of the last iteration."""
-    found = []
-
-    def run(loop, num_iterations, *args):
-        h = loop.initial_states()
-        with torch.no_grad():
-            for _ in range(num_iterations - 1):
-                h = loop.feedback.damp(h, loop.step(h))
-        with torch.enable_grad():
-            found.append(do(loop, h))
-        return run_iterations(loop, num_iterations, *args)
-
-    with torch.no_grad(), mock.patch("hf_feedback.loop_runner.run_iterations", run):
-        model(**batch, output_iterations=True)  # which takes the loop's way with K = 1 too
-    return found[0]
-
-
-def jacobian(loop, h):
-    """∂h^(k+1)/∂h^(k) of the whole batch as one matrix; there is one source."""
-    shape = loop.pack(h)[0].shape
-
-    def step(flat):
-        before = loop.unpack((flat.view(shape),))
-        return loop.pack(loop.feedback.damp(before, loop.step(before)))[0].flatten()
-
-    return torch.autograd.functional.jacobian(step, loop.pack(h)[0].flatten())
-
-
-def jacobian_radius(model, batch):
-    return torch.linalg.eigvals(at_the_loop(model, batch, jacobian)).abs().max().item()
-
-
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("scale", [0.05, 0.3, 1.0])
 @pytest.mark.parametrize("kind", ["additive", "joint"])
 def test_contraction_is_the_spectral_radius(kind, scale, k):
-    model = make(scale=scale, num_iterations=k, feedback_type=kind, **TOP)
+    model = feedback_model(scale=scale, num_iterations=k, feedback_type=kind, **TOP)
     batch = {key: value[:1, :4] for key, value in tiny_batch().items()}
     found = model.estimate_contraction(batch, steps=60).item()
     assert found == pytest.approx(jacobian_radius(model, batch), rel=0.1)
 
 
 def test_expansion_is_warned_of(caplog):
-    model = make(scale=8.0, **TOP)
+    model = feedback_model(scale=8.0, **TOP)
     with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
         found = model.train().estimate_contraction(tiny_batch())
     assert found.shape == (2,)
     assert found.max() > 1
     assert "The loop expands on" in caplog.text
     assert model.training
-    assert make(scale=0).estimate_contraction(tiny_batch()).max() == pytest.approx(0, abs=1e-20)
+    assert feedback_model(scale=0).estimate_contraction(tiny_batch()).max() == pytest.approx(0, abs=1e-20)
 
 
 def test_states_on_request_at_the_fixed_point():
-    model, batch = make(scale=0.02, **IMPLICIT), tiny_batch()
+    model, batch = feedback_model(scale=0.02, **IMPLICIT), tiny_batch()
     found = model(**batch, output_hidden_states=True)
     assert len(found.hidden_states) == 5
-    long = make(scale=0.02, num_iterations=60)(**batch, output_hidden_states=True)
+    long = feedback_model(scale=0.02, num_iterations=60)(**batch, output_hidden_states=True)
     for mine, theirs in zip(found.hidden_states, long.hidden_states, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
@@ -265,7 +234,7 @@ def test_states_on_request_at_the_fixed_point():
 
 
 def test_the_penalty_is_the_mean_square_of_the_jacobian():
-    model = make(scale=0.3, num_iterations=3, **TOP)
+    model = feedback_model(scale=0.3, num_iterations=3, **TOP)
     batch = {key: value[:1, :4] for key, value in tiny_batch().items()}
 
     def both(loop, h):
@@ -279,7 +248,7 @@ def test_the_penalty_is_the_mean_square_of_the_jacobian():
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_the_gradient_of_the_penalty(family):
     """Against finite differences, the random numbers and the states held fixed."""
-    model = make(scale=0.3, family=family, num_iterations=2, feedback_type="attention", **TOP)
+    model = feedback_model(scale=0.3, family=family, num_iterations=2, feedback_type="attention", **TOP)
     weight = model.feedback.sources["3"].up.weight
     direction = torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(0))
 
@@ -309,7 +278,7 @@ def test_training_with_the_penalty_makes_the_loop_contract(checkpointing):
     labels, batch = torch.tensor([0, 1]), tiny_batch()
     found = {}
     for weight in (0.0, 1.0):
-        model = make(jacobian_penalty=weight, **options).train()
+        model = feedback_model(jacobian_penalty=weight, **options).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(model.feedback.parameters(), lr=0.02)
@@ -321,11 +290,11 @@ def test_training_with_the_penalty_makes_the_loop_contract(checkpointing):
         found[weight] = model.estimate_contraction(batch).max().item()
     assert found[1.0] < 0.8 * found[0.0]
     with torch.no_grad():  # evaluation takes no notice
-        plain = make(jacobian_penalty=0.0, **options).eval()
-        penalized = make(jacobian_penalty=1.0, **options).eval()
+        plain = feedback_model(jacobian_penalty=0.0, **options).eval()
+        penalized = feedback_model(jacobian_penalty=1.0, **options).eval()
         assert torch.equal(plain(**batch, labels=labels).loss, penalized(**batch, labels=labels).loss)
     with pytest.raises(ValueError, match="`jacobian_penalty` must be a number of at least 0"):
-        make(jacobian_penalty=-1.0)
+        feedback_model(jacobian_penalty=-1.0)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -333,7 +302,9 @@ def test_the_penalty_of_checkpointed_layers(reentrant):
     """Without dropout, where attention would take a kernel that has no second derivative."""
     found = []
     for checkpointing in (False, True):
-        model = without_dropout(make(FeedbackForSequenceClassification, jacobian_penalty=1.0, num_iterations=3, **TOP))
+        model = without_dropout(
+            feedback_model(FeedbackForSequenceClassification, jacobian_penalty=1.0, num_iterations=3, **TOP)
+        )
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         torch.manual_seed(0)
@@ -350,7 +321,7 @@ def test_the_penalty_leaves_padding_out():
     long = {name: F.pad(value, (0, 24), value=fill[name]) for name, value in short.items()}
     means, labels = [], torch.tensor([1])
     for batch in (short, long):
-        model, found = without_dropout(make(**options)), []
+        model, found = without_dropout(feedback_model(**options)), []
         for _ in range(300):
             with_penalty = model(**batch, labels=labels).loss
             model.config.jacobian_penalty = 0.0
@@ -365,7 +336,7 @@ def test_no_penalty_without_a_loop(rule):
     options = dict(cls=FeedbackForSequenceClassification, iteration_loss=rule, num_iterations=3, **TOP)
     batch, losses = {**tiny_batch(), "labels": torch.tensor([0, 1])}, []
     for weight in (0.0, 5.0):
-        model = without_dropout(make(**options, jacobian_penalty=weight))
+        model = without_dropout(feedback_model(**options, jacobian_penalty=weight))
         with model.feedback_disabled():
             losses.append((model(**batch, num_iterations=1).loss, model(**batch).loss))
     assert losses[0] == losses[1]

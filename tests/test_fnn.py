@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
+from builders import LABELS, NETWORKS, fnn_model, run_without_package, tiny_tokenizer
 from closeness import PROBABILITY, assert_exact
-from test_sharing import run_without_package, tiny_tokenizer
 from torch.func import functional_call
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
@@ -16,11 +16,6 @@ from hf_feedback.gradients import ConvergenceWarning
 from hf_feedback.modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput
 
 B, T, D, L = 2, 5, 4, 3
-KINDS = {
-    "temporal": dict(fnn_type="temporal"),
-    "temporal, parallel": dict(fnn_type="temporal", sweep="parallel"),
-    "layered": dict(fnn_type="layered", num_layers=L),
-}
 # name → σ and σ' of z
 ACTIVATIONS = {
     "tanh": (torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
@@ -32,19 +27,6 @@ ACTIVATIONS = {
     ),
 }
 CONVERGED = dict(tolerance=1e-13, num_iterations=300)
-LABELS = {"id2label": {0: "late", 1: "lost", 2: "fine"}, "label2id": {"late": 0, "lost": 1, "fine": 2}}
-
-
-def make(kind="temporal", head=False, dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    options = {"vocab_size": 30, "hidden_size": D, **KINDS.get(kind, {"fnn_type": kind}), **options}
-    config = FNNConfig(**{**LABELS, **options} if head else options)
-    model = (FNNForSequenceClassification if head else FNNModel)(config).to(dtype).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.3)
-    return model
 
 
 def inputs(seed=1):
@@ -187,9 +169,9 @@ def layered_deltas(model, x, c, top_path=True):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("num_iterations", [1, 2, 5])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_backward_by_hand(kind, num_iterations, activation):
-    model = make(kind, activation=activation)
+    model = fnn_model(kind, activation=activation)
     x, c = inputs(), loss_weights(model)
     if kind == "layered":
         expected = layered_by_hand(model, x, c, num_iterations)
@@ -203,18 +185,18 @@ def test_backward_by_hand(kind, num_iterations, activation):
 @pytest.mark.parametrize("activation", ["tanh", "swish"])
 def test_deltas_of_the_fixed_point_are_the_implicit_gradient(activation):
     x = inputs()
-    model = make("layered", gradient="implicit", activation=activation, **CONVERGED)
+    model = fnn_model("layered", gradient="implicit", activation=activation, **CONVERGED)
     c = loss_weights(model)
     deltas = layered_deltas(model, x, c)
     assert relative_error(autograd_of(model, x, c), deltas) < 1e-10
-    unrolled = make("layered", num_iterations=300, activation=activation)
+    unrolled = fnn_model("layered", num_iterations=300, activation=activation)
     assert relative_error(autograd_of(unrolled, x, c), deltas) < 1e-10
     # without the path from layer L − 1 back into δ^(L) the gradient is another
     assert relative_error(layered_deltas(model, x, c, top_path=False), deltas) > 1e-3
 
 
 def test_back_propagation_needs_the_path_through_V():
-    model = make("temporal")
+    model = fnn_model("temporal")
     x, c = inputs(), loss_weights(model)
     found = autograd_of(model, x, c)
     assert relative_error(found, temporal_by_hand(model, x, c, 4, parallel=False)) < 1e-12
@@ -222,9 +204,9 @@ def test_back_propagation_needs_the_path_through_V():
 
 
 @pytest.mark.parametrize("options", [dict(num_iterations=3), dict(gradient="implicit", **CONVERGED)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_gradcheck(kind, options):
-    model = make(kind, **options)
+    model = fnn_model(kind, **options)
     parameters = {n: p.detach().requires_grad_() for n, p in model.named_parameters() if "embeddings" not in n}
     mask = torch.tensor([[1] * T, [1] * 3 + [0] * (T - 3)])
 
@@ -241,19 +223,19 @@ def test_gradcheck(kind, options):
 def test_sequential_and_parallel_sweeps_have_the_same_fixed_point():
     x = inputs()
     found = {
-        sweep: make("temporal", sweep=sweep, **CONVERGED)(inputs_embeds=x, output_iterations=True)
+        sweep: fnn_model("temporal", sweep=sweep, **CONVERGED)(inputs_embeds=x, output_iterations=True)
         for sweep in ("sequential", "parallel")
     }
     states = [output.last_hidden_state for output in found.values()]
     torch.testing.assert_close(*states, atol=1e-12, rtol=0)
     assert (found["sequential"].iterations <= found["parallel"].iterations).all()
-    two = [make("temporal", sweep=sweep, num_iterations=2)(inputs_embeds=x) for sweep in found]
+    two = [fnn_model("temporal", sweep=sweep, num_iterations=2)(inputs_embeds=x) for sweep in found]
     assert not torch.allclose(two[0].last_hidden_state, two[1].last_hidden_state)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_one_iteration_reads_no_feedback(kind):
-    x, model = inputs(), make(kind, num_iterations=1)
+    x, model = inputs(), fnn_model(kind, num_iterations=1)
     before = model(inputs_embeds=x).last_hidden_state
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -263,33 +245,35 @@ def test_one_iteration_reads_no_feedback(kind):
     assert not torch.equal(model(inputs_embeds=x, num_iterations=2).last_hidden_state, before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_truncated(kind):
-    x, c = inputs(), loss_weights(make(kind))
-    gradients = {n: autograd_of(make(kind, gradient="truncated", gradient_iterations=n), x, c) for n in (1, 3, 4, 9)}
-    whole = autograd_of(make(kind), x, c)
-    assert make(kind).config.num_iterations == 4
+    x, c = inputs(), loss_weights(fnn_model(kind))
+    gradients = {
+        n: autograd_of(fnn_model(kind, gradient="truncated", gradient_iterations=n), x, c) for n in (1, 3, 4, 9)
+    }
+    whole = autograd_of(fnn_model(kind), x, c)
+    assert fnn_model(kind).config.num_iterations == 4
     for n in (4, 9):
         assert relative_error(gradients[n], whole) == 0  # the same calls
     assert relative_error(gradients[3], whole) < relative_error(gradients[1], whole)
 
 
 @pytest.mark.parametrize("solver", ["iteration", "anderson"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_implicit_equals_unrolled(kind, solver):
-    x, c = inputs(), loss_weights(make(kind))
+    x, c = inputs(), loss_weights(fnn_model(kind))
     for dtype, tolerance, error in ((torch.float64, 1e-10, 1e-8), (torch.float32, 1e-6, 1e-5)):
-        model = make(kind, dtype=dtype, gradient="implicit", solver=solver, tolerance=tolerance, num_iterations=80)
-        unrolled = make(kind, dtype=dtype, num_iterations=80)
+        model = fnn_model(kind, dtype=dtype, gradient="implicit", solver=solver, tolerance=tolerance, num_iterations=80)
+        unrolled = fnn_model(kind, dtype=dtype, num_iterations=80)
         x, c = x.to(dtype), c.to(dtype)
         assert relative_error(autograd_of(model, x, c), autograd_of(unrolled, x, c)) <= error
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_implicit_equals_torchdeq(kind):
     from torchdeq import get_deq
 
-    model = make(kind, gradient="implicit", **CONVERGED)
+    model = fnn_model(kind, gradient="implicit", **CONVERGED)
     x, c = inputs(), loss_weights(model)
     found = autograd_of(model, x, c)
     f, start, _ = model.sweep_map(x, torch.ones(B, T, 1, dtype=torch.bool))
@@ -304,21 +288,21 @@ def test_implicit_equals_torchdeq(kind):
     assert relative_error(found, theirs) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_where_sweeps_do_not_converge_it_is_said_and_the_full_gradient_is_used(kind):
-    x, c = inputs(), loss_weights(make(kind))
-    model = make(kind, gradient="implicit", tolerance=1e-12, num_iterations=3)
+    x, c = inputs(), loss_weights(fnn_model(kind))
+    model = fnn_model(kind, gradient="implicit", tolerance=1e-12, num_iterations=3)
     with pytest.warns(ConvergenceWarning, match="not reached within 3 iterations"):
         found = autograd_of(model, x, c)
-    assert relative_error(found, autograd_of(make(kind, num_iterations=3), x, c)) < 1e-12
+    assert relative_error(found, autograd_of(fnn_model(kind, num_iterations=3), x, c)) < 1e-12
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         model(inputs_embeds=x)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_iterations_on_request(kind):
-    model = make(kind, head=True)
+    model = fnn_model(kind, head=True)
     output = model(inputs_embeds=inputs(), output_iterations=True, output_hidden_states=True)
     assert isinstance(output, FeedbackTaskOutput)
     assert output.residuals.shape == (B, 3)
@@ -335,9 +319,9 @@ def test_iterations_on_request(kind):
     assert torch.equal(base.hidden_states[-1], base.last_hidden_state)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_sweeps_end_at_convergence_and_each_text_by_itself(kind):
-    model = make(kind, head=True, tolerance=1e-4, num_iterations=50)
+    model = fnn_model(kind, head=True, tolerance=1e-4, num_iterations=50)
     x = inputs() * torch.tensor([0.01, 3.0]).view(2, 1, 1)
     output = model(inputs_embeds=x, output_iterations=True)
     assert output.iterations.max() == output.residuals.shape[1] + 1 == len(output.iteration_logits) < 50
@@ -354,11 +338,11 @@ def test_sweeps_end_at_convergence_and_each_text_by_itself(kind):
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 @pytest.mark.parametrize("options", [dict(), dict(gradient="implicit", **CONVERGED)], ids=["K", "converged"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_padding_changes_nothing(kind, pooling, options, side):
     if kind == "layered" and pooling != "mean":
         return
-    model = make(kind, head=True, pooling=pooling, **options)
+    model = fnn_model(kind, head=True, pooling=pooling, **options)
     text, (left, right) = torch.tensor([[5, 6, 7, 8]]), {"left": (3, 0), "right": (0, 3), "both": (2, 1)}[side]
     padded = torch.nn.functional.pad(text, (left, right), value=9)
     mask = torch.nn.functional.pad(torch.ones_like(text), (left, right))
@@ -375,9 +359,9 @@ def test_padding_changes_nothing(kind, pooling, options, side):
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-11, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_nothing_of_the_padding_is_read(kind):
-    model, x = make(kind, head=True), inputs()
+    model, x = fnn_model(kind, head=True), inputs()
     mask = torch.tensor([[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]])
     clean = model(inputs_embeds=x, attention_mask=mask)
     dirty = torch.where(mask.bool().unsqueeze(-1), x, torch.nan).requires_grad_()
@@ -390,10 +374,10 @@ def test_nothing_of_the_padding_is_read(kind):
         assert (found.hidden_states[-1][mask == 0] == 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("length", [1, 2, 40])
 def test_any_length(kind, length):
-    model = make(kind, head=True)
+    model = fnn_model(kind, head=True)
     assert model(torch.arange(2 * length).view(2, length) % 30).logits.shape == (2, 3)
 
 
@@ -414,11 +398,11 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("case", LOSSES)
 def test_losses(case, kind):
     options, labels, expected = LOSSES[case]
-    output = make(kind, head=True, **options)(inputs_embeds=inputs(), labels=labels)
+    output = fnn_model(kind, head=True, **options)(inputs_embeds=inputs(), labels=labels)
     assert_exact(output.loss, expected(output.logits, labels))
 
 
@@ -460,7 +444,7 @@ def test_options_of_a_newer_version_are_let_through():
 
 
 def test_refused_inputs():
-    model, ids = make(head=True), torch.tensor([[5, 6]])
+    model, ids = fnn_model(head=True), torch.tensor([[5, 6]])
     for call, error, words in (
         (lambda: model(), ValueError, "either `input_ids` or `inputs_embeds`"),
         (lambda: model(ids, inputs_embeds=inputs()), ValueError, "either `input_ids` or `inputs_embeds`"),
@@ -480,9 +464,9 @@ def test_refused_inputs():
 
 
 @pytest.mark.parametrize("activation", ["tanh", "swish", "xielu"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_saved_equals_loaded(kind, activation, tmp_path):
-    model = make(kind, head=True, dtype=torch.float32, activation=activation, embedding_size=3)
+    model = fnn_model(kind, head=True, dtype=torch.float32, activation=activation, embedding_size=3)
     model.set_num_iterations(6)
     model.save_pretrained(tmp_path)
     ids = torch.tensor([[5, 6, 7]])
@@ -504,7 +488,7 @@ def test_saved_equals_loaded(kind, activation, tmp_path):
 
 
 def test_bfloat16(tmp_path):
-    make(head=True, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    fnn_model(head=True, dtype=torch.bfloat16).save_pretrained(tmp_path)
     loaded = FNNForSequenceClassification.from_pretrained(tmp_path, dtype="auto")
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert loaded(torch.tensor([[5, 6]])).logits.isfinite().all()
@@ -513,7 +497,7 @@ def test_bfloat16(tmp_path):
 
 
 def test_only_what_is_needed_travels(tmp_path):
-    make(head=True).save_pretrained(tmp_path)
+    fnn_model(head=True).save_pretrained(tmp_path)
     travelled = {file.name for file in tmp_path.glob("*.py")}
     assert travelled == {
         *(
@@ -542,9 +526,9 @@ def test_only_what_is_needed_travels(tmp_path):
                 assert words[1].split(".")[0] in allowed, f"{file.name}: {line}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_folder_works_without_the_package(kind, tmp_path):
-    model, tokenizer = make(kind, head=True, activation="swish"), tiny_tokenizer()
+    model, tokenizer = fnn_model(kind, head=True, activation="swish"), tiny_tokenizer()
     model.save_pretrained(tmp_path / "out")
     tokenizer.save_pretrained(tmp_path / "out")
     batch = dict(tokenizer(["where is my parcel", "refund"], padding=True, return_tensors="pt"))
@@ -573,9 +557,9 @@ def test_folder_works_without_the_package(kind, tmp_path):
     assert printed.split()[1] in LABELS["label2id"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_pipeline(kind, tmp_path):
-    model, tokenizer = make(kind, head=True), tiny_tokenizer()
+    model, tokenizer = fnn_model(kind, head=True), tiny_tokenizer()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     texts = ["where is my parcel", "refund"]
@@ -588,9 +572,9 @@ def test_pipeline(kind, tmp_path):
 
 
 @pytest.mark.parametrize("options", [dict(), dict(gradient="truncated", gradient_iterations=2)], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_compile(kind, options):
-    model, x, c = make(kind, **options), inputs(), loss_weights(make(kind))
+    model, x, c = fnn_model(kind, **options), inputs(), loss_weights(fnn_model(kind))
     expected = autograd_of(model, x, c)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -599,9 +583,9 @@ def test_compile(kind, options):
         torch.testing.assert_close(model.get_parameter(name).grad, 2 * grad)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_compile_with_convergence_and_implicit_gradient(kind):
-    model, x, c = make(kind, gradient="implicit", **CONVERGED), inputs(), loss_weights(make(kind))
+    model, x, c = fnn_model(kind, gradient="implicit", **CONVERGED), inputs(), loss_weights(fnn_model(kind))
     expected = autograd_of(model, x, c)
     torch._dynamo.reset()
     (torch.compile(model, backend="aot_eager")(inputs_embeds=x).last_hidden_state * c).sum().backward()
@@ -611,7 +595,7 @@ def test_compile_with_convergence_and_implicit_gradient(kind):
 
 def test_swish_learns():
     for kind, betas in (("temporal", 1), ("layered", L)):
-        model = make(kind, activation="swish")
+        model = fnn_model(kind, activation="swish")
         x, c = inputs().requires_grad_(), loss_weights(model)
         found = {name: grad for name, grad in autograd_of(model, x, c).items() if "beta" in name}
         assert len(found) == betas
@@ -619,7 +603,7 @@ def test_swish_learns():
 
 
 def test_sweeps_contract_at_the_start():
-    for kind in KINDS:
-        model = make(kind, hidden_size=64, num_layers=None, tolerance=1e-6, num_iterations=200)
+    for kind in NETWORKS:
+        model = fnn_model(kind, hidden_size=64, num_layers=None, tolerance=1e-6, num_iterations=200)
         x = torch.randn(3, 20, 64, dtype=torch.float64)
         assert model(inputs_embeds=x, output_iterations=True).iterations.max() < 60, kind

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from builders import NETWORKS, fnn_model, tiny_tokenizer
 from huggingface_hub import ModelCard
-from test_fnn import KINDS, make
-from training_runs import arguments, rows, tiny_data, tiny_tokenizer, write
+from training_runs import arguments, rows, tiny_data, write
 from transformers import pipeline
 
 from hf_feedback import FNNForSequenceClassification
@@ -16,10 +16,10 @@ from hf_feedback.training.model_parts import parts_of
 
 
 def small(kind, **options):
-    return make(kind, head=True, dtype=torch.float32, vocab_size=99, **options)
+    return fnn_model(kind, head=True, dtype=torch.float32, vocab_size=99, **options)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_parts(kind):
     parts = parts_of(small(kind, activation="swish"))
     layers = {"layer 0", "layer 1", "layer 2"} if kind == "layered" else {"layer 0"}
@@ -42,7 +42,7 @@ def test_rates():
 
 
 @pytest.mark.parametrize("freeze", [["embeddings"], ["feedback"], ["backbone"], ["head", "layers:0"]], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_frozen_tensors_are_bit_identical_after_training(kind, freeze, tmp_path):
     model = small(kind)
     frozen = set(freeze_parameters(small(kind), freeze))
@@ -51,7 +51,7 @@ def test_frozen_tensors_are_bit_identical_after_training(kind, freeze, tmp_path)
     assert {name for name, p in model.named_parameters() if torch.equal(p, before[name])} == frozen
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_feedback_rests_at_k1(kind, tmp_path):
     model = small(kind, num_iterations=1)
     before = {name: p.clone() for name, p in model.named_parameters()}

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from builders import feedback_model
 from closeness import PROBABILITY, assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch
-from test_dynamics import make
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
 from hf_feedback import (
@@ -42,8 +42,8 @@ def threshold_between(model, batch):
 @in_float64()
 def test_each_stops_as_if_it_were_alone(family, cls):
     batch = {key: torch.cat([value, value.flip(0).roll(1, 1)]) for key, value in tiny_batch(padding="none").items()}
-    plain = make(cls, family, scale=0.03, num_iterations=12)
-    model = make(cls, family, scale=0.03, halting_threshold=threshold_between(plain, batch), **HALTS)
+    plain = feedback_model(cls, family, scale=0.03, num_iterations=12)
+    model = feedback_model(cls, family, scale=0.03, halting_threshold=threshold_between(plain, batch), **HALTS)
     together = model(**batch, output_iterations=True, output_hidden_states=True)
     assert len(set(together.iterations.tolist())) > 1
     for row, k in enumerate(together.iterations.tolist()):
@@ -58,9 +58,9 @@ def test_each_stops_as_if_it_were_alone(family, cls):
 
 def test_padding_decides_nothing():
     batch = tiny_batch()
-    plain = make(scale=0.03, num_iterations=12)
+    plain = feedback_model(scale=0.03, num_iterations=12)
     threshold = plain(**batch, output_iterations=True).residuals[1, 1].item() * 1.001
-    model = make(scale=0.03, halting_threshold=threshold, **HALTS)
+    model = feedback_model(scale=0.03, halting_threshold=threshold, **HALTS)
     short = {key: value[1:, :6] for key, value in batch.items()}
     padded, alone = (model(**b, output_iterations=True) for b in (batch, short))
     assert padded.iterations[1] == alone.iterations[0] == 3
@@ -70,16 +70,16 @@ def test_padding_decides_nothing():
 
 def test_the_least_number_of_iterations_and_training():
     batch = tiny_batch()
-    fresh = make(scale=0, **HALTS)
+    fresh = feedback_model(scale=0, **HALTS)
     assert fresh(**batch, output_iterations=True).iterations.tolist() == [2, 2]  # nothing moved
     assert fresh.check_equivalence(batch) == 0.0
-    later = make(scale=0, min_iterations=5, **HALTS)
+    later = feedback_model(scale=0, min_iterations=5, **HALTS)
     assert later(**batch, output_iterations=True).iterations.tolist() == [5, 5]
     assert fresh.train()(**batch, output_iterations=True).iterations.tolist() == [12, 12]
 
 
 def test_saved_with_the_model(tmp_path):
-    make(halting_threshold=0.2, **HALTS).save_pretrained(tmp_path)
+    feedback_model(halting_threshold=0.2, **HALTS).save_pretrained(tmp_path)
     config = FeedbackModel.from_pretrained(tmp_path).config
     assert (config.halting, config.halting_threshold) == ("convergence", 0.2)
 
@@ -92,7 +92,7 @@ CLASSES = dict(num_labels=5, num_iterations=8)
 def make_sure(scale=0.6, **options):
     """A classifier whose answers differ from text to text."""
     options = {**CLASSES, **options}
-    model = make(FeedbackForSequenceClassification, scale=scale, **options)
+    model = feedback_model(FeedbackForSequenceClassification, scale=scale, **options)
     with torch.no_grad():
         model.classifier.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
     return model
@@ -328,10 +328,10 @@ def test_several_labels_and_one_value():
         make_sure(num_labels=1, halting="confidence")
     for cls in (FeedbackModel, FeedbackForTokenClassification):
         with pytest.raises(ValueError, match="`halting='patience'` needs a model with classes, one answer for each"):
-            make(cls, halting="patience", num_iterations=3)(**tiny_batch())
+            feedback_model(cls, halting="patience", num_iterations=3)(**tiny_batch())
     choices = {name: value[None] for name, value in tiny_batch().items()}
     with pytest.raises(ValueError, match="FeedbackForMultipleChoice gives none"):
-        make(FeedbackForMultipleChoice, halting="patience", num_iterations=3)(**choices)
+        feedback_model(FeedbackForMultipleChoice, halting="patience", num_iterations=3)(**choices)
 
 
 @pytest.mark.parametrize("halting", ["convergence", "patience"])
@@ -403,7 +403,7 @@ def test_wrong_options(case):
 
 
 def test_attentions_are_refused():
-    model = make(FeedbackForSequenceClassification, halting="patience")
+    model = feedback_model(FeedbackForSequenceClassification, halting="patience")
     with pytest.raises(ValueError, match="`output_attentions` cannot be had with `halting`='patience'"):
         model(**tiny_batch(), output_attentions=True)
     model.config.halting = "none"
@@ -414,8 +414,11 @@ def test_attentions_are_refused():
 def test_layers_that_are_compiled_one_by_one(family):
     """The loop stays outside, so that examples stop and leave."""
     torch._dynamo.reset()
-    model, batch = make(FeedbackForSequenceClassification, family, scale=0.03, **HALTS), tiny_batch(padding="none")
-    model.config.halting_threshold = threshold_between(make(model.__class__, family, 0.03), batch)
+    model, batch = (
+        feedback_model(FeedbackForSequenceClassification, family, scale=0.03, **HALTS),
+        tiny_batch(padding="none"),
+    )
+    model.config.halting_threshold = threshold_between(feedback_model(model.__class__, family, 0.03), batch)
     expected = model(**batch)
     for layer in model.layers:
         layer.compile(backend="eager")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from builders import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from closeness import assert_exact, in_float64
 from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from torch.nn import functional as F
@@ -30,9 +31,7 @@ from hf_feedback import (
     add_feedback,
 )
 from hf_feedback.backbone_layout import without_cache
-from hf_feedback.modeling_feedback import HEADS
 
-NAMES = {head.__name__.removeprefix("FeedbackFor"): head for head in HEADS}
 READS = {"ImageClassification": ("pixels",), "AudioClassification": ("wave", "spectrum")}
 PAIRS = [
     (name, family, kind)
@@ -41,48 +40,7 @@ PAIRS = [
     if row.reads in READS.get(name, ("tokens",))
     for kind in head.traits.task_models(tiny_config(family))
 ]
-REPRESENTATIVE = {"ImageClassification": "vit", "AudioClassification": "wav2vec2"}
 SMALL = FeedbackConfig(num_iterations=3, feedback_rank=8, num_labels=3)
-
-
-def batch_for(name, family="bert"):
-    """Inputs of the task; the last token of every text is its end."""
-    batch = tiny_batch(family=family)
-    if "input_ids" in batch:
-        batch["input_ids"][0, -1] = batch["input_ids"][1, -4] = 3
-    if name == "MultipleChoice":
-        batch = {key: torch.stack([value, value.flip(0)], 1) for key, value in batch.items()}
-    return batch
-
-
-def targets_for(name):
-    """Labels of the task, as keyword arguments."""
-    if name == "QuestionAnswering":
-        return {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 4])}
-    if name in ("TokenClassification", "MaskedLM"):
-        labels = torch.arange(18).view(2, 9) % 3
-        labels[0, :3] = -100
-        return {"labels": labels}
-    return {"labels": torch.tensor([0, 1])}
-
-
-def fresh(name, head="new", family=None, **options):
-    """A feedback model of the task over a tiny backbone."""
-    family = family or REPRESENTATIVE.get(name, "bert")
-    options = {"num_labels": 3} | options if NAMES[name].traits.has_labels else options
-    options = {"num_iterations": 3, "feedback_rank": 8, **options}
-    if head == "new":
-        return NAMES[name].from_backbone(tiny_backbone(family), **options)
-    config = FeedbackConfig(**options)
-    torch.manual_seed(0)
-    task_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family, num_labels=3)).eval()
-    if name == "QuestionAnswering":
-        task_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family)).eval()
-    return add_feedback(task_model, config)
-
-
-def answers(output):
-    return {key: value for key, value in output.items() if key.endswith("logits") and torch.is_tensor(value)}
 
 
 @pytest.mark.parametrize(("name", "family", "kind"), PAIRS, ids=[f"{n}-{f}" for n, f, _ in PAIRS])

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import tiny_tokenizer
 from families import speak, tiny_backbone
-from test_sharing import tiny_tokenizer
 
 from hf_feedback import FeedbackForSequenceClassification
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from builders import NAMES, labelled_model
 from hub_stand_in import TOKEN, HubStandIn, card_of
 from huggingface_hub import ModelCard
-from test_heads import NAMES
-from test_sharing import make
 from training_runs import rows, train_command
 
 from hf_feedback.training import FeedbackTrainingArguments
@@ -105,11 +104,10 @@ def pushed(hub, folder):
     notes = notes_of(
         f"""
         import torch
+        from builders import REPRESENTATIVE, answers, batch_for, fresh, labelled_model, tiny_tokenizer
         from families import speak, tiny_backbone, tiny_batch
         from hf_feedback import FeedbackForSequenceClassification
         from huggingface_hub import HfApi
-        from test_heads import REPRESENTATIVE, answers, batch_for, fresh
-        from test_sharing import make, tiny_tokenizer
         from transformers import Wav2Vec2FeatureExtractor
 
         api, expected, tokenizer = HfApi(), {{}}, tiny_tokenizer()
@@ -133,7 +131,7 @@ def pushed(hub, folder):
         shas = []
         tokenizer.push_to_hub("me/moving")
         for seed in (1, 2):
-            model = speak(make(), seed=seed)
+            model = speak(labelled_model(), seed=seed)
             shas.append(model.push_to_hub("me/moving", commit_message=f"weights {{seed}}").oid)
             expected["moving", seed] = model(**tiny_batch()).logits.detach()
         code = open(api.hf_hub_download("me/moving", "modeling_feedback.py")).read()
@@ -152,7 +150,7 @@ def pushed(hub, folder):
             expected["plain", seed] = backbone(**tiny_batch()).last_hidden_state.detach()
         backbone.save_pretrained("plain")
         tokenizer.save_pretrained("plain")
-        make(num_iterations=2).push_to_hub("me/private-feedback", private=True)
+        labelled_model(num_iterations=2).push_to_hub("me/private-feedback", private=True)
         source = dict(backbone_kwargs=dict(revision=plain[0]), feedback_rank=8, num_iterations=3)
         model = speak(FeedbackForSequenceClassification.from_backbone("me/private-backbone", **source))
         expected["only"] = model(**tiny_batch()).logits.detach()
@@ -179,7 +177,7 @@ def pushed(hub, folder):
 
 def test_a_push_carries_what_save_pretrained_writes(hub, pushed, tmp_path):
     """Weights, config and the same code files, byte for byte; the tokenizer came besides."""
-    make().save_pretrained(tmp_path)
+    labelled_model().save_pretrained(tmp_path)
     written = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     there = hub.files("me/SequenceClassification-new")
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from builders import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
-from test_heads import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from torch import nn
 from transformers import BertForMaskedLM
 

@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
+from builders import REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from closeness import assert_exact
 from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
-from test_heads import REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from transformers import AutoModelForSequenceClassification
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackModel

@@ -6,8 +6,8 @@ import pytest
 import torch
 from closeness import PROBABILITY, assert_exact, in_float64
 from families import speak, tiny_backbone
+from loop_jacobian import jacobian_radius
 from reference import Parts
-from test_equilibrium import jacobian_radius
 from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,

@@ -1,23 +1,19 @@
 """Saving, loading, the Auto classes, the pipeline, and folders that work where hf_feedback is not installed."""
 
 import json
-import os
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from builders import labelled_model, run_without_package, tiny_tokenizer
 from closeness import PROBABILITY, assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch, tiny_config
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
@@ -31,40 +27,10 @@ from hf_feedback import (
 )
 
 
-def tiny_tokenizer():
-    """A word tokenizer with the special tokens that the tiny backbones know."""
-    words = [
-        "[UNK]",
-        "[PAD]",
-        "[CLS]",
-        "[SEP]",
-        *["where", "is", "my", "parcel", "the", "refund", "has", "not", "come", "please", "help", "it", "a"],
-    ]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=32,
-    )
-
-
-def make(family="bert", **options):
-    labels = {"id2label": {0: "late", 1: "lost", 2: "fine"}, "label2id": {"late": 0, "lost": 1, "fine": 2}}
-    options = {"num_iterations": 3, "feedback_rank": 8, **labels, **options}
-    return speak(FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options))
-
-
 @pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "deberta-v2", "modernbert", "llama", "qwen3"])
 @pytest.mark.parametrize("load", [FeedbackForSequenceClassification, AutoModelForSequenceClassification])
 def test_saved_equals_loaded(family, load, tmp_path):
-    model = make(family, feedback_topology="dense")
+    model = labelled_model(family, feedback_topology="dense")
     model.save_pretrained(tmp_path)
     loaded, info = load.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is FeedbackForSequenceClassification
@@ -81,7 +47,7 @@ def test_saved_equals_loaded(family, load, tmp_path):
 
 
 def test_bfloat16_and_attention_implementation(tmp_path):
-    model = make().to(torch.bfloat16)
+    model = labelled_model().to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path, dtype="auto")
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
@@ -106,7 +72,7 @@ def test_backbone_in_bfloat16_makes_feedback_in_bfloat16():
 
 @in_float64()
 def test_base_model_and_head_read_each_others_folders(tmp_path):
-    model = make()
+    model = labelled_model()
     model.save_pretrained(tmp_path / "head")
     base = AutoModel.from_pretrained(tmp_path / "head")
     assert type(base) is FeedbackModel
@@ -249,7 +215,7 @@ def test_labels_of_a_head():
 
 
 def test_options_of_a_saved_model_are_checked(tmp_path):
-    make().save_pretrained(tmp_path)
+    labelled_model().save_pretrained(tmp_path)
     for options, words in (
         (dict(num_iterations=0), "`num_iterations` must be an integer of at least 1"),
         (dict(pooling="avg"), "`pooling` must be one of"),
@@ -286,7 +252,7 @@ def test_what_a_plain_folder_takes(tmp_path):
 
 def test_a_feedback_model_is_no_backbone():
     with pytest.raises(ValueError, match="is a feedback model already"):
-        FeedbackModel.from_backbone(make())
+        FeedbackModel.from_backbone(labelled_model())
 
 
 LEAKS = {
@@ -316,13 +282,13 @@ def test_what_is_no_backbone_is_refused(backbone):
 
 
 def test_padding_token_is_set_as_everywhere():
-    model = make("llama")
+    model = labelled_model("llama")
     model.config.pad_token_id = 7
     assert model.config.pad_token_id == model.backbone.config.pad_token_id == 7
 
 
 def test_activations_with_parameters_of_their_own_are_saved_exactly(tmp_path):
-    model = make(feedback_activation="xielu")
+    model = labelled_model(feedback_activation="xielu")
     model.save_pretrained(tmp_path)
     loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
     for name, tensor in model.state_dict().items():
@@ -340,13 +306,13 @@ def test_a_config_alone_makes_a_random_model():
 
 
 def test_feedback_model_is_no_backbone(tmp_path):
-    make().save_pretrained(tmp_path)
+    labelled_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="load it with `from_pretrained`"):
         FeedbackModel.from_backbone(tmp_path)
 
 
 def test_truncated_weights(tmp_path):
-    make().save_pretrained(tmp_path)
+    labelled_model().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(OSError, match="damaged or truncated"):
@@ -354,7 +320,7 @@ def test_truncated_weights(tmp_path):
 
 
 def test_foreign_weights(tmp_path):
-    make().save_pretrained(tmp_path)
+    labelled_model().save_pretrained(tmp_path)
     tiny_backbone("llama").save_pretrained(tmp_path / "other")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(OSError, match="do not belong to the config beside them"):
@@ -370,7 +336,7 @@ def test_unsupported_backbone_is_refused_by_name(tmp_path):
 
 @in_float64()
 def test_pipeline(tmp_path):
-    model, tokenizer = make(), tiny_tokenizer()
+    model, tokenizer = labelled_model(), tiny_tokenizer()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     answers = pipeline("text-classification", str(tmp_path), top_k=None)(["where is my parcel?", ""])
@@ -381,31 +347,9 @@ def test_pipeline(tmp_path):
             assert scores[name] == pytest.approx(row[i].item(), abs=PROBABILITY)
 
 
-def run_without_package(code: str, folder: Path) -> str:
-    """Runs code in a fresh process where `import hf_feedback` fails."""
-    blocked = textwrap.dedent(
-        """
-        import sys
-
-        class Block:
-            def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] == "hf_feedback":
-                    raise ModuleNotFoundError(f"No module named {name!r}")
-
-        sys.meta_path.insert(0, Block())
-        """
-    )
-    env = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    found = subprocess.run(
-        [sys.executable, "-c", blocked + textwrap.dedent(code)], capture_output=True, text=True, env=env, cwd=folder
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
-
-
 @in_float64()
 def test_folder_works_without_the_package(tmp_path):
-    model, tokenizer = make(feedback_topology="dense"), tiny_tokenizer()
+    model, tokenizer = labelled_model(feedback_topology="dense"), tiny_tokenizer()
     model.save_pretrained(tmp_path / "out")
     tokenizer.save_pretrained(tmp_path / "out")
     torch.save(tiny_batch(), tmp_path / "batch.pt")
@@ -434,7 +378,7 @@ def test_folder_works_without_the_package(tmp_path):
 
 
 def test_only_what_is_needed_travels(tmp_path):
-    make().save_pretrained(tmp_path)
+    labelled_model().save_pretrained(tmp_path)
     travelled = {file.name for file in tmp_path.glob("*.py")}
     package = {file.name for file in Path(hf_feedback.__file__).parent.glob("*.py")}
     networks_of_their_own = {"configuration_fnn.py", "modeling_fnn.py", "fnn_layers.py"}

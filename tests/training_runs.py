@@ -6,8 +6,6 @@ import json
 import torch
 from datasets import Dataset
 from families import tiny_backbone, tiny_batch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training import FeedbackTrainingArguments
@@ -45,30 +43,6 @@ def train_command(backbone, folder, *more, train="train.csv", validation="valida
     files = ["--train-file", train] + (["--validation-file", validation] if validation else [])
     fast = "--num-train-epochs 2 --per-device-train-batch-size 8 --disable-tqdm True --feedback-rank 4 --bf16 False"
     return ["train", "--model", backbone, *files, "--output-dir", str(folder), *fast.split(), *more]
-
-
-def tiny_tokenizer():
-    """A word tokenizer with the special tokens that the tiny backbones know."""
-    words = [
-        "[UNK]",
-        "[PAD]",
-        "[CLS]",
-        "[SEP]",
-        *["where", "is", "my", "parcel", "the", "refund", "has", "not", "come", "please", "help", "it", "a"],
-    ]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=32,
-    )
 
 
 def make(family="bert", **options):
