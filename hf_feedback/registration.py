@@ -29,7 +29,7 @@ def _after_import(module: ModuleType) -> None:
     """Registers what the Auto classes that are imported must know, unless it is being imported itself: its modules, and
     those that they need, come back here when they are complete."""
     _imported.add(module.__name__)
-    if any(name in sys.modules and name not in _imported for name in OWN_MODULES):
+    if any(name in sys.modules and name not in _imported for name in (*OWN_MODULES, *MODULES_TO_REGISTER)):
         return
     for auto_module, names in MODULES_TO_REGISTER.items():
         if auto_module in _imported:
