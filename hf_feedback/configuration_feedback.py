@@ -461,7 +461,10 @@ class FeedbackConfig(OptionsConfig):
                         f"`{name}` is for `feedback_span='segment'`, got {getattr(self, name)!r} with 'token'; leave "
                         "one out."
                     )
-            return
+        else:
+            self._check_segment_messages()
+
+    def _check_segment_messages(self) -> None:
         if self.feedback_context != "state":
             raise ValueError(
                 f"`feedback_span='segment'` reads the segments' states; leave out `feedback_context`, got "

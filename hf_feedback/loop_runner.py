@@ -185,37 +185,60 @@ class LoopRunner:
     def _iterate(
         self, loop: FeedbackLoop, num_iterations: int, context: ForwardContext, result: LoopResult
     ) -> LayerOutput:
-        """Iterations 2 … K with the gradient and the halting that the config asks for."""
-        config, trace = self.config, result.trace
+        """Iterations 2 … K, as the config asks for; fills in the result."""
         length = loop.entry.shape[1 - (self.layout.batch_dim or 0)]
         mask = token_mask(context.backbone, context.attention_mask, length)
-        if trace:
-            trace.mask = mask
-        if self._halts(context):
-            config.check_halting()  # options may have been set since the model was built
-            reads = reads_answers(config.halting)
-            halting = Halting(config, loop, mask, (lambda state: self._logits_at(context, state)) if reads else None)
-            output = run_iterations(loop, num_iterations, FullGradient(), trace, halting)
-            result.iterations = halting.iterations
-        else:
-            latest: States = {}
+        if result.trace:
+            result.trace.mask = mask
+        run = self._iterate_until_halted if self._halts(context) else self._iterate_to_the_end
+        output = run(loop, num_iterations, context, result, mask)
+        if result.trace and result.is_batched:
+            loop.record.earlier_states = result.trace.outputs[:-1]
+        return output
 
-            def observe(k: int, h: States) -> None:
-                latest.update(h)
-                if trace:
-                    trace(k, h)
+    def _iterate_until_halted(
+        self,
+        loop: FeedbackLoop,
+        num_iterations: int,
+        context: ForwardContext,
+        result: LoopResult,
+        mask: torch.Tensor | None,
+    ) -> LayerOutput:
+        """Each example stops by itself."""
+        config = self.config
+        config.check_halting()  # options may have been set since the model was built
+        reads = reads_answers(config.halting)
+        halting = Halting(config, loop, mask, (lambda state: self._logits_at(context, state)) if reads else None)
+        output = run_iterations(loop, num_iterations, FullGradient(), result.trace, halting)
+        result.iterations = halting.iterations
+        return output
 
-            penalizes = config.jacobian_penalty > 0 and num_iterations > 1 and context.is_training
-            penalizes = penalizes and torch.is_grad_enabled()
-            gradient = GRADIENTS[config.gradient](
-                config.gradient_iterations, config.fixed_point_tolerance, config.fixed_point_solver
-            )
-            run = find_fixed_point if gradient.finds_fixed_point else run_iterations
-            output = run(loop, num_iterations, gradient, observe if penalizes else trace)
-            if penalizes:
-                result.penalty = jacobian_penalty(loop, latest, mask)
-        if trace and result.is_batched:
-            loop.record.earlier_states = trace.outputs[:-1]
+    def _iterate_to_the_end(
+        self,
+        loop: FeedbackLoop,
+        num_iterations: int,
+        context: ForwardContext,
+        result: LoopResult,
+        mask: torch.Tensor | None,
+    ) -> LayerOutput:
+        """All examples take K iterations, with the gradient that the config asks for."""
+        config, trace = self.config, result.trace
+        penalizes = config.jacobian_penalty > 0 and num_iterations > 1 and context.is_training
+        penalizes = penalizes and torch.is_grad_enabled()
+        latest: States = {}
+
+        def observe(k: int, h: States) -> None:
+            latest.update(h)
+            if trace:
+                trace(k, h)
+
+        gradient = GRADIENTS[config.gradient](
+            config.gradient_iterations, config.fixed_point_tolerance, config.fixed_point_solver
+        )
+        run = find_fixed_point if gradient.finds_fixed_point else run_iterations
+        output = run(loop, num_iterations, gradient, observe if penalizes else trace)
+        if penalizes:
+            result.penalty = jacobian_penalty(loop, latest, mask)
         return output
 
     def make_loop(self, record: SegmentRecord, context: ForwardContext) -> FeedbackLoop:
