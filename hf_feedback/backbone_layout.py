@@ -54,7 +54,7 @@ class BackboneLayout:
     batch_dim: int | None = None
     can_batch_iterations: bool = False
     final_modules: tuple[str, ...] | None = None
-    batch_axes: list[Any] | None = None
+    batch_axes: tuple[Any, ...] | None = None
 
     def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
         """The backbone's layers in the order of the calls; a shared layer is there once for each of its calls."""

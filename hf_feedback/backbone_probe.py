@@ -19,7 +19,7 @@ from .backbone_layout import (
     unsupported,
     without_cache,
 )
-from .batch_rows import IndivisibleError, find_batch_axes
+from .batch_rows import find_batch_axes
 from .configuration_feedback import FeedbackConfig
 from .layer_recorder import (
     Arguments,
@@ -330,7 +330,7 @@ def _find_final_modules(
     return tuple(names) if torch.equal(states[-1].transpose(0, batch_dim), final) else None
 
 
-def _find_batch_axes(backbone: PreTrainedModel, two: SegmentRecord, inputs: Batch) -> list[Any] | None:
+def _find_batch_axes(backbone: PreTrainedModel, two: SegmentRecord, inputs: Batch) -> tuple[Any, ...] | None:
     """Where the arguments of the segment's layers hold rows of the batch, found by a batch of three.
 
     Args:
@@ -343,6 +343,6 @@ def _find_batch_axes(backbone: PreTrainedModel, two: SegmentRecord, inputs: Batc
         with recording(three):
             backbone(**larger, **without_cache(backbone))
         calls = zip(two.calls, three.calls, strict=True)
-        return [find_batch_axes((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in calls]
-    except IndivisibleError:
+        return tuple(find_batch_axes((a.args, a.kwargs), (b.args, b.kwargs)) for a, b in calls)
+    except Exception:  # whatever it is: stopped examples then stay in the batch
         return None

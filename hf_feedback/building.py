@@ -20,7 +20,7 @@ from .stored_config import drop_switches
 from .validation import Keywords
 
 if TYPE_CHECKING:
-    from .modeling_feedback import FeedbackPreTrainedModel
+    from .modeling_base import FeedbackPreTrainedModel
 
     Model = TypeVar("Model", bound=FeedbackPreTrainedModel)
 
@@ -77,7 +77,7 @@ class TaskTraits:
             return "backbone"
         logger.warning(
             f"{type(backbone).__name__} has no masked-LM head: a new one is made, tied to the input embeddings. It "
-            "knows nothing yet; train it."
+            "is not trained; train it."
         )
         return "new"
 
@@ -295,16 +295,19 @@ def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, tra
         config.feedback_future = not causal
     causal = not config.feedback_future
     if causal and any(operator.needs_later_tokens for operator in operators_of(config)):
-        whole = "feedback_span='segment'" if config.feedback_span == "segment" else "feedback_type='context'"
+        by_segment = config.feedback_span == "segment"
+        whole = "feedback_span='segment'" if by_segment else f"feedback_type={config.feedback_type!r}"
         raise ValueError(
             f"`{whole}` sends messages from the whole text to every token, which informs the early tokens of a decoder "
             "about later ones; allow that with `feedback_future=True`, or use 'attention' or 'temporal'."
         )
-    if causal and "temporal" in config.feedback_type.split("+"):
-        logger.warning_once(
-            "`feedback_type`='temporal' goes without V here, which would inform the tokens of a backbone that reads "
-            "from left to right about later ones; `feedback_future=True` allows that."
-        )
+    for operator in operators_of(config):
+        if causal and operator.left_out_if_causal:
+            logger.warning_once(
+                f"`feedback_type`={config.feedback_type!r} goes without {operator.left_out_if_causal} here, which would "
+                "inform the tokens of a backbone that reads from left to right about later ones; `feedback_future=True` "
+                "allows that."
+            )
     return causal
 
 
@@ -325,5 +328,5 @@ def _warn_of_new_head(name: str | Path, task_model: PreTrainedModel, missing: Co
         tied = output is not None and getattr(output, "weight", None) is getattr(inputs, "weight", 0)
         logger.warning(
             f"{name} has no trained head for this task: a new one is made{', tied to the input embeddings' * tied} "
-            f"({', '.join(sorted(missing)[:3])}{', …' * (len(missing) > 3)}). It knows nothing yet; train it."
+            f"({', '.join(sorted(missing)[:3])}{', …' * (len(missing) > 3)}). It is not trained; train it."
         )

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `hf-feedback` and returns the exit status.
 
     Args:
-        arguments: Those of the command line by default.
+        arguments: those of the command line by default.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()

@@ -73,6 +73,8 @@ class FeedbackConnection(nn.Module):
     mixes_tokens: ClassVar[bool] = False
     # Whether it cannot do without informing tokens about later ones, so that causal models have to allow that.
     needs_later_tokens: ClassVar[bool] = False
+    # What it leaves out in a causal model, which would inform tokens about later ones.
+    left_out_if_causal: ClassVar[str | None] = None
     # Whether there are messages in iteration 1 too, from the target's own input alone.
     acts_in_first_iteration: ClassVar[bool] = False
     # Whether messages may read the class probabilities of the iteration before.
@@ -153,6 +155,19 @@ class AdditiveConnection(FeedbackConnection):
 
     The cheapest operator, and the one to start with: prefer another one where a token needs what its own higher state
     does not hold. It costs 4·d·r operations a token and edge.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_type="additive")
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> type(model.feedback.connection(2)).__name__, model.feedback.connection(2).flops(length=16)
+    ('AdditiveConnection', (512, 512))
+
+    ```
     """
 
 
@@ -162,6 +177,19 @@ class GatedConnection(FeedbackConnection):
     The target's input decides per token and channel how much of the message passes; the gate reads both ends and is
     nearly closed at the start. Prefer it where messages help some tokens and harm others. It costs twice as much as
     `"additive"`.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_type="gated")
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> type(model.feedback.connection(2)).__name__, model.feedback.connection(2).flops(length=16)
+    ('GatedConnection', (512, 1536))
+
+    ```
     """
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
@@ -186,6 +214,19 @@ class JointConnection(FeedbackConnection):
     costs half as much again as `"additive"`.
 
     Source: Houlsby et al. 2019, arXiv 1902.00751, for the adapter.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_type="joint")
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> type(model.feedback.connection(2)).__name__, model.feedback.connection(2).flops(length=16)
+    ('JointConnection', (512, 1024))
+
+    ```
     """
 
     acts_in_first_iteration = True
@@ -217,6 +258,19 @@ class AttentionConnection(FeedbackConnection):
     Padding is never attended to; on causal backbones later tokens are not either, unless `feedback_future` allows it.
     Prefer it where a token needs particular others, such as a decoder's early tokens those after them. It costs twice
     as much as `"additive"`, and 4·T·r operations a token and edge for the attention itself.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_type="attention")
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> type(model.feedback.connection(2)).__name__, model.feedback.connection(2).flops(length=16)
+    ('AttentionConnection', (1024, 1536))
+
+    ```
     """
 
     mixes_tokens = True
@@ -261,9 +315,23 @@ class TemporalConnection(FeedbackConnection):
     counts as m = 0, as do the ends. On causal backbones there is no V unless `feedback_future` allows it. Prefer it
     where a token needs its neighbours. It costs 2·r² operations a token, edge, sweep and neighbour more than
     `"additive"`.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_type="temporal")
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> type(model.feedback.connection(2)).__name__, model.feedback.connection(2).flops(length=16)
+    ('TemporalConnection', (1024, 512))
+
+    ```
     """
 
     mixes_tokens = True
+    left_out_if_causal = "V"
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
         super().__init__(config, hidden_size, num_edges, causal)
@@ -295,6 +363,19 @@ class ContextConnection(FeedbackConnection):
     With `feedback_context="classes"`, c is the vector of class probabilities of the previous iteration, and `down` a
     learned class embedding. Prefer it where the topic of the whole text decides how its tokens are to be read. It costs
     as much for a text as `"additive"` for a token.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_type="context")
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> type(model.feedback.connection(2)).__name__, model.feedback.connection(2).flops(length=16)
+    ('ContextConnection', (32, 32))
+
+    ```
     """
 
     mixes_tokens = True
@@ -332,6 +413,19 @@ class SegmentConnection(FeedbackConnection):
     operator of `feedback_span="segment"`, for texts that are longer than the backbone reads: with K iterations a
     segment is informed about the K − 1 segments on either side. It costs three times as much for a segment as
     `"additive"` for a token.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_span="segment")
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> type(model.feedback.connection(2)).__name__, model.feedback.connection(2).flops(length=16)
+    ('SegmentConnection', (96, 32))
+
+    ```
     """
 
     mixes_tokens = True

@@ -14,7 +14,7 @@ import torch
 
 from .batch_rows import IndivisibleError
 from .connections import FeedbackConnections, MessageContext
-from .gradients import FullGradient, SameRandomNumbers
+from .gradients import Gradient, SameRandomNumbers
 from .halting import Halting
 from .iteration_trace import States, batch_first
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, with_hidden
@@ -46,7 +46,7 @@ class FeedbackLoop:
         context: MessageContext,
         classify: Callable[[torch.Tensor], torch.Tensor] | None = None,
         carries: bool = False,
-        batch_axes: list[Any] | None = None,
+        batch_axes: tuple[Any, ...] | None = None,
     ) -> None:
         self.record, self.feedback, self.context = record, feedback, context
         self.classify, self.carries, self.batch_axes = classify, carries, batch_axes
@@ -91,7 +91,7 @@ class FeedbackLoop:
         if self.record.keep is None:
             raise IndivisibleError("the states of all layers are asked for")
         if self.batch_axes is None:
-            raise IndivisibleError("what its layers are called with does not tell the rows of the batch")
+            raise IndivisibleError("the arguments of its layers do not show the rows of the batch")
         context = replace(
             self.context,
             mask=None if self.context.mask is None else self.context.mask[rows.to(self.context.mask.device)],
@@ -115,7 +115,7 @@ class FeedbackLoop:
 def run_iterations(
     loop: FeedbackLoop,
     num_iterations: int,
-    gradient: FullGradient,
+    gradient: Gradient,
     observe: Observer | None = None,
     halting: Halting | None = None,
 ) -> LayerOutput:
@@ -132,14 +132,14 @@ def run_iterations(
         The output of the segment's last layer in iteration K, as the backbone expects it.
     """
     new = loop.initial_states()
-    graph_steps = gradient.graph_steps(num_iterations - 1)
-    if graph_steps is not None:
-        new = {source: state.detach() for source, state in new.items()}
-        loop.record.detach_outputs()
     if observe:
         observe(1, new)
-    if halting and halting.is_finished(1, None, new):
+    if (halting and halting.is_finished(1, None, new)) or num_iterations == 1:
         return loop.output(new)
+    graph_steps = gradient.graph_steps(num_iterations - 1)
+    if graph_steps is not None:  # iteration 1 is not among those that keep a graph
+        new = {source: state.detach() for source, state in new.items()}
+        loop.record.detach_outputs()
     h = new
 
     def iteration(states: TwoStates) -> TwoStates:
@@ -158,7 +158,7 @@ def run_iterations(
 
 
 def find_fixed_point(
-    loop: FeedbackLoop, num_iterations: int, gradient: FullGradient, observe: Observer | None = None
+    loop: FeedbackLoop, num_iterations: int, gradient: Gradient, observe: Observer | None = None
 ) -> LayerOutput:
     """Iterations 2 … K towards the fixed point `h* = step(h*)`, with the gradient of the fixed point itself.
 

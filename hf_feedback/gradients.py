@@ -31,8 +31,8 @@ class ConvergenceWarning(UserWarning):
     """A fixed point or its adjoint was not reached; the message says what was done instead."""
 
 
-class FullGradient:
-    """The gradient of every step: back-propagation through the whole iteration.
+class Gradient:
+    """How the gradient of an iterated map is taken; by default through every step.
 
     A new rule is a subclass and a row in `GRADIENTS`; each reads of the options what it needs.
 
@@ -62,8 +62,38 @@ class FullGradient:
         return iterate(f, start, steps, **options)
 
 
-class TruncatedGradient(FullGradient):
-    """The gradient of the last n steps alone; memory does not grow with the others. n > steps is the full gradient."""
+class FullGradient(Gradient):
+    """The gradient of every step: back-propagation through the whole iteration. Its memory grows with the steps.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback.gradients import GRADIENTS
+    >>> start = torch.ones(1, 1, requires_grad=True)
+    >>> GRADIENTS["full"]().solve(lambda h: 0.5 * h, start, 3).state.backward()
+    >>> start.grad.item()
+    0.125
+
+    ```
+    """
+
+
+class TruncatedGradient(Gradient):
+    """The gradient of the last n steps alone; memory does not grow with the others. n > steps is the full gradient.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback.gradients import GRADIENTS
+    >>> a = torch.tensor(0.5, requires_grad=True)
+    >>> GRADIENTS["truncated"](last=2).solve(lambda h: a * h, torch.ones(1, 1), 3).state.backward()
+    >>> a.grad.item()  # ∂(a · a · h)/∂a with h = a as a number
+    0.5
+
+    ```
+    """
 
     def graph_steps(self, steps: int) -> int | None:
         return self.last if self.last is not None and self.last <= steps else None
@@ -73,17 +103,43 @@ class TruncatedGradient(FullGradient):
 
 
 class OneStepGradient(TruncatedGradient):
-    """The gradient of the last step alone.
+    """The gradient of the last step alone, whatever `last` is.
 
     Source: Fung et al. 2022, Jacobian-free backpropagation, arXiv 2103.12803.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback.gradients import GRADIENTS
+    >>> a = torch.tensor(0.5, requires_grad=True)
+    >>> GRADIENTS["one_step"]().solve(lambda h: a * h, torch.ones(1, 1), 3).state.backward()
+    >>> a.grad.item()
+    0.25
+
+    ```
     """
 
     def __init__(self, last: int | None = None, tolerance: float | None = None, solver: str = "iteration") -> None:
         super().__init__(1, tolerance, solver)
 
 
-class ImplicitGradient(FullGradient):
-    """The gradient of the fixed point; see `implicit`."""
+class ImplicitGradient(Gradient):
+    """The gradient of the fixed point; see `implicit`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback.gradients import GRADIENTS
+    >>> b = torch.tensor([[1.0]], requires_grad=True)
+    >>> gradient = GRADIENTS["implicit"](tolerance=1e-6)
+    >>> gradient.solve(lambda h: 0.5 * h + b, torch.zeros(1, 1), 50).state.backward()
+    >>> round(b.grad.item(), 4)  # h* = 2b
+    2.0
+
+    ```
+    """
 
     finds_fixed_point = True
 
@@ -92,7 +148,7 @@ class ImplicitGradient(FullGradient):
 
 
 # By the name of the option `gradient`.
-GRADIENTS: dict[str, type[FullGradient]] = {
+GRADIENTS: dict[str, type[Gradient]] = {
     "full": FullGradient,
     "truncated": TruncatedGradient,
     "one_step": OneStepGradient,

@@ -56,7 +56,20 @@ class HaltingRule:
 
 
 class Convergence(HaltingRule):
-    """The last iteration moved the states by `halting_threshold` at most."""
+    """The last iteration moved the states by `halting_threshold` at most.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback import FeedbackConfig
+    >>> from hf_feedback.halting import HALTING_RULES, IterationFacts
+    >>> rule = HALTING_RULES["convergence"](FeedbackConfig(halting_threshold=0.1))
+    >>> rule.holds(IterationFacts(torch.tensor([0.05, 0.5]), None, torch.tensor([1, 1]))).tolist()
+    [True, False]
+
+    ```
+    """
 
     reads_residual = True
 
@@ -67,7 +80,20 @@ class Convergence(HaltingRule):
 
 
 class Confidence(HaltingRule):
-    """The confidence in the answer is `halting_confidence` at least."""
+    """The confidence in the answer is `halting_confidence` at least.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback import FeedbackConfig
+    >>> from hf_feedback.halting import HALTING_RULES, IterationFacts
+    >>> rule = HALTING_RULES["confidence"](FeedbackConfig(halting_confidence=0.9))
+    >>> rule.holds(IterationFacts(None, torch.tensor([[5.0, 0.0], [1.0, 0.9]]), torch.tensor([1, 1]))).tolist()
+    [True, False]
+
+    ```
+    """
 
     reads_answers = True
 
@@ -80,7 +106,20 @@ class Confidence(HaltingRule):
 
 
 class Patience(HaltingRule):
-    """The last `halting_patience` answers are equal."""
+    """The last `halting_patience` answers are equal.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback import FeedbackConfig
+    >>> from hf_feedback.halting import HALTING_RULES, IterationFacts
+    >>> rule = HALTING_RULES["patience"](FeedbackConfig(halting_patience=2))
+    >>> rule.holds(IterationFacts(None, None, torch.tensor([2, 1]))).tolist()
+    [True, False]
+
+    ```
+    """
 
     reads_answers = True
 
@@ -173,22 +212,24 @@ class Halting:
             As `FeedbackLoop.step`, for the whole batch.
         """
         if self.leaves and bool(self._rows_stopped().any()):
+            rows = (~self._rows_stopped()).nonzero().squeeze(1)
             try:
-                return self._step_of_the_others(h, before)
+                part = self.loop.select_rows(rows)
             except IndivisibleError as error:
                 self.leaves = False
                 logger.warning_once(
                     f"Stopped examples cannot leave the batch, so that halting saves time only when all have stopped: "
                     f"{error}."
                 )
+            else:
+                return self._step_of_rows(part, rows, h, before)
         old_outputs = [call.output for call in self.loop.record.calls]
         new = {source: self._hold(before[source], state) for source, state in self.loop.step(h).items()}
         self._hold_outputs(old_outputs)
         return new
 
-    def _step_of_the_others(self, h: States, before: States) -> States:
-        rows = (~self._rows_stopped()).nonzero().squeeze(1)
-        part = self.loop.select_rows(rows)
+    def _step_of_rows(self, part: "FeedbackLoop", rows: torch.Tensor, h: States, before: States) -> States:
+        """One iteration of some rows; `part` is the loop over them."""
         new = part.step({s: h[s].index_select(self.batch_dim, rows.to(h[s].device)) for s in h})
         return {s: before[s].index_copy(self.batch_dim, rows.to(before[s].device), new[s].to(before[s])) for s in new}
 

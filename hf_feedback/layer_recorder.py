@@ -115,7 +115,7 @@ class SegmentRecord:
         # their results then come before the last layer's own output, as a larger batch.
         self.earlier_states: list[torch.Tensor] = []
 
-    def select_rows(self, rows: torch.Tensor, batch_axes: list[Any]) -> "SegmentRecord":
+    def select_rows(self, rows: torch.Tensor, batch_axes: tuple[Any, ...]) -> "SegmentRecord":
         """The same record for some rows of the batch alone.
 
         Args:
@@ -138,7 +138,8 @@ class SegmentRecord:
         if self.keep is not None:
             for call in self.calls:
                 if isinstance(call.output, tuple | list):
-                    call.output = tuple(one.detach() if isinstance(one, torch.Tensor) else one for one in call.output)
+                    parts = [one.detach() if isinstance(one, torch.Tensor) else one for one in call.output]
+                    call.output = parts if isinstance(call.output, list) else tuple(parts)
                 elif call.output is not None:
                     call.output = call.output.detach()
 

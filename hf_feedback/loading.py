@@ -58,7 +58,7 @@ def load_pretrained(
         return _load_plain(model_class, name, hub_kwargs, kwargs)
     options = FeedbackConfig.option_names() - TIED_TO_WEIGHTS | {"num_labels"}
     options_given = {key: kwargs[key] for key in kwargs if key in options}
-    config = FeedbackConfig.from_dict(copy.deepcopy(stored), **options_given)  # whatever is wrong there is said by name
+    config = FeedbackConfig.from_dict(copy.deepcopy(stored), **options_given)  # errors name the option
     load_operator_code(config, name, hub_kwargs)
     saved_by = find_model_class(root_of(model_class), config.architectures) or model_class
     _check_answers(model_class, saved_by, name)
@@ -199,7 +199,7 @@ def _load_plain(
         )
     if config is not None:
         options_of_config = config.options()
-        if options_of_config["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:  # nobody named any
+        if options_of_config["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:  # names that transformers makes up
             del options_of_config["id2label"], options_of_config["label2id"]
         mine = {**options_of_config, **mine}
     rest.update(rest.pop("backbone_kwargs", None) or {})

@@ -1,6 +1,6 @@
 """Runs the loop inside one call of the backbone: from its inputs to its output after K iterations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import TransformersKwargs, logging
 
-from .backbone_layout import BackboneLayout, is_sharded
+from .backbone_layout import BackboneLayout
 from .collected_states import asks_for_states, keep_last_iteration
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections, MessageContext
@@ -43,6 +43,7 @@ class ForwardContext:
         num_choices: number of rows that belong to one question, in multiple choice.
         is_training: whether the model is in training mode.
         is_disabled: whether the bare backbone is to run.
+        is_sharded: whether the model's weights are sharded over several processes.
         model_name: the model's class, for messages.
     """
 
@@ -55,6 +56,7 @@ class ForwardContext:
     num_choices: int | None
     is_training: bool
     is_disabled: bool
+    is_sharded: bool
     model_name: str
 
     @property
@@ -120,7 +122,7 @@ class LoopRunner:
                 "iterations of their own; set `model.config.halting = 'none'` for it."
             )
         penalizes = context.is_training and config.jacobian_penalty > 0
-        if penalizes and is_sharded(context.backbone):
+        if penalizes and context.is_sharded:
             raise ValueError(
                 f"`jacobian_penalty`={config.jacobian_penalty!r} differentiates twice, which a model that is sharded "
                 "over processes (`distributed_config`) cannot do; set it to 0, or load the model without."
@@ -307,14 +309,15 @@ class LoopRunner:
         with recording(record):
             return context.backbone(**context.inputs)
 
-    def outputs_of_iterations(self, context: ForwardContext, result: LoopResult) -> list[BackboneOutput]:
-        """The backbone's output for every iteration of a result with a trace; that of the last one alone without."""
-        if result.trace is None:
-            return [result.output]
-        if result.is_batched:
-            outputs: list[BackboneOutput] = [*split_iterations(result.output, len(result.trace.outputs))]
-            return outputs
-        return [*(self.output_from(context, state) for state in result.trace.outputs[:-1]), result.output]
+    def outputs_of_iterations(self, context: ForwardContext, result: LoopResult) -> Iterator[BackboneOutput]:
+        """The backbone's output for every iteration of a result with a trace, one after the other; that of the last one
+        alone without."""
+        if result.trace is not None and result.is_batched:
+            yield from split_iterations(result.output, len(result.trace.outputs))
+            return
+        for state in () if result.trace is None else result.trace.outputs[:-1]:
+            yield self.output_from(context, state)
+        yield result.output
 
     def estimate_contraction(self, context: ForwardContext, num_iterations: int, steps: int) -> torch.Tensor:
         """By which factor one more iteration shrinks a small difference between states after K iterations, `(B,)`; see
@@ -332,7 +335,7 @@ class LoopRunner:
 
 
 def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:
-    """`(B, T)`, true at real tokens, if the mask tells that.
+    """`(B, T)`, true at real tokens, if the mask shows them.
 
     Args:
         backbone: shortens recordings inside; transformers' audio families say how much.

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import ModelOutput, logging
 
-from .backbone_layout import BackboneLayout, is_decoder
+from .backbone_layout import BackboneLayout, is_decoder, is_sharded
 from .backbone_probe import evaluating, find_layout, probe_backbone
 from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
 from .collected_states import collected_key
@@ -91,7 +91,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             self._make_head(config)
         # transformers finds the loss by the name of the class; a subclass may have any
         tasks = [one.__name__.removeprefix("Feedback") for one in type(self).__mro__]
-        self.loss_type = self.loss_type or next((task for task in tasks if task.startswith("For")), "")
+        if task := next((task for task in tasks if task.startswith("For")), None):
+            self.loss_type = self.loss_type or task
         self._built_options = BuiltOptions(config)
         self.probe_backbone()
         self.post_init()
@@ -208,6 +209,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             num_choices=num_choices,
             is_training=self.training,
             is_disabled=is_feedback_disabled(self),
+            is_sharded=is_sharded(self),
             model_name=type(self).__name__,
         )
 

@@ -45,7 +45,7 @@ class FeedbackTaskOutput(ModelOutput):
 
     Args:
         loss: scalar, where `labels` were given.
-        logits: `(B, num_labels)`; the shapes of other tasks stand at their classes.
+        logits: `(B, num_labels)`; for the shapes of other tasks see their classes.
         hidden_states, attentions, residuals, iterations: as in `FeedbackModelOutput`.
         iteration_logits: K tensors of the shape of `logits`, one an iteration, with `output_iterations=True`.
     """

@@ -1,7 +1,7 @@
 """The loss of several iterations in training, one class a rule."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,15 +12,13 @@ class LastIterationLoss:
     # Whether the loss needs the answers of all iterations.
     needs_all_iterations: ClassVar[bool] = False
 
-    def weights(self, num_iterations: int) -> list[int]:
-        """The weight of each iteration."""
-        return [0] * (num_iterations - 1) + [1]
-
     def combine(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The weighted mean of the losses of iterations 1 … K, scalars."""
-        weights = self.weights(len(losses))
-        total = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True) if w]).sum()
-        return total / sum(weights)
+        """The loss of training.
+
+        Args:
+            losses: of iterations 1 … K, or of the last one alone where not all are needed; scalars.
+        """
+        return losses[-1]
 
 
 class UniformIterationLoss(LastIterationLoss):
@@ -28,17 +26,22 @@ class UniformIterationLoss(LastIterationLoss):
 
     needs_all_iterations = True
 
-    def weights(self, num_iterations: int) -> list[int]:
+    def weights(self, num_iterations: int) -> Sequence[int]:
+        """The weight of each iteration."""
         return [1] * num_iterations
 
+    def combine(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The weighted mean of the losses."""
+        weights = self.weights(len(losses))
+        total: Any = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+        return total / sum(weights)
 
-class LinearIterationLoss(LastIterationLoss):
+
+class LinearIterationLoss(UniformIterationLoss):
     """The mean loss of all iterations, iteration k with the weight k."""
 
-    needs_all_iterations = True
-
-    def weights(self, num_iterations: int) -> list[int]:
-        return [*range(1, num_iterations + 1)]
+    def weights(self, num_iterations: int) -> Sequence[int]:
+        return range(1, num_iterations + 1)
 
 
 # By the name of the option `iteration_loss`.

@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
+from transformers.utils import logging
 
 from .configuration_feedback import FeedbackConfig
 from .connections import CONNECTIONS, FeedbackConnection, operators_of
 from .validation import Keywords
+
+logger = logging.get_logger(__name__)
 
 
 def save_operator_code(config: FeedbackConfig, folder: str | Path) -> dict[str, str] | None:
@@ -26,6 +29,12 @@ def save_operator_code(config: FeedbackConfig, folder: str | Path) -> dict[str, 
     names = {operator: name for name, operator in CONNECTIONS.items()}
     own = [operator for operator in operators_of(config) if operator.__module__ != FeedbackConnection.__module__]
     own = [operator for operator in own if operator in names]
+    if any(operator.__module__ == "__main__" for operator in own):
+        logger.warning(
+            f"`feedback_type`={config.feedback_type!r}: an operator is defined in `__main__`, whose code cannot be "
+            "saved. Put it in a module of its own, which has to be imported before the model is loaded."
+        )
+        own = [operator for operator in own if operator.__module__ != "__main__"]
     for operator in own:
         file = Path(str(sys.modules[operator.__module__].__file__))
         if (Path(__file__).parent / file.name).exists() and file.parent != Path(__file__).parent:

@@ -62,6 +62,6 @@ def probe_inputs(backbone: PreTrainedModel) -> Batch:
         inputs = PROBE_INPUTS[name](backbone.config.get_text_config(), torch.Generator("cpu").manual_seed(0))
     except (AttributeError, TypeError) as error:
         raise unsupported(
-            backbone, f"its config does not tell the size of its {name} ({error}).", "Use another backbone."
+            backbone, f"its config does not give the size of its {name} ({error}).", "Use another backbone."
         ) from error
     return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}

@@ -132,8 +132,8 @@ def check_shared_options(config: PreTrainedConfig, others: dict[str, Any]) -> No
         ValueError: one has a value that cannot be used.
     """
     for name, value in {"dtype": config.dtype, "torch_dtype": others.get("torch_dtype")}.items():
-        found = getattr(torch, value, value) if isinstance(value, str) else value
-        if not isinstance(found, torch.dtype | None):
+        dtype = getattr(torch, value, value) if isinstance(value, str) else value
+        if not isinstance(dtype, torch.dtype | None):
             raise ValueError(f"`{name}` must be a torch dtype such as 'float32', got {shortened(value)}.")
     quantization = others.get("quantization_config")
     if not isinstance(quantization, dict | None) and not hasattr(quantization, "to_dict"):

@@ -19,12 +19,12 @@ def read_json(option: str, text: str, example: str) -> Any:
     """Returns the value of an option that is written as JSON.
 
     Args:
-        option: Name of the option, for the message.
-        text: Its text.
+        option: name of the option, for the message.
+        text: its text.
         example: A text that is allowed, for the message.
 
     Raises:
-        ValueError: The text is no JSON.
+        ValueError: the text is no JSON.
 
     Example:
 
@@ -46,20 +46,20 @@ class FeedbackTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups` and `draw_iterations`.
 
     Args:
-        freeze: Parts, layers or regular expressions that do not train.
-        backbone_lr: Rate of the backbone; `learning_rate` if left out.
-        feedback_lr: Rate of the feedback; `learning_rate` if left out.
-        head_lr: Rate of the head; `learning_rate` if left out.
-        layer_lr_decay: Factor on the rate from one layer to the one below.
-        learning_rate_mapping: Regular expression over parameter names → rate (JSON on the command line).
-        train_iterations: Rule for the iterations of each training step, one of `ITERATION_RULES`. The model's own K is
+        freeze: parts, layers or regular expressions that do not train.
+        backbone_lr: rate of the backbone; `learning_rate` if left out.
+        feedback_lr: rate of the feedback; `learning_rate` if left out.
+        head_lr: rate of the head; `learning_rate` if left out.
+        layer_lr_decay: factor on the rate from one layer to the one below.
+        learning_rate_mapping: regular expression over parameter names → rate (JSON on the command line).
+        train_iterations: rule for the iterations of each training step, one of `ITERATION_RULES`. The model's own K is
             the mean of `"poisson"` and what is used afterwards.
-        min_train_iterations: Least K that is drawn.
-        max_train_iterations: Largest K; the model's K if left out, four times as many for `"poisson"`.
-        overwrite_output_dir: Whether to write over a model, a card or checkpoints in the output folder.
+        min_train_iterations: least K that is drawn.
+        max_train_iterations: largest K; the model's K if left out, four times as many for `"poisson"`.
+        overwrite_output_dir: whether to write over a model, a card or checkpoints in the output folder.
 
     Raises:
-        ValueError: An option has a value that is not allowed.
+        ValueError: an option has a value that is not allowed.
 
     Example:
 

@@ -26,8 +26,8 @@ class InterruptCallback(TrainerCallback):
     the same step.
 
     Attributes:
-        interrupted: Whether Ctrl-C was pressed.
-        stopped: Whether training ended early.
+        interrupted: whether Ctrl-C was pressed.
+        stopped: whether training ended early.
 
     Example:
 

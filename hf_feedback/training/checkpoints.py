@@ -38,8 +38,8 @@ def write_manifest(folder: Path, record: Record | None, patterns: Iterable[str] 
 
     Args:
         folder: A checkpoint, or the output folder of a run.
-        record: What the training depends on, see `run_record`; `None` if unknown.
-        patterns: Patterns of the files that belong to it.
+        record: what the training depends on, see `run_record`; `None` if unknown.
+        patterns: patterns of the files that belong to it.
     """
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(files)}
@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         `None` if there is no manifest.
 
     Raises:
-        ValueError: The file is damaged, or no manifest.
+        ValueError: the file is damaged, or no manifest.
     """
     file = folder / MANIFEST_NAME
     if not file.is_file():
@@ -129,9 +129,9 @@ def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | N
     """Returns what a checkpoint lacks for training to resume from it.
 
     Args:
-        folder: Folder of the checkpoint.
-        world_size: Number of processes; each has a random state of its own, where there is no manifest.
-        needs_best: Whether the best checkpoint so far has to be there too.
+        folder: folder of the checkpoint.
+        world_size: number of processes; each has a random state of its own, where there is no manifest.
+        needs_best: whether the best checkpoint so far has to be there too.
 
     Returns:
         `None` if the checkpoint is complete.
@@ -167,7 +167,7 @@ def best_checkpoint(folder: Path) -> Path | None:
     """Returns the checkpoint beside this one that was the best when this one was made; `None` if none was.
 
     Raises:
-        ValueError: The training state is none.
+        ValueError: the training state is none.
     """
     file = folder / "trainer_state.json"
     try:
@@ -198,10 +198,10 @@ def newest_checkpoint(
     """Returns the newest complete checkpoint of a run.
 
     Args:
-        folder: Output folder of the run.
-        world_size: As in `checkpoint_fault`.
-        needs_best: As in `checkpoint_fault`.
-        warn: Is called with a message about each incomplete checkpoint that is passed over.
+        folder: output folder of the run.
+        world_size: as in `checkpoint_fault`.
+        needs_best: as in `checkpoint_fault`.
+        warn: is called with a message about each incomplete checkpoint that is passed over.
 
     Returns:
         `None` if no checkpoint is complete.

@@ -15,7 +15,7 @@ def unused_parameters(trainer: Trainer) -> list[str]:
     The state of model and random numbers remains; only a data set that can be read once loses a batch.
 
     Args:
-        trainer: Trainer of the model, with its data.
+        trainer: trainer of the model, with its data.
     """
     model = cast(nn.Module, trainer.model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -36,7 +36,7 @@ def skip_unused_search(trainer: Trainer) -> None:
     sets `ddp_find_unused_parameters`.
 
     Args:
-        trainer: Trainer of the model, with its data.
+        trainer: trainer of the model, with its data.
     """
     handler = trainer.accelerator.ddp_handler
     fixed = getattr(trainer.args, "train_iterations", "fixed") == "fixed"

@@ -39,11 +39,11 @@ def load_classifier(name: str, revision: str | None = None) -> tuple[Model, PreT
     """Returns a trained text classifier and its tokenizer.
 
     Args:
-        name: Folder or hub id.
-        revision: Branch, tag or commit of the hub repository.
+        name: folder or hub id.
+        revision: branch, tag or commit of the hub repository.
 
     Raises:
-        ValueError: It is missing or damaged, is no feedback model, or was trained for another task.
+        ValueError: it is missing or damaged, is no feedback model, or was trained for another task.
     """
     config = check_source(name, revision)
     task = TEXT_TASKS.get(str(config.get("model_type")))
@@ -70,14 +70,14 @@ class TextInference:
     """A trained text classifier and a file of texts.
 
     Args:
-        model: Folder or hub id of the model.
-        file: File of the texts.
-        args: Columns, `max_length` and, with labels, metrics.
-        revision: Branch, tag or commit of the hub repository.
+        model: folder or hub id of the model.
+        file: file of the texts.
+        args: columns, `max_length` and, with labels, metrics.
+        revision: branch, tag or commit of the hub repository.
         num_iterations: K; the model's own by default.
-        halting: Options of halting by name; the model's own by default.
-        batch_size: Texts of a batch.
-        bf16: Whether to compute in bfloat16.
+        halting: options of halting by name; the model's own by default.
+        batch_size: texts of a batch.
+        bf16: whether to compute in bfloat16.
 
     Example:
 
@@ -105,7 +105,7 @@ class TextInference:
         """Returns the metrics of the model on the file, which has labels.
 
         Raises:
-            ValueError: The model, the file or a label is not as it must be.
+            ValueError: the model, the file or a label is not as it must be.
         """
         model, tokenizer = self._load_model()
         split, labels = Split(read_file(self.file), self.file), LabelSet.of_model(model)
@@ -122,14 +122,14 @@ class TextInference:
         The output appears when it is complete; a run that dies half-way leaves none.
 
         Args:
-            output: The file to write.
-            force: Whether to write over a file that exists.
+            output: the file to write.
+            force: whether to write over a file that exists.
 
         Returns:
             The number of lines.
 
         Raises:
-            ValueError: The model or the file is not as it must be.
+            ValueError: the model or the file is not as it must be.
         """
         self._check_output(output, force)
         model, tokenizer = self._load_model()

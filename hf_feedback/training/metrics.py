@@ -23,8 +23,8 @@ class MetricInfo:
     """The properties of a metric that a run uses.
 
     Args:
-        greater_is_better: Whether larger values are better; `None` if unknown.
-        hub_name: Name of the metric on the Hub, where that is another.
+        greater_is_better: whether larger values are better; `None` if unknown.
+        hub_name: name of the metric on the Hub, where that is another.
     """
 
     greater_is_better: bool | None = True
@@ -36,8 +36,8 @@ class Metric(MetricInfo):
     """A metric of classes or values; more is better.
 
     Args:
-        problem_types: Types of problem that it suits.
-        compute: Function of references and predictions.
+        problem_types: types of problem that it suits.
+        compute: function of references and predictions.
     """
 
     problem_types: tuple[ProblemType, ...]
@@ -95,7 +95,7 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     """Returns one of `METRICS` by name, or any other metric that `evaluate.load` reaches.
 
     Raises:
-        ValueError: There is no such metric, or it cannot be reached.
+        ValueError: there is no such metric, or it cannot be reached.
 
     Example:
 
@@ -137,8 +137,8 @@ def make_compute_metrics(problem_type: ProblemType, names: Sequence[str]) -> Com
     """Returns the `compute_metrics` of a Trainer: from logits and labels to metrics.
 
     Args:
-        problem_type: Type of the problem.
-        names: Names of the metrics.
+        problem_type: type of the problem.
+        names: names of the metrics.
 
     Raises:
         ValueError: A metric cannot be reached, or does not suit the problem.
@@ -166,8 +166,8 @@ def predict_labels(logits: np.ndarray, problem_type: ProblemType) -> np.ndarray:
     """Turns logits into predictions.
 
     Args:
-        logits: Outputs of a head, `(N, C)`.
-        problem_type: Type of the problem.
+        logits: outputs of a head, `(N, C)`.
+        problem_type: type of the problem.
 
     Returns:
         Class numbers `(N,)`, values `(N,)` for regression, or zeros and ones `(N, C)` for several labels.

@@ -47,9 +47,9 @@ def options_of(
     """Adds options of a config to a dataclass of arguments, with their help and true defaults.
 
     Args:
-        config_class: The config that declares them.
-        names: Which options; all by default.
-        default: What an option means that is left out, for `--help`; the default of the config by default.
+        config_class: the config that declares them.
+        names: which options; all by default.
+        default: what an option means that is left out, for `--help`; the default of the config by default.
 
     Returns:
         A class decorator, to be applied before `dataclass`.
@@ -86,7 +86,7 @@ def argument_type(option: Field) -> type:
     """Returns the type that the command line reads an option as; `str` where `parse_option` reads its text.
 
     Args:
-        option: An option of a config.
+        option: an option of a config.
     """
     if needs_none(option):
         return str
@@ -103,11 +103,11 @@ def parse_option(option: Field, value: object) -> object:
     """Returns the value of an option from its text.
 
     Args:
-        option: An option of a config.
-        value: Text from the command line; anything else is returned as it is.
+        option: an option of a config.
+        value: text from the command line; anything else is returned as it is.
 
     Raises:
-        ValueError: The text cannot be read.
+        ValueError: the text cannot be read.
     """
     members = _member_types(option)
     if not isinstance(value, str) or str in members:

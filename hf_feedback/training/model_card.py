@@ -30,13 +30,13 @@ class TaskCard:
     """The part of the model card that describes a task.
 
     Args:
-        pipeline_tag: Name of the task on the Hub.
-        model: What a model of the task is called.
-        usage: Python lines that use a model; `{model}` stands for its folder or hub id.
-        inputs: What the model reads, in the plural.
-        dataset_type: Type of a data set of such inputs that has no id on the Hub.
-        pooled: Whether a new head reads one pooled vector an input.
-        labelled: Whether the labels are classes with names.
+        pipeline_tag: name of the task on the Hub.
+        model: what a model of the task is called.
+        usage: python lines that use a model; `{model}` stands for its folder or hub id.
+        inputs: what the model reads, in the plural.
+        dataset_type: type of a data set of such inputs that has no id on the Hub.
+        pooled: whether a new head reads one pooled vector an input.
+        labelled: whether the labels are classes with names.
     """
 
     pipeline_tag: str
@@ -57,9 +57,9 @@ def pipeline_usage(task: str, call: str, options: str = "") -> str:
     """Returns the Python lines that use a model through a pipeline.
 
     Args:
-        task: Name of the pipeline.
-        call: Line that uses `answer`, the pipeline.
-        options: Further arguments of `pipeline`, after a comma.
+        task: name of the pipeline.
+        call: line that uses `answer`, the pipeline.
+        options: further arguments of `pipeline`, after a comma.
 
     Example:
 
@@ -84,12 +84,12 @@ class RunFacts:
 
     Args:
         backbone: Hub id or folder that the run started from; `None` for random weights.
-        data: Split → source and number of examples.
+        data: split → source and number of examples.
         dataset: Hub id or folder of the data; `None` for files.
-        metrics: Metrics of the run, `eval_…` and `test_…`.
-        arguments: The training arguments.
-        task: The task in words.
-        hub_metrics: Metric → its name on the Hub, where that is another.
+        metrics: metrics of the run, `eval_…` and `test_…`.
+        arguments: the training arguments.
+        task: the task in words.
+        hub_metrics: metric → its name on the Hub, where that is another.
     """
 
     backbone: str | None
@@ -273,9 +273,9 @@ def write_model_card(folder: Path, config: FeedbackConfig | FNNConfig, facts: Ru
     """Writes the card as `README.md` beside the model.
 
     Args:
-        folder: Folder of the model.
-        config: Config of the model.
-        facts: The facts of its training run.
+        folder: folder of the model.
+        config: config of the model.
+        facts: the facts of its training run.
 
     Returns:
         The file.

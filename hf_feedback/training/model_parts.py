@@ -10,10 +10,10 @@ def feedback_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel]:
     """Returns the feedback model inside whatever wraps it (DDP, PEFT, …), after the prefix of its parameter names.
 
     Args:
-        model: The model, wrapped or not.
+        model: the model, wrapped or not.
 
     Raises:
-        ValueError: There is none, or one without a backbone.
+        ValueError: there is none, or one without a backbone.
     """
     prefix, core = any_model_in(model)
     if isinstance(core, FNNPreTrainedModel):
@@ -25,10 +25,10 @@ def any_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel | FNNPr
     """As `feedback_model_in`, also for the networks that are trained from scratch.
 
     Args:
-        model: The model, wrapped or not.
+        model: the model, wrapped or not.
 
     Raises:
-        ValueError: There is none.
+        ValueError: there is none.
     """
     for name, module in model.named_modules():
         if isinstance(module, FeedbackPreTrainedModel | FNNPreTrainedModel):

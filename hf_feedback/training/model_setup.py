@@ -36,14 +36,14 @@ def load_tokenizer(
     transformers makes up an empty one where there is none; that is refused.
 
     Args:
-        name: Folder or hub id.
-        revision: Branch, tag or commit of the hub repository.
-        of_words: Whether it has to read lists of words and return the positions of its tokens in a text.
-        option: Option that the name comes from, for messages.
+        name: folder or hub id.
+        revision: branch, tag or commit of the hub repository.
+        of_words: whether it has to read lists of words and return the positions of its tokens in a text.
+        option: option that the name comes from, for messages.
 
     Raises:
-        ValueError: There is no tokenizer, or it does not do that.
-        OSError: The folder or repository is missing.
+        ValueError: there is no tokenizer, or it does not do that.
+        OSError: the folder or repository is missing.
     """
     tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision))
     if of_words and getattr(tokenizer, "add_prefix_space", None) is False:  # else the first piece of a word is another
@@ -63,13 +63,13 @@ def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase
     """Returns how many tokens a text may have.
 
     Args:
-        requested: The option, if it is given; else the length of training, which the tokenizer keeps, or what
+        requested: the option, if it is given; else the length of training, which the tokenizer keeps, or what
             tokenizer and model read.
-        tokenizer: Tokenizer of the model.
-        model: The model.
+        tokenizer: tokenizer of the model.
+        model: the model.
 
     Raises:
-        ValueError: The model does not read so many tokens, or nothing but special tokens would be left.
+        ValueError: the model does not read so many tokens, or nothing but special tokens would be left.
     """
     cutting = model.cutting if isinstance(model, FeedbackPreTrainedModel) else None
     longest = cutting.longest if cutting else max_positions(model, getattr(model.config, "text_config", None))
@@ -90,14 +90,14 @@ def make_model(
     """Returns the model to train: a feedback model to train further, or a backbone with fresh feedback.
 
     Args:
-        model_class: Class of the task.
-        args: Which model, and its options. A feedback model takes those that may change after training.
-        labels: Labels of the data; a trained head has to have them. `None` for tasks without labels.
-        config_overrides: As in `from_backbone`.
+        model_class: class of the task.
+        args: which model, and its options. A feedback model takes those that may change after training.
+        labels: labels of the data; a trained head has to have them. `None` for tasks without labels.
+        config_overrides: as in `from_backbone`.
 
     Raises:
-        ValueError: An option or a label does not fit the model.
-        OSError: The model is missing or damaged.
+        ValueError: an option or a label does not fit the model.
+        OSError: the model is missing or damaged.
     """
     hub, config = hub_options(args.revision), read_config(args.model, args.revision)
     options = args.config_options()
@@ -122,11 +122,11 @@ def new_network(args: FNNArguments, labels: LabelSet) -> tuple[PreTrainedTokeniz
     """Returns a tokenizer, and a feedback network with random weights.
 
     Args:
-        args: The tokenizer and the options of the network.
-        labels: Labels of the data.
+        args: the tokenizer and the options of the network.
+        labels: labels of the data.
 
     Raises:
-        ValueError: An option has a value that is not allowed, or the tokenizer is missing.
+        ValueError: an option has a value that is not allowed, or the tokenizer is missing.
     """
     try:
         tokenizer = load_tokenizer(args.tokenizer, args.revision, option="tokenizer")
@@ -148,12 +148,12 @@ def trained_network(
     """Returns a tokenizer, and its feedback network to train further.
 
     Args:
-        args: Which model; only its K can be changed.
-        labels: Labels of the data.
+        args: which model; only its K can be changed.
+        labels: labels of the data.
 
     Raises:
-        ValueError: Another option is given, or the labels are others.
-        OSError: The model is damaged.
+        ValueError: another option is given, or the labels are others.
+        OSError: the model is damaged.
     """
     model = FNNForSequenceClassification.from_pretrained(args.model, **hub_options(args.revision))
     for option, value in args.config_options().items():
@@ -180,12 +180,12 @@ def set_options(model: PreTrainedModel, source: str, options: Options) -> None:
     """Sets options that a trained model may still change.
 
     Args:
-        model: The model.
-        source: Its folder or hub id, for messages.
-        options: Values by name.
+        model: the model.
+        source: its folder or hub id, for messages.
+        options: values by name.
 
     Raises:
-        ValueError: The model has no such options, or they contradict others.
+        ValueError: the model has no such options, or they contradict others.
     """
     if not isinstance(model.config, FeedbackConfig):
         raise ValueError(f"`{next(iter(options))}`: {source} has no pretrained backbone; leave the option out.")
@@ -218,12 +218,12 @@ def check_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
     """Refuses labels of the data that a trained head does not have.
 
     Args:
-        model: The model.
-        source: Its folder or hub id, for the message.
-        labels: Labels of the data.
+        model: the model.
+        source: its folder or hub id, for the message.
+        labels: labels of the data.
 
     Raises:
-        ValueError: The head was trained for others.
+        ValueError: the head was trained for others.
     """
     trained = LabelSet.of_model(model)
     if trained.problem_type != labels.problem_type or not labels.numbers.keys() <= trained.numbers.keys():
@@ -237,11 +237,11 @@ def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBa
     """Gives model and tokenizer the same padding token: the end of text where a decoder has none.
 
     Args:
-        model: The model.
-        tokenizer: Its tokenizer.
+        model: the model.
+        tokenizer: its tokenizer.
 
     Raises:
-        ValueError: The tokenizer has more tokens than the model has embeddings.
+        ValueError: the tokenizer has more tokens than the model has embeddings.
     """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -20,7 +20,7 @@ def hub_options(revision: str | None) -> HubOptions:
     """Returns how the commands load from a folder or the Hub: they never run code that is stored there.
 
     Args:
-        revision: Branch, tag or commit of the hub repository.
+        revision: branch, tag or commit of the hub repository.
 
     Example:
 
@@ -40,11 +40,11 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     """Returns the config in a folder or hub repository.
 
     Args:
-        name: Folder or hub id.
-        revision: Branch, tag or commit of the hub repository.
+        name: folder or hub id.
+        revision: branch, tag or commit of the hub repository.
 
     Raises:
-        ValueError: There is none.
+        ValueError: there is none.
     """
     try:
         return PreTrainedConfig.get_config_dict(name, **hub_options(revision))[0]
@@ -61,14 +61,14 @@ def check_source(name: str, revision: str | None = None) -> dict[str, Any]:
     """Refuses a model that is missing, or whose folder has a damaged file.
 
     Args:
-        name: Folder or hub id.
-        revision: Branch, tag or commit of the hub repository.
+        name: folder or hub id.
+        revision: branch, tag or commit of the hub repository.
 
     Returns:
         Its config.
 
     Raises:
-        ValueError: There is no model, or a file is damaged.
+        ValueError: there is no model, or a file is damaged.
     """
     if Path(name).is_dir() and (fault := find_damaged_file(Path(name), MODEL_FILES)) is not None:
         raise ValueError(f"`model`: {fault} in {name}; copy or download it again.")

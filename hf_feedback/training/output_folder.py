@@ -26,11 +26,11 @@ def check_writable(folder: str, option: str = "output_dir") -> None:
     """Refuses, before any work is done, a folder that cannot be written to; it is made where it is missing.
 
     Args:
-        folder: Path of the folder.
-        option: Option that it comes from, for the message.
+        folder: path of the folder.
+        option: option that it comes from, for the message.
 
     Raises:
-        ValueError: The folder cannot be made or written to.
+        ValueError: the folder cannot be made or written to.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -46,11 +46,11 @@ def check_nothing_is_lost(folder: Path, checkpoints: bool = True) -> None:
     Files that an earlier run left while it wrote its results do not count.
 
     Args:
-        folder: Output folder.
-        checkpoints: Whether checkpoints count.
+        folder: output folder.
+        checkpoints: whether checkpoints count.
 
     Raises:
-        ValueError: There are such files.
+        ValueError: there are such files.
     """
     results = [file for pattern in WRITTEN_FILES for file in sorted(folder.glob(pattern))]
     files = [*(checkpoints_in(folder) if checkpoints else []), *results]

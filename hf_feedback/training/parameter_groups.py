@@ -26,7 +26,7 @@ def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> l
         The names of the parameters that this call freezes.
 
     Raises:
-        ValueError: An item of `freeze` matches no parameter.
+        ValueError: an item of `freeze` matches no parameter.
 
     Example:
 
@@ -79,12 +79,12 @@ class LearningRates:
     """The rate of each parameter.
 
     Args:
-        learning_rate: Rate of every part that has none of its own.
-        backbone_lr: Rate of the backbone's last layer.
-        feedback_lr: Rate of the feedback.
-        head_lr: Rate of the head.
-        layer_lr_decay: Factor in (0, 1] from one layer to the one below.
-        mapping: Regular expression over parameter names → rate; the first that matches counts.
+        learning_rate: rate of every part that has none of its own.
+        backbone_lr: rate of the backbone's last layer.
+        feedback_lr: rate of the feedback.
+        head_lr: rate of the head.
+        layer_lr_decay: factor in (0, 1] from one layer to the one below.
+        mapping: regular expression over parameter names → rate; the first that matches counts.
 
     Raises:
         ValueError: A rate is not allowed.
@@ -161,13 +161,13 @@ def parameter_groups(
 
     Args:
         model: A feedback model, wrapped or not.
-        learning_rate: Rate of every part that has none of its own.
-        weight_decay: Decoupled weight decay of matrices.
-        backbone_lr: Rate of the backbone's last layer; `learning_rate` by default.
-        feedback_lr: Rate of the feedback; `learning_rate` by default.
-        head_lr: Rate of the head; `learning_rate` by default.
-        layer_lr_decay: Factor in (0, 1] from one layer to the one below.
-        learning_rate_mapping: Regular expression over parameter names → rate; the first that matches counts.
+        learning_rate: rate of every part that has none of its own.
+        weight_decay: decoupled weight decay of matrices.
+        backbone_lr: rate of the backbone's last layer; `learning_rate` by default.
+        feedback_lr: rate of the feedback; `learning_rate` by default.
+        head_lr: rate of the head; `learning_rate` by default.
+        layer_lr_decay: factor in (0, 1] from one layer to the one below.
+        learning_rate_mapping: regular expression over parameter names → rate; the first that matches counts.
 
     Returns:
         Dicts with `params`, `lr`, `weight_decay` and `name`.

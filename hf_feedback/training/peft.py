@@ -88,16 +88,16 @@ def from_peft(
     """Adds fresh feedback to a backbone that has PEFT adapters; they keep their values and train beside it.
 
     Args:
-        feedback_class: Class of the feedback model to make.
+        feedback_class: class of the feedback model to make.
         peft_model: A backbone or task model with one adapter, such as LoRA. It is taken apart: use the result instead.
-        **options: As in `from_backbone`.
+        **options: as in `from_backbone`.
 
     Returns:
         The feedback model, wrapped by PEFT again: to be trained, saved, loaded and merged by PEFT's own methods. In
         evaluation mode it starts out as exact as the adapted backbone.
 
     Raises:
-        ValueError: The adapters are prompts or prefixes, there are several of them, they changed the weights beneath
+        ValueError: the adapters are prompts or prefixes, there are several of them, they changed the weights beneath
             them (PiSSA and the like), or an option is not allowed; `peft_model` is then as it was.
 
     Example:
@@ -157,10 +157,10 @@ def _adapt_config(config: Any, new_names: dict[str, str], options: dict[str, Any
     """A copy of an adapter's config for a feedback model.
 
     Args:
-        config: Config of the adapter.
-        new_names: Old name → new name of each layer with an adapter.
-        options: Those of `peft_options`.
-        saved_names: New names of the modules that the adapter trains in full.
+        config: config of the adapter.
+        new_names: old name → new name of each layer with an adapter.
+        options: those of `peft_options`.
+        saved_names: new names of the modules that the adapter trains in full.
     """
     config = copy.deepcopy(config)
     for key in ("target_modules", "feedforward_modules"):

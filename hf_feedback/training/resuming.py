@@ -44,10 +44,10 @@ def prepare_run(args: FeedbackTrainingArguments) -> None:
     """Checks the output folder and sets the seed, before data and model are made.
 
     Args:
-        args: The training arguments.
+        args: the training arguments.
 
     Raises:
-        ValueError: The folder cannot be written to, or a run that starts would write over files.
+        ValueError: the folder cannot be written to, or a run that starts would write over files.
     """
     folder = Path(str(args.output_dir))
     check_writable(str(folder))
@@ -70,15 +70,15 @@ def checkpoint_to_resume(args: FeedbackTrainingArguments, config: OptionsConfig,
     """Returns the checkpoint to resume from.
 
     Args:
-        args: The training arguments.
-        config: Config of the model.
-        record: What the run depends on.
+        args: the training arguments.
+        config: config of the model.
+        record: what the run depends on.
 
     Returns:
         `None` to start from the beginning.
 
     Raises:
-        ValueError: The checkpoint that is named is not complete, it was made with other options, or there is none and
+        ValueError: the checkpoint that is named is not complete, it was made with other options, or there is none and
             starting would write over other files.
     """
     checkpoint = named_checkpoint(args)

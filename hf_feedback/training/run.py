@@ -39,15 +39,15 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     A run that is finished is not trained again when it is resumed; its metrics are returned.
 
     Args:
-        task: Model, processor and encoded data.
+        task: model, processor and encoded data.
         base_model: Hub id or folder that the model started from, for the card; `None` for random weights.
-        args: The training arguments; everything is saved in `args.output_dir`.
+        args: the training arguments; everything is saved in `args.output_dir`.
 
     Returns:
         The metrics by name: `train_…`, `eval_…` (validation) and `test_…`.
 
     Raises:
-        ValueError: An option has a value that is not allowed.
+        ValueError: an option has a value that is not allowed.
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
     folder = Path(str(args.output_dir))
@@ -155,9 +155,9 @@ def keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, Metri
     The first metric chooses, if it is known whether more of it is better, else the loss does.
 
     Args:
-        args: The training arguments, changed in place.
-        metrics: Metrics of the task by name.
-        validated: Whether there is a validation split.
+        args: the training arguments, changed in place.
+        metrics: metrics of the task by name.
+        validated: whether there is a validation split.
 
     Raises:
         ValueError: `metric_for_best_model` is no metric of the task.

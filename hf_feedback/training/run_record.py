@@ -35,10 +35,10 @@ def run_record(
     """Returns what a run depends on by name, as JSON values.
 
     Args:
-        args: The training arguments.
-        config: Config of the model.
-        splits: Encoded rows to train on and, where they choose the best epoch, to validate on.
-        collator: Collator of the batches; its numbers and texts count, such as how many tokens it masks.
+        args: the training arguments.
+        config: config of the model.
+        splits: encoded rows to train on and, where they choose the best epoch, to validate on.
+        collator: collator of the batches; its numbers and texts count, such as how many tokens it masks.
     """
     options = {name: value for name, value in args.to_dict().items() if not name.startswith(HARMLESS_OPTIONS)}
     plain = {name: value for name, value in vars(collator).items() if isinstance(value, int | float | str)}
@@ -88,8 +88,8 @@ def describe_differences(before: Record, now: Record) -> dict[str, str]:
     """Compares the values that two records share.
 
     Args:
-        before: Record of the run that resumes.
-        now: Record of the run as it is asked for now.
+        before: record of the run that resumes.
+        now: record of the run as it is asked for now.
 
     Returns:
         Name → both values in words, for each name whose values differ.

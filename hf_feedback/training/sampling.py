@@ -12,9 +12,9 @@ class IterationRange:
     """The iterations that a training step may take.
 
     Args:
-        minimum: Least K.
-        mean: The model's own K.
-        maximum: Largest K.
+        minimum: least K.
+        mean: the model's own K.
+        maximum: largest K.
     """
 
     minimum: int
@@ -38,9 +38,9 @@ class IterationRule(ABC):
         """Returns the K of one step.
 
         Args:
-            limits: The iterations to choose from.
-            generator: Source of random numbers of this step.
-            progress: Part of the training that is done, from 0 to 1.
+            limits: the iterations to choose from.
+            generator: source of random numbers of this step.
+            progress: part of the training that is done, from 0 to 1.
         """
 
 
@@ -98,13 +98,13 @@ def iteration_range(rule: str, minimum: int, mean: int, maximum: int | None = No
     """Returns the iterations that a rule chooses from.
 
     Args:
-        rule: Key of `ITERATION_RULES`.
-        minimum: Least K.
-        mean: The model's own K.
-        maximum: Largest K; left out, the rule's default.
+        rule: key of `ITERATION_RULES`.
+        minimum: least K.
+        mean: the model's own K.
+        maximum: largest K; left out, the rule's default.
 
     Raises:
-        ValueError: The limits contradict each other, or leave nothing to choose.
+        ValueError: the limits contradict each other, or leave nothing to choose.
 
     Example:
 
@@ -133,11 +133,11 @@ def draw_iterations(rule: str, limits: IterationRange, seed: int, step: int, pro
     """Returns the K of one optimizer step. It depends on seed and step alone: every process draws the same.
 
     Args:
-        rule: Key of `ITERATION_RULES`.
-        limits: The iterations to choose from.
-        seed: Seed of the training.
-        step: Number of the optimizer step.
-        progress: Part of the training that is done, from 0 to 1.
+        rule: key of `ITERATION_RULES`.
+        limits: the iterations to choose from.
+        seed: seed of the training.
+        step: number of the optimizer step.
+        progress: part of the training that is done, from 0 to 1.
 
     Example:
 

@@ -31,12 +31,12 @@ class FeedbackTrainer(Trainer):
 
     Args:
         model: A feedback model, also one wrapped by PEFT.
-        args: The training arguments.
-        **kwargs: As in `transformers.Trainer`.
+        args: the training arguments.
+        **kwargs: as in `transformers.Trainer`.
 
     Attributes:
-        card_facts: Facts of the run for the model card; `None` for the card of transformers.
-        run_record: What the training depends on, for the manifest of each checkpoint.
+        card_facts: facts of the run for the model card; `None` for the card of transformers.
+        run_record: what the training depends on, for the manifest of each checkpoint.
 
     Raises:
         ValueError: A part or pattern matches no parameter, or the loss leaves out what the model adds to its own.
@@ -105,7 +105,7 @@ class FeedbackTrainer(Trainer):
         feedback is frozen while training lasts.
 
         Raises:
-            ValueError: No checkpoint is complete.
+            ValueError: no checkpoint is complete.
         """
         if resume_from_checkpoint is True:
             folder = Path(str(self.args.output_dir))
@@ -221,7 +221,7 @@ class FeedbackTrainer(Trainer):
         """Loads the state that training ends with, if this checkpoint was written after its last step.
 
         Args:
-            checkpoint: Folder of the checkpoint.
+            checkpoint: folder of the checkpoint.
 
         Returns:
             `False` if steps are left to train; nothing is loaded then.
@@ -259,7 +259,7 @@ class FeedbackTrainer(Trainer):
         """As in transformers.
 
         Raises:
-            ValueError: The schedule does not take the options in `args.lr_scheduler_kwargs`.
+            ValueError: the schedule does not take the options in `args.lr_scheduler_kwargs`.
         """
         try:
             return super().create_scheduler(num_training_steps, optimizer)

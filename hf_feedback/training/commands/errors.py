@@ -42,8 +42,8 @@ def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str
     """Runs a command and returns its exit status: 2 where its input is wrong, 130 where Ctrl-C ended it.
 
     Args:
-        command: Returns the exit status.
-        arguments: As on the command line.
+        command: returns the exit status.
+        arguments: as on the command line.
     """
     try:
         return command(arguments)

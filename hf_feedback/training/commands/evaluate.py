@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback evaluate` and returns the exit status.
 
     Args:
-        arguments: Those after the name of the command.
+        arguments: those after the name of the command.
     """
     parser = OptionParser((InferenceArguments, HaltingArguments, LabelArguments), prog="hf-feedback evaluate")
     args, halting, label_args = parser.parse(arguments)

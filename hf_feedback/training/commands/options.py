@@ -47,13 +47,13 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
     What has a structure becomes JSON, null is left out.
 
     Args:
-        arguments: As on the command line.
+        arguments: as on the command line.
 
     Returns:
         The options of the file, and all other arguments after them.
 
     Raises:
-        ValueError: The file cannot be read, or holds something else.
+        ValueError: the file cannot be read, or holds something else.
 
     Example:
 
@@ -107,9 +107,9 @@ class OptionParser(HfArgumentParser):
     """Parses options into dataclasses; errors are one line that names the option.
 
     Args:
-        dataclass_types: Dataclasses of the options.
-        prog: Name of the program.
-        description: Description of the program.
+        dataclass_types: dataclasses of the options.
+        prog: name of the program.
+        description: description of the program.
 
     Example:
 
@@ -136,10 +136,10 @@ class OptionParser(HfArgumentParser):
         """Returns one instance of every dataclass.
 
         Args:
-            arguments: As on the command line.
+            arguments: as on the command line.
 
         Raises:
-            ValueError: An option is unknown, missing or has a wrong value.
+            ValueError: an option is unknown, missing or has a wrong value.
         """
         *parts, rest = self.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
         if rest:

@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback predict` and returns the exit status.
 
     Args:
-        arguments: Those after the name of the command.
+        arguments: those after the name of the command.
     """
     parts = (InferenceArguments, HaltingArguments, TextArguments, OutputArguments)
     args, halting, text_args, output = OptionParser(parts, prog="hf-feedback predict").parse(arguments)

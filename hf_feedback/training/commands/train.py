@@ -46,16 +46,16 @@ def parse_training(
     """Parses the options of a training run.
 
     Args:
-        arguments: As on the command line, without a file of options.
-        task: The task.
-        prog: Name of the program, for `--help`.
-        description: Description of the program, for `--help`.
+        arguments: as on the command line, without a file of options.
+        task: the task.
+        prog: name of the program, for `--help`.
+        description: description of the program, for `--help`.
 
     Returns:
         The task with its options, and the training arguments; what is left out has the defaults of the command.
 
     Raises:
-        ValueError: An option is unknown, missing or has a wrong value.
+        ValueError: an option is unknown, missing or has a wrong value.
     """
     parts = (task.model_arguments, task.data_arguments, FeedbackTrainingArguments)
     parser = OptionParser(parts, prog=prog, description=description)
@@ -86,16 +86,16 @@ def run_training(
     """Trains a model with the options of a command and prints the metrics.
 
     Args:
-        arguments: As on the command line, without a file of options.
-        task_class: The task.
-        prog: Name of the program, for `--help`.
-        description: Description of the program, for `--help`.
+        arguments: as on the command line, without a file of options.
+        task_class: the task.
+        prog: name of the program, for `--help`.
+        description: description of the program, for `--help`.
 
     Returns:
         The exit status.
 
     Raises:
-        ValueError: An option, a file or a label is not as it must be.
+        ValueError: an option, a file or a label is not as it must be.
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
     task, args = parse_training(arguments, task_class, prog, description)
@@ -118,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback train` and returns the exit status.
 
     Args:
-        arguments: Those after the name of the command.
+        arguments: those after the name of the command.
     """
     arguments = options_from_file(arguments)
     task = NetworkTextClassification if _is_given(arguments, "--fnn") else TextClassification
@@ -131,9 +131,9 @@ def run_script(
     """Runs a training script and returns its exit status; wrong input is one line on stderr.
 
     Args:
-        task: The task.
-        description: Docstring of the script, for `--help`.
-        arguments: Those of the command line by default.
+        task: the task.
+        description: docstring of the script, for `--help`.
+        arguments: those of the command line by default.
     """
 
     def command(parts: Sequence[str]) -> int:

@@ -23,9 +23,9 @@ def answer_tokens(offsets: Sequence[Sequence[int]], start: int, end: int) -> tup
     """Returns the first and the last token of an answer.
 
     Args:
-        offsets: First and last character (exclusive) of every token in the text; `OUTSIDE` for other tokens.
-        start: First character of the answer.
-        end: Last character of the answer, exclusive.
+        offsets: first and last character (exclusive) of every token in the text; `OUTSIDE` for other tokens.
+        start: first character of the answer.
+        end: last character of the answer, exclusive.
 
     Returns:
         `None` where the window does not hold the whole answer.
@@ -50,8 +50,8 @@ class WindowEncoder:
 
     Args:
         tokenizer: A fast one that pads to the right.
-        max_length: Tokens of a window, the question included.
-        stride: Tokens of the text that a window shares with the one before.
+        max_length: tokens of a window, the question included.
+        stride: tokens of the text that a window shares with the one before.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> None:
@@ -61,7 +61,7 @@ class WindowEncoder:
         """Encodes rows of `question`, `context` and `answers` (`text`, `answer_start`).
 
         Args:
-            split: The rows.
+            split: the rows.
 
         Returns:
             Windows with `start_positions` and `end_positions` of the first answer, both at the first token (CLS) where
@@ -142,12 +142,12 @@ def best_answers(
     """Returns the best answer to every question over all its windows.
 
     Args:
-        start: Logits of the first token, `(windows, T)`.
-        end: Logits of the last token, `(windows, T)`.
-        windows: Windows of a `WindowEncoder`.
-        contexts: The texts, one a question.
-        max_answer_length: Tokens of an answer at most.
-        may_be_empty: Whether a question may have no answer; it has none where every window prefers CLS.
+        start: logits of the first token, `(windows, T)`.
+        end: logits of the last token, `(windows, T)`.
+        windows: windows of a `WindowEncoder`.
+        contexts: the texts, one a question.
+        max_answer_length: tokens of an answer at most.
+        may_be_empty: whether a question may have no answer; it has none where every window prefers CLS.
     """
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(contexts)
     null_scores = [np.inf] * len(contexts)
@@ -204,8 +204,8 @@ def answer_scores(references: Sequence[Sequence[str]], predictions: Sequence[str
     """Returns the means (0 to 1) of exact match and F1.
 
     Args:
-        references: The right answers to each question, of which the best fit counts; none where there is no answer.
-        predictions: One answer a question.
+        references: the right answers to each question, of which the best fit counts; none where there is no answer.
+        predictions: one answer a question.
 
     Example:
 

@@ -25,9 +25,9 @@ class Columns:
     """The columns of texts and labels.
 
     Args:
-        text: Column of the texts.
-        text_pair: Column of the second texts, for pairs.
-        label: Column of the labels.
+        text: column of the texts.
+        text_pair: column of the second texts, for pairs.
+        label: column of the labels.
 
     Example:
 
@@ -55,7 +55,7 @@ class Columns:
         """Returns the columns that a model was trained on, `None` if unknown.
 
         Raises:
-            ValueError: The config holds something else instead of them.
+            ValueError: the config holds something else instead of them.
         """
         stored = getattr(config, "data_columns", None)
         if stored is None:
@@ -73,14 +73,14 @@ def check_column(column: str, names: Sequence[str], source: str, option: str | N
     """Refuses a column that a data set does not have.
 
     Args:
-        column: Name of the column.
-        names: Names of all columns of the data set.
-        source: The data set, for the message.
-        option: Option that the name comes from, with its dashes or underscores.
-        reason: Why the column is read, to follow its name.
+        column: name of the column.
+        names: names of all columns of the data set.
+        source: the data set, for the message.
+        option: option that the name comes from, with its dashes or underscores.
+        reason: why the column is read, to follow its name.
 
     Raises:
-        ValueError: The column is missing; the message lists all columns.
+        ValueError: the column is missing; the message lists all columns.
     """
     if column not in names:
         prefix = source if option is None else f"`{option}`"
@@ -91,9 +91,9 @@ def check_rows(split: Split, columns: Sequence[str], find_fault: Callable[..., s
     """Looks through all rows before any work is done.
 
     Args:
-        split: The rows.
-        columns: Columns that the task needs.
-        find_fault: Is called with the values of these columns in a row; returns what is wrong with them, `None` if
+        split: the rows.
+        columns: columns that the task needs.
+        find_fault: is called with the values of these columns in a row; returns what is wrong with them, `None` if
             nothing is.
 
     Raises:
@@ -119,13 +119,13 @@ def find_columns(
     """Chooses the columns of texts and labels: by option, else as in training, else by their usual names.
 
     Args:
-        names: Names of all columns.
-        source: The data set, for messages.
-        text: Column of the texts, if an option names it.
-        text_pair: Column of the second texts, if an option names it.
-        label: Column of the labels, if an option names it.
-        needs_label: Whether there has to be a column of labels.
-        trained: The columns of training.
+        names: names of all columns.
+        source: the data set, for messages.
+        text: column of the texts, if an option names it.
+        text_pair: column of the second texts, if an option names it.
+        label: column of the labels, if an option names it.
+        needs_label: whether there has to be a column of labels.
+        trained: the columns of training.
 
     Raises:
         ValueError: A column is missing or cannot be chosen; the message lists all columns.

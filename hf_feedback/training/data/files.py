@@ -24,13 +24,13 @@ def read_file(file: str | Path) -> Dataset:
     Cells of CSV and TSV files are kept as text, `007`, `NA` and `None` too.
 
     Args:
-        file: Path of the file; its suffix decides how it is read.
+        file: path of the file; its suffix decides how it is read.
 
     Returns:
         The rows.
 
     Raises:
-        ValueError: The file is missing, empty, of an unknown type or cannot be read.
+        ValueError: the file is missing, empty, of an unknown type or cannot be read.
 
     Example:
 
@@ -62,7 +62,7 @@ def read_text(path: Path) -> str:
     """Returns the text of a file.
 
     Raises:
-        ValueError: The file is not UTF-8; the message names the line.
+        ValueError: the file is not UTF-8; the message names the line.
     """
     content = path.read_bytes()
     try:

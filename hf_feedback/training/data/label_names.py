@@ -45,10 +45,10 @@ def normalize_labels(
     """Returns the labels of rows by `label_name`: one a row, or a list of them; a missing one is `None`.
 
     Args:
-        values: Cells of the column.
-        column: Name of the column, for messages.
-        source: Data set of the column, for messages.
-        allow_lists_in_text: Whether a text such as "['late', 'lost']" is a list of labels, and not the name of one.
+        values: cells of the column.
+        column: name of the column, for messages.
+        source: data set of the column, for messages.
+        allow_lists_in_text: whether a text such as "['late', 'lost']" is a list of labels, and not the name of one.
 
     Raises:
         ValueError: A cell is neither a label nor a list of labels; the message names its row.

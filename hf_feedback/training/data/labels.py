@@ -34,8 +34,8 @@ class LabelSet:
     """The labels of a task and their numbers.
 
     Args:
-        problem_type: Type of the problem, as in transformers.
-        names: The classes in the order of their numbers; empty for regression.
+        problem_type: type of the problem, as in transformers.
+        names: the classes in the order of their numbers; empty for regression.
 
     Example:
 
@@ -91,10 +91,10 @@ class LabelSet:
         Lists mean several labels at once, numbers that are not whole mean regression, anything else means classes.
 
         Args:
-            data: The training rows.
-            column: Column of the labels.
-            source: Data set, for messages.
-            problem_type: Type of the problem, instead of the one that the labels suggest.
+            data: the training rows.
+            column: column of the labels.
+            source: data set, for messages.
+            problem_type: type of the problem, instead of the one that the labels suggest.
 
         Raises:
             ValueError: A label is missing, or there are fewer than two classes.
@@ -122,9 +122,9 @@ class LabelSet:
         """Returns the numbers of labels.
 
         Args:
-            values: Cells of the column.
-            column: Name of the column, for messages.
-            source: Data set, for messages.
+            values: cells of the column.
+            column: name of the column, for messages.
+            source: data set, for messages.
 
         Returns:
             One class number a row; for regression one value a row; for several labels a list of zeros and ones.
@@ -220,7 +220,7 @@ def label_numbers(split: Split, column: str, labels: LabelSet) -> list[int] | li
     """Returns the numbers of the labels in a column, see `LabelSet.encode`.
 
     Raises:
-        ValueError: There is no such column, or a label is missing or unknown.
+        ValueError: there is no such column, or a label is missing or unknown.
     """
     check_column(column, split.data.column_names, split.source, "label_column")
     return labels.encode(label_cells(split.data, column), column, split.source)
@@ -230,7 +230,7 @@ def single_label_set(split: Split, column: str) -> LabelSet:
     """Returns the classes of a column that holds one label a row.
 
     Raises:
-        ValueError: There is no such column, a label is missing, or there are fewer than two classes.
+        ValueError: there is no such column, a label is missing, or there are fewer than two classes.
     """
     check_column(column, split.data.column_names, split.source, "label_column")
     return LabelSet.of(split.data, column, split.source, SINGLE_LABEL)

@@ -42,11 +42,11 @@ def read_media(file: str, folder_type: Literal["imagefolder", "audiofolder"]) ->
     """Reads a parquet file, or a folder with one folder of files a class.
 
     Args:
-        file: Path of either.
-        folder_type: Type of folder, as `datasets` names it.
+        file: path of either.
+        folder_type: type of folder, as `datasets` names it.
 
     Raises:
-        ValueError: The file is missing or cannot be read.
+        ValueError: the file is missing or cannot be read.
     """
     if not Path(file).is_dir():
         return read_file(file)
@@ -67,16 +67,16 @@ def check_media(split: Split, column: str, feature: Image | Audio, decode: Calla
     """Casts a column to cells of bytes and paths, and decodes each of them once.
 
     Args:
-        split: The rows.
-        column: Column of the images or recordings.
+        split: the rows.
+        column: column of the images or recordings.
         feature: `Image(decode=False)` or `Audio(decode=False)`.
-        decode: Raises where the bytes are no image or recording.
+        decode: raises where the bytes are no image or recording.
 
     Returns:
         The split with that column as `MediaCell`s.
 
     Raises:
-        ValueError: The column is missing or holds something else, or a row cannot be decoded.
+        ValueError: the column is missing or holds something else, or a row cannot be decoded.
     """
 
     def find_fault(cell: MediaCell | None) -> str | None:
@@ -103,8 +103,8 @@ def read_bytes(cell: MediaCell | None) -> bytes:
     """Returns the bytes of the file that a cell holds or names.
 
     Raises:
-        ValueError: The cell is empty.
-        OSError: The file is missing.
+        ValueError: the cell is empty.
+        OSError: the file is missing.
     """
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("there is nothing")
@@ -115,14 +115,14 @@ def read_wave(content: bytes, sampling_rate: int | None = None) -> np.ndarray:
     """Decodes a WAV file.
 
     Args:
-        content: Bytes of the file.
-        sampling_rate: Samples a second of the result; those of the file by default.
+        content: bytes of the file.
+        sampling_rate: samples a second of the result; those of the file by default.
 
     Returns:
         The wave `(samples,)` between −1 and 1, its channels averaged.
 
     Raises:
-        ValueError: The bytes are no WAV file, or have no samples.
+        ValueError: the bytes are no WAV file, or have no samples.
     """
     rate, samples = wavfile.read(BytesIO(content))
     if len(samples) == 0:

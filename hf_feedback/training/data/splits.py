@@ -28,8 +28,8 @@ class Split:
     """The rows of one split.
 
     Args:
-        data: The rows as they were read.
-        source: File or data set that they come from, for messages and the model card.
+        data: the rows as they were read.
+        source: file or data set that they come from, for messages and the model card.
     """
 
     data: Dataset
@@ -40,14 +40,14 @@ def read_splits(args: FileArguments, read: Callable[[str], Dataset] = read_file)
     """Reads the files of a run.
 
     Args:
-        args: Their paths.
-        read: Reads one file.
+        args: their paths.
+        read: reads one file.
 
     Returns:
         The splits by name: `train`, `validation`, `test`.
 
     Raises:
-        ValueError: There is no file to train on, or one cannot be read.
+        ValueError: there is no file to train on, or one cannot be read.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     if args.train_file is None:
@@ -60,13 +60,13 @@ def load_hub_splits(name: str, configuration: str | None) -> dict[str, Split]:
 
     Args:
         name: Hub id or folder of the data set.
-        configuration: Which of its configurations.
+        configuration: which of its configurations.
 
     Returns:
         The splits by name.
 
     Raises:
-        ValueError: The data set cannot be read, or has no split to train on.
+        ValueError: the data set cannot be read, or has no split to train on.
     """
     try:
         loaded = load_dataset(name, configuration)

@@ -21,10 +21,10 @@ def texts_of(cells: Sequence[object], column: str, source: str, first_row: int =
     """Returns the texts of cells: numbers, dates and truth values as JSON spells them, `None` for a gap.
 
     Args:
-        cells: Cells of one column.
-        column: Name of the column, for messages.
-        source: Data set of the column, for messages.
-        first_row: Row of the first cell, counted from 0.
+        cells: cells of one column.
+        column: name of the column, for messages.
+        source: data set of the column, for messages.
+        first_row: row of the first cell, counted from 0.
 
     Raises:
         ValueError: A cell holds something else; the message names its row.
@@ -65,11 +65,11 @@ def encode_texts(
     Texts that are cut and texts that are empty are counted in a warning. An empty text remains as its special tokens.
 
     Args:
-        split: The rows.
-        columns: Columns of the texts and labels.
-        tokenizer: Tokenizer of the model.
-        max_length: Texts are cut at this number of tokens.
-        labels: Numbers of the labels; left out, the rows get no labels.
+        split: the rows.
+        columns: columns of the texts and labels.
+        tokenizer: tokenizer of the model.
+        max_length: texts are cut at this number of tokens.
+        labels: numbers of the labels; left out, the rows get no labels.
 
     Returns:
         The encoded rows.

@@ -31,8 +31,8 @@ class ImageCollator:
     """Makes `pixel_values` of images, as the processor prepares them.
 
     Args:
-        processor: Image processor of the model.
-        column: Column of the images.
+        processor: image processor of the model.
+        column: column of the images.
     """
 
     def __init__(self, processor: BaseImageProcessor, column: str) -> None:

@@ -51,9 +51,9 @@ def with_fixed_masks(data: Dataset, tokenizer: PreTrainedTokenizerBase, probabil
     """Masks every text once, whatever batch it comes in; at least one token of each.
 
     Args:
-        data: Rows of `input_ids` and `special_tokens_mask`; no text of special tokens alone.
-        tokenizer: Tokenizer of the texts.
-        probability: Share of the tokens to predict.
+        data: rows of `input_ids` and `special_tokens_mask`; no text of special tokens alone.
+        tokenizer: tokenizer of the texts.
+        probability: share of the tokens to predict.
     """
     masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability, seed=EVALUATION_SEED)
 
@@ -67,8 +67,8 @@ class MaskingCollator:
     """Masks texts anew, and pads those that are masked already.
 
     Args:
-        tokenizer: Tokenizer of the texts.
-        probability: Share of the tokens to predict.
+        tokenizer: tokenizer of the texts.
+        probability: share of the tokens to predict.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float) -> None:
@@ -109,13 +109,13 @@ def encode_pieces(split: Split, trained: Columns, tokenizer: PreTrainedTokenizer
     """Turns texts into token ids, in pieces of at most `max_length` tokens; pieces without a word are left out.
 
     Args:
-        split: The rows.
-        trained: The columns of training.
-        tokenizer: Tokenizer of the model.
-        max_length: Tokens of a piece at most.
+        split: the rows.
+        trained: the columns of training.
+        tokenizer: tokenizer of the model.
+        max_length: tokens of a piece at most.
 
     Raises:
-        ValueError: The texts hold no words.
+        ValueError: the texts hold no words.
     """
     column = find_columns(split.data.column_names, split.source, needs_label=False, trained=trained).text
 

@@ -28,10 +28,10 @@ class MediaClassification(Task[Arguments]):
     """Classifies images or recordings.
 
     Attributes:
-        column_option: Option that names the column of the images or recordings.
-        media_name: What the model reads, in the plural.
-        folder_type: Type of folders, as `datasets` names it.
-        feature: Feature of the undecoded column.
+        column_option: option that names the column of the images or recordings.
+        media_name: what the model reads, in the plural.
+        folder_type: type of folders, as `datasets` names it.
+        feature: feature of the undecoded column.
     """
 
     metrics = {name: METRICS[name] for name in ("accuracy", "macro_f1")}  # noqa: RUF012

@@ -39,9 +39,9 @@ def encode_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
     """Pairs every choice with its context: token ids `(choices, tokens)` a row, and the number of the right choice.
 
     Args:
-        data: Rows of `context`, `choices` and `label`.
-        tokenizer: Tokenizer of the model.
-        max_length: Pairs are cut at this number of tokens.
+        data: rows of `context`, `choices` and `label`.
+        tokenizer: tokenizer of the model.
+        max_length: pairs are cut at this number of tokens.
     """
 
     def tokenize(row: Row) -> Row:

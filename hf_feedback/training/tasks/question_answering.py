@@ -79,11 +79,11 @@ def make_compute_metrics(
     """Returns the `compute_metrics` of a Trainer: exact match and F1 of the best answers over all windows.
 
     Args:
-        contexts: The texts, one a question.
-        references: The right answers, one list a question.
-        windows: Windows of a `WindowEncoder`.
-        max_answer_length: Tokens of an answer at most.
-        may_be_empty: Whether a question may have no answer.
+        contexts: the texts, one a question.
+        references: the right answers, one list a question.
+        windows: windows of a `WindowEncoder`.
+        max_answer_length: tokens of an answer at most.
+        may_be_empty: whether a question may have no answer.
     """
     positions = windows.select_columns(["example", "offsets", "null"])
 

@@ -38,10 +38,10 @@ class EncodedSplit:
     """A split as the model reads it.
 
     Args:
-        data: Rows for the collator.
-        source: File or data set that they come from.
-        count: Number of examples in the source.
-        compute_metrics: As in `Trainer`; `None` for the loss alone.
+        data: rows for the collator.
+        source: file or data set that they come from.
+        count: number of examples in the source.
+        compute_metrics: as in `Trainer`; `None` for the loss alone.
     """
 
     data: Dataset
@@ -56,13 +56,13 @@ class PreparedTask:
 
     Args:
         model: A model with the head of the task.
-        processor: Its tokenizer, image processor or feature extractor; saved with the model.
+        processor: its tokenizer, image processor or feature extractor; saved with the model.
         splits: `train`, and `validation` and `test` if there are any.
-        collator: Makes batches of rows.
-        card: The task in words.
-        metrics: Metrics by name; the first chooses the best epoch.
-        preprocess_logits: As `preprocess_logits_for_metrics` in `Trainer`.
-        keep_all_columns: Whether the collator reads columns that `forward` does not name.
+        collator: makes batches of rows.
+        card: the task in words.
+        metrics: metrics by name; the first chooses the best epoch.
+        preprocess_logits: as `preprocess_logits_for_metrics` in `Trainer`.
+        keep_all_columns: whether the collator reads columns that `forward` does not name.
         dataset: Hub id of the data, if they come from there.
     """
 
@@ -81,20 +81,20 @@ class Task(ABC, Generic[DataArguments]):
     """One task with the options of one run. A new task is a subclass in a file of its own, listed in `TASKS`.
 
     Args:
-        model_args: Which model, and its options.
-        data_args: Which data, and how they are read.
+        model_args: which model, and its options.
+        data_args: which data, and how they are read.
 
     Attributes:
-        model_arguments: Options of the model.
-        data_arguments: Options of the data.
-        model_class: Class of the model.
-        card: The task in words.
-        metrics: Metrics by name; the first chooses the best epoch.
-        keep_all_columns: Whether the collator reads columns that `forward` does not name.
-        peft_task_type: Name of the task in PEFT.
-        labels: Labels of the training data; `None` for tasks without labels.
-        processor: Tokenizer, image processor or feature extractor, once it is loaded.
-        model: The model, once it is loaded.
+        model_arguments: options of the model.
+        data_arguments: options of the data.
+        model_class: class of the model.
+        card: the task in words.
+        metrics: metrics by name; the first chooses the best epoch.
+        keep_all_columns: whether the collator reads columns that `forward` does not name.
+        peft_task_type: name of the task in PEFT.
+        labels: labels of the training data; `None` for tasks without labels.
+        processor: tokenizer, image processor or feature extractor, once it is loaded.
+        model: the model, once it is loaded.
     """
 
     model_arguments: ClassVar[type[ModelArguments] | type[FNNArguments]] = ModelArguments
@@ -116,11 +116,11 @@ class Task(ABC, Generic[DataArguments]):
         """Reads and checks the data, loads processor and model, and encodes the data.
 
         Args:
-            announce: Whether to print how the training data are read.
+            announce: whether to print how the training data are read.
 
         Raises:
-            ValueError: An option, a file or a label is not as it must be.
-            UnsupportedBackboneError: The backbone cannot be looped exactly.
+            ValueError: an option, a file or a label is not as it must be.
+            UnsupportedBackboneError: the backbone cannot be looped exactly.
         """
         self.check_options()
         splits = {name: self.check_split(split) for name, split in self.read_splits().items()}
@@ -174,8 +174,8 @@ class Task(ABC, Generic[DataArguments]):
         """Encodes a split.
 
         Args:
-            name: Name of the split.
-            split: Its rows.
+            name: name of the split.
+            split: its rows.
 
         Returns:
             `None` to leave the split out.
@@ -194,9 +194,9 @@ class TextTask(Task[DataArguments]):
     """A task that reads tokens.
 
     Attributes:
-        reads_words: Whether texts are lists of words, or the positions of tokens in a text are needed.
-        cuts_texts: Whether pipelines cut texts where training cuts them.
-        max_length: Texts are cut at this number of tokens, once the model is loaded.
+        reads_words: whether texts are lists of words, or the positions of tokens in a text are needed.
+        cuts_texts: whether pipelines cut texts where training cuts them.
+        max_length: texts are cut at this number of tokens, once the model is loaded.
     """
 
     reads_words: ClassVar[bool] = False

@@ -67,10 +67,10 @@ def columns_of(split: Split, args: TextArguments, needs_label: bool = True, trai
     """Returns the columns of texts and labels, see `find_columns`.
 
     Args:
-        split: The rows.
-        args: Options that may name columns.
-        needs_label: Whether there has to be a column of labels.
-        trained: The columns of training.
+        split: the rows.
+        args: options that may name columns.
+        needs_label: whether there has to be a column of labels.
+        trained: the columns of training.
 
     Raises:
         ValueError: A column is missing or cannot be chosen.
@@ -84,8 +84,8 @@ def predictions_of(logits: np.ndarray, labels: LabelSet) -> Iterator[Mapping[str
     """Turns logits into predictions by name.
 
     Args:
-        logits: Outputs of a classifier, `(N, C)`.
-        labels: Labels of the classifier.
+        logits: outputs of a classifier, `(N, C)`.
+        labels: labels of the classifier.
 
     Yields:
         For each text its `value`, its `label` with `score` and `probabilities`, or its `labels` with `probabilities`.

@@ -42,8 +42,8 @@ def align_labels(word_ids: Sequence[int | None], labels: Sequence[int]) -> list[
     """Returns the labels of word pieces: the first piece of a word has its label, all others have none.
 
     Args:
-        word_ids: The word that each piece belongs to, `None` for special tokens.
-        labels: Labels of the words.
+        word_ids: the word that each piece belongs to, `None` for special tokens.
+        labels: labels of the words.
 
     Example:
 
@@ -81,7 +81,7 @@ def entity_scores(references: Sequence[Sequence[str]], predictions: Sequence[Seq
 
     Args:
         references: BIO tags of the words, one list a text.
-        predictions: Predicted tags.
+        predictions: predicted tags.
 
     Source: Nakayama 2018, seqeval; Tjong Kim Sang and De Meulder 2003, CoNLL-2003.
 
@@ -103,11 +103,11 @@ def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
     """Returns the tags of the training texts, O first.
 
     Args:
-        rows: Tags, one list a text.
-        source: File of the texts, for messages.
+        rows: tags, one list a text.
+        source: file of the texts, for messages.
 
     Raises:
-        ValueError: There are fewer than two tags, or BIO tags and others are mixed.
+        ValueError: there are fewer than two tags, or BIO tags and others are mixed.
 
     Example:
 
@@ -130,7 +130,7 @@ def make_tag_metrics(names: Sequence[str]) -> ComputeMetrics:
     """Returns the `compute_metrics` of a Trainer that takes tag numbers, not logits.
 
     Args:
-        names: The tags in the order of their numbers. Where all are BIO, entities are scored beside words.
+        names: the tags in the order of their numbers. Where all are BIO, entities are scored beside words.
     """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -170,12 +170,12 @@ def encode_words(
     """Turns words and tags into token ids and labels; only the first piece of a word has one.
 
     Args:
-        split: The rows.
-        tags: Tags of the rows.
-        labels: Numbers of the tags.
-        column: Column of the words.
+        split: the rows.
+        tags: tags of the rows.
+        labels: numbers of the tags.
+        column: column of the words.
         tokenizer: A fast tokenizer that reads lists of words.
-        max_length: Texts are cut at this number of tokens; those that are cut are counted in a warning.
+        max_length: texts are cut at this number of tokens; those that are cut are counted in a warning.
 
     Raises:
         ValueError: A tag is not among `labels`.
