@@ -304,9 +304,9 @@ def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, tra
     for operator in operators_of(config):
         if causal and operator.left_out_if_causal:
             logger.warning_once(
-                f"`feedback_type`={config.feedback_type!r} goes without {operator.left_out_if_causal} here, which would "
-                "inform the tokens of a backbone that reads from left to right about later ones; `feedback_future=True` "
-                "allows that."
+                f"`feedback_type`={config.feedback_type!r} goes without {operator.left_out_if_causal} here, which "
+                "would inform the tokens of a backbone that reads from left to right about later ones; "
+                "`feedback_future=True` allows that."
             )
     return causal
 

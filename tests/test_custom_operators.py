@@ -156,3 +156,21 @@ def test_an_operator_that_nobody_registered(shifted, monkeypatch):
         FeedbackForSequenceClassification(config)
     with pytest.raises(ValueError, match="`feedback_type` must be one of 'additive'"):
         FeedbackConfig(feedback_type="shifted")
+
+
+def test_an_operator_of_the_main_module_is_saved_without_code(shifted, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shifted, "__module__", "__main__")
+    with caplog.at_level("WARNING", logger="hf_feedback.operator_code"):
+        make().save_pretrained(tmp_path)
+    assert "defined in `__main__`, whose code cannot be saved" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text()).get("custom_operators") is None
+    loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.check_equivalence(tiny_batch()) == 0.0
+
+
+def test_its_needs_are_named(shifted, monkeypatch):
+    monkeypatch.setattr(shifted, "needs_later_tokens", True)
+    with pytest.raises(ValueError, match=r"`feedback_type='shifted\+additive'` sends messages from the whole text"):
+        FeedbackForSequenceClassification.from_backbone(
+            tiny_backbone("llama"), feedback_type="shifted+additive", feedback_future=False
+        )

@@ -286,3 +286,14 @@ def test_wrong_options(case):
     options, words = WRONG[case]
     with pytest.raises(ValueError, match=words):
         FeedbackConfig(**options)
+
+
+@pytest.mark.parametrize("options", [dict(gradient="one_step"), dict(gradient="truncated", gradient_iterations=2)])
+def test_the_answer_of_iteration_1_keeps_its_graph(options):
+    model, batch = feedback_model(FeedbackForSequenceClassification, num_iterations=3, **options), tiny_batch()
+    embeddings = model.get_input_embeddings().weight
+    answers = model(**batch, output_iterations=True).iteration_logits
+    found = [torch.autograd.grad(one.square().sum(), embeddings, retain_graph=True)[0].abs().sum() for one in answers]
+    assert found[0] > 0
+    assert (found[1] > 0) == (options["gradient"] == "truncated")
+    assert found[2] > 0
