@@ -177,7 +177,7 @@ def run_operators(
 
 
 def run_reference(backbone, stack, passes, parameters, edges, inputs, num_iterations, activation="swish", scale=1.0):
-    """The last hidden state after K whole passes, `(B, T, d)`, and the last states of all layers.
+    """The backbone's whole output after K whole passes, and the last states of all layers.
 
     Args:
         backbone: the bare backbone.
@@ -215,4 +215,4 @@ def run_reference(backbone, stack, passes, parameters, edges, inputs, num_iterat
     finally:
         for handle in handles:
             handle.remove()
-    return output.last_hidden_state, [previous[index] for index in range(len(previous))]
+    return output, [previous[index] for index in range(len(previous))]

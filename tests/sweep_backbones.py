@@ -97,7 +97,8 @@ def outcome(model_type: str) -> tuple[str, str, str]:
         passes = model.config.num_hidden_layers // len(backbone.get_submodule(model.layout.stack))
         feedback = dict(model.feedback.named_parameters())
         inputs = {**batch, **without_cache(backbone)}
-        expected, _ = run_reference(backbone, model.layout.stack, passes, feedback, model.config.edges(), inputs, 3)
+        output, _ = run_reference(backbone, model.layout.stack, passes, feedback, model.config.edges(), inputs, 3)
+        expected = output.last_hidden_state
         error = ((found - expected).abs().max() / expected.abs().max()).item()
         if not error < 1e-5:
             return model_type, "failing", f"messages are off by {error:.1e}"

@@ -57,7 +57,7 @@ def plainly(model, bare):
 
     def run(**batch):
         output, _ = run_reference(bare, "encoder.layer", 1, parameters, model.config.edges(), batch, 3)
-        return BaseModelOutput(output)
+        return BaseModelOutput(output.last_hidden_state)
 
     return run
 
