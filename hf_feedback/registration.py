@@ -14,6 +14,14 @@ MODULES_TO_REGISTER = {
     "transformers.models.auto.configuration_auto": ("configuration_feedback", "configuration_fnn"),
     "transformers.models.auto.modeling_auto": ("modeling_feedback", "modeling_fnn"),
 }
+# What our modules import of transformers, which must be complete; some of these import Auto classes on their way.
+NEEDED_MODULES = tuple(
+    f"transformers.{name}"
+    for name in (
+        *("activations", "cache_utils", "configuration_utils", "dynamic_module_utils", "generation", "initialization"),
+        *("modeling_outputs", "modeling_utils", "processing_utils", "tokenization_utils_base"),
+    )
+)
 OWN_MODULES = tuple(f"{__package__}.{module.name}" for module in iter_modules([str(Path(__file__).parent)]))
 
 _imported: set[str] = set()
@@ -21,7 +29,7 @@ _imported: set[str] = set()
 
 def register_when_imported() -> None:
     """Has everything registered before anybody can ask an Auto class for it, whichever module is imported first."""
-    for name in (*OWN_MODULES, *MODULES_TO_REGISTER):
+    for name in (*OWN_MODULES, *NEEDED_MODULES, *MODULES_TO_REGISTER):
         register_post_import_hook(_after_import, name)
 
 
@@ -29,7 +37,9 @@ def _after_import(module: ModuleType) -> None:
     """Registers what the Auto classes that are imported must know, unless it is being imported itself: its modules, and
     those that they need, come back here when they are complete."""
     _imported.add(module.__name__)
-    if any(name in sys.modules and name not in _imported for name in (*OWN_MODULES, *MODULES_TO_REGISTER)):
+    if any(
+        name in sys.modules and name not in _imported for name in (*OWN_MODULES, *NEEDED_MODULES, *MODULES_TO_REGISTER)
+    ):
         return
     for auto_module, names in MODULES_TO_REGISTER.items():
         if auto_module in _imported:

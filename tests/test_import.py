@@ -68,6 +68,13 @@ def test_the_auto_classes_know_the_models(order, processes):
     processes.submit(exec, FRESH + ORDERS[order] + LOAD, {}).result()
 
 
+@pytest.mark.parametrize("module", ["modeling_utils", "generation", "pipelines"])
+def test_modules_of_transformers_that_import_auto_classes_on_their_way(module):
+    """Our models need some of them complete."""
+    code = f"import hf_feedback, transformers.{module}\n"
+    subprocess.run([sys.executable, "-c", FRESH + code + LOAD], check=True)
+
+
 def test_a_pipeline_of_a_folder(tmp_path, processes):
     code = f"""
 import hf_feedback
