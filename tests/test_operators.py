@@ -194,9 +194,9 @@ def test_who_reads_causally_is_found_out():
 
 def test_no_v_without_a_future_is_said(caplog):
     warning_once.cache_clear()
-    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
+    with caplog.at_level("WARNING", logger="hf_feedback.building"):
         make(dict(feedback_type="additive+temporal"), "gpt2")
-    assert "'temporal' goes without V" in caplog.text
+    assert "'additive+temporal' goes without V" in caplog.text
 
 
 def test_context_on_a_causal_model_is_refused():
