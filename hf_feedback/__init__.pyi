@@ -2,6 +2,7 @@ from .backbone_layout import UnsupportedBackboneError as UnsupportedBackboneErro
 from .configuration_feedback import FeedbackConfig as FeedbackConfig
 from .configuration_fnn import FNNConfig as FNNConfig
 from .modeling_feedback import FeedbackForAudioClassification as FeedbackForAudioClassification
+from .modeling_feedback import FeedbackForCausalLM as FeedbackForCausalLM
 from .modeling_feedback import FeedbackForImageClassification as FeedbackForImageClassification
 from .modeling_feedback import FeedbackForMaskedLM as FeedbackForMaskedLM
 from .modeling_feedback import FeedbackForMultipleChoice as FeedbackForMultipleChoice
@@ -13,6 +14,7 @@ from .modeling_feedback import add_feedback as add_feedback
 from .modeling_feedback import load_feedback as load_feedback
 from .modeling_fnn import FNNForSequenceClassification as FNNForSequenceClassification
 from .modeling_fnn import FNNModel as FNNModel
+from .modeling_outputs import FeedbackCausalLMOutput as FeedbackCausalLMOutput
 from .modeling_outputs import FeedbackModelOutput as FeedbackModelOutput
 from .modeling_outputs import FeedbackQuestionAnsweringOutput as FeedbackQuestionAnsweringOutput
 from .modeling_outputs import FeedbackTaskOutput as FeedbackTaskOutput

@@ -200,6 +200,11 @@ def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:
     return frozenset(inspect.signature(backbone.forward).parameters)
 
 
+def cache_argument(layout: BackboneLayout) -> str | None:
+    """The name under which a backbone takes its key–value cache; `None` if it takes none."""
+    return next((name for name in ("past_key_values", "cache_params") if name in layout.arguments), None)
+
+
 def without_cache(backbone: PreTrainedModel) -> dict[str, bool]:
     """What `forward` has to be given so that iterations share no key–value cache, which would be silently wrong."""
     takes = "use_cache" in forward_arguments(backbone) or hasattr(backbone.config.get_text_config(), "use_cache")

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .backbone_layout import (
     BackboneLayout,
@@ -96,13 +97,16 @@ def find_layout(backbone: PreTrainedModel, config: FeedbackConfig) -> BackboneLa
     return layout
 
 
-def probe_backbone(backbone: PreTrainedModel, layout: BackboneLayout, head: str) -> BackboneLayout:
+def probe_backbone(
+    backbone: PreTrainedModel, layout: BackboneLayout, head: str, predicts_next_token: bool = False
+) -> BackboneLayout:
     """Checks on a tiny batch that the backbone can be replayed exactly, and finds out the rest of its layout.
 
     Args:
         backbone: the model, its layers hooked; without weights yet, it is not tried out.
         layout: from `find_layout`.
         head: the config's; with `"backbone"` the answer is that of the backbone's own head.
+        predicts_next_token: whether that head answers for every token.
 
     Raises:
         UnsupportedBackboneError: layers are skipped or routed, something is computed between them, or another argument
@@ -115,12 +119,15 @@ def probe_backbone(backbone: PreTrainedModel, layout: BackboneLayout, head: str)
         inputs = probe_inputs(part)
         record = _check_replay(part, layers, layout.segment, inputs)
         batch_dim = 0 if cast(torch.Tensor, record.calls[0].hidden).shape[0] == 2 else 1
-        ends_the_stack = head == "new" and layout.segment[1] == layout.num_layers - 1
+        answers = part if head == "new" else backbone if predicts_next_token else None
+        ends_the_stack = layout.segment[1] == layout.num_layers - 1
         return replace(
             layout,
             batch_dim=batch_dim,
             can_batch_iterations=_can_batch_iterations(backbone, layers, layout.segment, batch_dim, inputs),
-            final_modules=_find_final_modules(part, layers, batch_dim, inputs) if ends_the_stack else None,
+            final_modules=_find_final_modules(answers, layers, batch_dim, inputs)
+            if answers and ends_the_stack
+            else None,
             batch_axes=_find_batch_axes(part, record, inputs),
         )
 
@@ -301,14 +308,16 @@ def _can_batch_iterations(
 def _find_final_modules(
     backbone: PreTrainedModel, layers: list[nn.Module], batch_dim: int, inputs: Batch
 ) -> tuple[str, ...] | None:
-    """The names of the modules that make the backbone's last hidden state of the last layer's output, called one after
-    the other: in general a norm, at times with a dropout; `None` if it takes anything else."""
+    """The names of the modules that make the backbone's last hidden state, or the logits of its own head, of the last
+    layer's output, called one after the other: in general a norm, at times with a dropout, and a linear layer; `None`
+    if it takes anything else."""
     states: list[torch.Tensor] = []
     names: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Arguments, output: Any) -> None:
-            if states and len(args) == 1 and args[0] is states[-1] and getattr(output, "shape", None) == args[0].shape:
+            follows = states and len(args) == 1 and _same_arguments(args[0], states[-1])
+            if follows and isinstance(output, torch.Tensor) and output.shape[:-1] == states[-1].shape[:-1]:
                 names.append(name)
                 states.append(output)
 
@@ -321,13 +330,16 @@ def _find_final_modules(
 
     last = len(layers) - 1
     handles = [module.register_forward_hook(note(name)) for name, module in backbone.named_modules() if name]
+    outputs: ModelOutput
     try:
         with recording(SegmentRecord(layers, (last, last), on_segment)):
-            final = backbone(**inputs, **without_cache(backbone)).last_hidden_state
+            outputs = backbone(**inputs, **without_cache(backbone))
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(names) if torch.equal(states[-1].transpose(0, batch_dim), final) else None
+    final = outputs.get("last_hidden_state", outputs.get("logits"))
+    same = final is not None and torch.equal(states[-1].transpose(0, batch_dim), final)
+    return tuple(names) if same else None
 
 
 def _find_batch_axes(backbone: PreTrainedModel, two: SegmentRecord, inputs: Batch) -> tuple[Any, ...] | None:

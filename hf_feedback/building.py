@@ -41,6 +41,8 @@ class TaskTraits:
         takes_segments: whether it answers for a text that is cut into segments.
         sees_whole_texts: whether the answer is about a whole text or its tokens, all of which are there from the start.
         prefers_own_head: whether the backbone's own head is used where its family has one.
+        predicts_next_token: whether each token is answered from those before it alone, so that text can be generated;
+            the head is always the backbone's own.
         auto_pooling: the pooling that `"auto"` stands for where the backbone reads in both directions.
     """
 
@@ -51,6 +53,7 @@ class TaskTraits:
     takes_segments: bool = False
     sees_whole_texts: bool = True
     prefers_own_head: bool = False
+    predicts_next_token: bool = False
     auto_pooling: Pooling = "cls"
 
     def task_models(self, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
@@ -71,6 +74,9 @@ class TaskTraits:
 
     def choose_head(self, head: HeadOption, backbone: PreTrainedModel | PreTrainedConfig) -> HeadOption:
         """The value of `config.head` for a backbone, or a backbone to be loaded by its config."""
+        if self.predicts_next_token:
+            self._check_has_own_head(backbone)
+            return "backbone"
         if not self.prefers_own_head:
             return head
         if self.is_task_model(backbone):
@@ -80,6 +86,16 @@ class TaskTraits:
             "is not trained; train it."
         )
         return "new"
+
+    def _check_has_own_head(self, backbone: PreTrainedModel | PreTrainedConfig) -> None:
+        if self.is_task_model(backbone):
+            return
+        models = [] if isinstance(backbone, PreTrainedConfig) else self.task_models(backbone.config)
+        instead = models[0].__name__ if models else "a causal language model, such as LlamaForCausalLM"
+        raise ValueError(
+            f"FeedbackForCausalLM predicts with the backbone's own LM head, and {type(backbone).__name__} has none; "
+            f"pass {instead}, or use FeedbackModel for the hidden states alone."
+        )
 
 
 def build_from_backbone(
@@ -289,9 +305,20 @@ def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, tra
     Raises:
         ValueError: the operator cannot do without.
     """
+    if traits.predicts_next_token and config.feedback_future is True:
+        raise ValueError(
+            "`feedback_future=True` informs tokens about later ones, which FeedbackForCausalLM is to predict; leave it "
+            "out, or use a head for whole texts, such as FeedbackForTokenClassification."
+        )
     if config.feedback_future == "auto":
         whole_config = cast(PreTrainedConfig, config.backbone_config)
         causal = not traits.sees_whole_texts and reads_causally(backbone_part, whole_config, config.backbone_part)
+        if traits.predicts_next_token and not causal:
+            raise ValueError(
+                "FeedbackForCausalLM needs a backbone that reads from left to right, and "
+                f"{type(backbone_part).__name__} reads later tokens too; if its family can be a decoder, pass "
+                "`config_overrides={'is_decoder': True}`."
+            )
         config.feedback_future = not causal
     causal = not config.feedback_future
     if causal and any(operator.needs_later_tokens for operator in operators_of(config)):

@@ -52,6 +52,7 @@ AUTO_MAP = {
             "ForQuestionAnswering",
             "ForMultipleChoice",
             "ForMaskedLM",
+            "ForCausalLM",
             "ForImageClassification",
             "ForAudioClassification",
         )
@@ -112,6 +113,7 @@ class FeedbackConfig(OptionsConfig):
         "iteration_logits",
         "residuals",
         "iterations",
+        "past_key_values",
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -139,6 +141,11 @@ class FeedbackConfig(OptionsConfig):
         "What enters the looped layers in each iteration: the same as the first time ('reentry'), or their own output "
         "of the iteration before ('carry', as in models with looped layers; the model is then not its backbone for "
         "K > 1).",
+    )
+    feedback_shift: int = option(
+        0,
+        "1: a token gets the messages of the token before it instead of its own; with K iterations a state moves by "
+        "K − 1 tokens, and in generation, one pass a token, through the whole text.",
     )
     feedback_damping: float = option(
         1.0, "α in (0, 1]: messages read lerp(previous, new, α) of the states; 1 damps nothing."
@@ -378,6 +385,7 @@ class FeedbackConfig(OptionsConfig):
         self._check_segments()
         self.check_dynamics()
         self.check_halting()
+        self._check_shift()
         check_activation(self.feedback_activation)
         for name in ("feedback_dropout", "classifier_dropout"):
             value = getattr(self, name)
@@ -411,6 +419,25 @@ class FeedbackConfig(OptionsConfig):
         for name in names:
             if name in CONNECTIONS:
                 CONNECTIONS[name].check_options(self)
+
+    def _check_shift(self) -> None:
+        """One pass a token is the limit of many iterations only where nothing but the messages moves on."""
+        check_integer("feedback_shift", self.feedback_shift, 0, "0: each token's own messages; 1: those before", 1)
+        if self.feedback_shift == 0:
+            return
+        others = ("feedback_state", "feedback_damping", "learn_damping", "halting", "feedback_span")
+        for name in others:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"`feedback_shift`=1 carries a state from token to token and excludes `{name}`, got "
+                    f"{getattr(self, name)!r}; leave one out."
+                )
+        names = [name for name in self.feedback_type.split("+") if name in CONNECTIONS]
+        if mixing := [name for name in names if CONNECTIONS[name].mixes_tokens]:
+            raise ValueError(
+                f"`feedback_shift`=1 is for messages of single tokens, got `feedback_type`={self.feedback_type!r}, "
+                f"where {mixing[0]!r} reads several; use 'gated', 'additive' or 'joint'."
+            )
 
     def check_dynamics(self) -> None:
         """The part of `check_options` about iterations and their gradient, which may be changed after building."""

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .activations import Swish, make_activation
+from .iteration_cache import IterationCache
 from .iteration_trace import States, batch_first
 from .pooling import pool
 from .segments import Segments
@@ -39,6 +40,7 @@ class MessageContext:
         class_probabilities: `(B, C)`, the answer after iteration k − 1; for messages that read it.
         batch_dim: which dimension of the states is the batch; 1 in XLNet.
         segments: which text each row belongs to, if texts were cut.
+        cache: holds what messages of this iteration read of earlier tokens, in generation; `mask` then covers these.
     """
 
     mask: torch.Tensor | None = None
@@ -46,6 +48,18 @@ class MessageContext:
     class_probabilities: torch.Tensor | None = None
     batch_dim: int = 0
     segments: Segments | None = None
+    cache: IterationCache | None = None
+
+    def with_earlier_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What a message reads of the tokens of this call → of these and all earlier ones, if there is a cache.
+
+        Args:
+            tokens: `(B, T, n, r)`.
+
+        Returns:
+            `(B, past + T, n, r)`.
+        """
+        return tokens if self.cache is None else self.cache.remember(tokens)
 
 
 class FeedbackConnection(nn.Module):
@@ -71,6 +85,9 @@ class FeedbackConnection(nn.Module):
 
     # Whether a message informs a token about others.
     mixes_tokens: ClassVar[bool] = False
+    # Whether it reads earlier tokens by `context.with_earlier_tokens`, once in each `project_source`, so that texts can
+    # be generated token by token.
+    remembers_tokens: ClassVar[bool] = False
     # Whether it cannot do without informing tokens about later ones, so that causal models have to allow that.
     needs_later_tokens: ClassVar[bool] = False
     # What it leaves out in a causal model, which would inform tokens about later ones.
@@ -274,6 +291,7 @@ class AttentionConnection(FeedbackConnection):
     """
 
     mixes_tokens = True
+    remembers_tokens = True
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
         super().__init__(config, hidden_size, num_edges, causal)
@@ -292,7 +310,7 @@ class AttentionConnection(FeedbackConnection):
             )
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
-        return torch.cat((self.key(h, edge), self.down(h, edge)), -1)
+        return context.with_earlier_tokens(torch.cat((self.key(h, edge), self.down(h, edge)), -1))
 
     def combine(
         self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
@@ -300,7 +318,8 @@ class AttentionConnection(FeedbackConnection):
         key, value = cast(torch.Tensor, projected).squeeze(-2).chunk(2, -1)
         query = self.reader(self.reader_norm(x), edge)[..., 0, :]
         q, k, v = (z.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for z in (query, key, value))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=_attention_mask(context, x.shape[1], x.device))
+        mask = _attention_mask(context, x.shape[1], key.shape[1], x.device)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         z = attended.transpose(1, 2).flatten(2)
         return self.dropout(self.activate(z.unsqueeze(-2), edge))[..., 0, :]
 
@@ -331,6 +350,7 @@ class TemporalConnection(FeedbackConnection):
     """
 
     mixes_tokens = True
+    remembers_tokens = True
     left_out_if_causal = "V"
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
@@ -340,8 +360,12 @@ class TemporalConnection(FeedbackConnection):
         self.V = None if causal else Recurrence(num_edges, self.rank)
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
-        real = None if context.mask is None else context.mask[:, :, None, None].to(h.device)
-        U_h = self.down(h, edge)  # (B, T, n, r), b included
+        length = h.shape[1]
+        U_h = context.with_earlier_tokens(self.down(h, edge))  # (B, T, n, r), b included
+        real = None if context.mask is None else context.mask[:, : U_h.shape[1], None, None].to(h.device)
+        if context.cache is not None:  # each sweep reaches back by one token
+            U_h = U_h[:, -(length + self.num_sweeps - 1) :]
+            real = None if real is None else real[:, -U_h.shape[1] :]
         m = self.activate(U_h, edge)
         for _ in range(self.num_sweeps - 1):
             m = m if real is None else m * real
@@ -349,7 +373,7 @@ class TemporalConnection(FeedbackConnection):
             if self.V is not None:
                 z = z + self.V(F.pad(m, (0, 0, 0, 0, -1, 1)), edge)
             m = self.activate(z, edge)
-        return self.dropout(m)
+        return self.dropout(m[:, -length:])
 
     def flops(self, length: int) -> tuple[int, int]:
         neighbours = 1 if self.V is None else 2
@@ -447,16 +471,26 @@ class SegmentConnection(FeedbackConnection):
         return 6 * self.hidden_size * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 
-def _attention_mask(context: MessageContext, length: int, device: torch.device) -> torch.Tensor | None:
-    """`(B or 1, 1, T, T)`, true where token t may attend to token u; each to itself always, so that no row is empty."""
-    if context.mask is None and not context.causal:
+def _attention_mask(context: MessageContext, length: int, num_read: int, device: torch.device) -> torch.Tensor | None:
+    """`(B or 1, 1, T, past + T)`, true where token t may attend to token u; each to itself always, so that no row is
+    empty.
+
+    Args:
+        context: of the message.
+        length: T, the tokens of this call.
+        num_read: past + T, the tokens that can be read.
+        device: of the mask.
+    """
+    past = num_read - length
+    if context.mask is None and not (context.causal and length > 1):
         return None
-    allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+    allowed = torch.ones(1, 1, length, num_read, dtype=torch.bool, device=device)
+    itself = allowed.tril(past).triu(past)
     if context.causal:
-        allowed = allowed.tril()
+        allowed = allowed.tril(past)
     if context.mask is not None:
-        allowed = allowed & context.mask[:, None, None].to(device)
-    return allowed | torch.eye(length, dtype=torch.bool, device=device)
+        allowed = allowed & context.mask[:, None, None, :num_read].to(device)
+    return allowed | itself
 
 
 # By their names in the option `feedback_type`.
@@ -486,6 +520,18 @@ def operators_of(config: "FeedbackConfig") -> list[type[FeedbackConnection]]:
             "`from_pretrained` if the folder holds its code."
         )
     return [CONNECTIONS[name] for name in names]
+
+
+def previous_tokens(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """`h_{t−1}` for every token t, 0 for the first one and after padding.
+
+    Args:
+        h: `(B, T, d)`.
+        mask: `(B, T)`, true at real tokens; `None`: all are.
+    """
+    if mask is not None:
+        h = h * mask.to(h.device)[..., None]
+    return F.pad(h[:, :-1], (0, 0, 1, 0))
 
 
 class SumConnection(nn.ModuleList):
@@ -536,6 +582,10 @@ class FeedbackConnections(nn.Module):
         operators = operators_of(config)
         self.acts_in_first_iteration = any(operator.acts_in_first_iteration for operator in operators)
         self.mixes_tokens = any(operator.mixes_tokens for operator in operators)
+        self.can_generate = all(operator.remembers_tokens or not operator.mixes_tokens for operator in operators)
+        remembered = sum(operator.remembers_tokens for operator in operators)
+        # of each iteration: what its messages read of a source, which with the error signal depends on the target too
+        self.num_message_slots = remembered * len(edges if config.feedback_signal == "error" else targets)
         self.reads_classes = config.feedback_context == "classes" and any(one.may_read_classes for one in operators)
 
         def connection(num_edges: int) -> nn.Module:
@@ -556,7 +606,14 @@ class FeedbackConnections(nn.Module):
         return cast(FeedbackConnection, self.sources[str(source)])
 
     def forward(self, h: States, context: MessageContext) -> dict[int, SourceMessage]:
-        return {source: self.connection(source)(batch_first(h[source], context.batch_dim), context) for source in h}
+        states = {source: batch_first(h[source], context.batch_dim) for source in h}
+        if self.config.feedback_shift:
+            states = {source: previous_tokens(state, context.mask) for source, state in states.items()}
+        return self.project(states, context)
+
+    def project(self, states: States, context: MessageContext) -> dict[int, SourceMessage]:
+        """Each source's part of the messages, from the states that its messages read, `(B, T, d)`."""
+        return {source: self.connection(source)(state, context) for source, state in states.items()}
 
     def add_messages(
         self, x: torch.Tensor, target: int, source_messages: dict[int, SourceMessage] | None, context: MessageContext

@@ -19,6 +19,7 @@ from .halting import Halting
 from .iteration_trace import States, batch_first
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, with_hidden
 from .solvers import apply_step
+from .token_halting import TokenHalting
 
 # Called after iteration k with k and the states.
 Observer = Callable[[int, States], None]
@@ -52,6 +53,7 @@ class FeedbackLoop:
         self.classify, self.carries, self.batch_axes = classify, carries, batch_axes
         self.sources = [int(source) for source in feedback.sources]
         self.entry = record.entry  # (B, T, d), the same in every iteration
+        self.iteration = 1  # k, the latest one
 
     def initial_states(self) -> States:
         """h^(1), the states of iteration 1; the highest source is the segment's last layer."""
@@ -64,7 +66,7 @@ class FeedbackLoop:
     def step(self, h: States) -> States:
         """One iteration: h^(k−1), as messages read it, → h^(k)."""
         self.record.num_replays += 1
-        context = self.context
+        context = self._next_context()
         if self.classify:
             context = replace(context, class_probabilities=self.classify(h[self.record.last]))
         source_messages = self.feedback({source: h[source] for source in self.sources}, context)
@@ -75,6 +77,24 @@ class FeedbackLoop:
             if call.layer in self.sources:
                 new[call.layer] = x
         return new
+
+    def repeat(self, h: States) -> None:
+        """One iteration of tokens that have all stopped: their states stay, and the cache gets what later tokens read.
+
+        Args:
+            h: the states that messages read.
+        """
+        context = self._next_context()
+        self.feedback(h, context)
+        if context.cache is not None:
+            context.cache.repeat_keys_and_values()
+
+    def _next_context(self) -> MessageContext:
+        """What messages of the next iteration may read."""
+        self.iteration += 1
+        if self.context.cache is not None:
+            self.context.cache.start_iteration(self.iteration)
+        return self.context
 
     def output(self, h: States) -> LayerOutput:
         """The output of the segment's last layer with the states of some iteration, as the backbone expects it."""
@@ -117,7 +137,7 @@ def run_iterations(
     num_iterations: int,
     gradient: Gradient,
     observe: Observer | None = None,
-    halting: Halting | None = None,
+    halting: Halting | TokenHalting | None = None,
 ) -> LayerOutput:
     """Iterations 2 … K over the record of iteration 1.
 
@@ -126,7 +146,7 @@ def run_iterations(
         num_iterations: K.
         gradient: which iterations get a graph.
         observe: called after each iteration, the first included.
-        halting: stops each example by itself.
+        halting: stops each example, or each token, by itself.
 
     Returns:
         The output of the segment's last layer in iteration K, as the backbone expects it.

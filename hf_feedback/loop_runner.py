@@ -7,21 +7,23 @@ from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import TransformersKwargs, logging
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 
 from .backbone_layout import BackboneLayout
 from .collected_states import asks_for_states, keep_last_iteration
 from .configuration_feedback import FeedbackConfig
-from .connections import FeedbackConnections, MessageContext
+from .connections import FeedbackConnections, MessageContext, SourceMessage
 from .feedback_loop import FeedbackLoop, find_fixed_point, run_iterations
 from .gradients import GRADIENTS, FullGradient
 from .halting import Halting, reads_answers
+from .iteration_cache import IterationCache, extend_slot
 from .iteration_trace import IterationTrace, States, batch_first
-from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompiled, with_hidden
+from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, recording, run_uncompiled, with_hidden
 from .modeling_outputs import BackboneOutput, split_iterations
 from .segments import Segments
 from .stability import estimate_contraction, jacobian_penalty
+from .token_halting import TokenHalting
 from .validation import Keywords
 
 logger = logging.get_logger(__name__)
@@ -38,13 +40,16 @@ class ForwardContext:
         backbone, feedback: the modules, as they are in this call.
         arguments: what `forward` was called with; the segments of the texts, if they were cut.
         inputs: what the backbone is called with.
-        compute_logits: the backbone's output → logits `(B, C)`; `None` if the model does not answer once for each row.
+        compute_logits: the backbone's output → logits `(B, C)`, or `(B, T, V)` where each token is answered; `None` if
+            the model does neither.
         segments: which text each row belongs to, if texts were cut.
         num_choices: number of rows that belong to one question, in multiple choice.
         is_training: whether the model is in training mode.
         is_disabled: whether the bare backbone is to run.
         is_sharded: whether the model's weights are sharded over several processes.
         model_name: the model's class, for messages.
+        cache: the key–value cache of all iterations, in generation.
+        predicts_next_token: whether each token is answered from those before it alone.
     """
 
     backbone: PreTrainedModel
@@ -58,6 +63,8 @@ class ForwardContext:
     is_disabled: bool
     is_sharded: bool
     model_name: str
+    cache: IterationCache | None = None
+    predicts_next_token: bool = False
 
     @property
     def attention_mask(self) -> Any:
@@ -153,6 +160,9 @@ class LoopRunner:
 
         record = None
         acts = context.feedback.acts_in_first_iteration and not context.is_disabled
+        if context.cache is not None and context.cache.state_slots:
+            result.output = self._run_in_one_pass(context, context.cache)
+            return
         if num_iterations > 1 or result.trace is not None or acts or self._halts(context):
             record = self._make_record(context, on_segment)
         with recording(record):
@@ -184,6 +194,66 @@ class LoopRunner:
             batch_dim=self.layout.batch_dim or 0,
         )
 
+    def _run_in_one_pass(self, context: ForwardContext, cache: IterationCache) -> ModelOutput:
+        """With `feedback_shift`, a token gets the messages of the token before it, whose states are in the cache: one
+        pass, token by token, is the limit of many iterations."""
+        if asks_for_states(context.inputs):
+            raise ValueError(
+                "`output_hidden_states` and `output_attentions` cannot be had in one pass with `feedback_shift`=1; "
+                "call with `use_cache=False`."
+            )
+        text = context.inputs.get("input_ids", context.inputs.get("inputs_embeds"))
+        length, keep = cast(torch.Tensor, text).shape[1], context.inputs.get("logits_to_keep", 0)
+        outputs = []
+        for t in range(length):
+            inputs = {**tokens_until(context.inputs, t, length), **({"logits_to_keep": 0} if keep else {})}
+            with recording(self._make_record_of_one_pass(context, cache, inputs.get("attention_mask"))):
+                outputs.append(context.backbone(**inputs))
+        logits = torch.cat([output.logits for output in outputs], 1)
+        kept = slice(-keep, None) if isinstance(keep, int) else keep
+        outputs[-1].logits = logits[:, kept] if isinstance(kept, torch.Tensor) or keep else logits
+        return outputs[-1]
+
+    def _make_record_of_one_pass(
+        self, context: ForwardContext, cache: IterationCache, mask: torch.Tensor | None
+    ) -> SegmentRecord:
+        feedback, sources = context.feedback, sorted(map(int, context.feedback.sources))
+        messages: list[dict[int, SourceMessage]] = []
+
+        def on_input(layer: int, x: torch.Tensor) -> torch.Tensor:
+            if not messages:  # at the first layer of the segment
+                messages.append(feedback.project(self._states_before(x, sources, cache, mask), MessageContext()))
+            return feedback.add_messages(x, layer, messages[0], MessageContext())
+
+        def on_segment(record: SegmentRecord) -> LayerOutput:
+            outputs = {call.layer: cast(LayerOutput, call.output) for call in record.calls}
+            for source, slot in zip(sources, cache.state_slots, strict=True):
+                extend_slot(slot, hidden_of(outputs[source])[:, None])
+            return outputs[record.last]
+
+        layers = self.layout.layers(context.backbone)
+        return SegmentRecord(layers, self.layout.segment, on_segment, on_input, keep=set(sources))
+
+    def _states_before(
+        self, x: torch.Tensor, sources: list[int], cache: IterationCache, mask: torch.Tensor | None
+    ) -> States:
+        """The sources' states of the token before, 0 where there is none.
+
+        Args:
+            x: `(B, 1, d)`, what the segment's first layer is to read.
+            sources: numbers of the layers.
+            cache: holds their states.
+            mask: `(B, past + 1)`, 0 at padding.
+        """
+        if cache.state_slots[0].get_seq_length() == 0:
+            return {source: torch.zeros_like(x) for source in sources}
+        states = {
+            s: cast(torch.Tensor, slot.keys)[:, 0, -1:] for s, slot in zip(sources, cache.state_slots, strict=True)
+        }
+        if mask is None:
+            return states
+        return {source: h * (mask[:, -2, None, None] != 0).to(h) for source, h in states.items()}
+
     def _iterate(
         self, loop: FeedbackLoop, num_iterations: int, context: ForwardContext, result: LoopResult
     ) -> LayerOutput:
@@ -196,6 +266,8 @@ class LoopRunner:
         output = run(loop, num_iterations, context, result, mask)
         if result.trace and result.is_batched:
             loop.record.earlier_states = result.trace.outputs[:-1]
+        if context.cache is not None:  # the layers above the segment run once
+            context.cache.start_iteration(1)
         return output
 
     def _iterate_until_halted(
@@ -206,11 +278,15 @@ class LoopRunner:
         result: LoopResult,
         mask: torch.Tensor | None,
     ) -> LayerOutput:
-        """Each example stops by itself."""
+        """Each example stops by itself, or each token where every one is answered."""
         config = self.config
         config.check_halting()  # options may have been set since the model was built
-        reads = reads_answers(config.halting)
-        halting = Halting(config, loop, mask, (lambda state: self._logits_at(context, state)) if reads else None)
+        read_answers = (lambda state: self._logits_at(context, state)) if reads_answers(config.halting) else None
+        halting: Halting | TokenHalting
+        if context.cache is not None:
+            halting = TokenHalting(config, loop, context.cache, loop.context.mask, read_answers)
+        else:
+            halting = Halting(config, loop, mask, read_answers)
         output = run_iterations(loop, num_iterations, FullGradient(), result.trace, halting)
         result.iterations = halting.iterations
         return output
@@ -237,7 +313,9 @@ class LoopRunner:
         gradient = GRADIENTS[config.gradient](
             config.gradient_iterations, config.fixed_point_tolerance, config.fixed_point_solver
         )
-        run = find_fixed_point if gradient.finds_fixed_point else run_iterations
+        # the states of a token must not depend on when those of later tokens have settled
+        each_by_itself = context.predicts_next_token and not context.is_training
+        run = find_fixed_point if gradient.finds_fixed_point and not each_by_itself else run_iterations
         output = run(loop, num_iterations, gradient, observe if penalizes else trace)
         if penalizes:
             result.penalty = jacobian_penalty(loop, latest, mask)
@@ -257,15 +335,27 @@ class LoopRunner:
     def _message_context(self, context: ForwardContext, entry: torch.Tensor) -> MessageContext:
         """What messages may read besides the states; `entry` is what entered the segment."""
         batch_dim, mask = self.layout.batch_dim or 0, context.attention_mask
-        if not context.feedback.mixes_tokens:
-            return MessageContext(batch_dim=batch_dim)
-        real = None if mask is None else token_mask(context.backbone, mask, entry.shape[1 - batch_dim])
+        reads_mask = context.feedback.mixes_tokens or self.config.feedback_shift or context.cache is not None
+        if not reads_mask:
+            return MessageContext(batch_dim=batch_dim, cache=context.cache)
+        length = entry.shape[1 - batch_dim]
+        if context.cache is not None and isinstance(mask, torch.Tensor):
+            length = mask.shape[1]  # of earlier tokens too
+        real = None if mask is None else token_mask(context.backbone, mask, length)
+        if context.cache is not None and not context.feedback.mixes_tokens:
+            return MessageContext(mask=real, cache=context.cache)
         if real is None and (not isinstance(mask, torch.Tensor | None) or (mask is not None and mask.dim() > 3)):
             raise ValueError(
                 f"`feedback_type`={self.config.feedback_type!r} needs an `attention_mask` of shape (batch, tokens); "
                 "give one, or use `feedback_type='additive'`."
             )
-        return MessageContext(mask=real, causal=self.layout.causal, batch_dim=batch_dim, segments=context.segments)
+        return MessageContext(
+            mask=real,
+            causal=self.layout.causal,
+            batch_dim=batch_dim,
+            segments=context.segments,
+            cache=context.cache,
+        )
 
     def _class_probabilities(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
         """`(B, C)`, the answer if the segment ended in `state`."""
@@ -284,6 +374,11 @@ class LoopRunner:
                 f"`{option}` needs a model with classes, one answer for each text or image; {context.model_name} gives "
                 f"none. Use `{instead}`."
             )
+        if context.cache is not None and self.layout.segment[1] < self.layout.num_layers - 1:
+            raise ValueError(
+                f"`halting`={self.config.halting!r} reads the answer after every iteration, and layers above those "
+                "that loop would need a cache for each; use 'convergence', or let a message start at the last layer."
+            )
         if halts and self.layout.final_modules is None:
             logger.warning_once(
                 f"`halting`={self.config.halting!r} reads the answer after every iteration, which costs a pass through "
@@ -299,15 +394,21 @@ class LoopRunner:
             for name in self.layout.final_modules:
                 state = context.backbone.get_submodule(name)(state)
             state = batch_first(state, self.layout.batch_dim or 0)
+            if self.config.head == "backbone":
+                return cast(BackboneOutput, CausalLMOutput(logits=cast(torch.FloatTensor, state)))
             return cast(BackboneOutput, BaseModelOutput(last_hidden_state=state))
 
         def on_segment(record: SegmentRecord) -> LayerOutput:
             output = record.calls[-1].output
             return state if output is None else with_hidden(output, state)
 
+        inputs = context.inputs
+        if context.cache is not None:  # nothing above the segment reads earlier tokens, and nothing below it counts
+            inputs = {key: inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs}
+            inputs = {**inputs, "use_cache": False}
         record = SegmentRecord(self.layout.layers(context.backbone), self.layout.segment, on_segment)
         with recording(record):
-            return context.backbone(**context.inputs)
+            return context.backbone(**inputs)
 
     def outputs_of_iterations(self, context: ForwardContext, result: LoopResult) -> Iterator[BackboneOutput]:
         """The backbone's output for every iteration of a result with a trace, one after the other; that of the last one
@@ -334,6 +435,25 @@ class LoopRunner:
         return estimates[0]
 
 
+def tokens_until(inputs: Keywords, t: int, length: int) -> Keywords:
+    """The inputs of a call for its t-th token alone, the mask of that and of all earlier ones.
+
+    Args:
+        inputs: of a call with a cache, for `length` tokens.
+        t: counted from 0.
+        length: T.
+    """
+    cut = dict(inputs)
+    for name in ("input_ids", "inputs_embeds", "token_type_ids"):
+        if name in cut:
+            cut[name] = cut[name][:, t : t + 1]
+    if "position_ids" in cut:
+        cut["position_ids"] = cut["position_ids"][..., t : t + 1]
+    if isinstance(cut.get("attention_mask"), torch.Tensor):
+        cut["attention_mask"] = cut["attention_mask"][:, : cut["attention_mask"].shape[1] - length + t + 1]
+    return cut
+
+
 def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:
     """`(B, T)`, true at real tokens, if the mask shows them.
 
@@ -358,8 +478,8 @@ def backbone_inputs(
     model_name: str,
     arguments: Keywords,
 ) -> Keywords:
-    """What the backbone is called with: all arguments that it takes, and no key–value cache. `token_type_ids` and
-    `position_ids` that it does not know are dropped, as transformers does.
+    """What the backbone is called with: all arguments that it takes, and no key–value cache, which iterations cannot
+    share. `token_type_ids` and `position_ids` that it does not know are dropped, as transformers does.
 
     Raises:
         TypeError: it does not know another argument.
@@ -368,8 +488,9 @@ def backbone_inputs(
     inputs = {key: value for key, value in arguments.items() if value is not None}
     if "past_key_values" in inputs:
         raise ValueError(
-            "`past_key_values`: iterations cannot share a key–value cache, so prefix-tuning and cached decoding do not "
-            "work with feedback; tune with LoRA or the feedback alone instead."
+            f"`past_key_values`: {model_name} reads whole texts, in which iterations cannot share a key–value cache, "
+            "so that prefix-tuning does not work with it; tune with LoRA or the feedback alone instead. Text is "
+            "generated by FeedbackForCausalLM."
         )
     unknown = [key for key in inputs if key not in layout.arguments and key not in COMMON_ARGUMENTS]
     for key in unknown:

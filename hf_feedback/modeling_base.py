@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import ModelOutput, logging
 
-from .backbone_layout import BackboneLayout, is_decoder, is_sharded
+from .backbone_layout import BackboneLayout, cache_argument, is_decoder, is_sharded
 from .backbone_probe import evaluating, find_layout, probe_backbone
 from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
 from .collected_states import collected_key
@@ -24,6 +24,7 @@ from .feedback_checkpoint import (
     save_feedback,
     warn_of_adapters_without_folder,
 )
+from .iteration_cache import IterationCache
 from .layer_recorder import run_uncompiled
 from .loading import load_pretrained
 from .loop_runner import ForwardContext, LoopResult, LoopRunner, backbone_inputs
@@ -85,7 +86,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         self.layout = replace(self.layout, causal=causal)
         self.feedback = FeedbackConnections(config, config.edges(), config.hidden_size, causal)
         self._check_backbone(config)
-        if config.head == "backbone" and self.layout.has_cache:  # some task models do not pass the argument on
+        keeps_no_cache = self.layout.has_cache and not self.traits.predicts_next_token
+        if config.head == "backbone" and keeps_no_cache:  # some task models do not pass the argument on
             backbone.config.get_text_config().use_cache = False
         if config.head == "new":
             self._make_head(config)
@@ -105,6 +107,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
                 "pretrained backbone."
             )
         config.check_options()
+        if self.traits.predicts_next_token:
+            config.head = self.traits.choose_head(config.head, cast(PreTrainedConfig, config.backbone_config))
         if config.feedback_span == "segment" and not self.traits.takes_segments:
             raise ValueError(
                 f"`feedback_span='segment'` is for FeedbackForSequenceClassification; {name} does not answer once for "
@@ -129,7 +133,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         Raises:
             UnsupportedBackboneError: it cannot; says why and what to do.
         """
-        self.layout = probe_backbone(self.backbone, self.layout, self.config.head)
+        predicts = self.traits.predicts_next_token
+        self.layout = probe_backbone(self.backbone, self.layout, self.config.head, predicts)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -161,7 +166,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             losses = [self._loss(one, labels) for one in (logits if objective.needs_all_iterations else logits[-1:])]
             fields["loss"] = objective.combine(losses)
             if result.penalty is not None:
-                fields["loss"] = fields["loss"] + self.config.jacobian_penalty * result.penalty.to(logits[-1].device)
+                penalty = self.config.jacobian_penalty * result.penalty.to(logits[-1].device)
+                fields["loss"] = fields["loss"] + self._share_of_batch(labels) * penalty
         return self._make_output(logits[-1], fields)
 
     def _run(
@@ -173,7 +179,12 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             if self.layout.batch_dim is None:  # weights came after the model was built
                 self.probe_backbone()
         k = self._choose_num_iterations(num_iterations)
-        context = self._make_context(inputs)
+        context = self._make_context(inputs, k)
+        if keep_trace and context.cache is not None:
+            raise ValueError(
+                "`output_iterations=True` reads the answer after every iteration, which a cache does not hold; call "
+                "with `use_cache=False` and without `past_key_values`."
+            )
         return context, self.runner.run(context, k, keep_trace, batch_iterations)
 
     @property
@@ -195,23 +206,34 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MOST_ITERATIONS)
         return num_iterations
 
-    def _make_context(self, inputs: Keywords) -> ForwardContext:
-        """What a call of `forward` is about; texts are cut into segments if the config says so."""
+    def _make_context(self, inputs: Keywords, num_iterations: int) -> ForwardContext:
+        """What a call of `forward` with K iterations is about; texts are cut into segments if the config says so."""
         inputs, num_choices = self._flatten_choices(inputs)
         inputs, segments = self._cut(inputs)
+        inputs, cache = self._take_cache(inputs, num_iterations)
+        arguments = backbone_inputs(self.layout, self.config, type(self).__name__, inputs)
+        if cache is not None:
+            arguments |= {cast(str, cache_argument(self.layout)): cache.view, "use_cache": True}
+        answers = self.traits.answers_once or self.traits.predicts_next_token
         return ForwardContext(
             backbone=self.backbone,
             feedback=self.feedback,
             arguments=inputs,
-            inputs=backbone_inputs(self.layout, self.config, type(self).__name__, inputs),
-            compute_logits=self.compute_logits if self.traits.answers_once else None,
+            inputs=arguments,
+            compute_logits=self.compute_logits if answers else None,
             segments=segments,
             num_choices=num_choices,
             is_training=self.training,
             is_disabled=is_feedback_disabled(self),
             is_sharded=is_sharded(self),
             model_name=type(self).__name__,
+            cache=cache,
+            predicts_next_token=self.traits.predicts_next_token,
         )
+
+    def _take_cache(self, inputs: Keywords, num_iterations: int) -> tuple[Keywords, IterationCache | None]:
+        """The inputs without a key–value cache, and that of the call, in models that generate text."""
+        return inputs, None
 
     def _flatten_choices(self, inputs: Keywords) -> tuple[Keywords, int | None]:
         """The inputs with one row for each choice, and the number of choices, in multiple choice."""
@@ -274,6 +296,10 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         if problem == "multi_label_classification" or self.config.num_labels == 1 or labels.is_floating_point():
             labels = labels.to(logits.dtype)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+
+    def _share_of_batch(self, labels: Any) -> float | torch.Tensor:
+        """Which part of the batch these labels are, where its loss is summed up from several calls."""
+        return 1.0
 
     def _make_output(self, logits: torch.Tensor, fields: Keywords) -> ModelOutput:
         """The output of `forward`."""
@@ -350,7 +376,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
         k = self._choose_num_iterations(num_iterations)
         with evaluating(self):
-            context = self._make_context({"output_hidden_states": False, "output_attentions": False, **inputs})
+            context = self._make_context({"output_hidden_states": False, "output_attentions": False, **inputs}, k)
             factors = self.runner.estimate_contraction(context, k, steps)
         expanding = factors[factors > 1]  # no number where states are not finite
         if len(expanding):

@@ -1,5 +1,6 @@
 """The feedback models: the plain one and its heads."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForAudioClassification,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
@@ -16,14 +18,22 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .building import TaskTraits
 from .configuration_feedback import FeedbackConfig
+from .generation import FeedbackGenerativeModel
 from .loading import load_feedback_folder
 from .loop_runner import ForwardContext, token_mask
 from .modeling_base import FeedbackPreTrainedModel, classifier_dropout
-from .modeling_outputs import BackboneOutput, FeedbackModelOutput, FeedbackQuestionAnsweringOutput, FeedbackTaskOutput
+from .modeling_outputs import (
+    BackboneOutput,
+    FeedbackCausalLMOutput,
+    FeedbackModelOutput,
+    FeedbackQuestionAnsweringOutput,
+    FeedbackTaskOutput,
+)
 from .stacked_linear import on_device_of
 from .validation import Keywords
 
@@ -410,6 +420,130 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         return self.loss_function(logits, labels, vocab_size=logits.shape[-1])
 
 
+class FeedbackForCausalLM(FeedbackGenerativeModel):
+    """A decoder with feedback and its own language-model head, tied embeddings kept: predicts the next token.
+
+    Messages never inform a token about later ones. `generate` takes K iterations for every token, with a cache that has
+    slots for each of them; its result is that of the whole text read at once. With `feedback_shift=1` the state of a
+    token is carried to the next one, and `generate` takes one pass a token, as does `forward` with `use_cache=True`.
+    With `halting` each token stops by itself: in the iterations that it does not take, it keeps the hidden states, keys
+    and values of its last one.
+
+    Shapes:
+        labels: `(B, T)` token ids, the inputs themselves (they are shifted here), −100 where nothing is to be
+            predicted; logits: `(B, T, V)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from hf_feedback import FeedbackForCausalLM
+    >>> tiny = LlamaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForCausalLM.from_backbone(LlamaForCausalLM(tiny), num_iterations=3)
+    >>> prompt = torch.tensor([[5, 6, 7]])
+    >>> model.generate(prompt, max_new_tokens=4, do_sample=False).shape
+    torch.Size([1, 7])
+    >>> model(prompt, labels=prompt).loss.shape
+    torch.Size([])
+
+    ```
+    """
+
+    accepts_loss_kwargs = True
+    traits = TaskTraits(AutoModelForCausalLM, has_labels=False, sees_whole_texts=False, predicts_next_token=True)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_iterations: int | None = None,
+        output_iterations: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> FeedbackCausalLMOutput:
+        """Runs K iterations and predicts the next tokens.
+
+        Args:
+            input_ids, position_ids: `(B, T)`, of the tokens that are not in the cache.
+            attention_mask: `(B, past + T)`, 0 at padding.
+            inputs_embeds: `(B, T, d)`, instead of `input_ids`.
+            labels: `(B, T)`, see the class docstring.
+            past_key_values: a cache of transformers, in which every iteration gets slots of its own.
+            use_cache: return a cache; by default if one is given.
+            logits_to_keep: number of last tokens to predict from, or their places; 0: all.
+            num_iterations: K for this call; the config's by default.
+            output_iterations: also return `iteration_logits`, `residuals` and `iterations`; not with a cache.
+            output_hidden_states, output_attentions: also return those of the last iteration.
+            num_items_in_batch: the number of labels that the loss is divided by; those of this batch by default.
+            **kwargs: further inputs of the backbone.
+        """
+        return cast(
+            FeedbackCausalLMOutput,
+            self._answer(
+                None if labels is None else NextTokens(labels, num_items_in_batch),
+                num_iterations,
+                output_iterations,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None if use_cache is None else use_cache,
+                logits_to_keep=logits_to_keep,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                **kwargs,
+            ),
+        )
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_output_embeddings(value)
+
+    def _share_of_batch(self, labels: "NextTokens") -> float | torch.Tensor:
+        return labels.share
+
+    def _loss(self, logits: torch.Tensor, labels: "NextTokens") -> torch.Tensor:
+        return self.loss_function(
+            logits, labels.token_ids, vocab_size=logits.shape[-1], num_items_in_batch=labels.num_items_in_batch
+        )
+
+    def _make_output(self, logits: torch.Tensor, fields: Keywords) -> ModelOutput:
+        return FeedbackCausalLMOutput(logits=logits, **fields)
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The targets of a language model.
+
+    Args:
+        token_ids: `(B, T)`, −100 where nothing is to be predicted.
+        num_items_in_batch: the number of labels that the loss is divided by; those of this batch by default.
+    """
+
+    token_ids: torch.Tensor
+    num_items_in_batch: int | torch.Tensor | None
+
+    @property
+    def share(self) -> float | torch.Tensor:
+        """The part of the whole batch that these targets are."""
+        if self.num_items_in_batch is None:
+            return 1.0
+        return (self.token_ids[:, 1:] != -100).sum() / self.num_items_in_batch
+
+
 class FeedbackForImageClassification(FeedbackPreTrainedModel):
     """A vision backbone with feedback and a classifier over the whole image.
 
@@ -534,6 +668,7 @@ HEADS: tuple[type[FeedbackPreTrainedModel], ...] = (
     FeedbackForQuestionAnswering,
     FeedbackForMultipleChoice,
     FeedbackForMaskedLM,
+    FeedbackForCausalLM,
     FeedbackForImageClassification,
     FeedbackForAudioClassification,
 )
@@ -544,7 +679,7 @@ def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = No
 
     Args:
         task_model: a transformers model for sequence, token, image or audio classification, question answering,
-            multiple choice or masked language modelling; it is used as it is, not copied.
+            multiple choice, masked or causal language modelling; it is used as it is, not copied.
         config: the feedback options, without a `backbone_config`; the defaults of `FeedbackConfig` if left out.
             Labels are the task model's.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import selected_hidden_states
 
@@ -57,6 +58,21 @@ class FeedbackTaskOutput(ModelOutput):
     iteration_logits: tuple[torch.Tensor, ...] | None = None
     residuals: torch.Tensor | None = None
     iterations: torch.Tensor | None = None
+
+
+@dataclass
+class FeedbackCausalLMOutput(FeedbackTaskOutput):
+    """Output of `FeedbackForCausalLM`.
+
+    Args:
+        loss: scalar, where `labels` were given.
+        logits: `(B, T, V)`, or of the last tokens alone, with `logits_to_keep`.
+        past_key_values: the cache of all iterations, with `use_cache=True`.
+        hidden_states, attentions, residuals, iteration_logits: as in `FeedbackTaskOutput`.
+        iterations: `(B,)`; with `halting` `(B, T)`, how many each token took.
+    """
+
+    past_key_values: Cache | None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 import torch
 from families import speak, tiny_backbone, tiny_batch, tiny_config
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -74,7 +75,15 @@ def graph_size(model, batch, k):
 # Heads
 
 NAMES = {head.__name__.removeprefix("FeedbackFor"): head for head in HEADS}
-REPRESENTATIVE = {"ImageClassification": "vit", "AudioClassification": "wav2vec2"}
+REPRESENTATIVE = {"ImageClassification": "vit", "AudioClassification": "wav2vec2", "CausalLM": "llama"}
+# A language model predicts with the backbone's own head alone.
+HEADED = [(name, head) for name in NAMES for head in ("new", "backbone") if (name, head) != ("CausalLM", "new")]
+headed = pytest.mark.parametrize(("name", "head"), HEADED, ids=[f"{name}-{head}" for name, head in HEADED])
+
+
+def first_head(name):
+    """The head of the class that is tried where one is enough."""
+    return next(head for one, head in HEADED if one == name)
 
 
 def batch_for(name, family="bert"):
@@ -91,15 +100,16 @@ def targets_for(name):
     """Labels of the task, as keyword arguments."""
     if name == "QuestionAnswering":
         return {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([3, 4])}
-    if name in ("TokenClassification", "MaskedLM"):
+    if name in ("TokenClassification", "MaskedLM", "CausalLM"):
         labels = torch.arange(18).view(2, 9) % 3
         labels[0, :3] = -100
         return {"labels": labels}
     return {"labels": torch.tensor([0, 1])}
 
 
-def fresh(name, head="new", family=None, **options):
+def fresh(name, head=None, family=None, **options):
     """A feedback model of the task over a tiny backbone."""
+    head = head or first_head(name)
     family = family or REPRESENTATIVE.get(name, "bert")
     options = {"num_labels": 3} | options if NAMES[name].traits.has_labels else options
     options = {"num_iterations": 3, "feedback_rank": 8, **options}

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from builders import NAMES, REPRESENTATIVE, answers, batch_for, fresh, run_without_package, tiny_tokenizer
+from builders import REPRESENTATIVE, answers, batch_for, fresh, headed, run_without_package, tiny_tokenizer
 from closeness import PROBABILITY, assert_exact, in_float64
 from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from safetensors.torch import load_file, save_file
@@ -65,8 +65,7 @@ def test_it_fetches_the_backbone_that_it_names(load, bert, tmp_path):
     assert_exact(again(**batch).logits, model(**batch).logits)
 
 
-@pytest.mark.parametrize("head", ["new", "backbone"])
-@pytest.mark.parametrize("name", NAMES)
+@headed
 @in_float64()
 def test_every_head(name, head, tmp_path):
     family = REPRESENTATIVE.get(name, "bert")

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from builders import NAMES, REPRESENTATIVE, batch_for, fresh
+from builders import REPRESENTATIVE, batch_for, fresh, headed
 from closeness import assert_exact, in_float64
 from families import FAMILIES, speak, tiny_backbone, tiny_batch, to
 from reference import run_reference
@@ -19,7 +19,6 @@ COLLECTING = ["bert", "roberta", "albert", "albert, two groups", "xlnet", "t5", 
 DECODERS = ["gpt2", "bloom", "llama", "gemma3"]
 OTHERS = ["vit", "wav2vec2", "whisper"]
 EDGES = {"all layers": [[3, 0], [3, 2]], "a segment in the middle": [[2, 1]], "one layer apart": [[1, 0], [3, 2]]}
-HEADS = [(name, "new") for name in NAMES] + [(name, "backbone") for name in NAMES]
 
 
 def assert_collected(model, stack, passes, batch, k):
@@ -72,7 +71,7 @@ def test_attentions_that_layers_do_not_return_are_refused():
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize(("name", "head"), HEADS)
+@headed
 @in_float64()
 def test_every_head(name, head, k):
     family = REPRESENTATIVE.get(name, "bert")

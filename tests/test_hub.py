@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import NAMES, labelled_model
+from builders import NAMES, first_head, labelled_model
 from hub_stand_in import TOKEN, HubStandIn, card_of
 from huggingface_hub import ModelCard
 from training_runs import rows, train_command
@@ -24,7 +24,9 @@ from hf_feedback.training.tasks import TextClassification
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.xdist_group("hub")  # the steps are shared: with `--dist loadgroup`, by one worker
-HEADS = [(name, "new") for name in NAMES] + [(name, "backbone") for name in ("SequenceClassification", "MaskedLM")]
+HEADS = [(name, first_head(name)) for name in NAMES] + [
+    (name, "backbone") for name in ("SequenceClassification", "MaskedLM")
+]
 
 BLOCKED = """
 import sys
@@ -247,6 +249,9 @@ def read(hub, folder, pushed):
                 texts=of("text-classification", "SequenceClassification", "where is my parcel?"),
                 tokens=of("token-classification", "TokenClassification", "where is my parcel?"),
                 masks=of("fill-mask", "MaskedLM", "where is my [MASK]?"),
+                continuations=pipeline("text-generation", "me/CausalLM-backbone", **trusted)(
+                    "where is my", max_new_tokens=4, do_sample=False
+                ),
                 sounds=of("audio-classification", "AudioClassification", np.sin(np.arange(800.0))),
             )
 
@@ -308,6 +313,7 @@ def test_pipelines_by_repository(read):
     assert found["texts"][0]["label"] in ("LABEL_0", "LABEL_1", "LABEL_2")
     assert [token["word"] for token in found["tokens"]] == ["where", "is", "my", "parcel", "?"]
     assert len(found["masks"]) == 5
+    assert found["continuations"][0]["generated_text"].startswith("where is my")
     assert {sound["label"] for sound in found["sounds"]} == {"LABEL_0", "LABEL_1", "LABEL_2"}
 
 

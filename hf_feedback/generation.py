@@ -1,0 +1,195 @@
+"""Text generation with K iterations: the cache of a call, and what `generate` asks of a model."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin, GenerationMode
+from transformers.utils import logging
+
+from .backbone_layout import cache_argument
+from .iteration_cache import IterationCache, check_size, is_empty
+from .loop_runner import ForwardContext, LoopResult
+from .modeling_base import FeedbackPreTrainedModel
+from .validation import Keywords
+
+logger = logging.get_logger(__name__)
+
+
+class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
+    """A feedback model over a causal language model, whose family says how the inputs of `generate` are prepared."""
+
+    @property
+    def _language_model(self) -> Any:
+        """The backbone as what it is here, of which transformers has no type: a model that generates."""
+        return self.backbone
+
+    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with K iterations for every token; all but custom decoding methods work.
+
+        With `use_cache=True`, the default, iterations have keys and values of their own, and the result is that of the
+        whole text without a cache. `num_iterations` may be given for one call.
+
+        Args:
+            inputs: `(B, T)` token ids of the prompts, padded on the left.
+            *args, **kwargs: as in transformers.
+
+        Raises:
+            ValueError: the prompt is empty, or padded without a mask that shows it; the cache does not fit.
+        """
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if isinstance(prompt, torch.Tensor) and kwargs.get("inputs_embeds") is None:
+            self._check_prompt(prompt, kwargs)
+        return cast(Any, super()).generate(inputs, *args, **kwargs)
+
+    def _check_prompt(self, prompt: torch.Tensor, kwargs: Keywords) -> None:
+        if prompt.shape[-1] == 0:
+            raise ValueError(
+                "`inputs`: the prompt is empty; give at least one token, such as the tokenizer's `bos_token_id`, or no "
+                "`inputs` at all to start from that."
+            )
+        config = kwargs.get("generation_config") or self.generation_config
+        pad, eos = kwargs.get("pad_token_id", config.pad_token_id), kwargs.get("eos_token_id", config.eos_token_id)
+        is_end = pad is not None and pad in (eos if isinstance(eos, list) else [eos])
+        if kwargs.get("attention_mask") is None and is_end and bool((prompt[:, 0] == pad).any()):
+            raise ValueError(
+                f"`attention_mask` is missing: a prompt starts with token {pad}, which is both padding and the end of a "
+                "text, so that padding cannot be told apart; pass the tokenizer's `attention_mask`."
+            )
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        num_iterations: int | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Keywords:
+        """The inputs of the next call, as the backbone's family prepares them."""
+        name = cache_argument(self.layout) or "past_key_values"
+        inputs = self._language_model.prepare_inputs_for_generation(input_ids, **{name: past_key_values}, **kwargs)
+        cache = inputs.pop(name, None)
+        return {**inputs, "past_key_values": cache, "num_iterations": num_iterations}
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: Keywords,
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """The cache that the backbone's family uses; the slots of further iterations are added in the first call."""
+        if generation_config.use_cache and not self._supports_default_dynamic_cache():
+            logger.warning_once(
+                f"{type(self.backbone).__name__} has a cache of its own kind, of which iterations cannot have one "
+                "each: the whole text is read for every token."
+            )
+            model_kwargs["use_cache"] = generation_config.use_cache = False
+        name = cache_argument(self.layout) or "past_key_values"
+        given = model_kwargs.pop("past_key_values", None)
+        cache_kwargs = {} if given is None else {name: given}
+        self._language_model._prepare_cache_for_generation(
+            generation_config, cache_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = cache_kwargs.get(name)
+        if isinstance(cache, Cache):
+            model_kwargs["past_key_values"] = cache
+            beams = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+            check_size(cache, max_cache_length, batch_size * beams)
+
+    def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]
+        """Whether the backbone's cache is made of slots for its layers, of which iterations can have their own."""
+        known = cache_argument(self.layout) is not None and self.layout.has_cache
+        return known and self._language_model._supports_default_dynamic_cache()
+
+    def _take_cache(self, inputs: Keywords, num_iterations: int) -> tuple[Keywords, IterationCache | None]:
+        """The inputs without a key–value cache, and that of the call, if there is one.
+
+        Raises:
+            ValueError: the backbone or the operator keeps nothing of earlier tokens, or K is not that of the cache.
+        """
+        inputs = dict(inputs)
+        cache, use_cache = inputs.pop("past_key_values", None), inputs.pop("use_cache", False)
+        if "logits_to_keep" not in self.layout.arguments:
+            inputs.pop("logits_to_keep", None)
+        check_length(self.backbone, inputs, cache)
+        # without a cache, tokens that stop keep their keys and values in one that is dropped after the call
+        holds = self.config.halting != "none" and not self.training and num_iterations > 1
+        if cache is None and not use_cache and not holds:
+            return inputs, None
+        self._check_can_cache(cache, num_iterations)
+        one_pass = self.config.feedback_shift == 1 and num_iterations > 1
+        slots = IterationCache(
+            DynamicCache(config=self.backbone.config.get_text_config(decoder=True)) if cache is None else cache,
+            self.layout.num_layers,
+            self.layout.segment,
+            num_iterations=1 if one_pass else num_iterations,
+            num_message_slots=self.feedback.num_message_slots,
+            num_state_slots=len(self.feedback.sources) if one_pass else 0,
+            is_kept=cache is not None or use_cache,
+        )
+        if holds:
+            slots.hold_stopped_tokens()
+        return inputs, slots
+
+    def _check_can_cache(self, cache: object, num_iterations: int) -> None:
+        if not isinstance(cache, Cache | None):
+            raise TypeError(f"`past_key_values` must be a Cache of transformers, got a {type(cache).__name__}.")
+        instead = "use `use_cache=False`, which reads the whole text for every token."
+        if not self._supports_default_dynamic_cache():
+            raise ValueError(
+                f"`use_cache=True`: {type(self.backbone).__name__} has a cache of its own kind, of which iterations "
+                f"cannot have one each; {instead}"
+            )
+        if num_iterations > 1 and not self.feedback.can_generate:
+            raise ValueError(
+                f"`use_cache=True`: `feedback_type`={self.config.feedback_type!r} reads other tokens and keeps nothing "
+                f"of them (`remembers_tokens`); {instead}"
+            )
+
+    def _collected(self, context: ForwardContext, result: LoopResult) -> Keywords:
+        fields = super()._collected(context, result)
+        if context.cache is not None and context.cache.is_kept:
+            fields["past_key_values"] = context.cache.cache
+        return fields
+
+
+def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: Cache | None) -> None:
+    """Checks that there are tokens, and no more than the backbone has positions for.
+
+    Args:
+        backbone: a causal language model.
+        inputs: of `forward`.
+        past_key_values: its cache.
+
+    Raises:
+        ValueError: there are none, or more.
+    """
+    text = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+    if torch.compiler.is_compiling() or text is None:
+        return
+    length = text.shape[1]
+    if length == 0:
+        raise ValueError("`input_ids`: there is no token to read; give at least one.")
+    most = num_learned_positions(backbone)
+    if most is None:
+        return
+    past = 0 if past_key_values is None or is_empty(past_key_values) else int(past_key_values.get_seq_length())
+    if past + length > most:
+        raise ValueError(
+            f"`input_ids`: {past + length} tokens, and {type(backbone).__name__} has learned {most} positions; shorten "
+            "the prompt (the tokenizer's `truncation=True`), or lower `max_new_tokens`."
+        )
+
+
+def num_learned_positions(backbone: PreTrainedModel) -> int | None:
+    """How many tokens fit the backbone's table of position embeddings; `None` if it has no such table."""
+    most = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    if most is None:
+        return None
+    words = backbone.get_input_embeddings()
+    tables = [one for one in backbone.modules() if isinstance(one, nn.Embedding) and one is not words]
+    # some families have two more rows, for padding
+    return most if any(most <= table.num_embeddings <= most + 2 for table in tables) else None
