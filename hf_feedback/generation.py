@@ -1,5 +1,6 @@
 """Text generation with K iterations: the cache of a call, and what `generate` asks of a model."""
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -10,8 +11,9 @@ from transformers.generation import GenerationMixin, GenerationMode
 from transformers.utils import logging
 
 from .backbone_layout import cache_argument
+from .configuration_feedback import FeedbackConfig
 from .iteration_cache import IterationCache, check_size, is_empty
-from .loop_runner import ForwardContext, LoopResult
+from .loop_runner import COMMON_ARGUMENTS, ForwardContext, LoopResult
 from .modeling_base import FeedbackPreTrainedModel
 from .validation import Keywords
 
@@ -20,6 +22,10 @@ logger = logging.get_logger(__name__)
 
 class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
     """A feedback model over a causal language model, whose family says how the inputs of `generate` are prepared."""
+
+    def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config, backbone)
+        self.generation_config = cast(GenerationConfig, self.backbone.generation_config)
 
     @property
     def _language_model(self) -> Any:
@@ -53,24 +59,35 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         config = kwargs.get("generation_config") or self.generation_config
         pad, eos = kwargs.get("pad_token_id", config.pad_token_id), kwargs.get("eos_token_id", config.eos_token_id)
         is_end = pad is not None and pad in (eos if isinstance(eos, list) else [eos])
-        if kwargs.get("attention_mask") is None and is_end and bool((prompt[:, 0] == pad).any()):
+        starts = (prompt[:, 0] == pad) if is_end and kwargs.get("attention_mask") is None else prompt.new_zeros(1)
+        if starts.any() and not starts.all():  # where all do, it is the start of a text, as in GPT-2
             raise ValueError(
-                f"`attention_mask` is missing: a prompt starts with token {pad}, which is both padding and the end of a "
-                "text, so that padding cannot be told apart; pass the tokenizer's `attention_mask`."
+                f"`attention_mask` is missing: a prompt starts with token {pad}, which is both padding and the end of "
+                "a text, so that padding cannot be told apart; pass the tokenizer's `attention_mask`."
             )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor,
-        num_iterations: int | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
+        self, input_ids: torch.Tensor, num_iterations: int | None = None, **kwargs: Any
     ) -> Keywords:
         """The inputs of the next call, as the backbone's family prepares them."""
-        name = cache_argument(self.layout) or "past_key_values"
-        inputs = self._language_model.prepare_inputs_for_generation(input_ids, **{name: past_key_values}, **kwargs)
-        cache = inputs.pop(name, None)
-        return {**inputs, "past_key_values": cache, "num_iterations": num_iterations}
+        name = self._cache_argument
+        cache = kwargs.get(name)
+        if cache is not None and not self.config.feedback_shift:
+            kwargs[name] = copy.copy(cache)  # whose class and slots tell the family which mask to make
+            kwargs[name].layers = cache.layers[: self.layout.num_layers]
+        inputs = self._language_model.prepare_inputs_for_generation(input_ids, **kwargs)
+        # some families pass on all that they were given
+        taken = {key: inputs[key] for key in inputs if key in self.layout.arguments or key in COMMON_ARGUMENTS}
+        taken.pop(name, None)
+        mask = taken.get("attention_mask")
+        if cache is not None and mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
+            taken["padding_mask"] = kwargs.get("attention_mask")
+            if taken["padding_mask"] is None:
+                text = taken["input_ids"] if taken.get("input_ids") is not None else taken["inputs_embeds"]
+                taken["padding_mask"] = torch.ones(
+                    (len(text), int(cache.get_seq_length()) + text.shape[1]), dtype=torch.long, device=text.device
+                )
+        return {**taken, "past_key_values": cache, "num_iterations": num_iterations}
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self,
@@ -80,24 +97,26 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """The cache that the backbone's family uses; the slots of further iterations are added in the first call."""
+        """The cache that the backbone's family uses, with the slots of further iterations."""
         if generation_config.use_cache and not self._supports_default_dynamic_cache():
             logger.warning_once(
                 f"{type(self.backbone).__name__} has a cache of its own kind, of which iterations cannot have one "
                 "each: the whole text is read for every token."
             )
             model_kwargs["use_cache"] = generation_config.use_cache = False
-        name = cache_argument(self.layout) or "past_key_values"
-        given = model_kwargs.pop("past_key_values", None)
-        cache_kwargs = {} if given is None else {name: given}
         self._language_model._prepare_cache_for_generation(
-            generation_config, cache_kwargs, generation_mode, batch_size, max_cache_length
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = cache_kwargs.get(name)
+        cache = model_kwargs.get(self._cache_argument)
         if isinstance(cache, Cache):
-            model_kwargs["past_key_values"] = cache
             beams = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
             check_size(cache, max_cache_length, batch_size * beams)
+            self._add_iterations(cache, self._choose_num_iterations(model_kwargs.get("num_iterations")))
+
+    @property
+    def _cache_argument(self) -> str:
+        """The name under which `generate` keeps the cache."""
+        return cache_argument(self.layout) or "past_key_values"
 
     def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]
         """Whether the backbone's cache is made of slots for its layers, of which iterations can have their own."""
@@ -117,22 +136,29 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         check_length(self.backbone, inputs, cache)
         # without a cache, tokens that stop keep their keys and values in one that is dropped after the call
         holds = self.config.halting != "none" and not self.training and num_iterations > 1
-        if cache is None and not use_cache and not holds:
+        is_kept = cache is not None or use_cache
+        if not is_kept and not holds:
             return inputs, None
         self._check_can_cache(cache, num_iterations)
+        if cache is None:
+            cache = DynamicCache(config=self.backbone.config.get_text_config(decoder=True))
+        slots = self._add_iterations(cache, num_iterations, is_kept)
+        if holds:
+            slots.hold_stopped_tokens()
+        return inputs, slots
+
+    def _add_iterations(self, cache: Cache, num_iterations: int, is_kept: bool = True) -> IterationCache:
+        """The slots of a cache for K iterations, or, with `feedback_shift`, for one pass and the states before."""
         one_pass = self.config.feedback_shift == 1 and num_iterations > 1
-        slots = IterationCache(
-            DynamicCache(config=self.backbone.config.get_text_config(decoder=True)) if cache is None else cache,
+        return IterationCache(
+            cache,
             self.layout.num_layers,
             self.layout.segment,
             num_iterations=1 if one_pass else num_iterations,
             num_message_slots=self.feedback.num_message_slots,
             num_state_slots=len(self.feedback.sources) if one_pass else 0,
-            is_kept=cache is not None or use_cache,
+            is_kept=is_kept,
         )
-        if holds:
-            slots.hold_stopped_tokens()
-        return inputs, slots
 
     def _check_can_cache(self, cache: object, num_iterations: int) -> None:
         if not isinstance(cache, Cache | None):

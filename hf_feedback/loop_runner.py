@@ -68,8 +68,9 @@ class ForwardContext:
 
     @property
     def attention_mask(self) -> Any:
-        """The mask that `forward` was given, in whatever shape."""
-        return self.arguments.get("attention_mask")
+        """The mask that `forward` was given, in whatever shape; the padding mask if there is one besides."""
+        padding_mask = self.arguments.get("padding_mask")
+        return self.arguments.get("attention_mask") if padding_mask is None else padding_mask
 
 
 @dataclass
@@ -485,7 +486,7 @@ def backbone_inputs(
         TypeError: it does not know another argument.
         ValueError: a cache was passed.
     """
-    inputs = {key: value for key, value in arguments.items() if value is not None}
+    inputs = {key: value for key, value in arguments.items() if value is not None and key != "padding_mask"}
     if "past_key_values" in inputs:
         raise ValueError(
             f"`past_key_values`: {model_name} reads whole texts, in which iterations cannot share a key–value cache, "

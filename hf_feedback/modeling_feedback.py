@@ -461,6 +461,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -478,6 +479,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
             attention_mask: `(B, past + T)`, 0 at padding.
             inputs_embeds: `(B, T, d)`, instead of `input_ids`.
             labels: `(B, T)`, see the class docstring.
+            padding_mask: the same, where `attention_mask` has another shape, as `generate` makes it for a static cache.
             past_key_values: a cache of transformers, in which every iteration gets slots of its own.
             use_cache: return a cache; by default if one is given.
             logits_to_keep: number of last tokens to predict from, or their places; 0: all.
@@ -497,6 +499,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 inputs_embeds=inputs_embeds,
+                padding_mask=padding_mask,
                 past_key_values=past_key_values,
                 use_cache=past_key_values is not None if use_cache is None else use_cache,
                 logits_to_keep=logits_to_keep,
