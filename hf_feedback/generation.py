@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .backbone_layout import cache_argument
 from .configuration_feedback import FeedbackConfig
-from .iteration_cache import IterationCache, check_size, is_empty
+from .iteration_cache import IterationCache, check_size, num_tokens
 from .loop_runner import COMMON_ARGUMENTS, ForwardContext, LoopResult
 from .modeling_base import FeedbackPreTrainedModel
 from .validation import Keywords
@@ -79,14 +79,11 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         # some families pass on all that they were given
         taken = {key: inputs[key] for key in inputs if key in self.layout.arguments or key in COMMON_ARGUMENTS}
         taken.pop(name, None)
-        mask = taken.get("attention_mask")
-        if cache is not None and mask is not None and not (isinstance(mask, torch.Tensor) and mask.dim() == 2):
-            taken["padding_mask"] = kwargs.get("attention_mask")
-            if taken["padding_mask"] is None:
-                text = taken["input_ids"] if taken.get("input_ids") is not None else taken["inputs_embeds"]
-                taken["padding_mask"] = torch.ones(
-                    (len(text), int(cache.get_seq_length()) + text.shape[1]), dtype=torch.long, device=text.device
-                )
+        given = kwargs.get("attention_mask")
+        if cache is not None and taken.get("attention_mask") is not given:  # of another shape, or left out
+            text = taken["input_ids"] if taken.get("input_ids") is not None else taken["inputs_embeds"]
+            size = (len(text), num_tokens(cache) + text.shape[1])
+            taken["padding_mask"] = text.new_ones(size, dtype=torch.long) if given is None else given
         return {**taken, "past_key_values": cache, "num_iterations": num_iterations}
 
     def _prepare_cache_for_generation(  # type: ignore[override]
@@ -202,7 +199,7 @@ def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: C
     most = num_learned_positions(backbone)
     if most is None:
         return
-    past = 0 if past_key_values is None or is_empty(past_key_values) else int(past_key_values.get_seq_length())
+    past = 0 if past_key_values is None else num_tokens(past_key_values)
     if past + length > most:
         raise ValueError(
             f"`input_ids`: {past + length} tokens, and {type(backbone).__name__} has learned {most} positions; shorten "

@@ -152,6 +152,14 @@ def extend_slot(slot: CacheLayerMixin, tokens: torch.Tensor) -> torch.Tensor:
     return slot.update(tokens, tokens[..., :0])[0]
 
 
+def num_tokens(cache: Cache) -> int:
+    """How many tokens a cache holds; 0 where its layers, all recurrent, do not count them."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        return 0
+
+
 def is_empty(cache: Cache) -> bool:
     """Whether a cache holds no token yet."""
     try:

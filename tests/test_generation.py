@@ -48,6 +48,7 @@ MORE = {
         **dict(num_key_value_heads=4, n_shared_experts=1),
     },
     "qwen3_5_text": {**EXPERTS, **LINEAR},
+    "mamba": dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, state_size=8, pad_token_id=1),
     "lfm2": {**EXPERTS, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
 }
 DECODERS = [name for name, family in FAMILIES.items() if family.decoder and name not in MORE] + list(MORE)
@@ -58,7 +59,7 @@ def causal_lm(family):
     """A tiny random language model of the family."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **MORE[family]) if family in MORE else tiny_config(family)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # others have no float64
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
