@@ -40,6 +40,7 @@ class TaskTraits:
         answers_once: whether there is one answer, `(B, num_labels)`, for each row of the batch.
         takes_segments: whether it answers for a text that is cut into segments.
         sees_whole_texts: whether the answer is about a whole text or its tokens, all of which are there from the start.
+        labels_words: whether the labels are those of words, which stand at one of their pieces.
         prefers_own_head: whether the backbone's own head is used where its family has one.
         predicts_next_token: whether each token is answered from those before it alone, so that text can be generated;
             the head is always the backbone's own.
@@ -52,6 +53,7 @@ class TaskTraits:
     answers_once: bool = False
     takes_segments: bool = False
     sees_whole_texts: bool = True
+    labels_words: bool = False
     prefers_own_head: bool = False
     predicts_next_token: bool = False
     auto_pooling: Pooling = "cls"
@@ -289,6 +291,7 @@ def wrap_backbone(model_class: "type[Model]", backbone: PreTrainedModel, config:
         if child is not backbone:
             child.to(device=backbone.device, dtype=backbone.dtype)
     config.dtype = backbone.dtype
+    settle_label_piece(model)
     warn_if_offloaded(backbone)
     return model.eval()
 
@@ -336,6 +339,20 @@ def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, tra
                 "`feedback_future=True` allows that."
             )
     return causal
+
+
+def settle_label_piece(model: "FeedbackPreTrainedModel") -> None:
+    """Decides at which piece of a word the labels of a new head stand; the config says so ever after.
+
+    A head of the backbone's own that is trained keeps the first, as taggers of transformers are trained.
+    """
+    config, backbone = model.config, model.backbone
+    if model.traits.labels_words and config.label_piece == "auto":
+        whole_config = cast(PreTrainedConfig, config.backbone_config)
+        is_trained = config.head == "backbone" and model.traits.has_trained_head(whole_config)
+        part = model.layout.part_of(backbone)
+        causal = not is_trained and reads_causally(part, whole_config, config.backbone_part)
+        config.label_piece = "last" if causal else "first"
 
 
 def warn_if_offloaded(model: PreTrainedModel) -> None:

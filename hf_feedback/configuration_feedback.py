@@ -34,6 +34,7 @@ from .validation import (
     option,
 )
 from .version import HF_FEEDBACK_VERSION
+from .words import LabelPiece
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +58,12 @@ AUTO_MAP = {
             "ForAudioClassification",
         )
     },
+}
+
+# As in transformers; it reads labels at the last piece of a word, where the pipeline of transformers has none.
+LAST_PIECE_PIPELINE = {
+    "impl": "token_classification_pipeline.FeedbackTokenClassificationPipeline",
+    "pt": "AutoModelForTokenClassification",
 }
 
 # What other libraries read in a config and its dictionary, and what the backbone determines here.
@@ -264,6 +271,12 @@ class FeedbackConfig(OptionsConfig):
         "Pooling of a new head, padding left out; auto: that of a sentence-transformers folder, else the last token "
         "for decoders, the first for others.",
     )
+    label_piece: LabelPiece = option(
+        "auto",
+        "Piece of a word at which its label stands in token classification, 'first' or 'last'; auto: the last (which "
+        "has read the whole word) where the backbone reads causally, else the first. It is settled when a model is "
+        "built; models that were saved without it have their labels at the first.",
+    )
     classifier_dropout: float | None = option(
         None, "Dropout before a new classifier; that of the backbone's classifier or hidden states if left out."
     )
@@ -357,6 +370,12 @@ class FeedbackConfig(OptionsConfig):
         if config is None:
             raise ValueError(f"`{name}` is the backbone's; give a `backbone_config` first, and set it there.")
         setattr(config, name, value)
+
+    @property
+    def custom_pipelines(self) -> dict[str, Keywords]:
+        """The pipelines of a folder's own by task, as transformers reads them; it follows from `label_piece`."""
+        is_tagger = "FeedbackForTokenClassification" in (self.architectures or ())
+        return {"token-classification": dict(LAST_PIECE_PIPELINE)} if is_tagger and self.label_piece == "last" else {}
 
     def edges(self, num_layers: int | None = None) -> list[tuple[int, int]]:
         """The edges that the options stand for, as sorted `(source, target)` pairs.

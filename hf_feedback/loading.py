@@ -13,7 +13,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import logging
 
 from .backbone_layout import name_of_part, select_part
-from .building import hub_kwargs_of, warn_if_offloaded
+from .building import hub_kwargs_of, settle_label_piece, warn_if_offloaded
 from .configuration_feedback import FeedbackConfig, nearest_option
 from .feedback_checkpoint import is_feedback_only, load_feedback_only
 from .operator_code import load_operator_code
@@ -100,6 +100,8 @@ def _load_whole(
     _check_weights(name, model, info["missing_keys"], other_task=bool(other_head))
     if not is_fsdp_managed_module(model):  # else its weights come together in the first call alone
         model.probe_backbone()
+    if not issubclass(saved_by, model_class):  # its head is new
+        settle_label_piece(model)
     warn_if_offloaded(model)
     return (model, info) if wants_info else model
 

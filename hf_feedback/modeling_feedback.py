@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ from .modeling_outputs import (
     FeedbackTaskOutput,
 )
 from .stacked_linear import on_device_of
+from .token_classification_pipeline import FeedbackTokenClassificationPipeline
 from .validation import Keywords
 
 
@@ -189,6 +190,10 @@ class FeedbackForSequenceClassification(FeedbackTextModel):
 class FeedbackForTokenClassification(FeedbackTextModel):
     """A backbone with feedback and a classifier over every token.
 
+    The label of a word stands at its `config.label_piece`. Where that is the last, `pipeline("token-classification",
+    folder, trust_remote_code=True)` reads it there; without remote code, or with a model instead of a folder, pass
+    `pipeline_class=FeedbackForTokenClassification.pipeline_class`.
+
     Shapes:
         labels: `(B, T)` class numbers, −100 where there is none; logits: `(B, T, num_labels)`.
 
@@ -206,7 +211,8 @@ class FeedbackForTokenClassification(FeedbackTextModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForTokenClassification)
+    traits = TaskTraits(AutoModelForTokenClassification, labels_words=True)
+    pipeline_class: ClassVar[type[FeedbackTokenClassificationPipeline]] = FeedbackTokenClassificationPipeline
 
     def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.classifier(self.dropout(on_device_of(self.classifier, hidden)))

@@ -19,7 +19,7 @@ NEEDED_MODULES = tuple(
     f"transformers.{name}"
     for name in (
         *("activations", "cache_utils", "configuration_utils", "dynamic_module_utils", "generation", "initialization"),
-        *("modeling_outputs", "modeling_utils", "processing_utils", "tokenization_utils_base"),
+        *("modeling_outputs", "modeling_utils", "processing_utils", "pipelines", "tokenization_utils_base"),
     )
 )
 OWN_MODULES = tuple(f"{__package__}.{module.name}" for module in iter_modules([str(Path(__file__).parent)]))

@@ -2,6 +2,7 @@
 
 from typing import TypeVar, cast
 
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +26,7 @@ CHANGEABLE_OPTIONS = (
     "gradient_iterations",
     "fixed_point_solver",
     "fixed_point_tolerance",
+    "label_piece",
 )
 
 
@@ -46,7 +48,7 @@ def load_tokenizer(
         OSError: the folder or repository is missing.
     """
     tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision))
-    if of_words and getattr(tokenizer, "add_prefix_space", None) is False:  # else the first piece of a word is another
+    if of_words and _may_prefix_words(tokenizer):  # else the first piece of a word is another
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision), add_prefix_space=True)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
@@ -57,6 +59,14 @@ def load_tokenizer(
             f"`model`: the tokenizer of {name} does not return the positions of its tokens; use a fast one."
         )
     return tokenizer
+
+
+def _may_prefix_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `add_prefix_space` can be switched on: where others split a text before the bytes are read, every digit
+    would get a space of its own."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    is_byte_level = isinstance(getattr(backend, "pre_tokenizer", None), ByteLevel)
+    return is_byte_level and getattr(tokenizer, "add_prefix_space", None) is False
 
 
 def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
@@ -196,7 +206,8 @@ def set_options(model: PreTrainedModel, source: str, options: Options) -> None:
 
 def _update_options(model: FeedbackPreTrainedModel, source: str, options: Options) -> None:
     """Sets the options that may change; any other has to be what it is already."""
-    set_options(model, source, {name: value for name, value in options.items() if name in CHANGEABLE_OPTIONS})
+    changes = {name: options[name] for name in CHANGEABLE_OPTIONS if options.get(name, "auto") != "auto"}
+    set_options(model, source, changes)
     for option, value in options.items():
         if option == "num_iterations":
             model.set_num_iterations(value)
@@ -241,9 +252,14 @@ def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBa
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: the tokenizer has more tokens than the model has embeddings.
+        ValueError: the tokenizer has neither of them, or more tokens than the model has embeddings.
     """
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has no `pad_token` and no `eos_token` to pad with; give it one (`tokenizer.pad_token = "
+                "…`) and save it beside the model."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id != tokenizer.pad_token_id:
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from ...words import space_between_texts
 from .files import format_rows
 from .label_names import label_name
 from .splits import Batch, Row, Split
@@ -56,6 +57,7 @@ class WindowEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> None:
         self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
+        self.space = space_between_texts(tokenizer)
 
     def encode(self, split: Split) -> Dataset:
         """Encodes rows of `question`, `context` and `answers` (`text`, `answer_start`).
@@ -88,7 +90,7 @@ class WindowEncoder:
         self._check_room(row["question"], index, source)
         encoding = self.tokenizer(
             row["question"],
-            row["context"],
+            self.space + row["context"],
             truncation="only_second",
             max_length=self.max_length,
             stride=self.stride,
@@ -98,7 +100,10 @@ class WindowEncoder:
         names = [name for name in self.tokenizer.model_input_names if name in encoding]
         windows = []
         for i in range(len(encoding["input_ids"])):
-            inputs, offsets = {name: encoding[name][i] for name in names}, _context_offsets(encoding, i)
+            inputs, offsets = (
+                {name: encoding[name][i] for name in names},
+                _context_offsets(encoding, i, len(self.space)),
+            )
             targets = self._targets(row["answers"], offsets, inputs["input_ids"])
             windows.append({**inputs, "example": index, "offsets": offsets, **targets})
         return windows
@@ -125,10 +130,14 @@ class WindowEncoder:
         return {"start_positions": first, "end_positions": last, "null": null}
 
 
-def _context_offsets(encoding: BatchEncoding, window: int) -> list[list[int]]:
-    """Characters of every token in the text, `OUTSIDE` for tokens of the question and special ones."""
+def _context_offsets(encoding: BatchEncoding, window: int, shift: int) -> list[list[int]]:
+    """Characters of every token in the text, `OUTSIDE` for tokens of the question and special ones; `shift` characters
+    were put before the text."""
     parts, offsets = encoding.sequence_ids(window), encoding["offset_mapping"][window]
-    return [list(pair) if part == 1 else OUTSIDE for part, pair in zip(parts, offsets, strict=True)]
+    return [
+        [max(0, first - shift), max(0, end - shift)] if part == 1 else OUTSIDE
+        for part, (first, end) in zip(parts, offsets, strict=True)
+    ]
 
 
 def best_answers(
@@ -161,7 +170,7 @@ def best_answers(
         )
         a, b = np.unravel_index(scores.argmax(), scores.shape)
         if scores[a, b] > best[example][0]:
-            best[example] = (scores[a, b], contexts[example][offsets[a, 0] : offsets[b, 1]])
+            best[example] = (scores[a, b], contexts[example][offsets[a, 0] : offsets[b, 1]].strip())
         null_scores[example] = min(null_scores[example], start[i, window["null"]] + end[i, window["null"]])
     return [
         "" if may_be_empty and null > score else text for (score, text), null in zip(best, null_scores, strict=True)

@@ -1,12 +1,13 @@
 """The choice of the text that goes on best."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 from transformers import DataCollatorForMultipleChoice, PreTrainedTokenizerBase
 
 from ...modeling_feedback import FeedbackForMultipleChoice
 from ...validation import option
+from ...words import space_between_texts
 from ..data.columns import check_rows
 from ..data.label_names import label_name
 from ..data.labels import SINGLE_LABEL
@@ -15,14 +16,20 @@ from ..metrics import METRICS, make_compute_metrics
 from ..model_card import TaskCard
 from .task import Collator, EncodedSplit, TextTask
 
-# transformers has no pipeline for this task
-USAGE = """from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = AutoModelForMultipleChoice.from_pretrained("{model}", trust_remote_code=True)
-context, choices = "Where is my parcel?", ["It comes on Monday.", "The lamp is blue."]
+def usage_of(space: str = "") -> str:
+    """Returns the Python lines of the model card; transformers has no pipeline for this task.
+
+    Args:
+        space: what must stand before a choice, see `space_between_texts`.
+    """
+    return f"""from transformers import AutoModelForMultipleChoice, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{{model}}")
+model = AutoModelForMultipleChoice.from_pretrained("{{model}}", trust_remote_code=True)
+context, choices = "Where is my parcel?", ["{space}It comes on Monday.", "{space}The lamp is blue."]
 batch = tokenizer([context] * len(choices), choices, padding=True, return_tensors="pt")
-batch = {{name: tensor.unsqueeze(0) for name, tensor in batch.items()}}  # (1, choices, tokens)
+batch = {{{{name: tensor.unsqueeze(0) for name, tensor in batch.items()}}}}  # (1, choices, tokens)
 print(choices[model(**batch).logits.argmax()])"""
 
 
@@ -44,9 +51,11 @@ def encode_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length
         max_length: pairs are cut at this number of tokens.
     """
 
+    space = space_between_texts(tokenizer)
+
     def tokenize(row: Row) -> Row:
-        contexts = [row["context"]] * len(row["choices"])
-        encoding = tokenizer(contexts, row["choices"], truncation=True, max_length=max_length)
+        contexts, choices = [row["context"]] * len(row["choices"]), [space + choice for choice in row["choices"]]
+        encoding = tokenizer(contexts, choices, truncation=True, max_length=max_length)
         return {**encoding, "labels": int(label_name(row["label"]))}
 
     return data.map(tokenize, remove_columns=data.column_names, load_from_cache_file=False)
@@ -69,7 +78,7 @@ class MultipleChoice(TextTask[ChoiceArguments]):
     data_arguments = ChoiceArguments
     model_class = FeedbackForMultipleChoice
     card = TaskCard(
-        pipeline_tag="multiple-choice", model="model that chooses one of several texts", usage=USAGE, pooled=True
+        pipeline_tag="multiple-choice", model="model that chooses one of several texts", usage=usage_of(), pooled=True
     )
     metrics = {"accuracy": METRICS["accuracy"]}  # noqa: RUF012
 
@@ -90,6 +99,9 @@ class MultipleChoice(TextTask[ChoiceArguments]):
 
         check_rows(split, ("context", "choices", "label"), find_fault)
         return split
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.card = replace(self.card, usage=usage_of(space_between_texts(tokenizer)))
 
     def encode(self, name: str, split: Split) -> EncodedSplit:
         data = encode_choices(split.data, self.processor, self.max_length)

@@ -1,7 +1,7 @@
 """Answers to questions that stand in a text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from datasets import Dataset
@@ -10,6 +10,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForQuestionAnswering
 from ...validation import option
+from ...words import space_between_texts
 from ..data.answers import WindowEncoder, answer_scores, best_answers
 from ..data.columns import check_rows
 from ..data.label_names import label_name
@@ -20,12 +21,18 @@ from ..model_card import TaskCard
 from ..model_setup import resolve_max_length
 from .task import EncodedSplit, TextTask
 
-# transformers has no pipeline for this task
-USAGE = """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{model}")
-model = AutoModelForQuestionAnswering.from_pretrained("{model}", trust_remote_code=True)
-question, text = "Where is the parcel?", "The parcel is at the depot."
+def usage_of(space: str = "") -> str:
+    """Returns the Python lines of the model card; transformers has no pipeline for this task.
+
+    Args:
+        space: what must stand before the text, see `space_between_texts`.
+    """
+    return f"""from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{{model}}")
+model = AutoModelForQuestionAnswering.from_pretrained("{{model}}", trust_remote_code=True)
+question, text = "Where is the parcel?", "{space}The parcel is at the depot."
 batch = tokenizer(question, text, return_tensors="pt")
 output = model(**batch)
 start, end = output.start_logits.argmax(), output.end_logits.argmax()
@@ -111,7 +118,7 @@ class QuestionAnswering(TextTask[QuestionArguments]):
 
     data_arguments = QuestionArguments
     model_class = FeedbackForQuestionAnswering
-    card = TaskCard(pipeline_tag="question-answering", model="model that finds answers in texts", usage=USAGE)
+    card = TaskCard(pipeline_tag="question-answering", model="model that finds answers in texts", usage=usage_of())
     metrics = {"f1": MetricInfo(), "exact_match": MetricInfo()}  # noqa: RUF012
     peft_task_type = "QUESTION_ANS"
     reads_words = True
@@ -134,6 +141,7 @@ class QuestionAnswering(TextTask[QuestionArguments]):
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.padding_side = "right"  # answers are counted by the positions of tokens, the same in every batch
+        self.card = replace(self.card, usage=usage_of(space_between_texts(tokenizer)))
 
     def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
         length = self.data_args.max_length or min(384, resolve_max_length(None, tokenizer, model))

@@ -100,7 +100,7 @@ class Task(ABC, Generic[DataArguments]):
     model_arguments: ClassVar[type[ModelArguments] | type[FNNArguments]] = ModelArguments
     data_arguments: ClassVar[type[FileArguments]]
     model_class: ClassVar[type[FeedbackPreTrainedModel] | type[FNNForSequenceClassification]]
-    card: ClassVar[TaskCard]
+    card: TaskCard
     metrics: Mapping[str, MetricInfo] = {}  # replaced, never changed
     keep_all_columns: ClassVar[bool] = False
     peft_task_type: ClassVar[str | None] = None

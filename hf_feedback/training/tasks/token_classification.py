@@ -1,7 +1,7 @@
 """Tags of words: entities such as names and dates, or parts of speech."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction, Pre
 
 from ...modeling_feedback import FeedbackForTokenClassification
 from ...validation import option
+from ...words import LabelPiece, labelled_pieces, space_before_words
 from ..data.columns import check_rows
 from ..data.files import format_rows
 from ..data.label_names import check_no_label_missing, label_cells, label_name, normalize_labels
@@ -19,7 +20,7 @@ from ..data.splits import Batch, FileArguments, Split
 from ..data.texts import warn_of_cut_texts
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_card import TaskCard, pipeline_usage
-from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits, TextTask
+from .task import IGNORED, Collator, EncodedSplit, Model, PreprocessLogits, TextTask
 
 ACCURACY = {"token_accuracy": MetricInfo(hub_name="accuracy")}
 ENTITY_METRICS = {
@@ -38,12 +39,13 @@ class TagArguments(FileArguments):
     max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as the model reads).")
 
 
-def align_labels(word_ids: Sequence[int | None], labels: Sequence[int]) -> list[int]:
-    """Returns the labels of word pieces: the first piece of a word has its label, all others have none.
+def align_labels(word_ids: Sequence[int | None], labels: Sequence[int], label_piece: LabelPiece = "first") -> list[int]:
+    """Returns the labels of word pieces: one piece of a word has its label, all others have none.
 
     Args:
         word_ids: the word that each piece belongs to, `None` for special tokens.
         labels: labels of the words.
+        label_piece: which piece, see `labelled_pieces`.
 
     Example:
 
@@ -53,9 +55,10 @@ def align_labels(word_ids: Sequence[int | None], labels: Sequence[int]) -> list[
 
     ```
     """
-    previous = [None, *word_ids[:-1]]
+    labelled = labelled_pieces(word_ids, label_piece)
     return [
-        IGNORED if word is None or word == last else labels[word] for word, last in zip(word_ids, previous, strict=True)
+        labels[word] if has_label and word is not None else IGNORED
+        for word, has_label in zip(word_ids, labelled, strict=True)
     ]
 
 
@@ -166,8 +169,9 @@ def encode_words(
     column: str,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    label_piece: LabelPiece = "first",
 ) -> Dataset:
-    """Turns words and tags into token ids and labels; only the first piece of a word has one.
+    """Turns words and tags into token ids and labels; only one piece of a word has one.
 
     Args:
         split: the rows.
@@ -176,20 +180,23 @@ def encode_words(
         column: column of the words.
         tokenizer: A fast tokenizer that reads lists of words.
         max_length: texts are cut at this number of tokens; those that are cut are counted in a warning.
+        label_piece: which piece of a word has its label, see `labelled_pieces`.
 
     Raises:
         ValueError: A tag is not among `labels`.
     """
-    numbers = labels.numbers
+    numbers, space = labels.numbers, space_before_words(tokenizer)
     _check_tags(split, tags, labels)
     cut = 0
 
     def tokenize(batch: Batch, rows: list[int]) -> Batch:
         nonlocal cut
-        encoding = tokenizer(batch[column], is_split_into_words=True, truncation=True, max_length=max_length)
+        words = [[space + word for word in row] for row in batch[column]]
+        encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         cut += sum(bool(one.overflowing) for one in encoding.encodings or ())
         aligned = [
-            align_labels(encoding.word_ids(i), [numbers[name] for name in tags[row]]) for i, row in enumerate(rows)
+            align_labels(encoding.word_ids(i), [numbers[name] for name in tags[row]], label_piece)
+            for i, row in enumerate(rows)
         ]
         return {**encoding, "labels": aligned}
 
@@ -198,6 +205,17 @@ def encode_words(
     )
     warn_of_cut_texts(split, cut, max_length)
     return encoded
+
+
+def usage_of(label_piece: LabelPiece) -> str:
+    """Returns the Python lines of the model card, which read labels where they stand.
+
+    Args:
+        label_piece: where they stand; at the last piece, the pipeline is that of the model.
+    """
+    strategy = "simple" if label_piece == "last" else "first"
+    options = f', aggregation_strategy="{strategy}"'
+    return pipeline_usage("token-classification", 'print(answer("Where is my parcel?"))', options)
 
 
 class TokenClassification(TextTask[TagArguments]):
@@ -219,9 +237,7 @@ class TokenClassification(TextTask[TagArguments]):
     card = TaskCard(
         pipeline_tag="token-classification",
         model="token classifier",
-        usage=pipeline_usage(
-            "token-classification", 'print(answer("Where is my parcel?"))', ', aggregation_strategy="simple"'
-        ),
+        usage=usage_of("first"),
         labelled=True,
     )
     peft_task_type = "TOKEN_CLS"
@@ -254,11 +270,17 @@ class TokenClassification(TextTask[TagArguments]):
         args = self.data_args
         return f"words in {args.tokens_column!r}, tags in {args.tags_column!r}; {self.labels}"
 
+    def load(self) -> tuple[PreTrainedTokenizerBase, Model]:
+        tokenizer, model = super().load()
+        self.card = replace(self.card, usage=usage_of(model.config.label_piece))
+        return tokenizer, model
+
     def encode(self, name: str, split: Split) -> EncodedSplit:
         labels = LabelSet.of_model(self.model)
         self.metrics = {**(ENTITY_METRICS if all(map(is_bio, labels.names)) else {}), **ACCURACY}
         tags, column = self.tags_of(split), self.data_args.tokens_column
-        data = encode_words(split, tags, labels, column, self.processor, self.max_length)
+        label_piece = self.model.config.label_piece
+        data = encode_words(split, tags, labels, column, self.processor, self.max_length, label_piece)
         return EncodedSplit(data, split.source, len(split.data), make_tag_metrics(labels.names))
 
     def make_collator(self) -> Collator:

@@ -1,0 +1,59 @@
+"""Words and their pieces: how a tokenizer is given words, and at which piece of a word its label stands."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+LabelPiece = Literal["auto", "first", "last"]
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """The words of a text, first character and end: what stands between spaces, every punctuation mark by itself.
+
+    Example:
+
+    ```python
+    >>> text = "It is late."
+    >>> [text[start:end] for start, end in split_words(text)]
+    ['It', 'is', 'late', '.']
+
+    ```
+    """
+    return [word.span() for word in WORD.finditer(text)]
+
+
+def labelled_pieces(word_ids: Sequence[int | None], label_piece: LabelPiece) -> list[bool]:
+    """Whether the label of a word stands at a piece.
+
+    Args:
+        word_ids: the word that each piece belongs to, `None` for special tokens.
+        label_piece: `"last"`, or else the first piece; the last that is left where a word is cut.
+
+    Example:
+
+    ```python
+    >>> labelled_pieces([None, 0, 1, 1, None], "last")
+    [False, True, False, True, False]
+
+    ```
+    """
+    neighbours = [*word_ids, None][1:] if label_piece == "last" else [None, *word_ids][:-1]
+    return [word is not None and word != other for word, other in zip(word_ids, neighbours, strict=True)]
+
+
+def space_before_words(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What must stand before every word of a list of words for a tokenizer to read them as it reads those of a text: a
+    space for tokenizers to whose words it belongs, such as byte-level ones, or else nothing."""
+    apart, together = tokenizer(["a", "a"], is_split_into_words=True), tokenizer("a a")
+    return "" if apart["input_ids"] == together["input_ids"] else " "
+
+
+def space_between_texts(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What must stand before the second text of a pair, so that it does not begin in the last word of the first: a
+    space if the tokenizer puts nothing between the two, or else nothing."""
+    single, pair = (tokenizer.num_special_tokens_to_add(pair=is_pair) for is_pair in (False, True))
+    return space_before_words(tokenizer) if single == pair else ""
