@@ -165,10 +165,17 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         if labels is not None:
             losses = [self._loss(one, labels) for one in (logits if objective.needs_all_iterations else logits[-1:])]
             fields["loss"] = objective.combine(losses)
-            if result.penalty is not None:
-                penalty = self.config.jacobian_penalty * result.penalty.to(logits[-1].device)
-                fields["loss"] = fields["loss"] + self._share_of_batch(labels) * penalty
+            for extra in self._extra_losses(result):
+                fields["loss"] = fields["loss"] + self._share_of_batch(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
+
+    def _extra_losses(self, result: LoopResult) -> Iterator[torch.Tensor]:
+        """What is added to the loss of the task, weighted: scalars."""
+        if result.penalty is not None:
+            yield self.config.jacobian_penalty * result.penalty
+        balance = result.output.get("aux_loss")  # of a mixture of experts, with `output_router_logits` in its config
+        if balance is not None:
+            yield self.config.text_config.router_aux_loss_coef * balance
 
     def _run(
         self, inputs: Keywords, num_iterations: int | None, keep_trace: bool, batch_iterations: bool = False

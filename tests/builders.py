@@ -75,7 +75,7 @@ def graph_size(model, batch, k):
 # Heads
 
 NAMES = {head.__name__.removeprefix("FeedbackFor"): head for head in HEADS}
-REPRESENTATIVE = {"ImageClassification": "vit", "AudioClassification": "wav2vec2", "CausalLM": "llama"}
+REPRESENTATIVE = {"ImageClassification": "vit", "AudioClassification": "wav2vec2", "CausalLM": "gpt2"}
 # A language model predicts with the backbone's own head alone.
 HEADED = [(name, head) for name in NAMES for head in ("new", "backbone") if (name, head) != ("CausalLM", "new")]
 headed = pytest.mark.parametrize(("name", "head"), HEADED, ids=[f"{name}-{head}" for name, head in HEADED])

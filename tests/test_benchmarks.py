@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from builders import tiny_tokenizer
-from families import tiny_backbone
+from families import tiny_backbone, tiny_config
 from training_runs import rows, write
+from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parent.parent / "examples" / "benchmarks"
 
@@ -19,6 +20,10 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks")
     tiny_backbone("bert").save_pretrained(folder / "backbone")
     tiny_tokenizer().save_pretrained(folder / "backbone")
+    AutoModelForCausalLM.from_config(tiny_config("llama")).save_pretrained(folder / "decoder")
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.save_pretrained(folder / "decoder")
     (folder / "texts").mkdir()
     for seed, split in enumerate(("train", "validation", "test")):
         write(folder / "texts", f"{split}.csv", rows(18, seed))
@@ -36,6 +41,15 @@ RUNS = {
     "finetune": (f"{DATA} {MODEL} {FAST}", "K = 2"),
     "fnn": (f"{DATA} --tokenizer {{0}}/backbone {FAST} --seeds 0 --hidden-size 8 --embedding-size 8", "LSTM"),
     "activations": (f"{MODEL} --texts 2 --repeats 1", "| swish |"),
+    "language_model": (
+        f"{DATA} --model {{0}}/decoder --work {{0}}/work/lm --arms plain lora feedback --seeds 0 --rates 1e-3 "
+        "--tokens 8 --train-blocks 4 --test-blocks 2 --epochs 1 --lowest-target 2 --feedback-rank 4",
+        "| feedback |",
+    ),
+    "language_model and its speed": (
+        "--model {0}/decoder --speed --rounds 1 --prompt-tokens 4 --new-tokens 3 --lowest-target 2 --feedback-rank 4",
+        "| K = 3 |",
+    ),
     "memory": ("--iterations 1 2 --batch-size 2 --length 8", "implicit"),
     "cost": (f"{MODEL} --iterations 1 2 --rounds 1 --batch-size 2 --tokens 8", "K = 2"),
 }

@@ -72,7 +72,7 @@ def test_every_head(name, head, tmp_path):
     model, batch = speak(fresh(name, head)), batch_for(name, family)
     backbone = model.backbone
     model.save_feedback(tmp_path)
-    core = {n for n in model.state_dict() if "encoder.layer" in n or "encoder.layers" in n or ".layers." in n}
+    core = {n for n in model.state_dict() if any(part in n for part in ("encoder.layer", ".layers.", ".h."))}
     assert core
     assert not core & load_file(tmp_path / "feedback.safetensors").keys()
     loaded = load_feedback(tmp_path, backbone)

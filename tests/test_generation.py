@@ -362,6 +362,18 @@ def test_the_loss_is_that_of_the_backbone():
 
 
 @in_float64()
+def test_the_loss_has_that_of_the_router():
+    """With `output_router_logits`, experts are kept equally busy, in all iterations."""
+    bare, text = causal_lm("mixtral"), prompts()
+    bare.config.output_router_logits = True
+    expected, plain = bare(text, labels=text).loss, bare(text, labels=text, output_router_logits=False).loss
+    assert (expected - plain).abs() > 1e-3
+    model = FeedbackForCausalLM.from_backbone(bare, feedback_rank=8)
+    assert_exact(model(text, labels=text, num_iterations=1).loss, expected)
+    assert_exact(model(text, labels=text, num_iterations=3).loss, expected)
+
+
+@in_float64()
 def test_losses_of_parts_add_up_to_that_of_the_batch():
     model = feedback_lm(iteration_loss="linear", jacobian_penalty=0.0).train()
     text, labels = prompts(rows=4), prompts(rows=4)
