@@ -64,12 +64,16 @@ def _stream_json(path: Path) -> Iterator[Row]:
                 yield row
 
 
+class TsvDialect(csv.excel_tab):
+    """Tabs between cells, quotes as part of them."""
+
+    quoting = csv.QUOTE_NONE
+
+
 def _stream_csv(path: Path) -> Iterator[Row]:
-    is_tsv = path.suffix.lower() == ".tsv"
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        delimiter, quoting = ("\t", csv.QUOTE_NONE) if is_tsv else (",", csv.QUOTE_MINIMAL)
-        rows = csv.DictReader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+        rows = csv.DictReader(lines, dialect=TsvDialect if path.suffix.lower() == ".tsv" else csv.excel, strict=True)
         for row in rows:
             if None in row or None in row.values():
                 raise ValueError(f"it has not as many cells as the header, {len(rows.fieldnames or ())}")

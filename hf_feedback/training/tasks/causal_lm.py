@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -37,10 +37,12 @@ class CausalLMArguments(PlainTextArguments):
     max_length: int | None = option(
         None, f"Tokens of a block (default: as many as the model reads, {LONGEST_BLOCK} at most)."
     )
-    packing: bool = option(
-        True,
-        "Join texts, with an end-of-text token after each, into blocks of `max_length` tokens; else each is a row, cut "
-        "there.",
+    packing: bool = field(
+        default=True,
+        metadata={
+            "help": "Join texts, with an end-of-text token after each, into blocks of `max_length` tokens; else each "
+            "is a row, cut there."
+        },
     )
     streaming: bool = option(
         False, "Read the training file while training, in its order, instead of before; needs `--max-steps`."
@@ -129,7 +131,7 @@ def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
 
 def continue_prompts(
-    model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
+    model: FeedbackForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
 ) -> list[str]:
     """Returns the most probable continuation of each prompt, token by token (greedy decoding).
 
@@ -178,6 +180,7 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
     )
     peft_task_type = "CAUSAL_LM"
 
+    model: FeedbackForCausalLM
     prompts: list[str]
 
     def check_options(self) -> None:
