@@ -215,6 +215,43 @@ def test_streamed_training_is_that_of_the_whole_file(packing, decoder, tmp_path)
     assert "streamed texts from train.txt" in (tmp_path / "streamed" / "out" / "README.md").read_text()
 
 
+# TRL
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_sft_trainer_of_trl(packing, tmp_path):
+    """Its loss is that of the model with all iterations, and every parameter is trained."""
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = model_of(), tokenizer_of()
+    model.backbone.config.output_hidden_states = True
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    texts = [text for text in TEXTS if text]
+    with torch.no_grad():
+        rows = [torch.tensor([*tokenizer(text)["input_ids"], END])[None] for text in texts]
+        losses = [model(row, labels=row).loss * (row.shape[1] - 1) for row in rows]
+        plain = [model(row, labels=row, num_iterations=1).loss * (row.shape[1] - 1) for row in rows]
+    count = sum(row.shape[1] - 1 for row in rows)
+    args = SFTConfig(
+        tmp_path,
+        max_steps=1,
+        per_device_train_batch_size=len(texts),
+        max_length=48,
+        packing=packing,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+    )
+    data = Dataset.from_dict({"text": texts})
+    trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+    trainer.train()
+    assert sum(plain).item() / count != pytest.approx(sum(losses).item() / count, rel=1e-2)
+    if not packing:
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(losses).item() / count, rel=1e-4)
+    assert not [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+
+
 # Continuations
 
 
