@@ -76,8 +76,8 @@ class FeedbackCausalLMOutput(FeedbackTaskOutput):
 
     @property
     def last_hidden_state(self) -> torch.Tensor | None:
-        """`(B, T, d)`, what the LM head reads, with `output_hidden_states=True`. Libraries that compute the loss from it
-        call the model as its own base model."""
+        """`(B, T, d)`, what the LM head reads, with `output_hidden_states=True`. Libraries that compute the loss from
+        it call the model as its own base model."""
         return None if self.hidden_states is None else self.hidden_states[-1]
 
 

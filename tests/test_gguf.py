@@ -20,7 +20,14 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel, add_feedback, load_feedback
+from hf_feedback import (
+    FeedbackConfig,
+    FeedbackForCausalLM,
+    FeedbackForSequenceClassification,
+    FeedbackModel,
+    add_feedback,
+    load_feedback,
+)
 from hf_feedback.gguf_files import logger
 from hf_feedback.training.model_sources import check_source
 
@@ -134,9 +141,9 @@ def test_user_is_told_that_weights_are_unpacked(folder, caplog):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("cls", [FeedbackModel, FeedbackForSequenceClassification])
+@pytest.mark.parametrize("cls", [FeedbackModel, FeedbackForSequenceClassification, FeedbackForCausalLM])
 def test_saved_model_is_whole(folder, cls, dtype, tmp_path):
-    options = OPTIONS if cls is FeedbackModel else {**OPTIONS, "num_labels": 3}
+    options = {**OPTIONS, "num_labels": 3} if cls is FeedbackForSequenceClassification else OPTIONS
     model = speak(cls.from_backbone(folder, backbone_kwargs={"gguf_file": FILE, "dtype": dtype}, **options))
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     model.save_pretrained(tmp_path)
@@ -215,6 +222,14 @@ def test_feedback_alone_names_the_file(folder, tmp_path):
         loaded = load_feedback(tmp_path, **source)
         assert torch.equal(states_of(loaded), states_of(model)), case
     loaded.save_pretrained(tmp_path / "whole")
+
+
+def test_language_model_keeps_its_tied_head(original, folder, tmp_path):
+    model = FeedbackForCausalLM.from_backbone(folder, backbone_kwargs={"gguf_file": FILE}, **OPTIONS)
+    torch.testing.assert_close(states_of(model), states_of(original), rtol=0, atol=1e-6)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    speak(model).save_feedback(tmp_path)
+    assert torch.equal(states_of(load_feedback(tmp_path)), states_of(model))
 
 
 def test_feedback_alone_is_refused_after_training(folder, tmp_path):
