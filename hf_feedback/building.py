@@ -13,6 +13,7 @@ from .backbone_layout import drop_pooler, is_sharded, select_part
 from .backbone_probe import reads_causally
 from .configuration_feedback import FeedbackConfig, HeadOption, nearest_option
 from .connections import operators_of
+from .gguf_files import drop_quantization_marks, find_gguf_file, with_unpacking
 from .labels import LABEL_OPTIONS, adopt_labels
 from .pooling import Pooling, find_pooling
 from .segments import find_special_tokens
@@ -127,9 +128,10 @@ def build_from_backbone(
                 f"that is passed instead (got a {type(backbone).__name__})."
             )
         name: Any = getattr(backbone, "name_or_path", None)
+        gguf_file = find_gguf_file(backbone)
         backbone = _use_backbone(model_class, backbone, config, labels_given)
     elif isinstance(backbone, str | Path):
-        name = backbone
+        name, gguf_file = backbone, backbone_kwargs.get("gguf_file")
         backbone = _load_backbone(model_class, backbone, config, config_overrides, backbone_kwargs, labels_given)
     else:
         raise TypeError(
@@ -137,11 +139,12 @@ def build_from_backbone(
             f"{type(backbone).__name__}. (For a PeftModel, use `hf_feedback.training.from_peft`.)"
         )
     if name and config.feedback_span == "segment" and config.segment_special_tokens is None:
-        config.segment_special_tokens = find_special_tokens(name, **hub_kwargs_of(backbone_kwargs))
+        config.segment_special_tokens = find_special_tokens(name, **file_kwargs_of(backbone_kwargs))
     if name:
         commit = getattr(backbone.config, "_commit_hash", None) or backbone_kwargs.get("revision")
         folder_or_id = str(Path(name).resolve()) if Path(name).is_dir() else str(name)
         source = {"name_or_path": folder_or_id, "revision": commit, "subfolder": backbone_kwargs.get("subfolder")}
+        source["gguf_file"] = gguf_file
         config.backbone_source = {key: value for key, value in source.items() if value}
     return wrap_backbone(model_class, backbone, config)
 
@@ -149,6 +152,11 @@ def build_from_backbone(
 def hub_kwargs_of(kwargs: Keywords) -> Keywords:
     """Those that say where and how to find a folder or repository."""
     return {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+
+
+def file_kwargs_of(kwargs: Keywords) -> Keywords:
+    """`hub_kwargs_of`, and the GGUF file that stands there for config, weights and tokenizer, if one does."""
+    return {key: kwargs[key] for key in (*HUB_KWARGS, "gguf_file") if key in kwargs}
 
 
 def check_option_names(options: Keywords) -> None:
@@ -210,7 +218,7 @@ def _load_backbone(
 ) -> PreTrainedModel:
     """The backbone that a folder or repository holds; a task model with its head if `config.head` says so."""
     traits, hub_kwargs = model_class.traits, hub_kwargs_of(backbone_kwargs)
-    backbone_config = AutoConfig.from_pretrained(name, **hub_kwargs)
+    backbone_config = AutoConfig.from_pretrained(name, **file_kwargs_of(backbone_kwargs))
     if isinstance(backbone_config, FeedbackConfig):
         raise ValueError(f"{str(name)!r} holds a feedback model already; load it with `from_pretrained`.")
     for key, value in (overrides or {}).items():
@@ -218,6 +226,7 @@ def _load_backbone(
             raise ValueError(f"`config_overrides`: {key!r} is not an option of {type(backbone_config).__name__}.")
         setattr(backbone_config, key, value)
     drop_switches(backbone_config, backbone_kwargs)
+    backbone_kwargs = with_unpacking(backbone_kwargs)
     config.head = traits.choose_head(config.head, backbone_config)
     if config.head == "new":
         if config.pooling == "auto":
@@ -282,6 +291,7 @@ def wrap_backbone(model_class: "type[Model]", backbone: PreTrainedModel, config:
             "left out of the sharding and run apart in training; save the feedback model from one process with "
             "`save_pretrained`, and load that with `from_pretrained(folder, distributed_config=…)`."
         )
+    drop_quantization_marks(backbone)
     if config.head == "new":
         drop_pooler(backbone)
     config.backbone_config = backbone.config if config.backbone_layers is None else copy.deepcopy(backbone.config)

@@ -126,7 +126,8 @@ class FeedbackConfig(OptionsConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     # Operators that are not part of hf_feedback: name → "module.Class" in the folder, see `operator_code.py`.
     custom_operators: dict | None = None
-    # Where the backbone came from: name_or_path, revision, subfolder; in a feedback-only checkpoint its fingerprint.
+    # Where the backbone came from: name_or_path, revision, subfolder, gguf_file; in a feedback-only checkpoint its
+    # fingerprint.
     backbone_source: dict | None = None
 
     # The loop

@@ -23,6 +23,7 @@ from .backbone_layout import is_sharded, select_part
 from .building import HUB_KWARGS, check_task_model, wrap_backbone
 from .configuration_feedback import AUTO_MAP, FeedbackConfig
 from .fingerprint import backbone_tensor_names, fingerprint, fingerprint_of_files, same_backbone, share_weights
+from .gguf_files import with_unpacking
 from .operator_code import save_operator_code
 from .stored_config import PLACE_KEYS
 from .validation import Keywords
@@ -323,10 +324,11 @@ def load_named_backbone(
     if "name_or_path" not in source:
         raise ValueError("This feedback was trained on a backbone without a name; pass it as `backbone`.")
     source_kwargs = {key: source[key] for key in PLACE_KEYS[1:] if key in source}
+    load_kwargs = with_unpacking({**source_kwargs, **backbone_kwargs})
     auto_class = AutoModel if config.head == "new" else model_class.traits.auto_class
     try:
         loaded = auto_class.from_pretrained(
-            source["name_or_path"], config=copy.deepcopy(config.backbone_config), **source_kwargs, **backbone_kwargs
+            source["name_or_path"], config=copy.deepcopy(config.backbone_config), **load_kwargs
         )
     except OSError as error:
         raise OSError(

@@ -13,7 +13,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import logging
 
 from .backbone_layout import name_of_part, select_part
-from .building import hub_kwargs_of, settle_label_piece, warn_if_offloaded
+from .building import file_kwargs_of, hub_kwargs_of, settle_label_piece, warn_if_offloaded
 from .configuration_feedback import FeedbackConfig, nearest_option
 from .feedback_checkpoint import is_feedback_only, load_feedback_only
 from .operator_code import load_operator_code
@@ -44,7 +44,10 @@ def load_pretrained(
         args, kwargs: as `from_pretrained` was given them.
     """
     hub_kwargs = hub_kwargs_of(kwargs)
-    stored, _ = PreTrainedConfig.get_config_dict(name, **hub_kwargs)
+    # with `backbone`, a GGUF file is that one's
+    stored, _ = PreTrainedConfig.get_config_dict(
+        name, **(hub_kwargs if "backbone" in kwargs else file_kwargs_of(kwargs))
+    )
     if "model_type" not in stored:
         raise OSError(
             f"{name} has no config.json that names a `model_type`. If it holds PEFT adapters, load the feedback model "

@@ -74,6 +74,12 @@ class FeedbackCausalLMOutput(FeedbackTaskOutput):
 
     past_key_values: Cache | None = None
 
+    @property
+    def last_hidden_state(self) -> torch.Tensor | None:
+        """`(B, T, d)`, what the LM head reads, with `output_hidden_states=True`. Libraries that compute the loss from
+        it call the model as its own base model."""
+        return None if self.hidden_states is None else self.hidden_states[-1]
+
 
 @dataclass
 class FeedbackQuestionAnsweringOutput(ModelOutput):

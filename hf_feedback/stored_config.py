@@ -16,7 +16,7 @@ from .validation import Keywords, check_labels
 logger = logging.get_logger(__name__)
 
 # What `from_pretrained` may be told of the place where a backbone is.
-PLACE_KEYS = ("name_or_path", "revision", "subfolder")
+PLACE_KEYS = ("name_or_path", "revision", "subfolder", "gguf_file")
 # A class in a file of the folder itself, and of no other one.
 CLASS_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 # By these a config would have transformers run code from elsewhere, or read other files than those of the model.
@@ -37,7 +37,7 @@ def check_place(source: Keywords | None) -> None:
                 f"`backbone_source` may hold {', '.join(PLACE_KEYS)} as texts, and a fingerprint; got "
                 f"{shortened(key)}: {shortened(value)}. Remove it from the config."
             )
-        path = PurePosixPath(value) if key in ("revision", "subfolder") else PurePosixPath()
+        path = PurePosixPath(value) if key in PLACE_KEYS[1:] else PurePosixPath()
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"`backbone_source`: `{key}` must stay inside of the repository, got {shortened(value)}.")
 

@@ -2,6 +2,7 @@
 from scratch, a tokenizer, processes without the package."""
 
 import os
+import string
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import speak, tiny_backbone, tiny_batch, tiny_config
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_feedback import (
@@ -174,6 +175,18 @@ def tiny_tokenizer():
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_max_length=32,
+    )
+
+
+def signs():
+    """A tokenizer of a decoder: reads sign by sign, adds nothing, and has no padding."""
+    vocabulary = {
+        sign: i for i, sign in enumerate(["[END]", "[UNK]", *string.ascii_lowercase, *"0123456789", *" .,?-;"])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="[END]", unk_token="[UNK]", model_max_length=48
     )
 
 

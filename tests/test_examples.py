@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from builders import signs
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 from families import tiny_backbone, tiny_config
 from huggingface_hub import ModelCard
@@ -26,6 +27,7 @@ from transformers import (
     AutoTokenizer,
     BertTokenizer,
     EvalPrediction,
+    LlamaForCausalLM,
     ViTImageProcessor,
     Wav2Vec2FeatureExtractor,
     pipeline,
@@ -39,8 +41,9 @@ from hf_feedback.training.data.media import check_media, read_media, read_wave
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.tasks import TASKS, MultipleChoice, Task, TokenClassification
-from hf_feedback.training.tasks.masked_lm import MaskingCollator, perplexity_of_losses, token_losses, with_fixed_masks
+from hf_feedback.training.tasks.masked_lm import MaskingCollator, with_fixed_masks
 from hf_feedback.training.tasks.multiple_choice import encode_choices
+from hf_feedback.training.tasks.plain_texts import perplexity_of_losses, token_losses
 from hf_feedback.training.tasks.question_answering import find_fault
 from hf_feedback.training.tasks.token_classification import (
     align_labels,
@@ -77,6 +80,8 @@ def backbones(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbones")
     tiny_backbone("bert", pad_token_id=0).save_pretrained(folder / "text")
     letters().save_pretrained(folder / "text")
+    LlamaForCausalLM(tiny_config("llama", pad_token_id=None, eos_token_id=0)).save_pretrained(folder / "decoder")
+    signs().save_pretrained(folder / "decoder")
     tiny_backbone("vit").save_pretrained(folder / "image")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / "image")
     tiny_backbone("wav2vec2", layerdrop=0.1).save_pretrained(folder / "audio")
@@ -106,6 +111,7 @@ CASES = {
     "run_question_answering": Case("QuestionAnswering", "text", "questions", ("exact_match", "f1")),
     "run_multiple_choice": Case("MultipleChoice", "text", "replies", ("accuracy",)),
     "run_masked_lm": Case("MaskedLM", "text", "support_messages", ("perplexity",)),
+    "run_causal_lm": Case("CausalLM", "decoder", "support_messages", ("perplexity",)),
     "run_image_classification": Case("ImageClassification", "image", "shapes", ("accuracy", "macro_f1")),
     "run_audio_classification": Case("AudioClassification", "audio", "tones", ("accuracy", "macro_f1")),
 }
@@ -617,7 +623,9 @@ def test_validation_is_not_training():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["run_question_answering", "run_masked_lm", "run_image_classification"])
+@pytest.mark.parametrize(
+    "name", ["run_question_answering", "run_masked_lm", "run_causal_lm", "run_image_classification"]
+)
 def test_two_processes(name, backbones, tmp_path):
     """Under torchrun: each process reads half of the rows, and the figures are those of one process."""
     case = CASES[name]

@@ -15,9 +15,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from families import tiny_backbone
+from families import tiny_backbone, tiny_config
 from nbclient import NotebookClient
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -76,9 +77,11 @@ def models(minilm, tmp_path_factory):
     """The hub ids of the pages with local folders that stand for them."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(minilm, model_max_length=64)
-    for kind, family in (("encoder", "bert"), ("decoder", "qwen3")):
-        backbone = tiny_backbone(family, vocab_size=len(tokenizer), num_hidden_layers=6, pad_token_id=0)
-        backbone.save_pretrained(folder / kind)
+    tokenizer.eos_token = tokenizer.sep_token
+    sizes = dict(vocab_size=len(tokenizer), num_hidden_layers=6, pad_token_id=0)
+    tiny_backbone("bert", **sizes).save_pretrained(folder / "encoder")
+    AutoModelForCausalLM.from_config(tiny_config("qwen3", **sizes)).save_pretrained(folder / "decoder")
+    for kind in ("encoder", "decoder"):
         tokenizer.save_pretrained(folder / kind)
     tiny_backbone("vit").save_pretrained(folder / "image")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / "image")

@@ -165,12 +165,13 @@ PLACES = {
     "a subfolder above": {"name_or_path": "x", "subfolder": "../../etc"},
     "an absolute subfolder": {"name_or_path": "x", "subfolder": "/etc"},
     "a revision above": {"name_or_path": "x", "revision": "../../refs"},
+    "a GGUF file above": {"name_or_path": "x", "gguf_file": "../weights.gguf"},
     "a fingerprint that is no text": {"fingerprint": {"float16": 5}},
 }
 
 
 @pytest.mark.parametrize("case", PLACES)
-def test_a_place_is_made_of_three_texts(case):
+def test_a_place_is_made_of_texts(case):
     with pytest.raises(ValueError, match="`backbone_source`"):
         FeedbackConfig(backbone_source=PLACES[case])
 

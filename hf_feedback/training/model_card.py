@@ -84,7 +84,7 @@ class RunFacts:
 
     Args:
         backbone: Hub id or folder that the run started from; `None` for random weights.
-        data: split → source and number of examples.
+        data: split → source and number of examples; `None` where they were read while training.
         dataset: Hub id or folder of the data; `None` for files.
         metrics: metrics of the run, `eval_…` and `test_…`.
         arguments: the training arguments.
@@ -93,7 +93,7 @@ class RunFacts:
     """
 
     backbone: str | None
-    data: Mapping[str, tuple[str, int]]
+    data: Mapping[str, tuple[str, int | None]]
     dataset: str | None
     metrics: Mapping[str, float]
     arguments: FeedbackTrainingArguments
@@ -238,7 +238,7 @@ def _backbone_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]
 
 def _data_rows(facts: RunFacts) -> dict[str, object]:
     return {
-        split: f"{count} {facts.task.inputs} from {escape_name(facts.hub_dataset or Path(source).name)}"
+        split: f"{count or 'streamed'} {facts.task.inputs} from {escape_name(facts.hub_dataset or Path(source).name)}"
         for split, (source, count) in facts.data.items()
     }
 

@@ -46,6 +46,13 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     Raises:
         ValueError: there is none.
     """
+    folder = Path(name)
+    if not (folder / "config.json").is_file() and (file := next(folder.glob("*.gguf"), None)):
+        raise ValueError(
+            f"`model`: the folder {name} holds {file.name} without a config. Load model and tokenizer with "
+            f"`from_pretrained({name!r}, gguf_file={file.name!r})`, the model with "
+            "`quantization_config=GgufConfig(dequantize=True)`, save both with `save_pretrained`, and train that."
+        )
     try:
         return PreTrainedConfig.get_config_dict(name, **hub_options(revision))[0]
     except (OSError, HFValidationError) as error:

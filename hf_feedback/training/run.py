@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from datasets import IterableDataset
 
 from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback, show_plain_metrics
@@ -51,6 +52,8 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
     folder = Path(str(args.output_dir))
+    if isinstance(task.splits["train"].data, IterableDataset) and args.max_steps < 1:
+        raise ValueError("`streaming` reads a file whose length is not known; say how long to train with `max_steps`.")
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     interrupt = InterruptCallback()
     trainer = _make_trainer(task, args, interrupt)
@@ -65,6 +68,8 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
         remove_checkpoints(folder)
     metrics = _train(trainer, checkpoint, interrupt)
     metrics.update(_evaluate(trainer, task.splits))
+    if trainer.is_world_process_zero():
+        task.write_predictions(folder)
     trainer.card_facts = _card_facts(task, base_model, args, metrics)
     _save(trainer, metrics)
     return metrics

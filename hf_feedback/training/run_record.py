@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 
 import pyarrow
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..configuration_base import OptionsConfig
 from .arguments import FeedbackTrainingArguments
@@ -30,14 +30,18 @@ RESUMABLE_CHANGES = {
 
 
 def run_record(
-    args: FeedbackTrainingArguments, config: OptionsConfig, splits: Mapping[str, Dataset], collator: object
+    args: FeedbackTrainingArguments,
+    config: OptionsConfig,
+    splits: Mapping[str, Dataset | IterableDataset],
+    collator: object,
 ) -> Record:
     """Returns what a run depends on by name, as JSON values.
 
     Args:
         args: the training arguments.
         config: config of the model.
-        splits: encoded rows to train on and, where they choose the best epoch, to validate on.
+        splits: encoded rows to train on and, where they choose the best epoch, to validate on; those that are read
+            while training are left out.
         collator: collator of the batches; its numbers and texts count, such as how many tokens it masks.
     """
     options = {name: value for name, value in args.to_dict().items() if not name.startswith(HARMLESS_OPTIONS)}
@@ -47,7 +51,7 @@ def run_record(
         "number of processes": args.world_size,
         **model_options(config),
         **{f"{type(collator).__name__}.{name}": value for name, value in sorted(plain.items())},
-        **{f"rows of {split}": fingerprint_rows(data) for split, data in splits.items()},
+        **{f"rows of {split}": fingerprint_rows(data) for split, data in splits.items() if isinstance(data, Dataset)},
     }
     return json.loads(json.dumps(record, default=str))
 

@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_check
 from transformers.training_args import ParallelMode
 
 from ..modeling_base import FeedbackPreTrainedModel
+from ..modeling_feedback import FeedbackForCausalLM
 from .arguments import FeedbackTrainingArguments
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
 from .distributed import skip_unused_search
@@ -75,11 +76,17 @@ class FeedbackTrainer(Trainer):
 
     def _check_loss(self) -> None:
         """Refuses a loss of the last logits that would leave out what the model adds to its own."""
-        config = any_model_in(cast(nn.Module, self.model))[1].config
+        core = any_model_in(cast(nn.Module, self.model))[1]
+        config = core.config
         if self.label_smoother is not None and config.problem_type == "regression":
             raise ValueError(
                 f"`label_smoothing_factor`={self.args.label_smoothing_factor} smooths classes, and the model predicts "
                 "values; leave it out."
+            )
+        if self.label_smoother is not None and isinstance(core, FeedbackForCausalLM):
+            raise ValueError(
+                f"`label_smoothing_factor`={self.args.label_smoothing_factor} would compare each prediction with the "
+                "token that it is made at, not the next one; leave it out."
             )
         if self.label_smoother is None and self.compute_loss_func is None:
             return

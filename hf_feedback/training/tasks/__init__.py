@@ -2,6 +2,7 @@
 
 from ..data.splits import FileArguments
 from .audio_classification import AudioClassification
+from .causal_lm import CausalLM
 from .image_classification import ImageClassification
 from .masked_lm import MaskedLM
 from .multiple_choice import MultipleChoice
@@ -13,6 +14,7 @@ from .token_classification import TokenClassification
 __all__ = [
     "TASKS",
     "AudioClassification",
+    "CausalLM",
     "ImageClassification",
     "MaskedLM",
     "MultipleChoice",
@@ -33,6 +35,7 @@ TASKS: dict[str, type[Task[FileArguments]]] = {
         QuestionAnswering,
         MultipleChoice,
         MaskedLM,
+        CausalLM,
         ImageClassification,
         AudioClassification,
     )

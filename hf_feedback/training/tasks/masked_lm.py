@@ -1,38 +1,31 @@
 """Masked language modelling: masks that change in training and stay in evaluation, and the loss over all of them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn import functional as F
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
-    EvalPrediction,
     PreTrainedTokenizerBase,
 )
 
 from ...modeling_feedback import FeedbackForMaskedLM
 from ...validation import option
 from ..data.columns import Columns, find_columns
-from ..data.files import read_file, read_text
-from ..data.labels import LabelSet
-from ..data.splits import Batch, FileArguments, Row, Split
+from ..data.splits import Batch, Row, Split
 from ..data.texts import texts_of
-from ..metrics import MetricInfo
 from ..model_card import TaskCard, pipeline_usage
-from .task import IGNORED, Collator, EncodedSplit, Model, PreprocessLogits, TextTask
+from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, token_losses
+from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits
 
 EVALUATION_SEED = 0  # the same masks in every run, so that runs can be compared
 
 
 @dataclass
-class MaskingArguments(FileArguments):
+class MaskingArguments(PlainTextArguments):
     """The column of the texts, and how they are masked."""
 
-    text_column: str | None = option(None, "Column of the texts (default: by its name).")
     max_length: int | None = option(
         None, "Tokens of a piece; longer texts become several pieces (default: as many as the model reads)."
     )
@@ -80,31 +73,6 @@ class MaskingCollator:
         return self.pad(rows) if "labels" in rows[0] else mask_rows(self.mask, rows)
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the loss of every token that is to be predicted, 0 elsewhere.
-
-    Args:
-        logits: `(B, T, V)`.
-        labels: `(B, T)`, −100 for tokens that are not to be predicted.
-
-    Returns:
-        `(B, T)`.
-    """
-    return F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-
-
-def perplexity_of_losses(prediction: EvalPrediction) -> dict[str, float]:
-    """Returns the mean loss over all masked tokens and its exponential.
-
-    Every token has the same weight; the Trainer's own loss would weigh batches by their number of texts.
-
-    Args:
-        prediction: `token_losses` in place of logits, and labels.
-    """
-    loss = float(np.asarray(prediction.predictions)[np.asarray(prediction.label_ids) != IGNORED].mean())
-    return {"loss": loss, "perplexity": float(np.exp(loss))}
-
-
 def encode_pieces(split: Split, trained: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """Turns texts into token ids, in pieces of at most `max_length` tokens; pieces without a word are left out.
 
@@ -139,7 +107,7 @@ def encode_pieces(split: Split, trained: Columns, tokenizer: PreTrainedTokenizer
     return encoded
 
 
-class MaskedLM(TextTask[MaskingArguments]):
+class MaskedLM(PlainTextTask[MaskingArguments]):
     """Fills in words that are masked.
 
     Example:
@@ -160,42 +128,15 @@ class MaskedLM(TextTask[MaskingArguments]):
         model="masked language model",
         usage=pipeline_usage("fill-mask", 'print(answer(f"Where is my {{answer.tokenizer.mask_token}}?"))'),
     )
-    metrics = {"perplexity": MetricInfo(greater_is_better=False)}  # noqa: RUF012
-    cuts_texts = False  # longer texts become several pieces
     keep_all_columns = True  # the masks of special tokens are for the collator
-
-    columns: Columns
 
     def check_options(self) -> None:
         if not 0 < self.data_args.mlm_probability <= 1:
             raise ValueError(f"`mlm_probability` must be above 0 and at most 1, got {self.data_args.mlm_probability}.")
 
-    def read(self, file: str) -> Dataset:
-        """Reads a file as `read_file` does, or a .txt file of one text a line."""
-        if Path(file).suffix.lower() != ".txt" or not Path(file).is_file():
-            return read_file(file)
-        lines = [line for line in read_text(Path(file)).splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f"{file}: the file has no texts.")
-        return Dataset.from_dict({"text": lines})
-
-    def find_labels(self, train: Split) -> LabelSet | None:
-        names = train.data.column_names
-        columns = find_columns(names, train.source, self.data_args.text_column, needs_label=False)
-        self.columns = Columns(columns.text, None, None)
-        return None
-
-    def describe_data(self) -> str:
-        return str(self.columns)
-
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.mask_token is None:
             raise ValueError(f"`model`: the tokenizer of {self.model_args.model} has no mask token; use one that has.")
-
-    def load(self) -> tuple[PreTrainedTokenizerBase, Model]:
-        tokenizer, model = super().load()
-        self.columns.store_in(model.config)
-        return tokenizer, model
 
     def encode(self, name: str, split: Split) -> EncodedSplit:
         data = encode_pieces(split, self.columns, self.processor, self.max_length)

@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import (
     BaseImageProcessor,
     DataCollatorWithPadding,
@@ -40,13 +41,13 @@ class EncodedSplit:
     Args:
         data: rows for the collator.
         source: file or data set that they come from.
-        count: number of examples in the source.
+        count: number of examples in the source; `None` if it is read while training.
         compute_metrics: as in `Trainer`; `None` for the loss alone.
     """
 
-    data: Dataset
+    data: Dataset | IterableDataset
     source: str
-    count: int
+    count: int | None
     compute_metrics: ComputeMetrics | None = None
 
 
@@ -64,6 +65,7 @@ class PreparedTask:
         preprocess_logits: as `preprocess_logits_for_metrics` in `Trainer`.
         keep_all_columns: whether the collator reads columns that `forward` does not name.
         dataset: Hub id of the data, if they come from there.
+        write_predictions: writes what the trained model answers into a folder, where an option asks for it.
     """
 
     model: Model
@@ -75,6 +77,7 @@ class PreparedTask:
     preprocess_logits: PreprocessLogits | None = None
     keep_all_columns: bool = False
     dataset: str | None = None
+    write_predictions: Callable[[Path], None] = lambda folder: None
 
 
 class Task(ABC, Generic[DataArguments]):
@@ -140,6 +143,7 @@ class Task(ABC, Generic[DataArguments]):
             preprocess_logits=self.preprocess_logits(),
             keep_all_columns=self.keep_all_columns,
             dataset=getattr(self.data_args, "dataset_name", None),
+            write_predictions=self.write_predictions,
         )
 
     def check_options(self) -> None:
@@ -188,6 +192,9 @@ class Task(ABC, Generic[DataArguments]):
     def preprocess_logits(self) -> PreprocessLogits | None:
         """Returns `preprocess_logits_for_metrics` of the Trainer."""
         return None
+
+    def write_predictions(self, folder: Path) -> None:
+        """Writes what the trained model answers into a folder, where an option asks for it."""
 
 
 class TextTask(Task[DataArguments]):

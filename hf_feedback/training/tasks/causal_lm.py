@@ -1,0 +1,271 @@
+"""Language modelling from left to right: texts joined into blocks, and continuations of prompts."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from ...feedback_checkpoint import whole_file
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_feedback import FeedbackForCausalLM
+from ...validation import check_integer, option
+from ..data.columns import find_columns
+from ..data.splits import Row, Split, read_splits
+from ..data.streams import stream_rows
+from ..data.texts import texts_of, warn_of_cut_texts
+from ..model_card import TaskCard, pipeline_usage
+from ..model_setup import resolve_max_length
+from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, token_losses
+from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits
+
+LONGEST_BLOCK = 512  # by default: the logits of a batch are (B, T, V), gigabytes for longer ones
+TEXTS_AT_ONCE = 1000  # are tokenized together
+PROMPTS_AT_ONCE = 8
+
+
+@dataclass
+class CausalLMArguments(PlainTextArguments):
+    """The column of the texts, how they are joined, and prompts to continue."""
+
+    max_length: int | None = option(
+        None, f"Tokens of a block (default: as many as the model reads, {LONGEST_BLOCK} at most)."
+    )
+    packing: bool = field(
+        default=True,
+        metadata={
+            "help": "Join texts, with an end-of-text token after each, into blocks of `max_length` tokens; else each "
+            "is a row, cut there."
+        },
+    )
+    streaming: bool = option(
+        False, "Read the training file while training, in its order, instead of before; needs `--max-steps`."
+    )
+    prompt_file: str | None = option(
+        None, "File of prompts, which the trained model continues, in continuations.jsonl of the output folder."
+    )
+    max_new_tokens: int = option(40, "Tokens of a continuation at most.")
+
+
+@dataclass(frozen=True)
+class TextBlocks:
+    """Turns texts into the rows that a language model is trained on.
+
+    Packed, texts are joined, each with an end-of-text token after it, and cut into blocks of the same length, of which
+    the last may be shorter: no token is lost and next to none is padding. A token may read the texts before its own.
+
+    Args:
+        tokenizer: has an end-of-text token.
+        length: tokens of a row at most, 2 or more.
+        packing: whether to join texts; else each is a row.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+    packing: bool = True
+
+    def rows_of(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yields rows of token ids; none of a single token, of which nothing is to be predicted."""
+        rows = (
+            self._join(self.tokens_of(texts)) if self.packing else (ids[: self.length] for ids in self.tokens_of(texts))
+        )
+        return (row for row in rows if len(row) > 1)
+
+    def tokens_of(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yields the tokens of each text that has words, and the end of the text."""
+        texts, end = (text for text in texts if text.strip()), self.tokenizer.eos_token_id
+        while together := list(islice(texts, TEXTS_AT_ONCE)):
+            for ids in self.tokenizer(together, verbose=False)["input_ids"]:
+                yield np.asarray(ids if ids[-1:] == [end] else [*ids, end], dtype=np.int32)
+
+    def _join(self, texts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        waiting: list[np.ndarray] = []
+        for ids in texts:
+            waiting.append(ids)
+            if sum(map(len, waiting)) >= self.length:
+                joined = np.concatenate(waiting)
+                whole = len(joined) // self.length * self.length
+                yield from joined[:whole].reshape(-1, self.length)
+                waiting = [joined[whole:]]
+        if waiting:
+            yield np.concatenate(waiting)
+
+
+class NextTokenCollator:
+    """Pads rows on the right; all tokens but the first are labels.
+
+    Padding is told from the tokens by its place: it may be the end-of-text token, which is to be predicted.
+
+    Args:
+        tokenizer: tokenizer of the texts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        ids = [{"input_ids": row["input_ids"]} for row in rows]
+        batch = dict(self.tokenizer.pad(ids, padding_side="right", return_attention_mask=True, return_tensors="pt"))
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        batch["labels"][:, 0] = IGNORED
+        return batch
+
+
+def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the loss of every token, which is predicted from those before it; 0 for the first, and padding.
+
+    Args:
+        logits: `(B, T, V)`.
+        labels: `(B, T)`, −100 for tokens that are not to be predicted.
+
+    Returns:
+        `(B, T)`.
+    """
+    return F.pad(token_losses(logits[:, :-1], labels[:, 1:]), (1, 0))
+
+
+def continue_prompts(
+    model: FeedbackForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
+) -> list[str]:
+    """Returns the most probable continuation of each prompt, token by token (greedy decoding).
+
+    Args:
+        model: the language model.
+        tokenizer: its tokenizer.
+        prompts: texts of at least one token.
+        max_new_tokens: tokens of a continuation at most.
+    """
+    texts: list[str] = []
+    model.eval()
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        some = prompts[start : start + PROMPTS_AT_ONCE]
+        batch = tokenizer(some, padding=True, padding_side="left", return_token_type_ids=False, return_tensors="pt")
+        tokens = model.generate(
+            **batch.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        texts += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+class CausalLM(PlainTextTask[CausalLMArguments]):
+    """Predicts the next token.
+
+    Example:
+
+    ```python
+    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> task = CausalLM(ModelArguments(model="Qwen/Qwen3-0.6B-Base"), CausalLMArguments(train_file="train.txt"))
+    >>> task.data_args.packing
+    True
+
+    ```
+    """
+
+    data_arguments = CausalLMArguments
+    model_class = FeedbackForCausalLM
+    card = TaskCard(
+        pipeline_tag="text-generation",
+        model="language model",
+        usage=pipeline_usage("text-generation", 'print(answer("Where is my", max_new_tokens=20)[0]["generated_text"])'),
+    )
+    peft_task_type = "CAUSAL_LM"
+
+    model: FeedbackForCausalLM
+    prompts: list[str]
+
+    def check_options(self) -> None:
+        check_integer("max_new_tokens", self.data_args.max_new_tokens, 1, "tokens of a continuation")
+        file = self.data_args.prompt_file
+        self.prompts = [] if file is None else list(self.texts_of(Split(self.read(file), file)))
+
+    def read_splits(self) -> dict[str, Split]:
+        args = self.data_args
+        if not args.streaming:
+            return super().read_splits()
+        train = read_splits(replace(args, validation_file=None, test_file=None), read_first_row)
+        others = {"validation": args.validation_file, "test": args.test_file}
+        return train | {name: Split(self.read(file), file) for name, file in others.items() if file is not None}
+
+    def texts_of(self, split: Split) -> Iterator[str]:
+        """Yields the texts of a split that have words."""
+        names, trained = split.data.column_names, getattr(self, "columns", None)
+        column = find_columns(names, split.source, self.data_args.text_column, needs_label=False, trained=trained).text
+        return (text for text in texts_of(split.data[column], column, split.source) if text and text.strip())
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"`model`: the tokenizer of {self.model_args.model} has no end-of-text token (`eos_token`), by which a "
+                "language model ends a text; use one that has."
+            )
+        tokenizer.padding_side = "left"  # for generation, in pipelines too
+
+    def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
+        requested = self.data_args.max_length
+        check_integer("max_length", 2 if requested is None else requested, 2, "one token to read and one to predict")
+        length = resolve_max_length(requested, tokenizer, model)
+        return length if requested is not None else min(length, LONGEST_BLOCK)
+
+    def encode(self, name: str, split: Split) -> EncodedSplit:
+        blocks = TextBlocks(self.processor, self.max_length, self.data_args.packing)
+        if name == "train" and self.data_args.streaming:
+            stream = {"file": split.source, "column": self.columns.text, "blocks": blocks}
+            data = IterableDataset.from_generator(stream_blocks, gen_kwargs=stream)
+            return EncodedSplit(data, split.source, None)
+        rows = list(blocks.rows_of(self.texts_of(split)))
+        if not rows:
+            raise ValueError(f"{split.source}: column {self.columns.text!r} holds no words.")
+        if not blocks.packing:
+            cut = sum(len(ids) > self.max_length for ids in blocks.tokens_of(self.texts_of(split)))
+            warn_of_cut_texts(split, cut, self.max_length)
+        data = Dataset.from_dict({"input_ids": rows})
+        return EncodedSplit(data, split.source, len(split.data), perplexity_of_losses)
+
+    def make_collator(self) -> Collator:
+        return NextTokenCollator(self.processor)
+
+    def preprocess_logits(self) -> PreprocessLogits:
+        return next_token_losses
+
+    def write_predictions(self, folder: Path) -> None:
+        if self.prompts:
+            continuations = continue_prompts(self.model, self.processor, self.prompts, self.data_args.max_new_tokens)
+            pairs = zip(self.prompts, continuations, strict=True)
+            lines = [json.dumps({"prompt": a, "continuation": b}, ensure_ascii=False) for a, b in pairs]
+            with whole_file(folder / "continuations.jsonl") as partial:
+                partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_first_row(file: str) -> Dataset:
+    """Reads the first row of a file alone, by which its columns are found.
+
+    Raises:
+        ValueError: there is none, or the file cannot be read.
+    """
+    row = next(stream_rows(file), None)
+    if row is None:
+        raise ValueError(f"{file}: the file has no rows.")
+    return Dataset.from_list([row])
+
+
+def stream_blocks(file: str, column: str, blocks: TextBlocks) -> Iterator[Row]:
+    """Yields the rows of a file that is read while the model trains.
+
+    Args:
+        file: its path.
+        column: column of the texts.
+        blocks: turns texts into rows.
+    """
+    cells = (texts_of([row.get(column)], column, file, number) for number, row in enumerate(stream_rows(file)))
+    for ids in blocks.rows_of(text or "" for text in chain.from_iterable(cells)):
+        yield {"input_ids": ids}
