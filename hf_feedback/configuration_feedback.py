@@ -286,6 +286,8 @@ class FeedbackConfig(OptionsConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         facts = {name: kwargs.pop(name) for name in BACKBONE_FACTS if name in kwargs}
         kwargs = self._check_unknown_keys(kwargs)
+        if isinstance(self.backbone_layers, range):
+            self.backbone_layers = list(self.backbone_layers)
         check_types(self)
         check_shared_options(self, kwargs)
         if isinstance(self.backbone_config, dict):
