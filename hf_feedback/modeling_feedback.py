@@ -464,6 +464,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -481,7 +482,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
         """Runs K iterations and predicts the next tokens.
 
         Args:
-            input_ids, position_ids: `(B, T)`, of the tokens that are not in the cache.
+            input_ids, token_type_ids, position_ids: `(B, T)`, of the tokens that are not in the cache.
             attention_mask: `(B, past + T)`, 0 at padding.
             inputs_embeds: `(B, T, d)`, instead of `input_ids`.
             labels: `(B, T)`, see the class docstring.
@@ -503,6 +504,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
                 output_iterations,
                 input_ids=input_ids,
                 attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
                 position_ids=position_ids,
                 inputs_embeds=inputs_embeds,
                 padding_mask=padding_mask,

@@ -13,6 +13,7 @@ OWN = {
     "FeedbackForQuestionAnswering": "question",
     "FeedbackForMultipleChoice": "choice",
     "FeedbackForMaskedLM": "masked LM",
+    "FeedbackForCausalLM": "causal LM",
     "FeedbackForImageClassification": "image",
     "FeedbackForAudioClassification": "audio",
 }
