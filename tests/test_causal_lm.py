@@ -11,11 +11,13 @@ import torch
 from builders import signs, tiny_tokenizer
 from datasets import Dataset
 from families import speak, tiny_config
+from peft import LoraConfig, get_peft_model
 from transformers import EvalPrediction, LlamaForCausalLM
 
 from hf_feedback import FeedbackForCausalLM
-from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
+from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, peft_options
 from hf_feedback.training.data.streams import stream_rows
+from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.tasks.causal_lm import NextTokenCollator, TextBlocks, continue_prompts, next_token_losses
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses
 
@@ -57,6 +59,21 @@ def run(decoder, folder, *more, train=None):
     common = "--feedback-rank 4 --disable-tqdm True --bf16 False --per-device-train-batch-size 2 --max-length 24"
     command = ["--model", str(decoder), "--train-file", train or str(file), "--output-dir", str(folder / "out")]
     return import_module("run_causal_lm").main([*command, *common.split(), *more])
+
+
+# Parts
+
+
+def test_pretrained_heads_are_part_of_the_backbone():
+    """Tied to the embeddings or not, no head is new: it has the backbone's rate, and adapters do not copy it."""
+    model = model_of()
+    assert parts_of(model)["backbone.lm_head.weight"] == "backbone"
+    assert "head" not in parts_of(model).values()
+    assert peft_options(model)["modules_to_save"] == ["feedback"]
+    tuned = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, **peft_options(model)))
+    text = torch.tensor([[5, 6, 7]])
+    tokens = tuned.generate(input_ids=text, max_new_tokens=4, do_sample=False, pad_token_id=END)
+    assert torch.equal(tokens[:, 3:], tuned(tokens).logits[:, 2:-1].argmax(-1))
 
 
 # Rows

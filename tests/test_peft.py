@@ -97,6 +97,7 @@ HEAD_MODULES = {
     ("MultipleChoice", "new"): ["classifier"],
     ("MaskedLM", "new"): ["lm_head.dense", "lm_head.norm"],
     ("MaskedLM", "backbone"): ["backbone.cls.predictions.transform"],
+    ("CausalLM", "backbone"): [],
     ("ImageClassification", "backbone"): ["backbone.classifier"],
     ("AudioClassification", "backbone"): ["backbone.projector", "backbone.classifier"],
 }

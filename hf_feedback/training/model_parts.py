@@ -44,7 +44,7 @@ def parts_of(model: nn.Module) -> dict[str, str]:
 
     Returns:
         Parameter name → `"embeddings"` (with all parameters below the layers), `"layer 0"`, …, `"backbone"` (those
-        above the layers), `"feedback"` or `"head"`.
+        above the layers, and the LM head of a causal language model), `"feedback"` or `"head"`.
 
     Example:
 
@@ -70,7 +70,7 @@ def parts_of(model: nn.Module) -> dict[str, str]:
             part = "feedback"
         elif name.startswith(layers):
             part, below = f"layer {numbers[int(name.removeprefix(layers).split('.')[0])]}", False
-        elif not name.startswith(base):
+        elif not name.startswith(base) and not core.traits.predicts_next_token:  # there it is a pretrained LM head
             part = "head"
         else:
             part = "embeddings" if below or name.startswith(embeddings) else "backbone"
