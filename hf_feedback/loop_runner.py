@@ -8,19 +8,20 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import TransformersKwargs, logging
 
 from .backbone_layout import BackboneLayout
 from .collected_states import asks_for_states, keep_last_iteration
 from .configuration_feedback import FeedbackConfig
-from .connections import FeedbackConnections, MessageContext, SourceMessage
+from .connections import FeedbackConnections, MessageContext
 from .feedback_loop import FeedbackLoop, find_fixed_point, run_iterations
 from .gradients import GRADIENTS, FullGradient
 from .halting import Halting, reads_answers
-from .iteration_cache import IterationCache, extend_slot
+from .iteration_cache import IterationCache
 from .iteration_trace import IterationTrace, States, batch_first
-from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, recording, run_uncompiled, with_hidden
+from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompiled, with_hidden
 from .modeling_outputs import BackboneOutput, split_iterations
+from .one_pass import run_in_one_pass
 from .segments import Segments
 from .stability import estimate_contraction, jacobian_penalty
 from .token_halting import TokenHalting
@@ -162,7 +163,11 @@ class LoopRunner:
         record = None
         acts = context.feedback.acts_in_first_iteration and not context.is_disabled
         if context.cache is not None and context.cache.state_slots:
-            result.output = self._run_in_one_pass(context, context.cache)
+            modules, mask = (
+                (self.layout.layers(context.backbone), context.backbone, context.feedback),
+                context.attention_mask,
+            )
+            result.output = run_in_one_pass(*modules, self.layout.segment, context.inputs, mask, context.cache)
             return
         if num_iterations > 1 or result.trace is not None or acts or self._halts(context):
             record = self._make_record(context, on_segment)
@@ -194,66 +199,6 @@ class LoopRunner:
             keep=None if asks_for_states(context.inputs) else set(map(int, feedback.sources)),
             batch_dim=self.layout.batch_dim or 0,
         )
-
-    def _run_in_one_pass(self, context: ForwardContext, cache: IterationCache) -> ModelOutput:
-        """With `feedback_shift`, a token gets the messages of the token before it, whose states are in the cache: one
-        pass, token by token, is the limit of many iterations."""
-        if asks_for_states(context.inputs):
-            raise ValueError(
-                "`output_hidden_states` and `output_attentions` cannot be had in one pass with `feedback_shift`=1; "
-                "call with `use_cache=False`."
-            )
-        text = context.inputs.get("input_ids", context.inputs.get("inputs_embeds"))
-        length, keep = cast(torch.Tensor, text).shape[1], context.inputs.get("logits_to_keep", 0)
-        outputs = []
-        for t in range(length):
-            inputs = {**tokens_until(context.inputs, t, length), **({"logits_to_keep": 0} if keep else {})}
-            with recording(self._make_record_of_one_pass(context, cache, inputs.get("attention_mask"))):
-                outputs.append(context.backbone(**inputs))
-        logits = torch.cat([output.logits for output in outputs], 1)
-        kept = slice(-keep, None) if isinstance(keep, int) else keep
-        outputs[-1].logits = logits[:, kept] if isinstance(kept, torch.Tensor) or keep else logits
-        return outputs[-1]
-
-    def _make_record_of_one_pass(
-        self, context: ForwardContext, cache: IterationCache, mask: torch.Tensor | None
-    ) -> SegmentRecord:
-        feedback, sources = context.feedback, sorted(map(int, context.feedback.sources))
-        messages: list[dict[int, SourceMessage]] = []
-
-        def on_input(layer: int, x: torch.Tensor) -> torch.Tensor:
-            if not messages:  # at the first layer of the segment
-                messages.append(feedback.project(self._states_before(x, sources, cache, mask), MessageContext()))
-            return feedback.add_messages(x, layer, messages[0], MessageContext())
-
-        def on_segment(record: SegmentRecord) -> LayerOutput:
-            outputs = {call.layer: cast(LayerOutput, call.output) for call in record.calls}
-            for source, slot in zip(sources, cache.state_slots, strict=True):
-                extend_slot(slot, hidden_of(outputs[source])[:, None])
-            return outputs[record.last]
-
-        layers = self.layout.layers(context.backbone)
-        return SegmentRecord(layers, self.layout.segment, on_segment, on_input, keep=set(sources))
-
-    def _states_before(
-        self, x: torch.Tensor, sources: list[int], cache: IterationCache, mask: torch.Tensor | None
-    ) -> States:
-        """The sources' states of the token before, 0 where there is none.
-
-        Args:
-            x: `(B, 1, d)`, what the segment's first layer is to read.
-            sources: numbers of the layers.
-            cache: holds their states.
-            mask: `(B, past + 1)`, 0 at padding.
-        """
-        if cache.state_slots[0].get_seq_length() == 0:
-            return {source: torch.zeros_like(x) for source in sources}
-        states = {
-            s: cast(torch.Tensor, slot.keys)[:, 0, -1:] for s, slot in zip(sources, cache.state_slots, strict=True)
-        }
-        if mask is None:
-            return states
-        return {source: h * (mask[:, -2, None, None] != 0).to(h) for source, h in states.items()}
 
     def _iterate(
         self, loop: FeedbackLoop, num_iterations: int, context: ForwardContext, result: LoopResult
@@ -434,25 +379,6 @@ class LoopRunner:
         with torch.no_grad(), recording(self._make_record(context, on_segment)):
             context.backbone(**context.inputs)
         return estimates[0]
-
-
-def tokens_until(inputs: Keywords, t: int, length: int) -> Keywords:
-    """The inputs of a call for its t-th token alone, the mask of that and of all earlier ones.
-
-    Args:
-        inputs: of a call with a cache, for `length` tokens.
-        t: counted from 0.
-        length: T.
-    """
-    cut = dict(inputs)
-    for name in ("input_ids", "inputs_embeds", "token_type_ids"):
-        if name in cut:
-            cut[name] = cut[name][:, t : t + 1]
-    if "position_ids" in cut:
-        cut["position_ids"] = cut["position_ids"][..., t : t + 1]
-    if isinstance(cut.get("attention_mask"), torch.Tensor):
-        cut["attention_mask"] = cut["attention_mask"][:, : cut["attention_mask"].shape[1] - length + t + 1]
-    return cut
 
 
 def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:
