@@ -82,28 +82,48 @@ def is_decoder(config: PreTrainedConfig, part: str = "auto") -> bool:
     return bool(getattr(config, "is_decoder", False)) or next_token_only
 
 
+def _reads_more_than_text(model: PreTrainedModel) -> bool:
+    """Whether a text model is only a part of it, as in vision–language models."""
+    return not model.config.is_encoder_decoder and model.config.get_text_config() is not model.config
+
+
+def _reads_too_much(model: PreTrainedModel) -> UnsupportedBackboneError:
+    """The error for a model whose text model alone can be looped: what it does with other inputs is not tried out."""
+    remedy = "Use its text model alone (`backbone_part='decoder'` with `head='new'`), or pass another model inside it."
+    return unsupported(model, "it reads more than text.", remedy)
+
+
 def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
     """The backbone inside a model: without a head, and of an encoder–decoder the half that `backbone_part` names
-    (`"auto"`: the encoder).
+    (`"auto"`: the encoder). `"decoder"` is also the text model of a model that reads more than text.
 
     Raises:
-        UnsupportedBackboneError: that half is not a model by itself.
+        UnsupportedBackboneError: that part is not a model by itself, or the model reads more than text.
     """
-    while backbone.base_model is not backbone:
-        backbone = cast(PreTrainedModel, backbone.base_model)
+    while (inner := backbone.base_model) is not backbone and inner.main_input_name in forward_arguments(inner):
+        backbone = cast(PreTrainedModel, inner)
+    is_wider = _reads_more_than_text(backbone)
     # T5's encoder alone says that it is none; a model of that config would have both halves again
-    if not (backbone.config.is_encoder_decoder or type(backbone.config).is_encoder_decoder):
+    if not (is_wider or backbone.config.is_encoder_decoder or type(backbone.config).is_encoder_decoder):
         return backbone
+    if is_wider and part != "decoder":
+        raise _reads_too_much(backbone)
     half = backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
-    if not isinstance(half, PreTrainedModel):
+    if not isinstance(half, PreTrainedModel) or (is_wider and half is backbone):
         raise unsupported(
             backbone, f"its {type(half).__name__} is no transformers model by itself.", "Use another backbone."
         )
-    return half
+    return select_part(half, part) if is_wider else half
 
 
 def name_of_part(model: PreTrainedModel, part: str) -> str:
-    """The name inside a task model of the backbone whose layers are looped; empty if it is the model itself."""
+    """The name inside a task model of the backbone whose layers are looped; empty if it is the model itself.
+
+    Raises:
+        UnsupportedBackboneError: as `select_part`, and a model with a head must not read more than text.
+    """
+    if _reads_more_than_text(model):
+        raise _reads_too_much(model)
     inner = select_part(model, part)
     return next(name for name, module in model.named_modules() if module is inner)
 
@@ -118,7 +138,8 @@ def name_of_core(model: PreTrainedModel, part: str) -> str:
 def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
     """Drops a pooler that nothing would read: distributed training refuses parameters without a gradient."""
     if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None  # type: ignore[assignment]
+        can_do_without = "add_pooling_layer" in inspect.signature(type(backbone).__init__).parameters
+        backbone.pooler = None if can_do_without else nn.Identity()  # type: ignore[assignment]
     return backbone
 
 

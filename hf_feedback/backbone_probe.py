@@ -1,13 +1,13 @@
 """Tries a backbone out on a tiny batch: whether its layers can be replayed exactly, and if not, why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .backbone_layout import (
@@ -52,14 +52,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def check_static(backbone: PreTrainedModel) -> None:
+def check_static(backbone: PreTrainedModel, head: str) -> None:
     """Refuses what the config alone shows to be impossible.
+
+    Args:
+        backbone: the model.
+        head: the config's; with `"new"` the backbone is loaded again by its config alone.
 
     Raises:
         UnsupportedBackboneError: it is no stack of layers of one width, or layers are skipped at random.
     """
     if backbone.config.model_type not in CONFIG_MAPPING:
         raise unsupported(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
+    if head == "new" and type(backbone.config) not in MODEL_MAPPING:
+        name = type(backbone.config).__name__
+        raise unsupported(backbone, f"AutoModel loads no model with a {name}.", "Use a model that AutoModel loads.")
     for key in ("num_hidden_layers", "hidden_size"):
         if not isinstance(getattr(backbone.config.get_text_config(), key, None), int):
             raise unsupported(backbone, f"its config has no `{key}`.", "Use a backbone of equal transformer layers.")
@@ -79,7 +86,7 @@ def find_layout(backbone: PreTrainedModel, config: FeedbackConfig) -> BackboneLa
         UnsupportedBackboneError: it is no stack of layers, or `backbone_layers` cannot be had.
         ValueError: the edges do not fit its layers.
     """
-    check_static(backbone)
+    check_static(backbone, config.head)
     part = name_of_part(backbone, config.backbone_part)
     stack = find_stack(backbone, cast(int, config.num_backbone_layers), part)
     if config.backbone_layers is not None:
@@ -258,7 +265,7 @@ def _same_arguments(one: Any, other: Any) -> bool:
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(_same_arguments, one, other))
-    if isinstance(one, dict):
+    if isinstance(one, Mapping):  # some hold keys and values that lower layers write and higher ones read
         return one.keys() == other.keys() and all(_same_arguments(one[key], other[key]) for key in one)
     return type(one) is type(other)
 

@@ -163,7 +163,9 @@ class FeedbackConfig(OptionsConfig):
         None, "Layers of the backbone to keep, ascending; the other options count these. All if left out."
     )
     backbone_part: PartOption = option(
-        "auto", "Half of an encoder–decoder backbone to use: 'encoder' (also 'auto') or 'decoder'."
+        "auto",
+        "Half of an encoder–decoder backbone to use: 'encoder' (also 'auto') or 'decoder', which is also the text model "
+        "of a model that reads more than text.",
     )
 
     # Messages

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .backbone_layout import unsupported
+from .backbone_layout import forward_arguments, unsupported
+from .layer_recorder import first_argument
 
 Batch = dict[str, torch.Tensor]
 
@@ -54,6 +55,8 @@ def probe_inputs(backbone: PreTrainedModel) -> Batch:
         UnsupportedBackboneError: its main input is of another kind.
     """
     name = backbone.main_input_name
+    if name not in forward_arguments(backbone):  # transformers' default, and not what this model reads
+        name = first_argument(backbone)
     if name not in PROBE_INPUTS:
         known = ", ".join(PROBE_INPUTS)
         raise unsupported(backbone, f"its main input is `{name}`.", f"Use a backbone that reads one of {known}.")
