@@ -246,6 +246,8 @@ def _check_same_arguments(backbone: PreTrainedModel, plain: SegmentRecord, distu
     for one, other in zip(plain.calls, disturbed.calls, strict=True):
         if not _same_arguments((one.args, one.kwargs), (other.args, other.kwargs)):
             reason = f"an argument of layer {one.layer} depends on the hidden states of the layers below."
+            if one.layer == plain.first:  # there before the layers ran, and changed by them
+                reason = "its layers share what they compute, such as keys and values, in one of their arguments."
             raise unsupported(backbone, reason, CONFINE)
 
 

@@ -164,8 +164,8 @@ class FeedbackConfig(OptionsConfig):
     )
     backbone_part: PartOption = option(
         "auto",
-        "Half of an encoder–decoder backbone to use: 'encoder' (also 'auto') or 'decoder', which is also the text model "
-        "of a model that reads more than text.",
+        "Half of an encoder–decoder backbone to use: 'encoder' (also 'auto') or 'decoder'; 'decoder' is also the text "
+        "model of a model that reads more than text.",
     )
 
     # Messages

@@ -55,7 +55,7 @@ def probe_inputs(backbone: PreTrainedModel) -> Batch:
         UnsupportedBackboneError: its main input is of another kind.
     """
     name = backbone.main_input_name
-    if name not in forward_arguments(backbone):  # transformers' default, and not what this model reads
+    if not forward_arguments(backbone) & {name, "args"}:  # transformers' default, and not what this model reads
         name = first_argument(backbone)
     if name not in PROBE_INPUTS:
         known = ", ".join(PROBE_INPUTS)

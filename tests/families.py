@@ -45,6 +45,12 @@ DEBERTA = {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 DEBERTA_V2 = {**DEBERTA, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
 ALBERT = {**SIZES, "embedding_size": 16, "inner_group_num": 1}
 LLAMA_LIKE = dict(stack="layers", decoder=True)
+# experts need rows of a multiple of 16 bytes, and only the plain kernel takes float64
+EXPERTS = dict(intermediate_size=32, moe_intermediate_size=32, num_experts_per_tok=2, experts_implementation="eager")
+LATENT = dict(
+    num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8
+)
+LINEAR = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(),
@@ -105,6 +111,22 @@ FAMILIES: dict[str, Family] = {
     # norms after each block only: with tiny embeddings their gradient is mostly rounding
     "olmo2": Family({**GROUPED, "initializer_range": 1.0}, **LLAMA_LIKE),
     "smollm3": Family({**GROUPED, "no_rope_layer_interval": 2}, **LLAMA_LIKE),
+    "mixtral": Family({**GROUPED, **EXPERTS, "num_local_experts": 4}, **LLAMA_LIKE),
+    "gpt_oss": Family({**SLIDING, **EXPERTS, "head_dim": 8, "num_local_experts": 4}, **LLAMA_LIKE),
+    "deepseek_v3": Family(
+        {
+            **SIZES,
+            **EXPERTS,
+            **LATENT,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 2,
+        },
+        **LLAMA_LIKE,
+    ),
+    "qwen3_5": Family({**GROUPED, **LINEAR, "head_dim": 8}, **LLAMA_LIKE, model_type="qwen3_5_text"),
+    "lfm2": Family({**GROUPED, "layer_types": ["conv", "full_attention"] * 2}, **LLAMA_LIKE),
     "vit": Family(
         dict(
             hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=37, image_size=8, patch_size=4

@@ -22,7 +22,7 @@ import transformers
 from closeness import in_float64
 from families import speak
 from reference import run_reference
-from tiny_models import tiny_model
+from tiny_models import NoTinyModelError, tiny_model
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging
@@ -67,9 +67,10 @@ def judge(model_type: str, bound: float) -> Verdict:
         model_type: in transformers.
         bound: largest relative error that counts as rounding.
     """
-    backbone = tiny_model(model_type)
-    if isinstance(backbone, str):
-        return LEFT_OUT, backbone
+    try:
+        backbone = tiny_model(model_type)
+    except NoTinyModelError as error:
+        return LEFT_OUT, str(error)
     exact: Verdict = EXACT, ""
     try:
         try:
@@ -87,7 +88,7 @@ def judge(model_type: str, bound: float) -> Verdict:
 
 
 def compare(model: FeedbackModel, bound: float) -> Verdict | None:
-    """What is wrong with a fresh model, if anything: with its backbone, the reference, or itself made from its config."""
+    """What is wrong with a fresh model, if anything, beside its backbone, the reference, and its copy by its config."""
     backbone: PreTrainedModel = copy.deepcopy(model.backbone)
     batch = probe_inputs(backbone)
     if "attention_mask" not in forward_arguments(backbone):
@@ -139,7 +140,7 @@ def in_a_process(model_types: list[str]) -> list[tuple[str, str, str]]:
     """The outcomes of a few model types; one that takes the process with it is left out, the others are not."""
     command = [sys.executable, __file__, "--types", *model_types]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+        found = subprocess.run(command, capture_output=True, text=True, timeout=900).stdout
     except subprocess.TimeoutExpired as error:
         found = (error.stdout or b"").decode()
     outcomes = [tuple(json.loads(line)) for line in found.splitlines() if line.startswith("[")]

@@ -1,16 +1,18 @@
 """What cannot be looped exactly is refused when the model is built, with the reason and what to do: one table."""
 
+import copy
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES, speak, tiny_backbone, tiny_batch
+from tiny_models import tiny_model, tiny_options
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, Gemma3Config, Gemma3ForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
 
-from hf_feedback import FeedbackModel, UnsupportedBackboneError
+from hf_feedback import FeedbackConfig, FeedbackModel, UnsupportedBackboneError, add_feedback
 
 
 def with_layerdrop():
@@ -103,6 +105,27 @@ def with_layers_left_out_at_the_top():
     return with_another_forward(forward)
 
 
+def that_reads_pictures():
+    return tiny_model("llava")
+
+
+def that_reads_patches():
+    return tiny_model("qwen2_5_vl").visual
+
+
+def that_is_a_part_alone():
+    return tiny_model("mllama").language_model
+
+
+def of_several_streams():
+    return tiny_model("deepseek_v4")
+
+
+def of_shared_keys():
+    types = ["sliding_attention", "full_attention"] * 2
+    return tiny_model("gemma4_text", num_kv_shared_layers=2, layer_types=types)
+
+
 def that_dies():
     def forward(layers, hidden, mask):
         raise RuntimeError("out of luck")
@@ -127,6 +150,14 @@ REFUSED = {
         that_keeps_the_grid,
         "read (2, 32, 4, 4) and not (batch, tokens, 32)",
     ),
+    "models that read more than text (LLaVA)": (that_reads_pictures, "its text model alone (`backbone_part='decoder'`"),
+    "models of prepared patches (Qwen2.5-VL's vision tower)": (that_reads_patches, "its main input is `hidden_states`"),
+    "text models that AutoModel does not load (Mllama's)": (that_is_a_part_alone, "no model with a MllamaTextConfig"),
+    "several streams instead of one (DeepSeek-V4)": (
+        of_several_streams,
+        "read (2, 8, 4, 64) and not (batch, tokens, 64)",
+    ),
+    "layers that share keys and values (Gemma 4)": (of_shared_keys, "its layers share what they compute"),
     "models that fail on a tiny batch": (that_dies, "RuntimeError: out of luck"),
 }
 
@@ -145,6 +176,12 @@ def test_above_the_convolution_it_works():
     assert speak(model).check_equivalence(tiny_batch()) > 0
 
 
+def test_above_shared_keys_it_works():
+    model = FeedbackModel.from_backbone(of_shared_keys(), feedback_rank=8, feedback_layers=[2, 3])
+    assert model.check_equivalence(tiny_batch()) == 0.0
+    assert speak(model).check_equivalence(tiny_batch()) > 0
+
+
 def test_without_layerdrop_it_works(tmp_path):
     with_layerdrop().save_pretrained(tmp_path)
     model = FeedbackModel.from_backbone(tmp_path, feedback_rank=8, config_overrides={"layerdrop": 0.0})
@@ -159,6 +196,44 @@ def test_the_guide_has_every_row():
     exact = {row[0]: row[4] for row in rows if len(row) == 7 and row[0] != "family"}
     assert exact == dict.fromkeys(FAMILIES, "yes")
     assert {row[0] for row in rows if len(row) == 2 and row[0] != "what"} == set(REFUSED)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_vl", "qwen3_vl_moe", "gemma3", "blip-2", "voxtral", "clip"])
+def test_the_text_model_inside_a_model_of_more_inputs(model_type, tmp_path):
+    """It is found in the whole model, passed by itself, and loaded without the rest."""
+    whole = tiny_model(model_type)
+    inside = FeedbackModel.from_backbone(copy.deepcopy(whole), feedback_rank=8, backbone_part="decoder")
+    model = speak(FeedbackModel.from_backbone(whole.get_decoder(), feedback_rank=8))
+    inside.feedback.load_state_dict(model.feedback.state_dict())
+    batch = tiny_batch()
+    expected = model(**batch).last_hidden_state
+    assert torch.equal(inside(**batch).last_hidden_state, expected)
+    inside.save_pretrained(tmp_path)
+    loaded = FeedbackModel.from_pretrained(tmp_path)
+    assert type(loaded.backbone) is type(model.backbone)
+    assert torch.equal(loaded(**batch).last_hidden_state, expected)
+
+
+def test_the_text_model_of_a_folder_of_more_inputs(tmp_path):
+    tiny_model("llava").save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBackboneError, match="it reads more than text"):
+        FeedbackModel.from_backbone(tmp_path, feedback_rank=8)
+    model = FeedbackModel.from_backbone(tmp_path, feedback_rank=8, backbone_part="decoder")
+    assert type(model.backbone).__name__ == "LlamaModel"
+    assert model.check_equivalence(tiny_batch()) == 0.0
+
+
+def test_a_head_that_reads_more_than_text_is_refused():
+    config = AutoConfig.for_model("gemma3", **tiny_options(Gemma3Config))
+    for part in ("auto", "decoder"):
+        with pytest.raises(UnsupportedBackboneError, match="it reads more than text"):
+            add_feedback(Gemma3ForSequenceClassification(config), FeedbackConfig(feedback_rank=8, backbone_part=part))
+
+
+def test_a_pooler_that_the_model_cannot_do_without_is_replaced():
+    model = FeedbackModel.from_backbone(tiny_model("layoutlm"), feedback_rank=8)
+    assert model.check_equivalence(tiny_batch()) == 0.0
+    assert not [name for name in model.state_dict() if "pooler" in name]
 
 
 def test_a_model_around_a_model_is_unwrapped():

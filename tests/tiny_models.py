@@ -26,11 +26,13 @@ ALIASES = {
     "max_position_embeddings": "n_positions max_source_positions max_target_positions",
     "vocab_size": "vocab_size_per_layer_input entity_vocab_size",
 }
-# Heads are 16 wide, also where their rotated and other parts have sizes of their own, as in multi-head latent attention.
+# heads are 16 wide, also where their rotated and other parts have sizes of their own, as in multi-head latent attention
 SMALL = {
     **{alias: WIDE[name] for name, aliases in ALIASES.items() for alias in aliases.split()},
     **WIDE,
-    **dict(num_key_value_heads=2, swa_num_key_value_heads=2, encoder_num_key_value_heads=4, decoder_num_key_value_heads=4),
+    **dict(
+        num_key_value_heads=2, swa_num_key_value_heads=2, encoder_num_key_value_heads=4, decoder_num_key_value_heads=4
+    ),
     **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "attention_head_dim", "swa_head_dim", "v_head_dim"), 16),
     **dict(qk_rope_head_dim=16, qk_nope_head_dim=16, qk_head_dim=32, q_lora_rank=16, kv_lora_rank=16, rotary_dim=8),
     **dict(index_n_heads=4, index_head_dim=32, index_topk=4, index_kpool=2),
@@ -86,6 +88,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 MOST = 20_000_000  # parameters; what stays larger is left out
 
 
+class NoTinyModelError(Exception):
+    """There is no tiny model of that type; the message says why."""
+
+
 def tiny_options(kind: type[PreTrainedConfig]) -> dict[str, Any]:
     """The options that make a config tiny, those of the configs inside it included."""
     plain = vars(kind())
@@ -102,23 +108,33 @@ def tiny_options(kind: type[PreTrainedConfig]) -> dict[str, Any]:
     return {**options, **OVERRIDES.get(kind.model_type, {})}
 
 
-def tiny_model(model_type: str) -> PreTrainedModel | str:
-    """A tiny random model whose layers all matter, or why there is none."""
+def tiny_model(model_type: str, **changes: Any) -> PreTrainedModel:
+    """A tiny random model whose layers all matter.
+
+    Args:
+        model_type: in transformers.
+        **changes: options of its config, instead of the usual ones.
+
+    Raises:
+        NoTinyModelError: there is none; the message says why.
+    """
     kind = CONFIG_MAPPING[model_type]
     if kind not in MODEL_MAPPING:
-        return "AutoModel has none"
+        raise NoTinyModelError("AutoModel has none")
     try:
-        config = kind(**tiny_options(kind))
+        config = kind(**{**tiny_options(kind), **changes})
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
         if count > MOST:
-            return "stays large"
+            raise NoTinyModelError("stays large")
         torch.manual_seed(0)
         model = AutoModel.from_config(config).eval()
-    except ImportError:
-        return "needs another package"
-    except Exception:  # whatever its config says about these sizes
-        return "cannot be made tiny this way"
+    except ImportError as error:
+        raise NoTinyModelError("needs another package") from error
+    except NoTinyModelError:
+        raise
+    except Exception as error:  # whatever its config says about these sizes
+        raise NoTinyModelError("does not take these sizes") from error
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
