@@ -8,7 +8,11 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 
 class UnsupportedBackboneError(ValueError):
@@ -75,11 +79,10 @@ def is_decoder(config: PreTrainedConfig, part: str = "auto") -> bool:
     """Whether the backbone, or that half of it, reads from left to right as language models do."""
     if getattr(config, "is_encoder_decoder", False):
         return part == "decoder"
-    next_token_only = (
-        config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
-    return bool(getattr(config, "is_decoder", False)) or next_token_only
+    name = config.model_type
+    next_token_only = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and name not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    writes_about_pictures = name.endswith("_text") and name[: -len("_text")] in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    return bool(getattr(config, "is_decoder", False)) or next_token_only or writes_about_pictures
 
 
 def _reads_more_than_text(model: PreTrainedModel) -> bool:

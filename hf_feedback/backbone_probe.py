@@ -65,8 +65,8 @@ def check_static(backbone: PreTrainedModel, head: str) -> None:
     if backbone.config.model_type not in CONFIG_MAPPING:
         raise unsupported(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
     if head == "new" and type(backbone.config) not in MODEL_MAPPING:
-        name = type(backbone.config).__name__
-        raise unsupported(backbone, f"AutoModel loads no model with a {name}.", "Use a model that AutoModel loads.")
+        reason = f"AutoModel has no model for its {type(backbone.config).__name__}."
+        raise unsupported(backbone, reason, "Use a model that AutoModel loads.")
     for key in ("num_hidden_layers", "hidden_size"):
         if not isinstance(getattr(backbone.config.get_text_config(), key, None), int):
             raise unsupported(backbone, f"its config has no `{key}`.", "Use a backbone of equal transformer layers.")

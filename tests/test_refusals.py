@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, Gemma3Config, Gemma3ForSequenceC
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
 
 from hf_feedback import FeedbackConfig, FeedbackModel, UnsupportedBackboneError, add_feedback
+from hf_feedback.backbone_layout import is_decoder
 
 
 def with_layerdrop():
@@ -152,7 +153,10 @@ REFUSED = {
     ),
     "models that read more than text (LLaVA)": (that_reads_pictures, "its text model alone (`backbone_part='decoder'`"),
     "models of prepared patches (Qwen2.5-VL's vision tower)": (that_reads_patches, "its main input is `hidden_states`"),
-    "text models that AutoModel does not load (Mllama's)": (that_is_a_part_alone, "no model with a MllamaTextConfig"),
+    "text models that AutoModel does not load (Mllama's)": (
+        that_is_a_part_alone,
+        "AutoModel has no model for its MllamaTextConfig",
+    ),
     "several streams instead of one (DeepSeek-V4)": (
         of_several_streams,
         "read (2, 8, 4, 64) and not (batch, tokens, 64)",
@@ -212,6 +216,13 @@ def test_the_text_model_inside_a_model_of_more_inputs(model_type, tmp_path):
     loaded = FeedbackModel.from_pretrained(tmp_path)
     assert type(loaded.backbone) is type(model.backbone)
     assert torch.equal(loaded(**batch).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl_text", "gemma3_text", "llama"])
+def test_text_models_inside_others_read_from_left_to_right(model_type):
+    model = FeedbackModel.from_backbone(tiny_model(model_type), feedback_rank=8)
+    assert model.layout.causal
+    assert is_decoder(model.config.backbone_config)
 
 
 def test_the_text_model_of_a_folder_of_more_inputs(tmp_path):
