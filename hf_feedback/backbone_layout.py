@@ -103,8 +103,9 @@ def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
     Raises:
         UnsupportedBackboneError: that part is not a model by itself, or the model reads more than text.
     """
-    while (inner := backbone.base_model) is not backbone and inner.main_input_name in forward_arguments(inner):
-        backbone = cast(PreTrainedModel, inner)
+    inner = cast(PreTrainedModel, backbone.base_model)
+    while inner is not backbone and inner.main_input_name in forward_arguments(inner):
+        backbone, inner = inner, cast(PreTrainedModel, inner.base_model)
     is_wider = _reads_more_than_text(backbone)
     # T5's encoder alone says that it is none; a model of that config would have both halves again
     if not (is_wider or backbone.config.is_encoder_decoder or type(backbone.config).is_encoder_decoder):
