@@ -322,7 +322,8 @@ class FeedbackConfig(OptionsConfig):
         config = self.text_config
         if self.backbone_part == "decoder" and getattr(config, "is_encoder_decoder", False):
             return getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)
-        return getattr(config, "num_hidden_layers", None)
+        num_layers = getattr(config, "num_hidden_layers", None)
+        return num_layers if isinstance(num_layers, int) else None  # LXMERT has a dict of them
 
     @property
     def num_attention_heads(self) -> int | None:

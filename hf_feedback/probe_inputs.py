@@ -55,8 +55,8 @@ def probe_inputs(backbone: PreTrainedModel) -> Batch:
         UnsupportedBackboneError: its main input is of another kind.
     """
     name = backbone.main_input_name
-    if not forward_arguments(backbone) & {name, "args"}:  # transformers' default, and not what this model reads
-        name = first_argument(backbone)
+    if not isinstance(name, str) or not forward_arguments(backbone) & {name, "args"}:
+        name = first_argument(backbone)  # the declared name is transformers' default, or there are several
     if name not in PROBE_INPUTS:
         known = ", ".join(PROBE_INPUTS)
         raise unsupported(backbone, f"its main input is `{name}`.", f"Use a backbone that reads one of {known}.")

@@ -39,6 +39,20 @@ def test_fresh_model_is_its_backbone(family, edges):
     assert model.check_equivalence(batch) > 1e-3
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_experts_that_are_multiplied_in_groups(family):
+    """transformers' default kernel, which takes no float64 and routes the tokens of each iteration anew."""
+    bare = tiny_backbone(family, experts_implementation="grouped_mm")
+    model = FeedbackModel.from_backbone(copy.deepcopy(bare), num_iterations=3, feedback_rank=8)
+    assert model.backbone.get_experts_implementation()[""] == "grouped_mm"
+    batch = tiny_batch(family=family)
+    assert model.check_equivalence(batch) == 0.0
+    speak(model, scale=0.1)
+    feedback = dict(model.feedback.named_parameters())
+    output, _ = run_reference(bare, "layers", 1, feedback, model.config.edges(), batch, 3)
+    torch.testing.assert_close(model(**batch).last_hidden_state, output.last_hidden_state)
+
+
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     edges=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(lambda e: e[0] > e[1]), min_size=1),
