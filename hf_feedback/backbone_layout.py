@@ -44,6 +44,8 @@ class BackboneLayout:
             the segment.
         final_modules: names of the modules that make the backbone's output of the segment's output, usually a norm;
             `None` if it takes anything else, such as further layers.
+        cache_argument: the name under which a language model takes a cache in which each iteration can have slots of
+            its own; `None` if it keeps none of that kind.
         batch_axes: for each call of the segment, where its arguments hold rows of the batch, see `find_batch_axes`;
             `None` if they cannot be divided.
     """
@@ -58,6 +60,7 @@ class BackboneLayout:
     batch_dim: int | None = None
     can_batch_iterations: bool = False
     final_modules: tuple[str, ...] | None = None
+    cache_argument: str | None = None
     batch_axes: tuple[Any, ...] | None = None
 
     def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
@@ -223,11 +226,6 @@ def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
 def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:
     """The names that the backbone's `forward` takes."""
     return frozenset(inspect.signature(backbone.forward).parameters)
-
-
-def cache_argument(layout: BackboneLayout) -> str | None:
-    """The name under which a backbone takes its key–value cache; `None` if it takes none."""
-    return next((name for name in ("past_key_values", "cache_params") if name in layout.arguments), None)
 
 
 def without_cache(backbone: PreTrainedModel) -> dict[str, bool]:

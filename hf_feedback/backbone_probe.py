@@ -161,7 +161,8 @@ def reads_causally(backbone: PreTrainedModel, config: PreTrainedConfig, part: st
         return is_decoder(config, part)
 
 
-def _disturbed(hidden: torch.Tensor) -> torch.Tensor:
+def disturb_states(hidden: torch.Tensor) -> torch.Tensor:
+    """Other hidden states of the same shape."""
     wave = torch.arange(hidden.numel(), device=hidden.device, dtype=torch.float32).sin().view_as(hidden)
     return hidden + wave.to(hidden.dtype)
 
@@ -203,7 +204,7 @@ def _record_run(
             return args, kwargs
         hidden = args[0] if args else kwargs[keyword]
         entries.append(hidden)
-        hidden = _disturbed(hidden) if disturb else hidden
+        hidden = disturb_states(hidden) if disturb else hidden
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: hidden})
 
     handle = layers[record.first].register_forward_pre_hook(disturb_entry, with_kwargs=True)
@@ -287,7 +288,7 @@ def _can_batch_iterations(
 
     def disturb(record: SegmentRecord) -> LayerOutput:
         output = cast(LayerOutput, record.calls[-1].output)
-        return with_hidden(output, _disturbed(hidden_of(output)))
+        return with_hidden(output, disturb_states(hidden_of(output)))
 
     def both(record: SegmentRecord) -> LayerOutput:
         record.batch_dim, record.earlier_states = batch_dim, [hidden_of(disturb(record))]

@@ -10,8 +10,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, GenerationMode
 from transformers.utils import logging
 
-from .backbone_layout import cache_argument
+from .cache_probe import probe_cache
 from .configuration_feedback import FeedbackConfig
+from .gradients import GRADIENTS
 from .iteration_cache import IterationCache, check_size, num_tokens
 from .loop_runner import COMMON_ARGUMENTS, ForwardContext, LoopResult
 from .modeling_base import FeedbackPreTrainedModel
@@ -26,11 +27,17 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
         self.generation_config = cast(GenerationConfig, self.backbone.generation_config)
+        self._is_stateful = self._language_model._is_stateful
 
     @property
     def _language_model(self) -> Any:
         """The backbone as what it is here, of which transformers has no type: a model that generates."""
         return self.backbone
+
+    def probe_backbone(self) -> None:
+        super().probe_backbone()
+        if self.layout.batch_dim is not None:
+            self.layout = probe_cache(self.backbone, self.layout)
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with K iterations for every token; all but custom decoding methods work.
@@ -45,6 +52,11 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the prompt is empty, or padded without a mask that shows it; the cache does not fit.
         """
+        if kwargs.get("assistant_model") is not None and kwargs.get("num_iterations") is not None:
+            raise ValueError(
+                f"`num_iterations`={kwargs['num_iterations']!r} would go to the assistant too; leave it out, and call "
+                "`model.set_num_iterations(…)` before."
+            )
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if isinstance(prompt, torch.Tensor) and kwargs.get("inputs_embeds") is None:
             self._check_prompt(prompt, kwargs)
@@ -67,24 +79,34 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             )
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: torch.Tensor, num_iterations: int | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        num_iterations: int | None = None,
+        **kwargs: Any,
     ) -> Keywords:
         """The inputs of the next call, as the backbone's family prepares them."""
-        name = self._cache_argument
+        name = self.layout.cache_argument or "past_key_values"
         cache = kwargs.get(name)
         if cache is not None and not self.config.feedback_shift:
             kwargs[name] = copy.copy(cache)  # whose class and slots tell the family which mask to make
             kwargs[name].layers = cache.layers[: self.layout.num_layers]
-        inputs = self._language_model.prepare_inputs_for_generation(input_ids, **kwargs)
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        prepared = self._language_model.prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, **kwargs
+        )
         # some families pass on all that they were given
-        taken = {key: inputs[key] for key in inputs if key in self.layout.arguments or key in COMMON_ARGUMENTS}
-        taken.pop(name, None)
-        given = kwargs.get("attention_mask")
-        if cache is not None and taken.get("attention_mask") is not given:  # of another shape, or left out
-            text = taken["input_ids"] if taken.get("input_ids") is not None else taken["inputs_embeds"]
+        inputs = {key: prepared[key] for key in prepared if key in self.layout.arguments or key in COMMON_ARGUMENTS}
+        inputs.pop(name, None)
+        reads_padding = self.feedback.mixes_tokens or self.config.feedback_shift or self.config.halting != "none"
+        if cache is not None and reads_padding and inputs.get("attention_mask") is not attention_mask:
+            text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
             size = (len(text), num_tokens(cache) + text.shape[1])
-            taken["padding_mask"] = text.new_ones(size, dtype=torch.long) if given is None else given
-        return {**taken, "past_key_values": cache, "num_iterations": num_iterations}
+            all_real = torch.ones(size, dtype=torch.long, device=text.device)
+            inputs["padding_mask"] = all_real if attention_mask is None else attention_mask
+        return {**inputs, "past_key_values": cache, "num_iterations": num_iterations}
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self,
@@ -104,39 +126,40 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         self._language_model._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = model_kwargs.get(self._cache_argument)
+        cache = model_kwargs.get(self.layout.cache_argument or "past_key_values")
         if isinstance(cache, Cache):
             beams = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+            num_iterations = self._choose_num_iterations(model_kwargs.get("num_iterations"))
+            self._check_can_cache(
+                cache, num_iterations, "`use_cache=False`, which reads the whole text for every token"
+            )
             check_size(cache, max_cache_length, batch_size * beams)
-            self._add_iterations(cache, self._choose_num_iterations(model_kwargs.get("num_iterations")))
-
-    @property
-    def _cache_argument(self) -> str:
-        """The name under which `generate` keeps the cache."""
-        return cache_argument(self.layout) or "past_key_values"
+            self._add_iterations(cache, num_iterations)
 
     def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]
         """Whether the backbone's cache is made of slots for its layers, of which iterations can have their own."""
-        known = cache_argument(self.layout) is not None and self.layout.has_cache
-        return known and self._language_model._supports_default_dynamic_cache()
+        return self.layout.cache_argument is not None
 
-    def _take_cache(self, inputs: Keywords, num_iterations: int) -> tuple[Keywords, IterationCache | None]:
+    def _take_cache(self, inputs: Keywords, num_iterations: int, halts: bool) -> tuple[Keywords, IterationCache | None]:
         """The inputs without a key–value cache, and that of the call, if there is one.
 
         Raises:
-            ValueError: the backbone or the operator keeps nothing of earlier tokens, or K is not that of the cache.
+            ValueError: the backbone or the operator keeps nothing of earlier tokens, K is not that of the cache, or an
+                option of training excludes it.
         """
         inputs = dict(inputs)
         cache, use_cache = inputs.pop("past_key_values", None), inputs.pop("use_cache", False)
-        if "logits_to_keep" not in self.layout.arguments:
+        if "logits_to_keep" not in self.layout.arguments:  # `forward` keeps them
             inputs.pop("logits_to_keep", None)
         check_length(self.backbone, inputs, cache)
         # without a cache, tokens that stop keep their keys and values in one that is dropped after the call
-        holds = self.config.halting != "none" and not self.training and num_iterations > 1
+        holds = halts and self.config.halting != "none" and not self.training
         is_kept = cache is not None or use_cache
-        if not is_kept and not holds:
+        if not is_kept and not (holds and num_iterations > 1):
             return inputs, None
-        self._check_can_cache(cache, num_iterations)
+        instead = "`use_cache=False`, which reads the whole text for every token" if is_kept else "`halting='none'`"
+        self._check_can_cache(cache, num_iterations, instead)
+        self._check_mask(inputs.get("attention_mask"), inputs, cache)
         if cache is None:
             cache = DynamicCache(config=self.backbone.config.get_text_config(decoder=True))
         slots = self._add_iterations(cache, num_iterations, is_kept)
@@ -157,19 +180,57 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             is_kept=is_kept,
         )
 
-    def _check_can_cache(self, cache: object, num_iterations: int) -> None:
-        if not isinstance(cache, Cache | None):
-            raise TypeError(f"`past_key_values` must be a Cache of transformers, got a {type(cache).__name__}.")
-        instead = "use `use_cache=False`, which reads the whole text for every token."
+    def _check_can_cache(self, cache: object, num_iterations: int, instead: str) -> None:
+        if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
+            raise TypeError(
+                f"`past_key_values` must be a Cache of transformers with layers, such as a DynamicCache, got a "
+                f"{type(cache).__name__}."
+            )
         if not self._supports_default_dynamic_cache():
             raise ValueError(
                 f"`use_cache=True`: {type(self.backbone).__name__} has a cache of its own kind, of which iterations "
-                f"cannot have one each; {instead}"
+                f"cannot have one each; use {instead}."
             )
-        if num_iterations > 1 and not self.feedback.can_generate:
+        if num_iterations == 1:
+            return
+        if not self.feedback.can_generate:
             raise ValueError(
                 f"`use_cache=True`: `feedback_type`={self.config.feedback_type!r} reads other tokens and keeps nothing "
-                f"of them (`remembers_tokens`); {instead}"
+                f"of them (`remembers_tokens`); use {instead}."
+            )
+        if getattr(cache, "offloading", False):
+            raise ValueError(
+                "`cache_implementation='offloaded'` loads one layer ahead, and not those of the next iteration; use "
+                "'dynamic' or 'static'."
+            )
+        self._check_can_cache_in_training()
+
+    def _check_can_cache_in_training(self) -> None:
+        if not self.training:
+            return
+        gradient, penalty = self.config.gradient, self.config.jacobian_penalty
+        causes = {
+            f"`gradient`={gradient!r}": GRADIENTS[gradient].finds_fixed_point,
+            f"`jacobian_penalty`={penalty!r}": penalty > 0,
+            "activation checkpointing": self.is_activation_checkpointing,
+        }
+        if cause := next((name for name, holds in causes.items() if holds), None):
+            raise ValueError(
+                f"`use_cache=True` in training: {cause} runs iterations again, which would fill the cache again; use "
+                "`use_cache=False`, or `model.eval()`."
+            )
+
+    def _check_mask(self, mask: object, inputs: Keywords, cache: Cache | None) -> None:
+        """Raises `ValueError` where messages would read a mask that shows the tokens of this call alone."""
+        if cache is None or not (self.feedback.mixes_tokens or self.config.feedback_shift):
+            return
+        if torch.compiler.is_compiling() or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return
+        text = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+        length = num_tokens(cache) + cast(torch.Tensor, text).shape[1]
+        if mask.shape[1] < length:
+            raise ValueError(
+                f"`attention_mask` must show the tokens in the cache too, (batch, {length}), got {tuple(mask.shape)}."
             )
 
     def _collected(self, context: ForwardContext, result: LoopResult) -> Keywords:

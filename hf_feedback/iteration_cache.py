@@ -77,11 +77,11 @@ class IterationCache:
     def _add_slots(self, num_state_slots: int) -> None:
         layers = self.cache.layers
         if not is_empty(self.cache):
-            filled = 1 + (len(layers) - self.num_layers) / self.per_iteration
             raise ValueError(
-                f"`past_key_values` was filled with `num_iterations`={filled:.0f}, and this call has "
-                f"{self.num_iterations}: the number of iterations cannot change in the middle of a text. Call with the "
-                "same number, or start with an empty cache."
+                "`past_key_values` was filled with another number of iterations than this call has, "
+                f"{'one pass a token' if num_state_slots else self.num_iterations}: it cannot change in the middle of "
+                "a text. Call with the same `num_iterations` and `feedback_shift`, or start with an empty cache. "
+                "(Inside `feedback_disabled()` it is 1, as it is in PEFT's prefixes: use adapters or prompts instead.)"
             )
         del layers[self.num_layers :]
         while len(layers) < self.num_layers:  # a cache that was made without a config
@@ -162,10 +162,7 @@ def num_tokens(cache: Cache) -> int:
 
 def is_empty(cache: Cache) -> bool:
     """Whether a cache holds no token yet."""
-    try:
-        return int(cache.get_seq_length()) == 0
-    except ValueError:  # recurrent layers alone, which do not count tokens
-        return not cache.has_previous_state()
+    return num_tokens(cache) == 0 and not (any(cache.is_linear) and cache.has_previous_state())
 
 
 def check_size(cache: Cache, length: int, batch_size: int) -> None:

@@ -149,7 +149,8 @@ class LoopRunner:
         return result
 
     def _halts(self, context: ForwardContext) -> bool:
-        return self.config.halting != "none" and not context.is_training and not context.is_disabled
+        has_none = context.predicts_next_token and context.cache is None  # one iteration: nothing to stop
+        return self.config.halting != "none" and not context.is_training and not context.is_disabled and not has_none
 
     def _make_trace(self, context: ForwardContext) -> IterationTrace:
         return IterationTrace(self.layout.batch_dim or 0, context.segments)
@@ -163,11 +164,15 @@ class LoopRunner:
         record = None
         acts = context.feedback.acts_in_first_iteration and not context.is_disabled
         if context.cache is not None and context.cache.state_slots:
-            modules, mask = (
-                (self.layout.layers(context.backbone), context.backbone, context.feedback),
+            result.output = run_in_one_pass(
+                context.backbone,
+                self.layout.layers(context.backbone),
+                self.layout.segment,
+                context.feedback,
+                context.inputs,
                 context.attention_mask,
+                context.cache,
             )
-            result.output = run_in_one_pass(*modules, self.layout.segment, context.inputs, mask, context.cache)
             return
         if num_iterations > 1 or result.trace is not None or acts or self._halts(context):
             record = self._make_record(context, on_segment)

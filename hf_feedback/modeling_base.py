@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import ModelOutput, logging
 
-from .backbone_layout import BackboneLayout, cache_argument, is_decoder, is_sharded
+from .backbone_layout import BackboneLayout, is_decoder, is_sharded
 from .backbone_probe import evaluating, find_layout, probe_backbone
 from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
 from .collected_states import collected_key
@@ -175,7 +175,11 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             yield self.config.jacobian_penalty * result.penalty
         balance = result.output.get("aux_loss")  # of a mixture of experts, with `output_router_logits` in its config
         if balance is not None:
-            yield self.config.text_config.router_aux_loss_coef * balance
+            names = ("router_aux_loss_coef", "aux_loss_coef")
+            weights = [
+                getattr(self.config.text_config, name) for name in names if hasattr(self.config.text_config, name)
+            ]
+            yield weights[0] * balance
 
     def _run(
         self, inputs: Keywords, num_iterations: int | None, keep_trace: bool, batch_iterations: bool = False
@@ -188,9 +192,10 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         k = self._choose_num_iterations(num_iterations)
         context = self._make_context(inputs, k)
         if keep_trace and context.cache is not None:
+            cause = "`use_cache=False` and without `past_key_values`" if context.cache.is_kept else "`halting='none'`"
             raise ValueError(
-                "`output_iterations=True` reads the answer after every iteration, which a cache does not hold; call "
-                "with `use_cache=False` and without `past_key_values`."
+                "`output_iterations=True` reads the answer after every iteration, of which a cache, and a token that "
+                f"stops by itself, have but one; call with {cause}."
             )
         return context, self.runner.run(context, k, keep_trace, batch_iterations)
 
@@ -213,14 +218,20 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MOST_ITERATIONS)
         return num_iterations
 
-    def _make_context(self, inputs: Keywords, num_iterations: int) -> ForwardContext:
-        """What a call of `forward` with K iterations is about; texts are cut into segments if the config says so."""
+    def _make_context(self, inputs: Keywords, num_iterations: int, halts: bool = True) -> ForwardContext:
+        """What a call of `forward` with K iterations is about; texts are cut into segments if the config says so.
+
+        Args:
+            inputs: what `forward` was given.
+            num_iterations: K.
+            halts: whether what halts by itself may do so.
+        """
         inputs, num_choices = self._flatten_choices(inputs)
         inputs, segments = self._cut(inputs)
-        inputs, cache = self._take_cache(inputs, num_iterations)
+        inputs, cache = self._take_cache(inputs, num_iterations, halts)
         arguments = backbone_inputs(self.layout, self.config, type(self).__name__, inputs)
         if cache is not None:
-            arguments |= {cast(str, cache_argument(self.layout)): cache.view, "use_cache": True}
+            arguments |= {cast(str, self.layout.cache_argument): cache.view, "use_cache": True}
         answers = self.traits.answers_once or self.traits.predicts_next_token
         return ForwardContext(
             backbone=self.backbone,
@@ -238,7 +249,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             predicts_next_token=self.traits.predicts_next_token,
         )
 
-    def _take_cache(self, inputs: Keywords, num_iterations: int) -> tuple[Keywords, IterationCache | None]:
+    def _take_cache(self, inputs: Keywords, num_iterations: int, halts: bool) -> tuple[Keywords, IterationCache | None]:
         """The inputs without a key–value cache, and that of the call, in models that generate text."""
         return inputs, None
 
@@ -350,8 +361,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
 
         Returns:
             The largest |Δ| of a logit (for `FeedbackModel`, of a hidden state). Exactly 0.0 for fresh feedback, whose
-            two runs call the same kernels on the same batch; where `halting` sends texts on in a smaller batch, or the
-            two are compiled apart, kernels may differ, and with them the last digits.
+            two runs call the same kernels on the same batch; where `halting` sends texts on in a smaller batch, the two
+            are compiled apart, or a text is read token by token (`feedback_shift` with `use_cache=True`), kernels may
+            differ, and with them the last digits.
         """
         inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
         with evaluating(self):
@@ -383,7 +395,9 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
         k = self._choose_num_iterations(num_iterations)
         with evaluating(self):
-            context = self._make_context({"output_hidden_states": False, "output_attentions": False, **inputs}, k)
+            context = self._make_context(
+                {"output_hidden_states": False, "output_attentions": False, **inputs}, k, False
+            )
             factors = self.runner.estimate_contraction(context, k, steps)
         expanding = factors[factors > 1]  # no number where states are not finite
         if len(expanding):

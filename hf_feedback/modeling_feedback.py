@@ -496,7 +496,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
             num_items_in_batch: the number of labels that the loss is divided by; those of this batch by default.
             **kwargs: further inputs of the backbone.
         """
-        return cast(
+        output = cast(
             FeedbackCausalLMOutput,
             self._answer(
                 None if labels is None else NextTokens(labels, num_items_in_batch),
@@ -516,6 +516,10 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
                 **kwargs,
             ),
         )
+        if "logits_to_keep" not in self.layout.arguments and output.logits is not None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            output.logits = output.logits[:, kept]
+        return output
 
     def get_output_embeddings(self) -> nn.Module:
         return self.backbone.get_output_embeddings()

@@ -19,10 +19,10 @@ from .validation import Keywords
 
 
 def run_in_one_pass(
-    layers: list[nn.Module],
     backbone: PreTrainedModel,
-    feedback: FeedbackConnections,
+    layers: list[nn.Module],
     segment: tuple[int, int],
+    feedback: FeedbackConnections,
     inputs: Keywords,
     mask: Any,
     cache: IterationCache,
@@ -30,9 +30,10 @@ def run_in_one_pass(
     """Calls a language model for one token after the other, each with the messages of the one before.
 
     Args:
+        backbone: the language model.
         layers: of the backbone.
-        backbone, feedback: the modules.
         segment: numbers of the lowest and of the highest layer with messages.
+        feedback: the connections.
         inputs: what the backbone is called with, for T tokens.
         mask: `(B, past + T)`, 0 at padding; `None`: there is none.
         cache: holds the sources' states of earlier tokens, and gets those of the new ones.
@@ -41,7 +42,7 @@ def run_in_one_pass(
         The backbone's output for the last token, with the logits of all that are asked for.
 
     Raises:
-        ValueError: hidden states or attentions are asked for.
+        ValueError: hidden states, attentions or a loss of the router are asked for.
     """
     if asks_for_states(inputs):
         raise ValueError(
@@ -56,6 +57,11 @@ def run_in_one_pass(
         until_token = None if mask is None else mask[:, : mask.shape[1] - length + t + 1]
         with recording(_make_record(layers, segment, feedback, cache, until_token)):
             outputs.append(backbone(**_inputs_of_token(inputs, t, length)))
+    if outputs[-1].get("aux_loss") is not None:
+        raise ValueError(
+            "`output_router_logits` cannot be had in one pass with `feedback_shift`=1, which has a loss of the router "
+            "for each token alone; call with `use_cache=False`."
+        )
     logits = torch.cat([output.logits for output in outputs], 1)
     kept = slice(-keep, None) if isinstance(keep, int) else keep  # -0 is the first
     outputs[-1].logits = logits[:, kept]

@@ -1,6 +1,7 @@
 """Words and their pieces: how a tokenizer is given words, and at which piece of a word its label stands."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +13,8 @@ WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
-    """The words of a text, first character and end: what stands between spaces, every punctuation mark by itself.
+    """The words of a text, first character and end: what stands between spaces, every punctuation mark by itself. A
+    combining mark goes on with the word before it.
 
     Example:
 
@@ -23,7 +25,19 @@ def split_words(text: str) -> list[tuple[int, int]]:
 
     ```
     """
-    return [word.span() for word in WORD.finditer(text)]
+    spans: list[tuple[int, int]] = []
+    for word in WORD.finditer(text):
+        start, end = word.span()
+        follows = bool(spans) and spans[-1][1] == start
+        if follows and (_is_mark(text[start]) or (_is_mark(text[start - 1]) and word[0][0].isalnum())):
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
 
 
 def labelled_pieces(word_ids: Sequence[int | None], label_piece: LabelPiece) -> list[bool]:

@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     BertLMHeadModel,
     DynamicCache,
+    EncoderDecoderCache,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -38,6 +39,11 @@ MORE = {
     "qwen3_moe": {**GROUPED, **EXPERTS, "head_dim": 8, "num_experts": 4},
     "mamba": dict(vocab_size=99, hidden_size=32, num_hidden_layers=4, state_size=8, pad_token_id=1),
 }
+# The recurrent layers of the first keep their state themselves; the second has a cache of its own kind.
+WITHOUT_SLOTS = {
+    "recurrent_gemma": {**HEAD_DIM, "lru_width": 32, "attention_window_size": 4},
+    "openai-gpt": GPT,
+}
 DECODERS = [name for name, family in FAMILIES.items() if family.decoder and name not in MORE] + list(MORE)
 GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=1)
 
@@ -45,7 +51,8 @@ GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id
 def causal_lm(family):
     """A tiny random language model of the family."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **MORE[family]) if family in MORE else tiny_config(family)
+    more = {**MORE, **WITHOUT_SLOTS}
+    config = AutoConfig.for_model(family, **more[family]) if family in more else tiny_config(family)
     model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # others have no float64
     with torch.no_grad():
         for parameter in model.parameters():
@@ -208,6 +215,36 @@ def test_a_conversation_goes_on_with_its_cache():
     assert_exact(model(text, past_key_values=cache, num_iterations=2).logits, model(text, num_iterations=2).logits)
 
 
+@pytest.mark.parametrize("kind", ["additive", "attention"])
+@in_float64()
+def test_embeddings_as_a_prompt(kind):
+    model = feedback_lm(feedback_type=kind)
+    embedded = model.get_input_embeddings()(prompts())
+    found = model.generate(inputs_embeds=embedded, **GREEDY)
+    assert torch.equal(found, model.generate(prompts(), **GREEDY)[:, 7:])
+
+
+@pytest.mark.parametrize("family", WITHOUT_SLOTS)
+@in_float64()
+def test_families_whose_state_iterations_would_share(family):
+    """They read the whole text for every token, and say so."""
+    model = feedback_lm(family, feedback_type="attention")
+    assert model.layout.cache_argument is None
+    assert_generates_the_whole_text(model)
+    with pytest.raises(ValueError, match=r"has a cache of its own kind.*use `use_cache=False`"):
+        model(prompts(), use_cache=True)
+    model.config.halting = "convergence"
+    with pytest.raises(ValueError, match=r"has a cache of its own kind.*use `halting='none'`"):
+        model(prompts())
+
+
+def test_recurrent_layers_are_not_rolled_back():
+    """As transformers refuses for the plain model."""
+    for model in (causal_lm("qwen3_5"), feedback_lm("qwen3_5")):
+        with pytest.raises(ValueError, match="not supported with stateful models"):
+            model.generate(prompts(rows=1), prompt_lookup_num_tokens=2, **GREEDY)
+
+
 @in_float64()
 def test_logits_of_the_last_tokens_alone():
     model = feedback_lm()
@@ -313,6 +350,14 @@ def test_rules_that_never_hold_are_all_iterations(options):
     assert_exact(model(prompts()).logits, feedback_lm(num_iterations=4, **options)(prompts()).logits)
 
 
+def test_halting_with_one_iteration_and_with_estimates():
+    model = feedback_lm(halting="confidence", min_iterations=1)
+    assert torch.equal(model(prompts(), num_iterations=1).logits, model.backbone(prompts(), use_cache=False).logits)
+    assert model.generate(prompts(), num_iterations=1, **GREEDY).shape == (2, 13)
+    expected = feedback_lm().estimate_contraction({"input_ids": prompts()})
+    assert torch.equal(model.estimate_contraction({"input_ids": prompts()}), expected)
+
+
 @in_float64()
 def test_what_a_stopped_token_leaves_in_the_cache():
     """The keys, values and states of its last iteration, in the slots of all that it does not take."""
@@ -406,17 +451,54 @@ def test_what_generation_refuses(tmp_path):
     with pytest.raises(ValueError, match="no token to read"):
         model(ids[:, :0])
     two = model(ids, use_cache=True, num_iterations=2).past_key_values
-    with pytest.raises(ValueError, match="filled with `num_iterations`=2, and this call has 3"):
+    with pytest.raises(ValueError, match="another number of iterations than this call has, 3"):
         model(ids[:, :1], past_key_values=two)
-    with pytest.raises(ValueError, match="filled with `num_iterations`=2, and this call has 3"):
+    with pytest.raises(ValueError, match="another number of iterations than this call has, 3"):
         model.generate(torch.cat([ids, ids], 1), past_key_values=two, **GREEDY)
     plain = model.backbone(ids, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="filled with `num_iterations`=1, and this call has 3"):
+    with pytest.raises(ValueError, match="another number of iterations than this call has, 3"):
         model(ids[:, :1], past_key_values=plain)
-    with pytest.raises(TypeError, match="must be a Cache of transformers, got a tuple"):
-        model(ids, past_key_values=((1, 2),))
-    with pytest.raises(ValueError, match="which a cache does not hold"):
+    with model.feedback_disabled(), pytest.raises(ValueError, match="Inside `feedback_disabled\\(\\)` it is 1"):
+        model(ids[:, :1], past_key_values=two)
+    shifted = feedback_lm(feedback_shift=1)
+    with pytest.raises(ValueError, match="than this call has, one pass a token"):
+        shifted(ids[:, :1], past_key_values=plain)
+    for wrong in (((1, 2),), EncoderDecoderCache(DynamicCache(), DynamicCache())):
+        with pytest.raises(TypeError, match="must be a Cache of transformers with layers"):
+            model(ids, past_key_values=wrong)
+    offloaded = DynamicCache()
+    offloaded.offloading = True
+    with pytest.raises(ValueError, match="loads one layer ahead"):
+        model(ids, past_key_values=offloaded)
+    mixing = feedback_lm(feedback_type="attention")
+    for one in (mixing, shifted):
+        cache = one(ids, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match=r"must show the tokens in the cache too, \(batch, 8\), got \(2, 1\)"):
+            one(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
+    with pytest.raises(ValueError, match="`num_iterations`=2 would go to the assistant too"):
+        model.generate(ids[:1], assistant_model=causal_lm("llama"), num_iterations=2, **GREEDY)
+    with pytest.raises(ValueError, match="have but one; call with `use_cache=False`"):
         model(ids, use_cache=True, output_iterations=True)
+    with pytest.raises(ValueError, match="have but one; call with `halting='none'`"):
+        feedback_lm(halting="patience")(ids, output_iterations=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (dict(gradient="implicit"), "`gradient`='implicit'"),
+        (dict(jacobian_penalty=0.1), "`jacobian_penalty`=0.1"),
+        (dict(), "activation checkpointing"),
+        (dict(feedback_shift=1), "activation checkpointing"),
+    ],
+)
+def test_training_that_would_fill_a_cache_twice(options, cause):
+    model = feedback_lm(**options).train()
+    if cause == "activation checkpointing":
+        model.activation_checkpointing_enable()
+    model(prompts(), labels=prompts()).loss.backward()
+    with pytest.raises(ValueError, match=f"{cause} runs iterations again"):
+        model(prompts(), use_cache=True)
 
 
 def test_caches_that_are_too_small():

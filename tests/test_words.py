@@ -190,6 +190,15 @@ def test_words_of_a_text():
     assert split_words(" \n") == []
 
 
+def test_combining_marks_belong_to_the_word_before():
+    for text, expected in {
+        "हिन्दी भाषा": ["हिन्दी", "भाषा"],
+        "cafe\u0301 noir.": ["cafe\u0301", "noir", "."],
+        "cafe\u0301.": ["cafe\u0301", "."],
+    }.items():
+        assert [text[start:end] for start, end in split_words(text)] == expected
+
+
 def test_tags_stand_at_the_last_piece_also_where_a_text_is_cut():
     data = Dataset.from_list([{"tokens": WORDS, "tags": ["O", "B-X", "I-X", "O", "B-Y", "O", "O"]}])
     labels, tokenizer = LabelSet("single_label_classification", NAMES), bytes_tokenizer()
