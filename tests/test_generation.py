@@ -44,6 +44,12 @@ WITHOUT_SLOTS = {
     "recurrent_gemma": {**HEAD_DIM, "lru_width": 32, "attention_window_size": 4},
     "openai-gpt": GPT,
 }
+# Its upper two layers share keys and values, and read only the tokens whose logits are asked for.
+SHARING = {
+    **HEAD_DIM,
+    **dict(num_kv_shared_layers=2, hidden_size_per_layer_input=8, vocab_size_per_layer_input=99, sliding_window=4),
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
 DECODERS = [name for name, family in FAMILIES.items() if family.decoder and name not in MORE] + list(MORE)
 GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=1)
 
@@ -51,7 +57,7 @@ GREEDY = dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id
 def causal_lm(family):
     """A tiny random language model of the family."""
     torch.manual_seed(0)
-    more = {**MORE, **WITHOUT_SLOTS}
+    more = {**MORE, **WITHOUT_SLOTS, "gemma4_text": SHARING}
     config = AutoConfig.for_model(family, **more[family]) if family in more else tiny_config(family)
     model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")  # others have no float64
     with torch.no_grad():
@@ -236,6 +242,14 @@ def test_families_whose_state_iterations_would_share(family):
     model.config.halting = "convergence"
     with pytest.raises(ValueError, match=r"has a cache of its own kind.*use `halting='none'`"):
         model(prompts())
+
+
+@pytest.mark.parametrize("kind", ["gated", "attention"])
+@in_float64()
+def test_layers_that_read_the_last_tokens_alone(kind):
+    model = feedback_lm("gemma4_text", feedback_type=kind, feedback_edges=[[3, 2]])
+    assert_generates_the_whole_text(model)
+    assert_exact(model(prompts(), logits_to_keep=2).logits, model(prompts()).logits[:, -2:])
 
 
 def test_recurrent_layers_are_not_rolled_back():
