@@ -117,3 +117,21 @@ def test_tagging_reads_tags_in_the_last_copy(monkeypatch):
         "input_ids": [5, 6, 5, 6], "attention_mask": [1, 1, 1, 1], "labels": [-100, -100, -100, 1]
     }  # fmt: skip
     sys.modules.pop("second_reading", None)
+
+
+def test_tagging_is_compared_by_seed(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    tagging = importlib.import_module("second_reading")
+    scores = {"causal": (40.0, 50.0), "causal, twice the epochs": (43.0, 51.0)}
+    measured = dict(mflop_a_sentence=500.0, seconds_a_step=1.0, later=False, rates=[2e-4, 1e-3])
+    results = [
+        dict(arm=name, seed=seed, validation_f1=30.0, test_f1=f1, **measured)
+        for name, by_seed in scores.items()
+        for seed, f1 in enumerate(by_seed)
+    ]
+    last = tagging.summary(results, "words").splitlines()[-1]
+    sys.modules.pop("second_reading", None)
+    assert last == (
+        "| causal, twice the epochs | 30.0 ± 0.0 (2) | 47.0 ± 50.8 (2) | 43.0, 51.0 | 2.0 ± 12.7 (2) | 2.00 | 0.50 | 1.00 "
+        "| no | 0.0002 / 0.001 |"
+    )
