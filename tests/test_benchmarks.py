@@ -132,6 +132,6 @@ def test_tagging_is_compared_by_seed(monkeypatch):
     last = tagging.summary(results, "words").splitlines()[-1]
     sys.modules.pop("second_reading", None)
     assert last == (
-        "| causal, twice the epochs | 30.0 ± 0.0 (2) | 47.0 ± 50.8 (2) | 43.0, 51.0 | 2.0 ± 12.7 (2) | 2.00 | 0.50 | 1.00 "
-        "| no | 0.0002 / 0.001 |"
+        "| causal, twice the epochs | 30.0 ± 0.0 (2) | 47.0 ± 50.8 (2) | 43.0, 51.0 | 2.0 ± 12.7 (2) | 2.00 | 0.50 "
+        "| 1.00 | no | 0.0002 / 0.001 |"
     )
