@@ -1,15 +1,19 @@
-"""The benchmarks run to their tables on a handful of texts, and go on where they were."""
+"""The benchmarks run to their tables on a handful of texts, and go on where they were; tagging, what each way reads."""
 
 import importlib
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from builders import tiny_tokenizer
-from families import tiny_backbone, tiny_config
+from datasets import Dataset
+from families import speak, tiny_backbone, tiny_config
 from training_runs import rows, write
 from transformers import AutoModelForCausalLM
+
+from hf_feedback.training.data.labels import LabelSet
 
 FOLDER = Path(__file__).parent.parent / "examples" / "benchmarks"
 
@@ -25,16 +29,29 @@ def place(tmp_path_factory):
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(folder / "decoder")
     (folder / "texts").mkdir()
+    (folder / "words").mkdir()
     for seed, split in enumerate(("train", "validation", "test")):
         write(folder / "texts", f"{split}.csv", rows(18, seed))
+        write(folder / "words", f"{split}.jsonl", [tagged(row["text"]) for row in rows(18, seed)])
     return folder
+
+
+def tagged(text):
+    """A row of words and tags: the parcel and the refund are items."""
+    words = text.split()
+    return {"tokens": words, "tags": ["B-ITEM" if word in ("parcel", "refund") else "O" for word in words]}
 
 
 DATA, MODEL, WORK = "--data {0}/texts", "--model {0}/backbone", "--work {0}/work"
 FAST = "--num-train-epochs 1"
 RUNS = {
-    "second_reading": (f"--corpus {{0}} {DATA} {WORK} {FAST} --pretraining-epochs 1 --test", "causal mask lifted"),
-    "second_reading of an encoder": (f"{DATA} {MODEL} {WORK}/encoder {FAST}", "causal mask lifted"),
+    "decoder_classification": (f"--corpus {{0}} {DATA} {WORK} {FAST} --pretraining-epochs 1 --test", "mask lifted"),
+    "decoder_classification of an encoder": (f"{DATA} {MODEL} {WORK}/encoder {FAST}", "causal mask lifted"),
+    "second_reading": (
+        "--backbone {0}/decoder --data {0}/words --work {0}/work --layers 2 --rank 8 --train 4 --validation 4 --test 4 "
+        "--batch-size 4 --epochs 1 --backbone-lr 1e-3 2e-3 --seeds 0 1 --arms causal repeated",
+        "| repeated |",
+    ),
     "segments": (f"{DATA} {MODEL} {WORK} {FAST} --segment-length 4 --max-length 8 --test", "| whole |"),
     "dial": (f"{DATA} {MODEL} {WORK} {FAST}", "linear loss, K drawn from 1 to 5"),
     "halting": (f"{DATA} {MODEL} {WORK} {FAST} --repeats 1", "confidence|patience"),
@@ -75,3 +92,46 @@ def test_runs(case, place, monkeypatch, capsys):
         sys.modules.pop(name, None)
         assert before == [file.read_text() for file in sorted((place / "work").rglob("*.jsonl"))]
         assert capsys.readouterr().out.splitlines()[-1] == first.splitlines()[-1]
+
+
+def test_tagging_reads_later_tokens(place, monkeypatch):
+    """Only some ways let a token know what comes after it: this is what the benchmark compares."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    tagging = importlib.import_module("second_reading")
+    labels = LabelSet("single_label_classification", ("O", "B-ITEM"))
+    args = Namespace(backbone=str(place / "decoder"), layers=3, rank=8)
+    found = {}
+    for name, arm in tagging.ARMS.items():
+        model = speak(tagging.make_model(arm, labels, args))
+        found[name] = tagging.reads_later_tokens(model, [5, 6, 7, 8] * arm.copies, arm.copies)
+    sys.modules.pop("second_reading", None)
+    blind = {"causal", "causal, twice the epochs", "attention, causal messages", "additive"}
+    assert found == {name: name not in blind for name in tagging.ARMS}
+
+
+def test_tagging_reads_tags_in_the_last_copy(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    tagging = importlib.import_module("second_reading")
+    data = Dataset.from_list([{"input_ids": [5, 6], "attention_mask": [1, 1], "labels": [-100, 1]}])
+    assert tagging.repeat(data, 2)[0] == {
+        "input_ids": [5, 6, 5, 6], "attention_mask": [1, 1, 1, 1], "labels": [-100, -100, -100, 1]
+    }  # fmt: skip
+    sys.modules.pop("second_reading", None)
+
+
+def test_tagging_is_compared_by_seed(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    tagging = importlib.import_module("second_reading")
+    scores = {"causal": (40.0, 50.0), "causal, twice the epochs": (43.0, 51.0)}
+    measured = dict(mflop_a_sentence=500.0, seconds_a_step=1.0, later=False, rates=[2e-4, 1e-3])
+    results = [
+        dict(arm=name, seed=seed, validation_f1=30.0, test_f1=f1, **measured)
+        for name, by_seed in scores.items()
+        for seed, f1 in enumerate(by_seed)
+    ]
+    last = tagging.summary(results, "words").splitlines()[-1]
+    sys.modules.pop("second_reading", None)
+    assert last == (
+        "| causal, twice the epochs | 30.0 ± 0.0 (2) | 47.0 ± 50.8 (2) | 43.0, 51.0 | 2.0 ± 12.7 (2) | 2.00 | 0.50 "
+        "| 1.00 | no | 0.0002 / 0.001 |"
+    )

