@@ -40,6 +40,11 @@ RUNS = {
     "halting": (f"{DATA} {MODEL} {WORK} {FAST} --repeats 1", "confidence|patience"),
     "finetune": (f"{DATA} {MODEL} {FAST}", "K = 2"),
     "fnn": (f"{DATA} --tokenizer {{0}}/backbone {FAST} --seeds 0 --hidden-size 8 --embedding-size 8", "LSTM"),
+    "carried_state": (
+        f"--task swaps {WORK} --steps 3 --batch-size 2 --lengths 3 4 --test-texts 2 --hidden-size 16 "
+        "--learning-rates 1e-3 --seeds 0 1",
+        "| GRU |",
+    ),  # fmt: skip
     "activations": (f"{MODEL} --texts 2 --repeats 1", "| swish |"),
     "language_model": (
         f"{DATA} --model {{0}}/decoder --work {{0}}/work/lm --arms plain lora feedback --seeds 0 --rates 1e-3 "
