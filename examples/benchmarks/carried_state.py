@@ -202,7 +202,7 @@ def accuracies(
 
 @torch.no_grad()
 def megaflops(model: nn.Module, length: int) -> float:
-    """Floating-point operations of the forward pass per token, in millions; those of torch's GRU are not counted."""
+    """Floating-point operations of the forward pass per token, in millions."""
     with FlopCounterMode(display=False) as counter:
         logits_of(model.eval(), torch.zeros(1, length, dtype=torch.long))
     return counter.get_total_flops() / length / 1e6
@@ -261,7 +261,7 @@ def summary(title: str, part: str, runs: dict[str, list[dict[str, Any]]]) -> str
     """
     rows = []
     for arm, found in runs.items():
-        size = (f"{found[0]['parameters']:,}", f"{found[0]['megaflops']:.1f}" if found[0]["megaflops"] > 0.1 else "")
+        size = (f"{found[0]['parameters']:,}", f"{found[0]['megaflops']:.2f}")
         cells = [spread([one[f"{part} {factor}"] for one in found]) for factor in FACTORS]
         seconds = f"{statistics.mean(one['seconds'] for one in found):.0f}"
         rows.append((arm, *size, f"{found[0]['rate']:g}", *cells, seconds))
