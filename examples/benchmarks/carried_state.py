@@ -1,6 +1,6 @@
 """Does a state that is carried from token to token (`feedback_shift=1`) reach further than the training texts?
 
-    python examples/benchmarks/carried_state.py --task parity --work FOLDER --seeds 0 1 2
+    python examples/benchmarks/carried_state.py --task parity --steps 200 --hidden-size 64 --work FOLDER --seeds 0 1 2
     python examples/benchmarks/carried_state.py --task swaps --work FOLDER --seeds 0 1 2
 
 Two tasks in which a state changes with every token and is asked for at every token: the parity of bits, and words of
@@ -47,6 +47,8 @@ FEEDBACK: dict[str, dict[str, Any]] = {
 WINDOWS = {"carried state, window of 4": 4}
 OTHERS = ("plain, equal parameters", "plain, FLOPs of K = 4", "GRU")
 FACTORS = (1, 2, 4, 8)
+# Options that make a run the one that it is.
+SETTINGS = "task steps batch_size threshold lengths hidden_size num_layers num_heads test_texts".split()
 
 
 def parity_transitions() -> torch.Tensor:
@@ -226,20 +228,9 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
 
 def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
     """The runs of an arm, one a seed, with the rate that is best on validation texts with the first seed."""
-    names = (
-        "task",
-        "steps",
-        "batch_size",
-        "threshold",
-        "lengths",
-        "hidden_size",
-        "num_layers",
-        "num_heads",
-        "test_texts",
-    )
 
     def one(rate: float, seed: int) -> dict[str, Any]:
-        settings = dict(arm=arm, rate=rate, seed=seed, **{name: getattr(args, name) for name in names})
+        settings = dict(arm=arm, rate=rate, seed=seed, **{name: getattr(args, name) for name in SETTINGS})
         return finished.find(settings, f"half {FACTORS[-1]}", lambda: run(arm, rate, seed, args))
 
     first = max((one(rate, args.seeds[0]) for rate in args.learning_rates), key=lambda found: found["validation"])
@@ -275,13 +266,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
     parser.add_argument("--arms", nargs="+", default=[*FEEDBACK, *OTHERS], choices=[*FEEDBACK, *OTHERS])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--threshold", type=float, default=0.8, help="last states right, at which texts grow")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lengths", type=int, nargs=2, default=[16, 24], help="shortest and longest training text")
     parser.add_argument("--test-texts", type=int, default=128, help="number of test texts of each length")
     parser.add_argument("--hidden-size", type=int, default=128)
-    parser.add_argument("--num-layers", type=int, default=4)
+    parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
