@@ -141,6 +141,18 @@ def parse_halting(halting: str) -> list[list[str]]:
     return [group.split("+") for group in halting.split("|")]
 
 
+def rules_of(config: "FeedbackConfig") -> list[list[HaltingRule]]:
+    """The rules of the option `halting`, in groups as `parse_halting` gives them."""
+    return [[HALTING_RULES[name](config) for name in group] for group in parse_halting(config.halting)]
+
+
+def which_may_stop(groups: list[list[HaltingRule]], facts: IterationFacts) -> torch.Tensor:
+    """The examples, or the tokens, for which all rules of one of the groups hold; true for these."""
+    device = facts.num_equal_answers.device
+    held = [torch.stack([rule.holds(facts).to(device) for rule in group]).all(0) for group in groups]
+    return torch.stack(held).any(0)
+
+
 def reads_answers(halting: str) -> bool:
     """Whether a rule of that option reads the answers of every iteration."""
     names = [name for group in parse_halting(halting) for name in group]
@@ -189,7 +201,7 @@ class Halting:
         compute_logits: ComputeLogits | None = None,
     ) -> None:
         self.loop, self.mask, self.compute_logits = loop, mask, compute_logits
-        self.groups = [[HALTING_RULES[name](config) for name in group] for group in parse_halting(config.halting)]
+        self.groups = rules_of(config)
         self.min_iterations = config.min_iterations
         self.several_labels = config.problem_type == "multi_label_classification"
         self.batch_dim, self.segments = loop.context.batch_dim, loop.context.segments
@@ -266,8 +278,7 @@ class Halting:
                 after, before = ({s: batch_first(x, self.batch_dim) for s, x in h.items()} for h in (new, old))
                 residual = relative_residual(after, before, self.mask, self.segments)
             facts = IterationFacts(residual, logits, self._num_equal_answers)
-            groups = [[rule.holds(facts).to(self.stopped.device) for rule in group] for group in self.groups]
-            self.stopped = self.stopped | torch.stack([torch.stack(group).all(0) for group in groups]).any(0)
+            self.stopped = self.stopped | which_may_stop(self.groups, facts)
         return not torch.compiler.is_compiling() and bool(self.stopped.all())
 
     def _note_answers(self, logits: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from .halting import HALTING_RULES, ComputeLogits, IterationFacts, parse_halting
+from .halting import ComputeLogits, IterationFacts, rules_of, which_may_stop
 from .iteration_cache import IterationCache
 from .iteration_trace import States
 from .layer_recorder import LayerOutput, hidden_of, with_hidden
@@ -48,7 +48,7 @@ class TokenHalting:
                 "depends on the layer, which a token that has stopped does not run; use `feedback_signal='state'`, or "
                 "`halting='none'`."
             )
-        self.groups = [[HALTING_RULES[name](config) for name in group] for group in parse_halting(config.halting)]
+        self.groups = rules_of(config)
         self.min_iterations = config.min_iterations
         rows, length = loop.entry.shape[:2]
         self.stopped = torch.zeros((rows, length), dtype=torch.bool, device=loop.entry.device)  # (B, T)
@@ -99,8 +99,7 @@ class TokenHalting:
             self._note_answers(logits)
         if k >= self.min_iterations and not self.all_stopped:
             facts = IterationFacts(None if old is None else _residuals(new, old), logits, self._num_equal_answers)
-            groups = [[rule.holds(facts).to(self.stopped.device) for rule in group] for group in self.groups]
-            self.stopped = self.stopped | torch.stack([torch.stack(group).all(0) for group in groups]).any(0)
+            self.stopped = self.stopped | which_may_stop(self.groups, facts)
         return not self.cache.is_kept and self.all_stopped
 
     def _note_answers(self, logits: torch.Tensor) -> None:
