@@ -41,7 +41,8 @@ def _has_slots(backbone: PreTrainedModel, layout: BackboneLayout, ids: torch.Ten
     if not layout.has_cache or not language_model._supports_default_dynamic_cache():
         return False
 
-    def generate(num_iterations: int) -> torch.Tensor:
+    def read_with_cache(num_iterations: int) -> torch.Tensor:
+        """The logits of all tokens, the last one read by itself."""
         cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
         logits = []
         for tokens in (ids[:, :-1], ids[:, -1:]):
@@ -61,7 +62,7 @@ def _has_slots(backbone: PreTrainedModel, layout: BackboneLayout, ids: torch.Ten
         return torch.cat(logits, 1)
 
     try:
-        return torch.allclose(generate(2), generate(1), rtol=1e-4, atol=1e-5)
+        return torch.allclose(read_with_cache(2), read_with_cache(1), rtol=1e-4, atol=1e-5)
     except Exception:  # whatever it is: the whole text is then read for every token
         return False
 
