@@ -13,10 +13,10 @@ from .backbone_layout import drop_pooler, is_sharded, select_part
 from .backbone_probe import reads_causally
 from .configuration_feedback import FeedbackConfig, HeadOption, nearest_option
 from .connections import operators_of
+from .cutting import find_special_tokens
 from .gguf_files import drop_quantization_marks, find_gguf_file, with_unpacking
 from .labels import LABEL_OPTIONS, adopt_labels
 from .pooling import Pooling, find_pooling
-from .segments import find_special_tokens
 from .stored_config import drop_switches
 from .validation import Keywords
 
@@ -39,7 +39,7 @@ class TaskTraits:
         has_labels: whether the head's outputs are the labels of the config.
         num_own_outputs: number of labels that the backbone's own head must have, if it does not depend on the data.
         answers_once: whether there is one answer, `(B, num_labels)`, for each row of the batch.
-        takes_segments: whether it answers for a text that is cut into segments.
+        takes_segments: whether it answers for a text that is cut into segments, or for its tokens.
         sees_whole_texts: whether the answer is about a whole text or its tokens, all of which are there from the start.
         labels_words: whether the labels are those of words, which stand at one of their pieces.
         prefers_own_head: whether the backbone's own head is used where its family has one.

@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 from .activations import check_activation
 from .configuration_base import OptionsConfig, document_options
-from .connections import CONNECTIONS
+from .connections import CONNECTIONS, SEGMENT_CONNECTIONS
+from .cutting import PairOption
 from .gradients import GRADIENTS
 from .halting import HALTING_RULES, parse_halting
 from .labels import normalize_labels_of
@@ -82,7 +83,16 @@ EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
 BUILT_IN = (
     *(*EDGE_OPTIONS, "feedback_type", "feedback_heads", "feedback_sweeps", "feedback_context", "feedback_signal"),
     *("feedback_sharing", "feedback_future", "feedback_span", "feedback_rank", "feedback_activation"),
-    *("feedback_dropout", "learn_damping", "backbone_layers", "backbone_part", "head", "classifier_dropout"),
+    *(
+        "segment_summaries",
+        "segment_pooling",
+        "feedback_dropout",
+        "learn_damping",
+        "backbone_layers",
+        "backbone_part",
+        "head",
+        "classifier_dropout",
+    ),
     "num_labels",
 )
 
@@ -172,7 +182,8 @@ class FeedbackConfig(OptionsConfig):
     feedback_type: str = option(
         "additive",
         "Operator that makes the messages: additive, gated, attention, temporal, context or joint; several are joined "
-        "by a plus, as in additive+context.",
+        "by a plus, as in additive+context. With `feedback_span='segment'`: additive (of the segment and those beside "
+        "it) or memory (every token attends to summaries of all segments of its text).",
     )
     feedback_rank: int | None = option(
         32, "Width of the inner projection of a message, at most the hidden size; none: two full d × d maps."
@@ -193,7 +204,7 @@ class FeedbackConfig(OptionsConfig):
         "Whether messages may inform a token about later ones; auto: yes, except for `FeedbackModel` over a causal "
         "backbone, whose states may serve to predict the next token.",
     )
-    feedback_heads: int = option(4, "Heads of 'attention'; they share the rank.")
+    feedback_heads: int = option(4, "Heads of 'attention' and 'memory'; they share the rank.")
     feedback_sweeps: int = option(
         3, "Sweeps of 'temporal', at least 2; information moves by one token less than that in each iteration."
     )
@@ -206,8 +217,8 @@ class FeedbackConfig(OptionsConfig):
     # Long texts
     feedback_span: Literal["token", "segment"] = option(
         "token",
-        "'segment': texts are cut into segments, each a row of the batch, which exchange messages; the answer is the "
-        "mean over the segments. For `FeedbackForSequenceClassification`.",
+        "'segment': texts are cut into segments, each a row of the batch, which exchange messages; for text and token "
+        "classification and for answers to questions.",
     )
     segment_length: int | None = option(
         None, "Tokens of a segment, special ones included; what the backbone reads at most if left out."
@@ -219,6 +230,17 @@ class FeedbackConfig(OptionsConfig):
         None,
         "Numbers of special tokens at the start and at the end of a text, which stand around every segment: [1, 1] for "
         "[CLS] … [SEP]; the tokenizer's if left out.",
+    )
+    segment_pair: PairOption = option(
+        "first",
+        "Where the first text of a pair stands: before the second ('first': the two are cut as one text), or at the "
+        "front of 'every' segment.",
+    )
+    segment_summaries: int = option(4, "m ≥ 1, the vectors of each segment that 'memory' reads.")
+    segment_pooling: Literal["mean", "attention"] = option(
+        "mean",
+        "How the answers of the segments become that of the text: by their 'mean', or one weighted by 'attention' with "
+        "a learned query.",
     )
     max_segments: int = option(64, "Segments of a text at most; a longer text is refused.")
 
@@ -429,7 +451,7 @@ class FeedbackConfig(OptionsConfig):
     def _check_type(self) -> None:
         names = self.feedback_type.split("+") if isinstance(self.feedback_type, str) else [self.feedback_type]
         for name in names:
-            check_choice("feedback_type", name, (*CONNECTIONS, *(self.custom_operators or {})))
+            check_choice("feedback_type", name, (*CONNECTIONS, *SEGMENT_CONNECTIONS, *(self.custom_operators or {})))
         if len(set(names)) < len(names):
             raise ValueError(f"`feedback_type` names an operator twice: {self.feedback_type!r}; name each once.")
         reads_classes = any(CONNECTIONS[name].may_read_classes for name in names if name in CONNECTIONS)
@@ -442,8 +464,9 @@ class FeedbackConfig(OptionsConfig):
         hint = "one sweep reads no neighbours: use 'additive'"
         check_integer("feedback_sweeps", self.feedback_sweeps, 2, hint, MOST_ITERATIONS)
         for name in names:
-            if name in CONNECTIONS:
-                CONNECTIONS[name].check_options(self)
+            registry = CONNECTIONS if self.feedback_span == "token" else SEGMENT_CONNECTIONS
+            if name in registry:
+                registry[name].check_options(self)
 
     def _check_shift(self) -> None:
         """One pass a token is the limit of many iterations only where nothing but the messages moves on."""
@@ -495,6 +518,7 @@ class FeedbackConfig(OptionsConfig):
         if self.segment_overlap is not None:
             check_integer("segment_overlap", self.segment_overlap, 0, "0: segments share no tokens")
         check_integer("max_segments", self.max_segments, 1, "of a text")
+        check_integer("segment_summaries", self.segment_summaries, 1, "vectors of a segment")
         around = self.segment_special_tokens
         if around is not None and not (
             isinstance(around, list | tuple) and len(around) == 2 and all(is_integer(n) and n >= 0 for n in around)
@@ -507,12 +531,21 @@ class FeedbackConfig(OptionsConfig):
             least = 1 + (self.segment_overlap or 0) + sum(around or ())
             check_integer("segment_length", self.segment_length, least, "overlap and special tokens need as many")
         if self.feedback_span == "token":
-            for name in ("segment_length", "segment_overlap", "segment_special_tokens", "max_segments"):
+            for name in sorted(name for name in self.option_names() if "segment" in name):
                 if getattr(self, name) != getattr(type(self), name):
                     raise ValueError(
                         f"`{name}` is for `feedback_span='segment'`, got {getattr(self, name)!r} with 'token'; leave "
                         "one out."
                     )
+            if only := [
+                name
+                for name in self.feedback_type.split("+")
+                if name not in CONNECTIONS and name in SEGMENT_CONNECTIONS
+            ]:
+                raise ValueError(
+                    f"`feedback_type`={only[0]!r} is for `feedback_span='segment'`, got 'token'; give both, or use "
+                    "'attention'."
+                )
         else:
             self._check_segment_messages()
 
@@ -522,10 +555,10 @@ class FeedbackConfig(OptionsConfig):
                 f"`feedback_span='segment'` reads the segments' states; leave out `feedback_context`, got "
                 f"{self.feedback_context!r}."
             )
-        if self.feedback_type != "additive":
+        if not {*self.feedback_type.split("+")} <= SEGMENT_CONNECTIONS.keys():
             raise ValueError(
-                f"`feedback_span='segment'` has a message of its own; leave out `feedback_type`, got "
-                f"{self.feedback_type!r}."
+                f"`feedback_span='segment'` has messages of its own, {', '.join(SEGMENT_CONNECTIONS)}; use one of them "
+                f"as `feedback_type`, got {self.feedback_type!r}."
             )
 
     def check_halting(self) -> None:

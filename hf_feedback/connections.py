@@ -8,6 +8,7 @@ Letters: `h` the source's state of iteration k − 1, `x` the input of the targe
 zero at the start.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -19,7 +20,7 @@ from .activations import Swish, make_activation
 from .iteration_cache import IterationCache
 from .iteration_trace import States, batch_first
 from .pooling import pool
-from .segments import Segments
+from .segments import Segments, SegmentSummaries
 from .stacked_linear import Damping, Gate, Recurrence, StackedLinear, ZeroLinear, on_device_of
 from .validation import is_integer
 
@@ -155,11 +156,12 @@ class FeedbackConnection(nn.Module):
         """f, of all edges or of one."""
         return self.activation(z, edge) if isinstance(self.activation, Swish) else self.activation(z)
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         """Floating-point operations of the matrix products, per token.
 
         Args:
-            length: tokens of the text.
+            length: tokens of the text, or of each of its segments.
+            num_segments: S, if texts are cut.
 
         Returns:
             Of the projected source, once for each set of weights, and of each edge.
@@ -219,7 +221,7 @@ class GatedConnection(FeedbackConnection):
         read = self.reader(self.reader_norm(x), edge)[..., 0, :]
         return self.gate(z + read, edge) * self.up(z, edge)
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         return 2 * self.hidden_size * self.rank, 6 * self.hidden_size * self.rank
 
 
@@ -264,7 +266,7 @@ class JointConnection(FeedbackConnection):
             z = z + projected
         return self.dropout(self.activate(z, edge))[..., 0, :]
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         return 2 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank
 
 
@@ -315,15 +317,20 @@ class AttentionConnection(FeedbackConnection):
     def combine(
         self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
     ) -> torch.Tensor:
-        key, value = cast(torch.Tensor, projected).squeeze(-2).chunk(2, -1)
+        memory, mask = self.memory(cast(torch.Tensor, projected).squeeze(-2), edge, x, context)
         query = self.reader(self.reader_norm(x), edge)[..., 0, :]
-        q, k, v = (z.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for z in (query, key, value))
-        mask = _attention_mask(context, x.shape[1], key.shape[1], x.device)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        z = attended.transpose(1, 2).flatten(2)
+        q, k, v = (z.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for z in (query, *memory.chunk(2, -1)))
+        mask = mask if mask is None or mask.dtype is torch.bool else mask.to(q)
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
         return self.dropout(self.activate(z.unsqueeze(-2), edge))[..., 0, :]
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def memory(
+        self, projected: torch.Tensor, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What tokens attend to: keys and values `(B, U, 2r)`, and a mask or bias `(B or 1, heads or 1, T or 1, U)`."""
+        return projected, _attention_mask(context, x.shape[1], projected.shape[1], x.device)
+
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         return 4 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank + 4 * length * self.rank
 
 
@@ -375,7 +382,7 @@ class TemporalConnection(FeedbackConnection):
             m = self.activate(z, edge)
         return self.dropout(m[:, -length:])
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         neighbours = 1 if self.V is None else 2
         sweeps = 2 * neighbours * (self.num_sweeps - 1) * self.rank**2
         return 2 * self.hidden_size * self.rank + sweeps, 2 * self.hidden_size * self.rank
@@ -426,7 +433,7 @@ class ContextConnection(FeedbackConnection):
         read = cast(torch.Tensor, read).to(h)
         return self.dropout(self.activate(self.down(read, edge), edge))[:, None]  # (B, 1, n, r)
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         return 2 * self.down.in_features * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 
@@ -467,8 +474,66 @@ class SegmentConnection(FeedbackConnection):
             z = z + self.W(context.segments.before(h), edge) + self.V(context.segments.after(h), edge)
         return self.dropout(self.activate(z, edge))[:, None]  # (N, 1, n, r)
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         return 6 * self.hidden_size * self.rank // length, 2 * self.hidden_size * self.rank // length
+
+
+class SegmentMemoryConnection(AttentionConnection):
+    """`message_t = scale · up(f(Σ_j a_tj · value(c_j)))`, a_tj ∝ `exp(query(x_t) · key(c_j) / √(r/heads) + b_j)`.
+
+    c_j are m learned summaries of every segment of the text, `c_j = Σ_u softmax_u(s_j · h_u) h_u` over the source's
+    normed states in the segment; b_j is a learned bias for how many segments later or earlier j's is, the same from
+    `MAX_DISTANCE` on. With `feedback_type="memory"` and `feedback_span="segment"`: tokens of iteration k read what they
+    ask for of all segments of iteration k − 1. Prefer it where a segment needs what stands in another, near or far.
+    Beside the maps of `"attention"` it costs 4·S·m·r operations a token and edge, S the segments of the text: linear in
+    its length times S·m.
+
+    Shapes:
+        `forward(h, context)`: `(N, T, d)` → `(N, m, n, 2r)`, keys and values of each segment.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> options = dict(feedback_rank=8, feedback_span="segment", feedback_type="memory", segment_summaries=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), **options)
+    >>> connection = model.feedback.connection(2)
+    >>> type(connection).__name__, connection.flops(length=16), connection.flops(length=16, num_segments=4)
+    ('SegmentMemoryConnection', (256, 1088), (256, 1280))
+
+    ```
+    """
+
+    remembers_tokens = False
+    needs_later_tokens = True
+    MAX_DISTANCE: ClassVar[int] = 4
+
+    def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
+        super().__init__(config, hidden_size, num_edges, causal)
+        self.num_summaries = config.segment_summaries
+        self.summaries = SegmentSummaries(hidden_size, self.num_summaries)
+        self.distance = ZeroLinear(2 * self.MAX_DISTANCE + 1, num_edges, self.num_heads)
+
+    def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        c = self.summaries(h, context.mask)
+        return torch.cat((self.key(c, edge), self.down(c, edge)), -1)
+
+    def memory(
+        self, projected: torch.Tensor, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        segments = context.segments or Segments(torch.arange(len(x), device=x.device), len(x))
+        rows, distance = (one.to(x.device) for one in segments.of_same_text())
+        far = self.MAX_DISTANCE
+        bias = self.distance.weight[edge].T[distance.clamp(-far, far) + far]  # (N, S, heads)
+        bias = bias.masked_fill((rows < 0)[..., None], -math.inf).repeat_interleave(self.num_summaries, 1)
+        return projected[rows.clamp_min(0)].flatten(1, 2), bias.transpose(1, 2)[:, :, None]
+
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        d, r, m = self.hidden_size, self.rank, self.num_summaries
+        sharing = 1 if self.reads_error else self.num_edges  # the edges read the same summaries
+        return 4 * d * m // sharing + 4 * d * r * m // length, 4 * d * r + 4 * num_segments * m * r
 
 
 def _attention_mask(context: MessageContext, length: int, num_read: int, device: torch.device) -> torch.Tensor | None:
@@ -502,6 +567,11 @@ CONNECTIONS: dict[str, type[FeedbackConnection]] = {
     "context": ContextConnection,
     "joint": JointConnection,
 }
+# The same with `feedback_span="segment"`.
+SEGMENT_CONNECTIONS: dict[str, type[FeedbackConnection]] = {
+    "additive": SegmentConnection,
+    "memory": SegmentMemoryConnection,
+}
 
 
 def operators_of(config: "FeedbackConfig") -> list[type[FeedbackConnection]]:
@@ -510,9 +580,9 @@ def operators_of(config: "FeedbackConfig") -> list[type[FeedbackConnection]]:
     Raises:
         ValueError: one is not registered.
     """
-    if config.feedback_span == "segment":
-        return [SegmentConnection]
     names = config.feedback_type.split("+")
+    if config.feedback_span == "segment":
+        return [SEGMENT_CONNECTIONS[name] for name in names]
     if unknown := [name for name in names if name not in CONNECTIONS]:
         raise ValueError(
             f"`feedback_type`: {unknown[0]!r} is not among the operators {', '.join(CONNECTIONS)}; import the module "
@@ -551,9 +621,9 @@ class SumConnection(nn.ModuleList):
         ]
         return cast(torch.Tensor, sum(messages))
 
-    def flops(self, length: int) -> tuple[int, int]:
+    def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         """The sums of `FeedbackConnection.flops`."""
-        costs = [operator.flops(length) for operator in cast(list[FeedbackConnection], self)]
+        costs = [operator.flops(length, num_segments) for operator in cast(list[FeedbackConnection], self)]
         return sum(source for source, _ in costs), sum(edge for _, edge in costs)
 
 

@@ -18,6 +18,7 @@ from .building import TaskTraits, build_from_backbone, check_option_names, new_b
 from .collected_states import collected_key
 from .configuration_feedback import AUTO_MAP, BuiltOptions, FeedbackConfig, HeadOption, PartOption
 from .connections import FeedbackConnections
+from .cutting import Cutting, cut_texts, cutting_of
 from .feedback_checkpoint import (
     check_adapters_fit,
     push_feedback,
@@ -32,7 +33,7 @@ from .modeling_outputs import BackboneOutput, FeedbackTaskOutput, select_states
 from .objectives import ITERATION_LOSSES
 from .operator_code import save_operator_code
 from .pooling import Pooling, pool
-from .segments import Cutting, Segments, cut_texts, cutting_of
+from .segments import SegmentPooling, Segments
 from .stacked_linear import on_device_of
 from .summary import summarize
 from .switches import disable_feedback, is_feedback_disabled
@@ -111,8 +112,13 @@ class FeedbackPreTrainedModel(PreTrainedModel):
             config.head = self.traits.choose_head(config.head, cast(PreTrainedConfig, config.backbone_config))
         if config.feedback_span == "segment" and not self.traits.takes_segments:
             raise ValueError(
-                f"`feedback_span='segment'` is for FeedbackForSequenceClassification; {name} does not answer once for "
-                "a whole text."
+                "`feedback_span='segment'` is for FeedbackForSequenceClassification, FeedbackForTokenClassification "
+                f"and FeedbackForQuestionAnswering; {name} does not answer for a whole text or its tokens."
+            )
+        if config.segment_pooling != "mean" and not (self.traits.answers_once and config.head == "new"):
+            raise ValueError(
+                f"`segment_pooling`={config.segment_pooling!r} weights the segments' answers of "
+                f"FeedbackForSequenceClassification with `head='new'`, got {name} with {config.head!r}; leave it out."
             )
 
     def _check_backbone(self, config: FeedbackConfig) -> None:
@@ -277,7 +283,7 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         return fields
 
     def compute_logits(self, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
-        """The logits of the backbone's output; the mean over the segments of a text that was cut.
+        """The logits of the backbone's output; those of the whole text where it was cut into segments.
 
         Args:
             outputs: of the backbone, or of its task model with a head of its own.
@@ -285,7 +291,14 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         """
         own = self.config.head == "backbone"
         logits = self._own_logits(outputs) if own else self._new_logits(outputs.last_hidden_state, context)
-        return logits if context.segments is None else context.segments.mean(logits)
+        return logits if context.segments is None else self._join_segments(logits, outputs, context)
+
+    def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
+        """The logits of the N segments → those of the B texts."""
+        segments = cast(Segments, context.segments)
+        if self.config.segment_pooling == "mean":
+            return segments.mean(logits)
+        return self.segment_pooling(logits, self._pooled(outputs.last_hidden_state, context), segments)
 
     # What a task may change; by default, a linear classifier over the pooled last hidden state
 
@@ -293,6 +306,8 @@ class FeedbackPreTrainedModel(PreTrainedModel):
         """Adds the modules of a new head."""
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, len(config.id2label or {}))
+        if config.segment_pooling == "attention":
+            self.segment_pooling = SegmentPooling(config.hidden_size)
 
     def _own_logits(self, outputs: BackboneOutput) -> torch.Tensor:
         """The logits of the backbone's own head."""
@@ -300,9 +315,12 @@ class FeedbackPreTrainedModel(PreTrainedModel):
 
     def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """The logits of a new head for the last hidden state `(B, T, d)`."""
-        pooled = pool(hidden, self._pooling_mask(hidden, context), self._pooling())
-        logits = self.classifier(self.dropout(on_device_of(self.classifier, pooled)))
+        logits = self.classifier(self.dropout(on_device_of(self.classifier, self._pooled(hidden, context))))
         return logits if context.num_choices is None else logits.view(-1, context.num_choices)
+
+    def _pooled(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        """`(B, d)`, what a new head reads of the last hidden state `(B, T, d)`."""
+        return pool(hidden, self._pooling_mask(hidden, context), self._pooling())
 
     def _pooling_mask(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor | None:
         """`(B, T)`, 0 where the last hidden state belongs to padding."""

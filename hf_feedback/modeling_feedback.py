@@ -34,6 +34,7 @@ from .modeling_outputs import (
     FeedbackQuestionAnsweringOutput,
     FeedbackTaskOutput,
 )
+from .segments import Segments
 from .stacked_linear import on_device_of
 from .token_classification_pipeline import FeedbackTokenClassificationPipeline
 from .validation import Keywords
@@ -195,7 +196,9 @@ class FeedbackForTokenClassification(FeedbackTextModel):
     `pipeline_class=FeedbackForTokenClassification.pipeline_class`.
 
     Shapes:
-        labels: `(B, T)` class numbers, −100 where there is none; logits: `(B, T, num_labels)`.
+        labels: `(B, T)` class numbers, −100 where there is none; logits: `(B, T, num_labels)`. With
+            `feedback_span="segment"` they are still those of the text: of a token in several segments that copy answers
+            which has the most tokens on either side. Padding has logits of 0 then.
 
     Example:
 
@@ -211,11 +214,14 @@ class FeedbackForTokenClassification(FeedbackTextModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForTokenClassification, labels_words=True)
+    traits = TaskTraits(AutoModelForTokenClassification, takes_segments=True, labels_words=True)
     pipeline_class: ClassVar[type[FeedbackTokenClassificationPipeline]] = FeedbackTokenClassificationPipeline
 
     def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.classifier(self.dropout(on_device_of(self.classifier, hidden)))
+
+    def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
+        return cast(Segments, context.segments).per_token(logits)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return self.loss_function(logits, labels, self.config)
@@ -225,7 +231,9 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     """A backbone with feedback and a head that finds the answer to a question in a text: its first and last token.
 
     Shapes:
-        start_positions, end_positions: `(B,)`; start_logits, end_logits: `(B, T)`.
+        start_positions, end_positions: `(B,)`; start_logits, end_logits: `(B, T)`. With `feedback_span="segment"` they
+            are still those of the text, so that all its segments compete for the answer: of a token in several segments
+            that copy answers which has the most tokens on either side. Padding cannot be an answer then.
 
     Example:
 
@@ -241,7 +249,7 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForQuestionAnswering, has_labels=False, num_own_outputs=2)
+    traits = TaskTraits(AutoModelForQuestionAnswering, has_labels=False, num_own_outputs=2, takes_segments=True)
 
     @can_return_tuple
     def forward(
@@ -297,6 +305,9 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
 
     def _own_logits(self, outputs: BackboneOutput) -> torch.Tensor:
         return torch.stack((outputs.start_logits, outputs.end_logits), -1)
+
+    def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
+        return cast(Segments, context.segments).per_token(logits, torch.finfo(logits.dtype).min)
 
     def _loss(self, logits: torch.Tensor, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return self.loss_function(*logits.unbind(-1), *labels)

@@ -1,23 +1,14 @@
-"""Long texts as overlapping segments, each a row of the batch."""
+"""The segments of long texts: which text each is of, and what is exchanged and summed up between them."""
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
+from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
 
-from .backbone_layout import is_decoder, max_positions
-from .validation import Keywords
-
-if TYPE_CHECKING:
-    from .configuration_feedback import FeedbackConfig
-
-# What can be cut: whatever has one entry per token.
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "inputs_embeds")
+from .stacked_linear import ZeroLinear, on_device_of
 
 
 @dataclass(frozen=True)
@@ -27,10 +18,13 @@ class Segments:
     Args:
         text: `(N,)`, the number of the text, ascending.
         num_texts: B.
+        tokens: `(B, T)`, for each token of the texts its number among the N·n tokens of all segments, −1 at padding;
+            `None` where nobody asks for tokens.
     """
 
     text: torch.Tensor
     num_texts: int
+    tokens: torch.Tensor | None = None
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         """x_{t−1} for each segment t, `(N, …)`; 0 for the first of a text."""
@@ -53,174 +47,109 @@ class Segments:
         counts = self.sum(torch.ones_like(self.text))
         return self.sum(x) / counts.to(x).view(-1, *[1] * (x.dim() - 1))
 
+    def weighted_mean(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Over the segments of each text, with weights `softmax(scores)`: `(N, C)` and `(N,)` → `(B, C)`."""
+        text = self.text.to(x.device)
+        largest = scores.new_full((self.num_texts,), -math.inf).scatter_reduce(0, text, scores.detach(), "amax")
+        weights = (scores - largest[text]).exp()[:, None]
+        return self.sum(weights * x) / self.sum(weights)
+
+    def per_token(self, x: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+        """The tokens of the segments → those of the texts, `(N, n, C)` → `(B, T, C)`; see `best_copies`.
+
+        Args:
+            x: of each token of each segment.
+            fill: at padding.
+        """
+        if self.tokens is None:
+            return x
+        tokens = self.tokens.to(x.device)
+        return x.flatten(0, 1)[tokens.clamp_min(0)].masked_fill((tokens < 0)[..., None], fill)
+
+    def of_same_text(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All segments of the text of each segment; S of them in the longest text.
+
+        Returns:
+            `(N, S)` their rows, −1 where a text has fewer; and `(N, S)`, how many segments later each of them is, below
+            0 if it is earlier.
+        """
+        counts = self.sum(torch.ones_like(self.text))
+        number = torch.arange(int(counts.max()), device=self.text.device)
+        rows = (counts.cumsum(0) - counts)[self.text, None] + number
+        distance = rows - torch.arange(len(self.text), device=self.text.device)[:, None]
+        return rows.masked_fill(number >= counts[self.text, None], -1), distance
+
     def select_rows(self, rows: torch.Tensor) -> "Segments":
         """Those rows alone; of a text all or none."""
         return Segments(self.text[rows.to(self.text.device)], self.num_texts)
 
 
-def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """How many tokens a tokenizer puts at the start and at the end of a text."""
-    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    more = len(whole) - len(bare)
-    front = next(i for i in range(more + 1) if whole[i : i + len(bare)] == bare)
-    return [front, more - front]
-
-
-def find_special_tokens(name_or_path: str | Path, **hub_kwargs: Any) -> list[int] | None:
-    """The same of the tokenizer in a folder or repository; `None` where there is none."""
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            name_or_path, **{"trust_remote_code": False, **hub_kwargs}
-        )
-    except (OSError, ValueError):
-        return None
-    return special_tokens_of(tokenizer) if len(tokenizer) > len(tokenizer.all_special_ids) else None
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """How texts are cut.
+def best_copies(
+    text: torch.Tensor, positions: torch.Tensor, real: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Which copy of a token counts, where it stands in several segments: that with the most tokens on either side; the
+    first of several such, as of special tokens and of a first text that stands in every segment.
 
     Args:
-        length: tokens of a segment, those that stand around a text included.
-        overlap: tokens that a segment shares with the one before.
-        special_tokens: how many tokens at the start and at the end of a text stand around every segment of it.
-        max_segments: of a text.
-        pad_token_id: fills up the last segments.
+        text: `(N,)`, the text of each segment.
+        positions: `(N, n)`, where the segments' tokens stand in their texts.
+        real: `(N, n)`, false at padding.
+        shape: B and T, of the texts.
+
+    Returns:
+        `(B, T)`, as in `Segments`.
     """
-
-    length: int
-    overlap: int
-    special_tokens: tuple[int, int]
-    max_segments: int
-    pad_token_id: int
-
-    @property
-    def stride(self) -> int:
-        """By how many tokens a segment starts later than the one before."""
-        return self.length - sum(self.special_tokens) - self.overlap
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest text that fits into `max_segments`."""
-        return self.length + (self.max_segments - 1) * self.stride
-
-    def cut(self, inputs: Keywords) -> tuple[Keywords, Segments]:
-        """Texts → their segments.
-
-        Args:
-            inputs: what `forward` was called with, tensors `(B, T)`, padded on either side.
-
-        Returns:
-            The same with tensors of N rows of at most `length` tokens, padded on the right, and the text of each row;
-            as it was where no text is longer than one segment.
-
-        Raises:
-            ValueError: a text needs more than `max_segments`, or something among the inputs cannot be cut.
-        """
-        tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        tokens = tensors.get("input_ids", tensors.get("inputs_embeds"))
-        if tokens is None:
-            raise ValueError("`feedback_span='segment'` needs `input_ids` or `inputs_embeds`.")
-        num_texts, num_tokens = tokens.shape[:2]
-        mask = tensors.get("attention_mask")
-        if mask is not None and mask.dim() != 2:
-            raise ValueError(f"`attention_mask` must have shape (batch, tokens), got {tuple(mask.shape)}.")
-        # padding on the left, and holes, are moved: a text is read alike whatever stands beside it in the batch
-        in_place = mask is None or not bool(((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any())
-        if num_tokens <= self.length and in_place:
-            return inputs, Segments(torch.arange(num_texts, device=tokens.device), num_texts)
-        if strange := sorted(tensors.keys() - set(PER_TOKEN)):
-            raise ValueError(
-                f"`{strange[0]}` cannot be cut into segments; leave it out, or give texts of at most {self.length} "
-                f"tokens (got {num_tokens}), padded on the right."
-            )
-        if mask is None:
-            mask = tokens.new_ones((num_texts, num_tokens), dtype=torch.long)
-        text, index, real = self._token_indices(mask != 0)
-        cut: Keywords = {}
-        for name, value in {**tensors, "attention_mask": mask}.items():
-            rows = value[text[:, None], index]
-            fill = self.pad_token_id if name == "input_ids" else 0
-            cut[name] = rows.masked_fill(~real.view(*real.shape, *[1] * (rows.dim() - 2)), fill)
-        return {**inputs, **cut}, Segments(text, num_texts)
-
-    def _token_indices(self, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the tokens of each segment stand.
-
-        Args:
-            real: `(B, T)`, true at the tokens of a text.
-
-        Returns:
-            `(N,)` the text, `(N, n)` the positions in it, n ≤ length, and `(N, n)` false after the end.
-        """
-        front, back = self.special_tokens
-        room = self.length - front - back
-        tokens, order = real.sum(1), (~real).int().argsort(dim=1, stable=True)  # the positions of the tokens come first
-        inner = (tokens - front - back).clamp_min(0)  # without those that stand around
-        counts = 1 + ((inner - room).clamp_min(0) + self.stride - 1) // self.stride
-        if (most := int(counts.max())) > self.max_segments:
-            raise ValueError(
-                f"A text of {int(tokens.max())} tokens makes {most} segments of {self.length}, more than "
-                f"`max_segments`={self.max_segments}; raise that, or cut texts at {self.longest} tokens "
-                f"(`truncation=True, max_length={self.longest}` in the tokenizer's call)."
-            )
-        text = torch.repeat_interleave(counts)
-        number = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts)[text]
-        offset, inner, tokens = (number * self.stride)[:, None], inner[text, None], tokens[text, None]
-        size = (inner - offset).clamp_max(room)
-        j = torch.arange(min(self.length, real.shape[1]), device=text.device)[None]
-        position = torch.where(j < front, j, torch.where(j < front + size, offset + j, inner + j - size))
-        exists = (j < front + size + back) & (position < tokens)
-        return text, order[text[:, None], torch.where(exists, position, 0)], exists
+    place = torch.arange(real.shape[1], device=real.device)
+    context = torch.minimum(place, real.sum(1, keepdim=True) - 1 - place)  # on the side that has less
+    token = (text[:, None] * shape[1] + positions)[real]  # its number among the B·T
+    most = token.new_full((shape[0] * shape[1],), -1).scatter_reduce(0, token, context[real], "amax")
+    number = torch.arange(real.numel(), device=real.device).view_as(real)[real]
+    is_best = context[real] == most[token]
+    none = real.numel()
+    first = token.new_full(most.shape, none).scatter_reduce(0, token[is_best], number[is_best], "amin")
+    return first.masked_fill(first == none, -1).view(shape)
 
 
-def cutting_of(config: "FeedbackConfig", backbone: PreTrainedModel) -> Cutting | None:
-    """How a model cuts texts into segments; `None` if it does not.
+class SegmentSummaries(nn.Module):
+    """`c_j = Σ_u softmax_u(s_j · h_u) h_u` over the tokens u of a segment, for m learned vectors s_j.
 
     Args:
-        config: the feedback options.
-        backbone: limits the length of a segment.
+        hidden_size: d.
+        num_summaries: m.
 
-    Raises:
-        ValueError: an option is missing, or there is no room in a segment.
+    Shapes:
+        h `(N, T, d)` of about unit variance, and a mask `(N, T)`, true at real tokens → `(N, m, d)`.
     """
-    if config.feedback_span != "segment":
-        return None
-    most = max_positions(backbone, config.text_config)
-    length = config.segment_length or most
-    if most < length < math.inf:
-        raise ValueError(f"`segment_length` must be at most {most}, what the backbone reads, got {length}.")
-    if config.segment_special_tokens is None or length == math.inf:
-        missing = "segment_length" if length == math.inf else "segment_special_tokens"
-        raise ValueError(
-            f"`{missing}` is not known and must be given"
-            f"{': [1, 1] where a text is [CLS] … [SEP], [0, 0] for bare tokens' * (length != math.inf)}."
-        )
-    overlap = int(length) // 8 if config.segment_overlap is None else config.segment_overlap
-    front, back = config.segment_special_tokens
-    cutting = Cutting(int(length), overlap, (front, back), config.max_segments, config.pad_token_id or 0)
-    if cutting.stride < 1:
-        raise ValueError(
-            f"`segment_length`={length} leaves no room beside {front + back} special tokens and an overlap of "
-            f"{overlap}; raise it, or lower `segment_overlap`."
-        )
-    return cutting
+
+    def __init__(self, hidden_size: int, num_summaries: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_summaries, hidden_size))
+
+    def init_feedback_weights(self) -> None:
+        """Lets each summary start from a few tokens: in the mean of all of them, what one token says is not found."""
+        init.normal_(self.weight, mean=0.0, std=4 / math.sqrt(self.weight.shape[-1]))
+
+    def forward(self, h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        scores = F.linear(h, self.weight)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.to(h.device)[..., None], torch.finfo(scores.dtype).min)
+        return scores.softmax(1).transpose(1, 2).to(h) @ h
 
 
-def cut_texts(cutting: Cutting, inputs: Keywords, config: "FeedbackConfig") -> tuple[Keywords, Segments]:
-    """Texts → their segments, as in `Cutting.cut`, for a model.
+class SegmentPooling(nn.Module):
+    """`y = Σ_t a_t y_t`, `a = softmax_t(w · v_t)` over the segments t of a text; w = 0 at the start: the mean.
 
-    Raises:
-        ValueError: also where the backbone's own head could not find the last token of each segment.
+    Args:
+        hidden_size: d.
+
+    Shapes:
+        the segments' answers y_t `(N, C)` and pooled states v_t `(N, d)` → `(B, C)`.
     """
-    cut, segments = cutting.cut(inputs)
-    needed = {"pad_token_id": config.pad_token_id, "input_ids": inputs.get("input_ids")}
-    missing = [name for name, value in needed.items() if value is None]
-    decoder = is_decoder(cast(PreTrainedConfig, config.backbone_config), config.backbone_part)
-    if missing and cut is not inputs and config.head == "backbone" and decoder:
-        raise ValueError(
-            f"`{missing[0]}` is needed where a decoder's own head reads segments, to find the last token of each; give "
-            "it, or use `head='new'`."
-        )
-    return cut, segments
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.query = ZeroLinear(hidden_size, 1, 1)
+
+    def forward(self, answers: torch.Tensor, pooled: torch.Tensor, segments: Segments) -> torch.Tensor:
+        scores = self.query(on_device_of(self.query, pooled), 0)[:, 0]
+        return segments.weighted_mean(answers, scores.to(answers.device))

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from .backbone_layout import BackboneLayout
 from .configuration_feedback import FeedbackConfig
 from .connections import FeedbackConnections
-from .segments import Cutting
+from .cutting import Cutting
 
 
 def summarize(
@@ -26,6 +26,7 @@ def summarize(
         cutting: how texts are cut, if they are.
         length: tokens of a text.
     """
+    num_segments = cutting.num_segments(length) if cutting else 1
     length = min(length, cutting.length) if cutting else length
     rows = [("source", "targets", "parameters an edge", "FLOPs a token and edge")]
     messages = 0
@@ -34,7 +35,8 @@ def summarize(
         edges = {target: dict(incoming) for target, incoming in feedback.incoming.items()}
         targets = sorted(target for target, incoming in edges.items() if source in incoming)
         weight_sets = len({edges[target][source] for target in targets})
-        of_source, of_edge = connection.flops(length)
+        # an operator of a user's own may know of no segments
+        of_source, of_edge = connection.flops(length, num_segments) if cutting else connection.flops(length)
         # an error is that of an edge: no part of its message is made once for all of them
         per_edge = config.feedback_signal == "error"
         total = of_source * (len(targets) if per_edge else weight_sets) + of_edge * len(targets)

@@ -20,12 +20,13 @@ from transformers import (
 
 from hf_feedback import (
     FeedbackConfig,
+    FeedbackForMultipleChoice,
     FeedbackForSequenceClassification,
-    FeedbackForTokenClassification,
     FeedbackModel,
     add_feedback,
 )
-from hf_feedback.segments import Cutting, Segments, special_tokens_of
+from hf_feedback.cutting import Cutting, special_tokens_of
+from hf_feedback.segments import Segments
 
 OPTIONS = dict(
     feedback_span="segment", segment_length=8, segment_overlap=2, segment_special_tokens=[1, 1], feedback_rank=8
@@ -341,7 +342,7 @@ WRONG = {
     "no room": (dict(segment_length=5, segment_overlap=3), "`segment_length` must be an integer of at least 6"),
     "special": (dict(segment_special_tokens=None), "`segment_special_tokens` is not known and must be given"),
     "pair": (dict(segment_special_tokens=[1]), "must be how many tokens stand at the start and at the end"),
-    "operator": (dict(feedback_type="gated"), "has a message of its own"),
+    "operator": (dict(feedback_type="gated"), "has messages of its own, additive, memory"),
     "span": (dict(feedback_span="text"), "`feedback_span` must be one of"),
     "too long": (dict(segment_length=65), "`segment_length` must be at most 64, what the backbone reads, got 65"),
     "cap without segments": (
@@ -379,6 +380,6 @@ def test_what_cannot_be_cut():
     own.config.pad_token_id = None
     with pytest.raises(ValueError, match="`pad_token_id` is needed"):
         own(**batch)
-    for cls in (FeedbackModel, FeedbackForTokenClassification):
-        with pytest.raises(ValueError, match="is for FeedbackForSequenceClassification"):
+    for cls in (FeedbackModel, FeedbackForMultipleChoice):
+        with pytest.raises(ValueError, match="is for FeedbackForSequenceClassification, "):
             cls.from_backbone(tiny_backbone("bert"), **OPTIONS)

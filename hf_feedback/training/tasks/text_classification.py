@@ -12,9 +12,9 @@ from transformers.utils import logging
 
 from ...configuration_feedback import FeedbackConfig
 from ...configuration_fnn import FNNConfig
+from ...cutting import special_tokens_of
 from ...modeling_feedback import FeedbackForSequenceClassification
 from ...modeling_fnn import FNNForSequenceClassification
-from ...segments import special_tokens_of
 from ...validation import option
 from ..data.columns import Columns, find_columns
 from ..data.labels import MULTI_LABEL, REGRESSION, LabelSet, ProblemType, has_labels
