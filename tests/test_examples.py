@@ -517,6 +517,18 @@ def test_pipelines_cut_where_training_cut(name, backbones, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 48
 
 
+@pytest.mark.parametrize("name", ["run_token_classification", "run_question_answering"])
+def test_answers_for_tokens_of_texts_in_segments(name, backbones, tmp_path):
+    """Texts are not cut into windows of their own before, and trained on whole."""
+    more = "--max-steps 1 --feedback-span segment --feedback-type memory --segment-length 24 --segment-overlap 4"
+    test = head_of(CASES[name].file, 3, tmp_path)
+    assert run(name, backbones, tmp_path, *more.split(), "--segment-pair", "first", "--test-file", test) == 0
+    longest = 24 + 63 * (24 - 2 - 4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == longest
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results.keys() >= {f"test_{name}" for name in CASES[name].metrics}
+
+
 # Images and recordings
 
 

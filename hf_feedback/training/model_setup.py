@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from ..backbone_layout import max_positions
 from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
 from ..configuration_fnn import FNNConfig
+from ..cutting import special_tokens_of
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
 from ..topology import resolve_edges
@@ -89,6 +90,20 @@ def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase
             f"`max_length` must be between {shortest} and the {longest} tokens that the model reads, got {requested}."
         )
     return int(min(requested or tokenizer.model_max_length, longest, 1_000_000))
+
+
+def set_segments(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_type: str | None) -> None:
+    """Tells a model that cuts texts into segments about special tokens, and its tokenizer how long texts may be.
+
+    Args:
+        model: the model.
+        tokenizer: the model's; that of a trained feedback model keeps the length of its training.
+        model_type: in the folder that the model was made from.
+    """
+    if model.config.feedback_span == "segment" and model.config.segment_special_tokens is None:
+        model.config.segment_special_tokens = special_tokens_of(tokenizer)
+    if model.cutting is not None and model_type != FeedbackConfig.model_type:
+        tokenizer.model_max_length = model.cutting.longest  # not of one segment
 
 
 def make_model(

@@ -44,7 +44,9 @@ class QuestionArguments(FileArguments):
     """How texts are cut and answered."""
 
     max_length: int | None = option(
-        None, "Tokens of a window, the question included (default: 384, or as many as the model reads)."
+        None,
+        "Tokens of a window, the question included (default: 384, or as many as the model reads; all that a model with "
+        "segments reads).",
     )
     stride: int | None = option(None, "Tokens that windows share (default: a third of a window).")
     max_answer_length: int = option(30, "Tokens of an answer at most.")
@@ -144,8 +146,9 @@ class QuestionAnswering(TextTask[QuestionArguments]):
         self.card = replace(self.card, usage=usage_of(space_between_texts(tokenizer)))
 
     def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
-        length = self.data_args.max_length or min(384, resolve_max_length(None, tokenizer, model))
-        return resolve_max_length(length, tokenizer, model)
+        longest = resolve_max_length(None, tokenizer, model)
+        length = longest if model.cutting else min(384, longest)  # segments are windows that know of each other
+        return resolve_max_length(self.data_args.max_length or length, tokenizer, model)
 
     def encode(self, name: str, split: Split) -> EncodedSplit:
         stride = self.max_length // 3 if self.data_args.stride is None else self.data_args.stride

@@ -23,7 +23,8 @@ from ..data.splits import FileArguments, Row, Split, read_splits
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_arguments import FNNArguments, ModelArguments
 from ..model_card import TaskCard
-from ..model_setup import load_tokenizer, make_model, resolve_max_length, set_padding
+from ..model_setup import load_tokenizer, make_model, resolve_max_length, set_padding, set_segments
+from ..model_sources import read_config
 
 IGNORED = -100  # the label of tokens that are left out of the loss and of every metric
 
@@ -216,6 +217,7 @@ class TextTask(Task[DataArguments]):
         tokenizer = load_tokenizer(self.model_args.model, self.model_args.revision, of_words=self.reads_words)
         self.check_tokenizer(tokenizer)
         model = make_model(self.model_class, self.model_args, self.labels)
+        set_segments(model, tokenizer, read_config(self.model_args.model, self.model_args.revision).get("model_type"))
         set_padding(model, tokenizer)
         self.max_length = self.find_max_length(tokenizer, model)
         if self.cuts_texts:

@@ -10,9 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ...configuration_feedback import FeedbackConfig
 from ...configuration_fnn import FNNConfig
-from ...cutting import special_tokens_of
 from ...modeling_feedback import FeedbackForSequenceClassification
 from ...modeling_fnn import FNNForSequenceClassification
 from ...validation import option
@@ -23,7 +21,15 @@ from ..data.texts import encode_texts
 from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics, predict_labels
 from ..model_arguments import FNNArguments
 from ..model_card import TaskCard, pipeline_usage
-from ..model_setup import load_tokenizer, make_model, new_network, resolve_max_length, set_padding, trained_network
+from ..model_setup import (
+    load_tokenizer,
+    make_model,
+    new_network,
+    resolve_max_length,
+    set_padding,
+    set_segments,
+    trained_network,
+)
 from ..model_sources import read_config
 from .task import EncodedSplit, Model, TextTask
 
@@ -184,10 +190,7 @@ class TextClassification(TextTask[TextDataArguments]):
             return trained_network(args, self.labels)
         tokenizer = load_tokenizer(args.model, args.revision)
         model = make_model(self.model_class, args, self.labels)
-        if model.config.feedback_span == "segment" and model.config.segment_special_tokens is None:
-            model.config.segment_special_tokens = special_tokens_of(tokenizer)
-        if model.cutting is not None and model_type != FeedbackConfig.model_type:
-            tokenizer.model_max_length = model.cutting.longest  # not of one segment
+        set_segments(model, tokenizer, model_type)
         set_padding(model, tokenizer)
         return tokenizer, model
 
