@@ -83,16 +83,8 @@ EDGE_OPTIONS = ("feedback_topology", "feedback_edges", "feedback_layers")
 BUILT_IN = (
     *(*EDGE_OPTIONS, "feedback_type", "feedback_heads", "feedback_sweeps", "feedback_context", "feedback_signal"),
     *("feedback_sharing", "feedback_future", "feedback_span", "feedback_rank", "feedback_activation"),
-    *(
-        "segment_summaries",
-        "segment_pooling",
-        "feedback_dropout",
-        "learn_damping",
-        "backbone_layers",
-        "backbone_part",
-        "head",
-        "classifier_dropout",
-    ),
+    *("segment_summaries", "segment_pooling", "feedback_dropout", "learn_damping"),
+    *("backbone_layers", "backbone_part", "head", "classifier_dropout"),
     "num_labels",
 )
 

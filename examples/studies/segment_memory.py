@@ -1,0 +1,331 @@
+"""Can segments that know of each other answer what none of them can answer alone?
+
+    python examples/studies/segment_memory.py --work FOLDER --seeds 0 1 2
+
+A pointer chase (`pointer_chase.py`): the question stands at the start of a text, the facts that it takes in different
+segments after it, among N facts a segment. A small ModernBERT whose first layer sees one token on either side is first
+trained to look up values in a single segment; every arm starts from that backbone and trains on the same batches:
+
+- "memory": `feedback_type="memory"` with K = hops + 1 iterations;
+- "neighbours": the messages of `feedback_span="segment"` before it, K = hops + 1;
+- "windows", and "windows, question in every one": K = 1, the answer a mean that is weighted by attention;
+- "ToBERT": a transformer of two layers over the windows' vectors (arXiv 1910.10781), the question in every one;
+- "RMT": memory tokens that pass from segment to segment (arXiv 2304.11062), as many as "memory" has summaries;
+- "whole text": one window, K = 1; and "whole text, three times as deep": as many layers as three iterations pass.
+
+Training starts with few facts, two segments and one hop, and takes the next stage of `STAGES` as soon as an arm answers
+80% of a stage's last hops; the second half of the steps is spent on the last stage in any case, texts of 2 to 8
+segments and 1 to the most hops. The rate is chosen on validation texts of 8 segments with the first seed; test texts
+have 2 to 64. Finished runs stay in FOLDER/results.jsonl and are not run again.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pointer_chase import MAX_HOPS, PAD, Chase
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ModernBertConfig, ModernBertModel, set_seed
+
+from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.cutting import Cutting
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from common import Finished, table
+
+SEGMENTS = (2, 4, 8, 16, 32, 64)
+FEEDBACK: dict[str, dict[str, Any]] = {
+    "memory": dict(feedback_type="memory"),
+    "neighbours": dict(),
+    "windows": dict(num_iterations=1),
+    "windows, question in every one": dict(num_iterations=1, segment_pair="every"),
+}
+ARMS = (*FEEDBACK, "ToBERT", "RMT", "whole text", "whole text, three times as deep")
+SETTINGS = "num_facts num_symbols hops hidden_size num_layers summaries steps batch_size test_texts".split()
+
+
+def make_backbone(args: argparse.Namespace, num_layers: int) -> ModernBertModel:
+    """The first layer sees one token on either side, the others all."""
+    config = ModernBertConfig(
+        vocab_size=chase_of(args).vocab_size, hidden_size=args.hidden_size, intermediate_size=args.hidden_size,
+        num_hidden_layers=num_layers, num_attention_heads=2, local_attention=2, initializer_range=0.1,
+        layer_types=["sliding_attention", *["full_attention"] * (num_layers - 1)], initializer_cutoff_factor=3.0,
+        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 2.0}},
+        max_position_embeddings=8192, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    return ModernBertModel(config)
+
+
+def chase_of(args: argparse.Namespace, num_facts: int | None = None) -> Chase:
+    return Chase(args.num_symbols, num_facts or args.num_facts)
+
+
+# The arms: token ids (B, T) and the number of hops → logits (B, symbols)
+
+
+class Segmented(nn.Module):
+    """Feedback over segments, or their windows alone."""
+
+    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace, **options: Any):
+        super().__init__()
+        self.iterates = options.get("num_iterations") != 1
+        options = {**dict(feedback_span="segment", segment_pooling="attention", feedback_rank=None), **options}
+        if options.get("feedback_type") == "memory":
+            options["segment_summaries"] = args.summaries
+        self.model = FeedbackForSequenceClassification.from_backbone(
+            backbone, num_labels=args.num_symbols, segment_length=chase_of(args).segment_length, segment_overlap=0,
+            segment_special_tokens=[1, 1], max_segments=2 * SEGMENTS[-1], pooling="cls", **options,
+        )  # fmt: skip
+        self.model.classifier = classifier
+
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
+        self.model.config.segment_length = length
+        return self.model(
+            ids, attention_mask=torch.ones_like(ids), num_iterations=hops + 1 if self.iterates else 1
+        ).logits
+
+
+class WholeText(nn.Module):
+    """The backbone over all tokens at once; further layers, if any, are new."""
+
+    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace, depth: int = 1):
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+        if depth > 1:
+            self.backbone = make_backbone(args, depth * args.num_layers)
+            self.backbone.load_state_dict(backbone.state_dict(), strict=False)
+
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
+        return self.classifier(self.backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0])
+
+
+class ToBERT(nn.Module):
+    """A transformer over the vectors of the windows, each with the question; the mean of its outputs answers."""
+
+    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace):
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+        d = args.hidden_size
+        layer = nn.TransformerEncoderLayer(d, 4, 2 * d, dropout=0.0, batch_first=True, norm_first=True)
+        self.upper = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
+        vectors = self.backbone(**windows(ids, length, "every")).last_hidden_state[:, 0]
+        return self.classifier(self.upper(vectors.view(len(ids), -1, vectors.shape[-1])).mean(1))
+
+
+class RMT(nn.Module):
+    """Memory tokens in front of each segment, which leave it for the next; the last segment's [CLS] answers."""
+
+    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace):
+        super().__init__()
+        self.backbone, self.classifier = backbone, classifier
+        self.start = nn.Parameter(torch.randn(args.summaries, args.hidden_size))
+
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
+        inputs = windows(ids, length, "first")
+        tokens, mask = (inputs[name].view(len(ids), -1, length) for name in ("input_ids", "attention_mask"))
+        embed = self.backbone.embeddings.tok_embeddings
+        memory, size = self.start.expand(len(ids), -1, -1), len(self.start)
+        for t in range(tokens.shape[1]):
+            embeds = torch.cat((memory, embed(tokens[:, t])), 1)
+            real = torch.cat((mask.new_ones(len(ids), size), mask[:, t]), 1)
+            states = self.backbone(inputs_embeds=embeds, attention_mask=real).last_hidden_state
+            memory = states[:, :size]
+        return self.classifier(states[:, size])
+
+
+def windows(ids: torch.Tensor, length: int, pair: Any) -> dict[str, torch.Tensor]:
+    """The segments of texts that are all of the same length, `(B · S, n)`."""
+    cutting = Cutting(length, 0, (1, 1), 2 * SEGMENTS[-1], PAD, pair)
+    return cutting.cut({"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0]
+
+
+def build(arm: str, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace) -> nn.Module:
+    """The model of an arm, on a pretrained backbone."""
+    if arm in FEEDBACK:
+        return Segmented(backbone, classifier, args, **FEEDBACK[arm])
+    if arm.startswith("whole text"):
+        return WholeText(backbone, classifier, args, depth=3 if "deep" in arm else 1)
+    return {"ToBERT": ToBERT, "RMT": RMT}[arm](backbone, classifier, args)
+
+
+# Training
+
+
+def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.Linear]:
+    """A backbone that looks up values in one segment, at first among 4 facts; it is kept in the work folder."""
+    set_seed(seed)
+    backbone, classifier = make_backbone(args, args.num_layers), nn.Linear(args.hidden_size, args.num_symbols)
+    modules = nn.ModuleList([backbone, classifier])
+    file = args.work / f"backbone {args.num_layers} {args.hidden_size} {args.num_symbols} {args.num_facts} {seed}.pt"
+    if file.is_file():
+        modules.load_state_dict(torch.load(file))
+        return backbone, classifier
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    generator, facts, correct = torch.Generator().manual_seed(seed), min(4, args.num_facts), 0.0
+    for step in range(args.pretraining_steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 50)
+        ids, values = chase_of(args, facts).look_ups(args.batch_size, generator)
+        states = backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        logits = classifier(states[:, 1 : 1 + facts]).flatten(0, 1)
+        take_step(F.cross_entropy(logits, values.flatten()), modules, optimizer)
+        correct = 0.9 * correct + 0.1 * (logits.argmax(-1) == values.flatten()).float().mean().item()
+        if correct > 0.9:
+            if facts == args.num_facts:
+                break
+            facts, correct = min(2 * facts, args.num_facts), 0.0
+    print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%", flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(modules.state_dict(), file)
+    return backbone, classifier
+
+
+def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """One clipped step of gradient descent."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def stages_of(args: argparse.Namespace) -> list[tuple[int, int, int]]:
+    """Facts a segment, most segments, most hops: what training passes through."""
+    few, n = min(4, args.num_facts), args.num_facts
+    stages = [(few, 1 + hops, hops) for hops in range(1, args.hops + 1)]
+    stages += [(n, 1 + args.hops, args.hops), (n, 8, args.hops)]
+    return list(dict.fromkeys(stages))
+
+
+def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) -> None:
+    """Cross-entropy of the answers; messages train at a larger rate, and both fall to zero in the last third."""
+    feedback = [p for name, p in model.named_parameters() if ".feedback." in name]
+    others = [p for name, p in model.named_parameters() if ".feedback." not in name]
+    groups = [{"params": others, "rate": rate}, {"params": feedback, "rate": 2.5 * rate}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+    generator, stages, stage, correct = torch.Generator().manual_seed(1000 + seed), stages_of(args), 0, 0.0
+    model.train()
+    started = time.perf_counter()
+    for step in range(args.steps):
+        if step >= args.steps // 2:
+            stage = len(stages) - 1
+        facts, most_segments, most_hops = stages[stage]
+        hops = most_hops - step % most_hops
+        segments = int(torch.randint(hops + 1, most_segments + 1, (), generator=generator))
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * min(1.0, (step + 1) / 50, 3 * (1 - step / args.steps))
+        chase = chase_of(args, facts)
+        ids, answers = chase.draw(args.batch_size, segments, hops, generator)
+        logits = model(ids, hops, chase.segment_length)
+        loss = F.cross_entropy(logits, answers)
+        take_step(loss, model, optimizer)
+        if hops == most_hops:
+            correct = 0.9 * correct + 0.1 * (logits.argmax(-1) == answers).float().mean().item()
+        if step % 50 == 49:
+            seconds = time.perf_counter() - started
+            print(
+                f"  {step + 1}: stage {stage}, loss {loss.item():.2f}, {100 * correct:.0f}%, {seconds:.0f} s",
+                flush=True,
+            )
+        if correct > 0.8 and stage < len(stages) - 1:
+            stage, correct = stage + 1, 0.0
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, segments: int, hops: int, seed: int, args: argparse.Namespace) -> float:
+    """In percent, of texts of so many segments and hops."""
+    chase, generator, correct = chase_of(args), torch.Generator().manual_seed(seed), 0
+    model.eval()
+    size = max(1, min(args.test_texts, 512 // segments))
+    for start in range(0, args.test_texts, size):
+        ids, answers = chase.draw(min(size, args.test_texts - start), segments, hops, generator)
+        correct += int((model(ids, hops, chase.segment_length).argmax(-1) == answers).sum())
+    return 100 * correct / args.test_texts
+
+
+@torch.no_grad()
+def megaflops(model: nn.Module, segments: int, args: argparse.Namespace) -> float:
+    """Floating-point operations of a text of so many segments and the most hops, in millions a token."""
+    ids, _ = chase_of(args).draw(1, segments, args.hops, torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(ids, args.hops, chase_of(args).segment_length)
+    return counter.get_total_flops() / ids.numel() / 1e6
+
+
+def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Trains one arm and measures it."""
+    backbone, classifier = pretrain(seed, args)
+    set_seed(seed)
+    model = build(arm, backbone, classifier, args)
+    started = time.perf_counter()
+    train(model, rate, seed, args)
+    found: dict[str, Any] = {"seconds": time.perf_counter() - started}
+    found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    found["validation"] = accuracy(model, 8, args.hops, 1, args)
+    for hops in range(1, args.hops + 1):
+        found |= {f"{hops} hops, {s} segments": accuracy(model, s, hops, 2, args) for s in SEGMENTS if s > hops}
+    return found | {f"megaflops {s}": megaflops(model, s, args) for s in (8, 64)}
+
+
+def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
+    """The runs of an arm, one a seed, with the rate that is best on validation texts with the first seed."""
+
+    def one(rate: float, seed: int) -> dict[str, Any]:
+        settings = dict(arm=arm, rate=rate, seed=seed, **{name: getattr(args, name) for name in SETTINGS})
+        print(arm, rate, seed, flush=True)
+        return finished.find(settings, "megaflops 64", lambda: run(arm, rate, seed, args))
+
+    first = max((one(rate, args.seeds[0]) for rate in args.learning_rates), key=lambda found: found["validation"])
+    return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
+
+
+def spread(values: list[float]) -> str:
+    """Mean, with the least and the greatest where there are several."""
+    return f"{statistics.mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")
+
+
+def summary(hops: int, runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Accuracies by arm and number of segments."""
+    sizes = [s for s in SEGMENTS if s > hops]
+    rows = []
+    for arm, found in runs.items():
+        cells = [spread([one[f"{hops} hops, {s} segments"] for one in found]) for s in sizes]
+        cost = [f"{found[0][f'megaflops {s}']:.2f}" for s in (8, 64)]
+        rows.append((arm, f"{found[0]['rate']:g}", f"{found[0]['parameters']:,}", *cost, *cells))
+    head = (f"hops: {hops}", "rate", "parameters", "MFLOP a token, 8 segments", "64", *(f"{s} segments" for s in sizes))
+    return table(head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 2e-3])
+    parser.add_argument("--num-facts", type=int, default=16, help="N, facts of a segment")
+    parser.add_argument("--num-symbols", type=int, default=64)
+    parser.add_argument(
+        "--hops", type=int, default=2, choices=range(1, MAX_HOPS + 1), help="most facts that a question takes"
+    )
+    parser.add_argument("--hidden-size", type=int, default=64)
+    parser.add_argument("--num-layers", type=int, default=2)
+    parser.add_argument("--summaries", type=int, default=4, help="m, vectors of a segment, or tokens of RMT's memory")
+    parser.add_argument("--pretraining-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--test-texts", type=int, default=256, help="number of test texts of each length")
+    args = parser.parse_args()
+    finished = Finished(args.work / "results.jsonl")
+    runs = {arm: measure(arm, args, finished) for arm in args.arms}
+    print("\n\n".join(summary(hops, runs) for hops in range(1, args.hops + 1)))
+
+
+if __name__ == "__main__":
+    main()
