@@ -126,8 +126,11 @@ class SegmentSummaries(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_summaries, hidden_size))
 
     def init_feedback_weights(self) -> None:
-        """Lets each summary start from a few tokens: in the mean of all of them, what one token says is not found."""
-        init.normal_(self.weight, mean=0.0, std=4 / math.sqrt(self.weight.shape[-1]))
+        """Makes the first summary the mean of all tokens, and each other one start from a few, in which what a single
+        token holds can be found."""
+        start = torch.randn_like(self.weight) * 4 / math.sqrt(self.weight.shape[-1])
+        start[0] = 0
+        init.copy_(self.weight, start)
 
     def forward(self, h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         scores = F.linear(h, self.weight)

@@ -35,15 +35,16 @@ class Chase:
         return 3 * (self.num_facts + 1) + 2
 
     def draw(
-        self, batch_size: int, num_segments: int, hops: int, generator: torch.Generator
+        self, batch_size: int, num_segments: int, hops: int, generator: torch.Generator, begins_at_question: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids `(B, T)` of texts that are cut into S segments, the question in the first, and answers `(B,)`.
 
         Args:
             batch_size: B.
-            num_segments: S; the facts that are asked for stand in `hops` of the segments after the first.
-            hops: how many facts lead to the answer.
+            num_segments: S.
+            hops: how many facts lead to the answer, each in a segment of its own after the first.
             generator: of everything.
+            begins_at_question: whether the first of them is in the first segment instead.
         """
         n, batch = self.num_facts, torch.arange(batch_size)[:, None]
         total = n + (num_segments - 1) * (n + 1)
@@ -54,6 +55,9 @@ class Chase:
         values = torch.randint(self.num_symbols, (batch_size, total), generator=generator)
         segments = torch.rand(batch_size, num_segments - 1, generator=generator).argsort(1)[:, :hops]
         places = n + segments * (n + 1) + torch.randint(n + 1, segments.shape, generator=generator)
+        if begins_at_question:
+            first = torch.randint(n, (batch_size, 1), generator=generator)
+            places = torch.cat((first, places[:, : hops - 1]), 1)
         keys[batch, places], values[batch, places] = chain[:, :-1], chain[:, 1:]
         facts = torch.stack((FIRST_SYMBOL + keys, FIRST_SYMBOL + values, torch.full_like(keys, END)), -1).flatten(1)
         column = torch.full((batch_size, 1), CLS)

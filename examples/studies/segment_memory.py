@@ -6,16 +6,16 @@ A pointer chase (`pointer_chase.py`): the question stands at the start of a text
 segments after it, among N facts a segment. A small ModernBERT whose first layer sees one token on either side is first
 trained to look up values in a single segment; every arm starts from that backbone and trains on the same batches:
 
-- "memory": `feedback_type="memory"` with K = hops + 1 iterations;
+- "memory": `feedback_type="memory"` with K = hops + 1 iterations; and with the question in every segment, K = hops;
 - "neighbours": the messages of `feedback_span="segment"` before it, K = hops + 1;
 - "windows", and "windows, question in every one": K = 1, the answer a mean that is weighted by attention;
 - "ToBERT": a transformer of two layers over the windows' vectors (arXiv 1910.10781), the question in every one;
 - "RMT": memory tokens that pass from segment to segment (arXiv 2304.11062), as many as "memory" has summaries;
 - "whole text": one window, K = 1; and "whole text, three times as deep": as many layers as three iterations pass.
 
-Training starts with few facts, two segments and one hop, and takes the next stage of `STAGES` as soon as an arm answers
-80% of a stage's last hops; the second half of the steps is spent on the last stage in any case, texts of 2 to 8
-segments and 1 to the most hops. The rate is chosen on validation texts of 8 segments with the first seed; test texts
+Training starts with few facts, two segments, one hop, and the first fact beside the question; it goes on to the next
+of `stages_of` as soon as an arm answers 80% of the questions with the most hops. The second half of the steps is spent on
+the last stage in any case: texts of 2 to 8 segments, 1 to the most hops. The rate is chosen on validation texts of 8 segments with the first seed; test texts
 have 2 to 64. Finished runs stay in FOLDER/results.jsonl and are not run again.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pointer_chase import MAX_HOPS, PAD, Chase
+from pointer_chase import FIRST_SYMBOL, MAX_HOPS, PAD, Chase
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +42,7 @@ from common import Finished, table
 SEGMENTS = (2, 4, 8, 16, 32, 64)
 FEEDBACK: dict[str, dict[str, Any]] = {
     "memory": dict(feedback_type="memory"),
+    "memory, question in every one": dict(feedback_type="memory", segment_pair="every"),
     "neighbours": dict(),
     "windows": dict(num_iterations=1),
     "windows, question in every one": dict(num_iterations=1, segment_pair="every"),
@@ -76,20 +77,21 @@ class Segmented(nn.Module):
     def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace, **options: Any):
         super().__init__()
         self.iterates = options.get("num_iterations") != 1
+        self.in_every = options.get("segment_pair") == "every"
         options = {**dict(feedback_span="segment", segment_pooling="attention", feedback_rank=None), **options}
         if options.get("feedback_type") == "memory":
             options["segment_summaries"] = args.summaries
         self.model = FeedbackForSequenceClassification.from_backbone(
             backbone, num_labels=args.num_symbols, segment_length=chase_of(args).segment_length, segment_overlap=0,
-            segment_special_tokens=[1, 1], max_segments=2 * SEGMENTS[-1], pooling="cls", **options,
+            segment_special_tokens=[1, 1], max_segments=2 * SEGMENTS[-1], pooling="mean", **options,
         )  # fmt: skip
         self.model.classifier = classifier
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
         self.model.config.segment_length = length
-        return self.model(
-            ids, attention_mask=torch.ones_like(ids), num_iterations=hops + 1 if self.iterates else 1
-        ).logits
+        # an iteration for each fact, and one that passes on the question where the first fact is in another segment
+        num_iterations = hops + (not is_begun and not self.in_every) if self.iterates else 1
+        return self.model(ids, attention_mask=torch.ones_like(ids), num_iterations=num_iterations).logits
 
 
 class WholeText(nn.Module):
@@ -102,8 +104,8 @@ class WholeText(nn.Module):
             self.backbone = make_backbone(args, depth * args.num_layers)
             self.backbone.load_state_dict(backbone.state_dict(), strict=False)
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
-        return self.classifier(self.backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0])
+    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
+        return self.classifier(self.backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1))
 
 
 class ToBERT(nn.Module):
@@ -116,7 +118,7 @@ class ToBERT(nn.Module):
         layer = nn.TransformerEncoderLayer(d, 4, 2 * d, dropout=0.0, batch_first=True, norm_first=True)
         self.upper = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
         vectors = self.backbone(**windows(ids, length, "every")).last_hidden_state[:, 0]
         return self.classifier(self.upper(vectors.view(len(ids), -1, vectors.shape[-1])).mean(1))
 
@@ -129,7 +131,7 @@ class RMT(nn.Module):
         self.backbone, self.classifier = backbone, classifier
         self.start = nn.Parameter(torch.randn(args.summaries, args.hidden_size))
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
         inputs = windows(ids, length, "first")
         tokens, mask = (inputs[name].view(len(ids), -1, length) for name in ("input_ids", "attention_mask"))
         embed = self.backbone.embeddings.tok_embeddings
@@ -175,13 +177,16 @@ def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.L
         optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 50)
         ids, values = chase_of(args, facts).look_ups(args.batch_size, generator)
         states = backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        logits = classifier(states[:, 1 : 1 + facts]).flatten(0, 1)
+        symbols = backbone.embeddings.tok_embeddings.weight[FIRST_SYMBOL:]
+        logits = F.linear(states[:, 1 : 1 + facts], symbols, classifier.bias).flatten(0, 1)
         take_step(F.cross_entropy(logits, values.flatten()), modules, optimizer)
         correct = 0.9 * correct + 0.1 * (logits.argmax(-1) == values.flatten()).float().mean().item()
         if correct > 0.9:
             if facts == args.num_facts:
                 break
             facts, correct = min(2 * facts, args.num_facts), 0.0
+    with torch.no_grad():
+        classifier.weight.copy_(backbone.embeddings.tok_embeddings.weight[FIRST_SYMBOL:])
     print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(modules.state_dict(), file)
@@ -196,12 +201,17 @@ def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optim
     optimizer.step()
 
 
-def stages_of(args: argparse.Namespace) -> list[tuple[int, int, int]]:
-    """Facts a segment, most segments, most hops: what training passes through."""
+def stages_of(args: argparse.Namespace) -> list[tuple[bool, int, int, int]]:
+    """Whether the first fact stands beside the question, facts a segment, most segments, most hops: what training
+    passes through.
+
+    Segments first learn to read what another one has found; to read the question comes after. The other way round they
+    go on reading the question, which is always there, and never what was found.
+    """
     few, n = min(4, args.num_facts), args.num_facts
-    stages = [(few, 1 + hops, hops) for hops in range(1, args.hops + 1)]
-    stages += [(n, 1 + args.hops, args.hops), (n, 8, args.hops)]
-    return list(dict.fromkeys(stages))
+    stages = [(True, few, 1 + hops, hops) for hops in range(1, args.hops + 1)]
+    stages += [(False, few, 1 + args.hops, args.hops), (False, n, 1 + args.hops, args.hops)]
+    return [*stages, (False, n, 8, args.hops)]
 
 
 def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) -> None:
@@ -216,14 +226,14 @@ def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) ->
     for step in range(args.steps):
         if step >= args.steps // 2:
             stage = len(stages) - 1
-        facts, most_segments, most_hops = stages[stage]
-        hops = most_hops - step % most_hops
+        is_begun, facts, most_segments, most_hops = stages[stage]
+        hops = most_hops if step % 3 else int(torch.randint(1, most_hops + 1, (), generator=generator))
         segments = int(torch.randint(hops + 1, most_segments + 1, (), generator=generator))
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, (step + 1) / 50, 3 * (1 - step / args.steps))
         chase = chase_of(args, facts)
-        ids, answers = chase.draw(args.batch_size, segments, hops, generator)
-        logits = model(ids, hops, chase.segment_length)
+        ids, answers = chase.draw(args.batch_size, segments, hops, generator, is_begun)
+        logits = model(ids, hops, chase.segment_length, is_begun)
         loss = F.cross_entropy(logits, answers)
         take_step(loss, model, optimizer)
         if hops == most_hops:
