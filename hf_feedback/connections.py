@@ -317,18 +317,34 @@ class AttentionConnection(FeedbackConnection):
     def combine(
         self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
     ) -> torch.Tensor:
-        memory, mask = self.memory(cast(torch.Tensor, projected).squeeze(-2), edge, x, context)
-        query = self.reader(self.reader_norm(x), edge)[..., 0, :]
-        q, k, v = (z.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for z in (query, *memory.chunk(2, -1)))
-        mask = mask if mask is None or mask.dtype is torch.bool else mask.to(q)
+        q, k, v, mask = self._read(projected, edge, x, context)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
         return self.dropout(self.activate(z.unsqueeze(-2), edge))[..., 0, :]
+
+    def attention_weights(
+        self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> torch.Tensor:
+        """a of one edge, `(B, heads, T, U)`; arguments as in `combine`, what there is to attend to as in `memory`."""
+        q, k, _, mask = self._read(projected, edge, x, context)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+        return scores.softmax(-1)
 
     def memory(
         self, projected: torch.Tensor, edge: int, x: torch.Tensor, context: MessageContext
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What tokens attend to: keys and values `(B, U, 2r)`, and a mask or bias `(B or 1, heads or 1, T or 1, U)`."""
         return projected, _attention_mask(context, x.shape[1], projected.shape[1], x.device)
+
+    def _read(
+        self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Queries `(B, heads, T, r / heads)`, keys and values `(B, heads, U, r / heads)`, and a mask or bias."""
+        memory, mask = self.memory(cast(torch.Tensor, projected).squeeze(-2), edge, x, context)
+        query = self.reader(self.reader_norm(x), edge)[..., 0, :]
+        q, k, v = (z.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for z in (query, *memory.chunk(2, -1)))
+        return q, k, v, mask if mask is None or mask.dtype is torch.bool else mask.to(q)
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         return 4 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank + 4 * length * self.rank

@@ -1,0 +1,1 @@
+"""Does feedback help? Matched comparisons, their statistics, and reports on trained models."""

@@ -1,0 +1,184 @@
+"""Numbers that say what iterations do to the answers of a model.
+
+Iterations are counted from 1, as in the equations: `k` is row `k − 1` of an array. An item is whatever gets one class:
+a text, an image, a question with choices, or a word that is tagged.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+from scipy.stats import binomtest
+
+CALIBRATION_BINS = 10
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers after every iteration.
+
+    Args:
+        probabilities: of the classes, `(K, N, C)` for K iterations and N items.
+        labels: number of the right class, `(N,)`.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Number of the most probable class, `(K, N)`."""
+        return self.probabilities.argmax(-1)
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """Whether an answer is right, `(K, N)`."""
+        return self.predictions == self.labels
+
+    @property
+    def accuracy(self) -> list[float]:
+        """Accuracy after each iteration."""
+        return self.is_right.mean(1).tolist()
+
+    @property
+    def oracle_accuracy(self) -> list[float]:
+        """For each k, the accuracy of a gate that knows the best of the iterations 1 to k for every item."""
+        return np.logical_or.accumulate(self.is_right).mean(1).tolist()
+
+
+class Bin(TypedDict):
+    """A bin of a reliability diagram: confidences in (low, high]; `None` where it is empty."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class Calibration(TypedDict):
+    """Expected calibration error and reliability of one iteration."""
+
+    ece: float
+    bins: list[Bin]
+
+
+class ConfusionChange(TypedDict):
+    """How often a label got an answer, before and after."""
+
+    label: int
+    answer: int
+    before: int
+    after: int
+
+
+def flips(answers: Answers, first: int, last: int) -> tuple[list[int], list[int], int]:
+    """Compares the answers of two iterations.
+
+    Args:
+        answers: of all iterations.
+        first: the earlier iteration.
+        last: the later one.
+
+    Returns:
+        Numbers of the items that became right, numbers of those that became wrong, and how many changed from one wrong
+        answer to another.
+    """
+    before, after = answers.is_right[first - 1], answers.is_right[last - 1]
+    changed = answers.predictions[first - 1] != answers.predictions[last - 1]
+    fixed, broken = np.flatnonzero(~before & after), np.flatnonzero(before & ~after)
+    return fixed.tolist(), broken.tolist(), int((changed & ~before & ~after).sum())
+
+
+def mcnemar(num_fixed: int, num_broken: int) -> float:
+    """Returns the p-value of McNemar's exact test: how often chance alone would make two answers differ so much.
+
+    Args:
+        num_fixed: items that only the second answer has right.
+        num_broken: items that only the first answer has right.
+
+    Source: McNemar 1947, Note on the sampling error of the difference between correlated proportions.
+
+    Example:
+
+    ```python
+    >>> mcnemar(5, 0)
+    0.0625
+
+    ```
+    """
+    if num_fixed + num_broken == 0:
+        return 1.0
+    return float(binomtest(num_fixed, num_fixed + num_broken).pvalue)
+
+
+def calibration(answers: Answers, k: int, num_bins: int = CALIBRATION_BINS) -> Calibration:
+    """Compares how sure the answers of an iteration are with how often they are right.
+
+    Args:
+        answers: of all iterations.
+        k: the iteration.
+        num_bins: bins of equal width of the probability of the top class.
+
+    Returns:
+        The expected calibration error, Σ (items in the bin / N) · |accuracy − confidence|, and the bins.
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599.
+    """
+    confidence, right = answers.probabilities[k - 1].max(-1), answers.is_right[k - 1]
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    number = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
+    bins: list[Bin] = []
+    for i in range(num_bins):
+        inside = number == i
+        count = int(inside.sum())
+        bins.append(
+            Bin(
+                low=float(edges[i]),
+                high=float(edges[i + 1]),
+                count=count,
+                confidence=float(confidence[inside].mean()) if count else None,
+                accuracy=float(right[inside].mean()) if count else None,
+            )
+        )
+    gaps = [one["count"] * abs(one["accuracy"] - one["confidence"]) for one in bins if one["count"]]
+    return Calibration(ece=sum(gaps) / len(confidence), bins=bins)
+
+
+def confusion(answers: Answers, k: int) -> np.ndarray:
+    """Returns how often each label got each answer in iteration k: `(C, C)`, labels in rows."""
+    num_classes = answers.probabilities.shape[-1]
+    counts = np.zeros((num_classes, num_classes), dtype=int)
+    np.add.at(counts, (answers.labels, answers.predictions[k - 1]), 1)
+    return counts
+
+
+def confusion_changes(answers: Answers, first: int, last: int) -> list[ConfusionChange]:
+    """Returns the cells of the confusion matrix that differ between two iterations, the largest change first."""
+    before, after = confusion(answers, first), confusion(answers, last)
+    changes = [
+        ConfusionChange(
+            label=int(label), answer=int(answer), before=int(before[label, answer]), after=int(after[label, answer])
+        )
+        for label, answer in np.argwhere(before != after)
+    ]
+    return sorted(changes, key=lambda change: -abs(change["after"] - change["before"]))
+
+
+def finite(value: object) -> object:
+    """Replaces numbers that are not finite, which JSON does not have, by `None`.
+
+    Example:
+
+    ```python
+    >>> finite({"residuals": [0.5, float("nan")]})
+    {'residuals': [0.5, None]}
+
+    ```
+    """
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,197 @@
+"""What messages are while a model answers: their size by edge and iteration, and what they attend to."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..activations import Swish
+from ..connections import AttentionConnection, FeedbackConnection, MessageContext, SourceMessage
+from ..loop_runner import token_mask
+from ..modeling_base import FeedbackPreTrainedModel
+
+Edge = tuple[int, int]  # source, target
+
+
+@dataclass
+class MessageSize:
+    """Sums over the tokens to which one edge had messages in one iteration.
+
+    Args:
+        norm: Σ ‖message‖.
+        share: Σ ‖message‖ / ‖x‖, x the input of the target layer.
+        count: number of tokens.
+    """
+
+    norm: float = 0.0
+    share: float = 0.0
+    count: int = 0
+
+
+class MessageRecord:
+    """The size of messages, by edge and iteration."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[tuple[Edge, int], MessageSize] = {}
+
+    def add(self, edge: Edge, k: int, message: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Adds the messages of a batch.
+
+        Args:
+            edge: source and target.
+            k: the iteration.
+            message: `(B, T, d)`, or `(B, 1, d)` where all tokens get the same.
+            x: `(B, T, d)`, the input of the target layer.
+            mask: `(B, T)`, true at real tokens; `None`: all are.
+        """
+        norms = message.float().norm(dim=-1).expand(x.shape[:2])
+        shares = norms / x.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        real = torch.ones_like(norms, dtype=torch.bool) if mask is None else mask.to(norms.device)
+        size = self.sizes.setdefault((edge, k), MessageSize())
+        size.norm += norms[real].sum().item()
+        size.share += shares[real].sum().item()
+        size.count += int(real.sum())
+
+    def means(self, edge: Edge, num_iterations: int) -> tuple[list[float | None], list[float | None]]:
+        """The mean of ‖message‖, and of ‖message‖ / ‖x‖, in iterations 1 to K; `None` where there is no message."""
+        sizes = [self.sizes.get((edge, k)) for k in range(1, num_iterations + 1)]
+        return (
+            [size.norm / size.count if size else None for size in sizes],
+            [size.share / size.count if size else None for size in sizes],
+        )
+
+
+@contextmanager
+def record_messages(model: FeedbackPreTrainedModel) -> Iterator[MessageRecord]:
+    """Context in which the size of every message of a model is noted, over all calls of the model.
+
+    Args:
+        model: the model; no other thread may use it meanwhile.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), feedback_edges=[[2, 0]])
+    >>> with record_messages(model) as record:
+    ...     _ = model(input_ids=torch.tensor([[5, 6, 7]]))
+    >>> record.means((2, 0), num_iterations=2)
+    ([None, 0.0], [None, 0.0])
+
+    ```
+    """
+    record = MessageRecord()
+
+    def watch(source: int, connection: FeedbackConnection, course: _Course) -> Callable[..., torch.Tensor]:
+        make_message = connection.message
+
+        def message_and_note(
+            source_message: SourceMessage | None, edge: int, x: torch.Tensor, context: MessageContext
+        ) -> torch.Tensor:
+            message, mask = make_message(source_message, edge, x, context), context.mask
+            if mask is None:
+                mask = token_mask(model.backbone, course.attention_mask, x.shape[1])
+            record.add((source, course.target), course.iteration, message.detach(), x.detach(), mask)
+            return message
+
+        return message_and_note
+
+    with _follow_course(model) as course, ExitStack() as stack:
+        for source in map(int, model.feedback.sources):
+            connection = model.feedback.connection(source)
+            stack.enter_context(_replace_method(connection, "message", watch(source, connection, course)))
+        yield record
+
+
+@contextmanager
+def record_attention(model: FeedbackPreTrainedModel) -> Iterator[dict[int, list[torch.Tensor]]]:
+    """Context in which the weights of messages that attend are noted.
+
+    Args:
+        model: the model; no other thread may use it meanwhile.
+
+    Yields:
+        For each iteration of the latest call the weights `(B, T, T)` of every edge, mean over the heads; empty where no
+        message attends to tokens.
+    """
+    weights: dict[int, list[torch.Tensor]] = {}
+
+    def watch(operator: AttentionConnection, course: "_Course") -> Callable[..., torch.Tensor]:
+        combine = operator.combine
+
+        def combine_and_note(*args: Any) -> torch.Tensor:
+            weights.setdefault(course.iteration, []).append(operator.attention_weights(*args).detach().mean(1))
+            return combine(*args)
+
+        return combine_and_note
+
+    operators = [one for one in model.feedback.modules() if isinstance(one, AttentionConnection)]
+    with _follow_course(model) as course, ExitStack() as stack:
+        for operator in operators:
+            stack.enter_context(_replace_method(operator, "combine", watch(operator, course)))
+        yield weights
+
+
+def swish_betas(model: FeedbackPreTrainedModel) -> dict[Edge, float]:
+    """The β of Swish by edge; empty if messages have another activation. Edges that share weights share β, and several
+    operators on one edge are averaged."""
+    betas: dict[Edge, float] = {}
+    for target, incoming in model.feedback.incoming.items():
+        for source, edge in incoming:
+            activations = [one for one in model.feedback.connection(source).modules() if isinstance(one, Swish)]
+            if activations:
+                betas[source, target] = sum(one.beta[edge].item() for one in activations) / len(activations)
+    return dict(sorted(betas.items()))
+
+
+@dataclass
+class _Course:
+    """Where a call of the model is."""
+
+    iteration: int = 1
+    target: int = 0
+    attention_mask: Any = None
+
+
+@contextmanager
+def _follow_course(model: FeedbackPreTrainedModel) -> Iterator[_Course]:
+    """Notes which iteration is running, and which layer is about to get messages."""
+    course, feedback = _Course(), model.feedback
+    add_messages = feedback.add_messages
+
+    def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        course.iteration, course.attention_mask = 1, kwargs.get("attention_mask")
+
+    def next_iteration(module: nn.Module, args: tuple[Any, ...]) -> None:
+        course.iteration += 1
+
+    def to_target(x: torch.Tensor, target: int, *args: Any) -> torch.Tensor:
+        course.target = target
+        return add_messages(x, target, *args)
+
+    hooks = (
+        model.register_forward_pre_hook(start, with_kwargs=True),
+        feedback.register_forward_pre_hook(next_iteration),
+    )
+    try:
+        with _replace_method(feedback, "add_messages", to_target):
+            yield course
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _replace_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Gives one module another method for a while."""
+    module.__dict__[name] = method
+    try:
+        yield
+    finally:
+        del module.__dict__[name]

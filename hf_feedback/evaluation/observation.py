@@ -1,0 +1,105 @@
+"""Runs a trained model for more iterations than it is used with, and notes what every one of them does."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..backbone_probe import evaluating
+from ..modeling_base import FeedbackPreTrainedModel
+from ..training.tasks.task import IGNORED
+from ..validation import Keywords
+from .diagnostics import Answers
+from .message_recorder import MessageRecord, record_messages
+
+Batches = Iterable[Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a model did with labelled examples.
+
+    Args:
+        answers: of every item after every iteration.
+        examples: number of the example that each item belongs to, `(N,)`.
+        positions: place of each item among the tokens of its example, `(N,)`; 0 where an example is one item.
+        residuals: `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖` of each example in iterations 2 to K, `(examples, K − 1)`.
+        messages: size of the messages.
+    """
+
+    answers: Answers
+    examples: np.ndarray
+    positions: np.ndarray
+    residuals: np.ndarray
+    messages: MessageRecord
+
+
+@contextmanager
+def without_halting(model: FeedbackPreTrainedModel) -> Iterator[None]:
+    """Context in which no example stops by itself."""
+    halting, model.config.halting = model.config.halting, "none"
+    try:
+        yield
+    finally:
+        model.config.halting = halting
+
+
+def observe(model: FeedbackPreTrainedModel, batches: Batches, num_iterations: int) -> Observation:
+    """Runs a model on batches with `labels`, one class each or, for tokens, one a token.
+
+    Args:
+        model: a model that answers with classes.
+        batches: what `forward` takes.
+        num_iterations: how many iterations are observed.
+    """
+    parts: list[_BatchPart] = []
+    first = 0
+    with evaluating(model), torch.no_grad(), without_halting(model), record_messages(model) as messages:
+        for batch in tqdm(batches, desc=f"{num_iterations} iterations", disable=None, leave=False):
+            part = _observe_batch(model, dict(batch), num_iterations, first)
+            first += len(part.residuals)
+            parts.append(part)
+    answers = Answers(
+        np.concatenate([part.probabilities for part in parts], axis=1), np.concatenate([part.labels for part in parts])
+    )
+    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("examples", "positions"))
+    return Observation(answers, *joined, np.concatenate([part.residuals for part in parts]), messages)
+
+
+@dataclass(frozen=True)
+class _BatchPart:
+    """The arrays of an `Observation` for one batch."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    examples: np.ndarray
+    positions: np.ndarray
+    residuals: np.ndarray
+
+
+def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iterations: int, first: int) -> _BatchPart:
+    """Observes one batch, whose first example has the number `first`."""
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    labels = batch.pop("labels")
+    output = model(**batch, num_iterations=num_iterations, output_iterations=True, return_dict=True)
+    logits = torch.stack(_repeat_last(output.iteration_logits, num_iterations)).float()  # (K, B, C) or (K, B, T, C)
+    labels = labels if labels.dim() == logits.dim() - 2 else labels.view(logits.shape[1:-1])
+    labelled = labels != IGNORED
+    where = labelled.nonzero().cpu().numpy()
+    residuals = output.residuals.float()
+    missing = num_iterations - 1 - residuals.shape[1]  # a fixed point was reached before
+    return _BatchPart(
+        probabilities=logits[:, labelled].softmax(-1).cpu().numpy(),
+        labels=labels[labelled].cpu().numpy(),
+        examples=where[:, 0] + first,
+        positions=where[:, 1] if where.shape[1] > 1 else np.zeros(len(where), dtype=int),
+        residuals=np.pad(residuals.cpu().numpy(), ((0, 0), (0, missing))),
+    )
+
+
+def _repeat_last(logits: tuple[torch.Tensor, ...], num_iterations: int) -> list[torch.Tensor]:
+    """The logits of all iterations, where a solver reached the fixed point before the last of them."""
+    return [*logits, *[logits[-1]] * (num_iterations - len(logits))]

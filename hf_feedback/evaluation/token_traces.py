@@ -1,0 +1,111 @@
+"""How far each token of a text moves from iteration to iteration, and what it attends to meanwhile."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from transformers.utils import logging
+
+from ..backbone_probe import evaluating
+from ..modeling_base import FeedbackPreTrainedModel
+from ..validation import Keywords
+from .message_recorder import record_attention
+from .observation import without_halting
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """The tokens of one text in every iteration.
+
+    Args:
+        movement: `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖` of the segment's last layer, `(K − 1, T)`.
+        attention: for k from 2 on, what each token attends to, `(T, T)`, rows add up to 1; empty if it is not known.
+        attention_source: what attends, in words.
+    """
+
+    movement: torch.Tensor
+    attention: list[torch.Tensor]
+    attention_source: str
+
+
+def trace_tokens(model: FeedbackPreTrainedModel, inputs: Keywords, num_iterations: int) -> TokenTrace | None:
+    """Follows the tokens of one text.
+
+    Args:
+        model: the model.
+        inputs: what `forward` takes, a batch of one text.
+        num_iterations: how many iterations are followed.
+
+    Returns:
+        `None` for a text that is cut into several segments, or a question with several choices.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
+    >>> trace_tokens(model, {"input_ids": torch.tensor([[5, 6, 7]])}, num_iterations=3).movement
+    tensor([[0., 0., 0.],
+            [0., 0., 0.]])
+
+    ```
+    """
+    inputs = {name: value.to(model.device) for name, value in inputs.items() if name != "labels"}
+    layer = model.layout.segment[1] + 1  # `hidden_states` begins with the embeddings
+    states = []
+    with evaluating(model), torch.no_grad(), without_halting(model):
+        for k in range(1, num_iterations + 1):
+            output = model(**inputs, num_iterations=k, output_hidden_states=True, return_dict=True)
+            states.append(output.hidden_states[layer].float())
+        if states[0].shape[0] != 1:
+            return None
+        attention, source = _attention_of_messages(model, inputs, num_iterations)
+        if not attention:
+            attention, source = _attention_of_backbone(model, inputs, num_iterations)
+    tiny = torch.finfo(torch.float32).tiny
+    pairs = zip(states[1:], states[:-1], strict=True)
+    movement = [(new - old).norm(dim=-1) / new.norm(dim=-1).clamp_min(tiny) for new, old in pairs]
+    return TokenTrace(torch.cat(movement).cpu(), [one.cpu() for one in attention], source)
+
+
+def _attention_of_messages(
+    model: FeedbackPreTrainedModel, inputs: Keywords, num_iterations: int
+) -> tuple[list[torch.Tensor], str]:
+    with record_attention(model) as weights:
+        model(**inputs, num_iterations=num_iterations)
+    mean = {k: torch.stack(edges).mean(0)[0] for k, edges in weights.items()}
+    return [mean[k] for k in sorted(mean)], "the messages, mean over edges and heads"
+
+
+def _attention_of_backbone(
+    model: FeedbackPreTrainedModel, inputs: Keywords, num_iterations: int
+) -> tuple[list[torch.Tensor], str]:
+    """The weights of the segment's last layer; none where the backbone does not give them."""
+    layer = model.layout.segment[1]
+    attention = []
+    with _eager_attention(model):
+        for k in range(2, num_iterations + 1):
+            output = model(**inputs, num_iterations=k, output_attentions=True, return_dict=True)
+            weights = output.attentions[layer] if output.attentions else None
+            if weights is None:
+                return [], ""
+            attention.append(weights[0].float().mean(0))
+    return attention, f"layer {layer} of the backbone, mean over heads"
+
+
+@contextmanager
+def _eager_attention(model: FeedbackPreTrainedModel) -> Iterator[None]:
+    """Context in which the backbone computes attention by itself; other implementations return no weights."""
+    before = cast(str, model.backbone.config._attn_implementation)
+    model.backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.backbone.set_attn_implementation(before)
