@@ -40,7 +40,7 @@ def test_answers_and_residuals_are_those_of_every_iteration(halting):
     )
     assert observation.answers.labels.tolist() == [2, 0]
     assert observation.examples.tolist() == [0, 1]
-    assert observation.positions.tolist() == [0, 0]
+    assert observation.numbers.tolist() == [0, 0]
     residuals = torch.cat([model(**row, num_iterations=5, output_iterations=True).residuals for row in batches])
     torch.testing.assert_close(torch.from_numpy(observation.residuals), residuals.float())
 
@@ -58,7 +58,7 @@ def test_each_labelled_token_is_an_item():
     observation = observe(model, [{**tiny_batch(), "labels": labels}], num_iterations=2)
     assert observation.answers.labels.tolist() == [1, 2, 0]
     assert observation.examples.tolist() == [0, 0, 1]
-    assert observation.positions.tolist() == [2, 5, 3]
+    assert observation.numbers.tolist() == [0, 1, 0]
     logits = model(**tiny_batch(), num_iterations=2).logits
     expected = torch.stack([logits[0, 2], logits[0, 5], logits[1, 3]]).softmax(-1).float().detach()
     torch.testing.assert_close(torch.from_numpy(observation.answers.probabilities[1]), expected)

@@ -25,14 +25,14 @@ class Observation:
     Args:
         answers: of every item after every iteration.
         examples: number of the example that each item belongs to, `(N,)`.
-        positions: place of each item among the tokens of its example, `(N,)`; 0 where an example is one item.
+        numbers: number of each item among those of its example, `(N,)`.
         residuals: `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖` of each example in iterations 2 to K, `(examples, K − 1)`.
         messages: size of the messages.
     """
 
     answers: Answers
     examples: np.ndarray
-    positions: np.ndarray
+    numbers: np.ndarray
     residuals: np.ndarray
     messages: MessageRecord
 
@@ -65,7 +65,7 @@ def observe(model: FeedbackPreTrainedModel, batches: Batches, num_iterations: in
     answers = Answers(
         np.concatenate([part.probabilities for part in parts], axis=1), np.concatenate([part.labels for part in parts])
     )
-    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("examples", "positions"))
+    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("examples", "numbers"))
     return Observation(answers, *joined, np.concatenate([part.residuals for part in parts]), messages)
 
 
@@ -76,7 +76,7 @@ class _BatchPart:
     probabilities: np.ndarray
     labels: np.ndarray
     examples: np.ndarray
-    positions: np.ndarray
+    numbers: np.ndarray
     residuals: np.ndarray
 
 
@@ -88,14 +88,14 @@ def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iteratio
     logits = torch.stack(_repeat_last(output.iteration_logits, num_iterations)).float()  # (K, B, C) or (K, B, T, C)
     labels = labels if labels.dim() == logits.dim() - 2 else labels.view(logits.shape[1:-1])
     labelled = labels != IGNORED
-    where = labelled.nonzero().cpu().numpy()
+    number = (labelled if labelled.dim() == 2 else labelled[:, None]).long().cumsum(1) - 1
     residuals = output.residuals.float()
     missing = num_iterations - 1 - residuals.shape[1]  # a fixed point was reached before
     return _BatchPart(
         probabilities=logits[:, labelled].softmax(-1).cpu().numpy(),
         labels=labels[labelled].cpu().numpy(),
-        examples=where[:, 0] + first,
-        positions=where[:, 1] if where.shape[1] > 1 else np.zeros(len(where), dtype=int),
+        examples=labelled.nonzero()[:, 0].cpu().numpy() + first,
+        numbers=number.view(labelled.shape)[labelled].cpu().numpy(),
         residuals=np.pad(residuals.cpu().numpy(), ((0, 0), (0, missing))),
     )
 
