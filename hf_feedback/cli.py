@@ -1,4 +1,4 @@
-"""`hf-feedback train | evaluate | predict`."""
+"""`hf-feedback train | evaluate | predict | report`."""
 
 import sys
 from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch (--fnn)",
     "evaluate": "measure a trained model on labelled texts",
     "predict": "predict the labels of texts, as JSON lines",
+    "report": "show what every iteration of a trained model does to labelled examples, as an HTML page",
 }
 
 

@@ -73,6 +73,7 @@ def test_calibration_by_hand():
     # two bins: confidences 0.5 (wrong) in the lower one, 0.6 (wrong), 0.8 (right), 0.8 (wrong) in the upper one
     result = calibration(ANSWERS, 1, num_bins=2)
     assert result["ece"] == pytest.approx(1 / 4 * 0.5 + 3 / 4 * (2.2 / 3 - 1 / 3))
+    assert result["confidence"] == pytest.approx((0.5 + 0.6 + 0.8 + 0.8) / 4)
     lower, upper = result["bins"]
     assert lower == {"low": 0.0, "high": 0.5, "count": 1, "confidence": 0.5, "accuracy": 0.0}
     assert upper["count"] == 3

@@ -58,9 +58,10 @@ class Bin(TypedDict):
 
 
 class Calibration(TypedDict):
-    """Expected calibration error and reliability of one iteration."""
+    """Expected calibration error, mean confidence and reliability of one iteration."""
 
     ece: float
+    confidence: float
     bins: list[Bin]
 
 
@@ -122,28 +123,27 @@ def calibration(answers: Answers, k: int, num_bins: int = CALIBRATION_BINS) -> C
         num_bins: bins of equal width of the probability of the top class.
 
     Returns:
-        The expected calibration error, Σ (items in the bin / N) · |accuracy − confidence|, and the bins.
+        The expected calibration error, Σ (items in the bin / N) · |accuracy − confidence|, the mean confidence, and the
+        bins.
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599.
     """
     confidence, right = answers.probabilities[k - 1].max(-1), answers.is_right[k - 1]
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     number = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
-    bins: list[Bin] = []
+    bins, error = [], 0.0
     for i in range(num_bins):
         inside = number == i
-        count = int(inside.sum())
-        bins.append(
-            Bin(
-                low=float(edges[i]),
-                high=float(edges[i + 1]),
-                count=count,
-                confidence=float(confidence[inside].mean()) if count else None,
-                accuracy=float(right[inside].mean()) if count else None,
-            )
+        count, one = (
+            int(inside.sum()),
+            Bin(low=float(edges[i]), high=float(edges[i + 1]), count=0, confidence=None, accuracy=None),
         )
-    gaps = [one["count"] * abs(one["accuracy"] - one["confidence"]) for one in bins if one["count"]]
-    return Calibration(ece=sum(gaps) / len(confidence), bins=bins)
+        if count:
+            sure, accurate = float(confidence[inside].mean()), float(right[inside].mean())
+            error += count / len(confidence) * abs(accurate - sure)
+            one = Bin(low=one["low"], high=one["high"], count=count, confidence=sure, accuracy=accurate)
+        bins.append(one)
+    return Calibration(ece=error, confidence=float(confidence.mean()), bins=bins)
 
 
 def confusion(answers: Answers, k: int) -> np.ndarray:

@@ -62,11 +62,17 @@ def observe(model: FeedbackPreTrainedModel, batches: Batches, num_iterations: in
             part = _observe_batch(model, dict(batch), num_iterations, first)
             first += len(part.residuals)
             parts.append(part)
-    answers = Answers(
-        np.concatenate([part.probabilities for part in parts], axis=1), np.concatenate([part.labels for part in parts])
+
+    def joined(name: str, axis: int = 0) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts], axis)
+
+    return Observation(
+        answers=Answers(joined("probabilities", axis=1), joined("labels")),
+        examples=joined("examples"),
+        numbers=joined("numbers"),
+        residuals=joined("residuals"),
+        messages=messages,
     )
-    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("examples", "numbers"))
-    return Observation(answers, *joined, np.concatenate([part.residuals for part in parts]), messages)
 
 
 @dataclass(frozen=True)

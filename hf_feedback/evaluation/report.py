@@ -1,0 +1,244 @@
+"""A report on what the iterations of a trained model do, as JSON and as one HTML page."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from ..feedback_checkpoint import whole_file
+from ..version import HF_FEEDBACK_VERSION
+from .diagnostics import Calibration, ConfusionChange, finite
+from .plots import line_chart, reliability_diagram
+
+
+@dataclass(frozen=True)
+class ItemChange:
+    """An item whose answer became right or wrong.
+
+    Args:
+        row: of the file, counted from 1.
+        before, word, after: its text; see `ShownItem`.
+        label: the right class.
+        answers: class that each iteration answers.
+        label_probabilities: of the right class after each iteration.
+    """
+
+    row: int
+    before: str
+    word: str
+    after: str
+    label: str
+    answers: list[str]
+    label_probabilities: list[float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What changes from one iteration to another.
+
+    Args:
+        first, last: the iterations.
+        fixed, broken: items that became right, and items that became wrong.
+        other_changes: how many changed from one wrong answer to another.
+        p_value: of McNemar's exact test.
+    """
+
+    first: int
+    last: int
+    fixed: list[ItemChange]
+    broken: list[ItemChange]
+    other_changes: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """How far the states move in one iteration, over the examples.
+
+    Args:
+        iteration: from 2 on.
+        median, high: median and 90th percentile of `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖`.
+    """
+
+    iteration: int
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """By which factor one more iteration shrinks a small difference between states after K iterations.
+
+    Args:
+        num_examples: examples that it was estimated on, the first of the file.
+        median, largest: over the examples.
+        expanding: share of the examples on which it is above 1.
+    """
+
+    num_examples: int
+    median: float
+    largest: float
+    expanding: float
+
+
+@dataclass(frozen=True)
+class EdgeSummary:
+    """The messages of one edge.
+
+    Args:
+        source, target: layers, from 0.
+        beta: β of Swish; `None` for other activations.
+        norms: mean of ‖message‖ in each iteration, `None` where there is none.
+        shares: mean of ‖message‖ / ‖x‖, x the input of the target layer.
+    """
+
+    source: int
+    target: int
+    beta: float | None
+    norms: list[float | None]
+    shares: list[float | None]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The tokens of one example in every iteration.
+
+    Args:
+        change: the example; its first item that changed, where it has several.
+        tokens: as the model reads them.
+        movement: of each token in iterations 2 to the last, `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖`.
+        most_moved: number of the token that moved most in each of these iterations.
+        attended: what that token attends to in that iteration, one weight a token; empty if it is not known.
+        attention_source: what attends, in words.
+    """
+
+    change: ItemChange
+    tokens: list[str]
+    movement: list[list[float]]
+    most_moved: list[int]
+    attended: list[list[float]]
+    attention_source: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the iterations of a trained model do; iterations are counted from 1.
+
+    Args:
+        model, file: what was observed.
+        unit: what gets one class each, in the plural; there are `num_items`, in `num_examples` rows.
+        num_iterations: K, the model's own; `observed` iterations were run.
+        label_names: the classes.
+        accuracy, oracle_accuracy: after each iteration; the second of a gate that knows the best iteration so far.
+        whole: from iteration 1 to K.
+        steps: from each iteration to the next.
+        residuals, contraction: how the states move.
+        edges: the messages.
+        calibration: of each iteration.
+        confusion_first, confusion_last: after iteration 1 and K; labels in rows, answers in columns.
+        confusion_changes: cells that differ, the largest change first.
+        pictures: of some examples.
+        versions: of the packages.
+    """
+
+    model: str
+    file: str
+    unit: str
+    num_items: int
+    num_examples: int
+    num_iterations: int
+    observed: int
+    label_names: tuple[str, ...]
+    accuracy: list[float]
+    oracle_accuracy: list[float]
+    whole: Step
+    steps: list[Step]
+    residuals: list[Residuals]
+    contraction: Contraction
+    edges: list[EdgeSummary]
+    calibration: list[Calibration]
+    confusion_first: list[list[int]]
+    confusion_last: list[list[int]]
+    confusion_changes: list[ConfusionChange]
+    pictures: list[Picture]
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "hf_feedback": HF_FEEDBACK_VERSION,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        }
+    )
+
+    @property
+    def verdict(self) -> str:
+        """What happens from K = 1 to K, in a sentence."""
+        first, last = self.accuracy[0], self.accuracy[self.num_iterations - 1]
+        if self.num_iterations == 1:
+            return f"The model takes one iteration, with an accuracy of {first:.1%} on {self.num_items} {self.unit}."
+        fixed, broken = len(self.whole.fixed), len(self.whole.broken)
+        chance = "is more than chance" if self.whole.p_value < 0.05 else "may be chance"
+        return (
+            f"From iteration 1 to K = {self.num_iterations} the accuracy goes from {first:.1%} to {last:.1%}: of "
+            f"{self.num_items} {self.unit}, {fixed} become right and {broken} become wrong. This {chance} (McNemar's "
+            f"exact test, p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{self.whole.p_value:.2g})."
+        )
+
+    def to_json(self) -> str:
+        """The report as JSON, `verdict` included; `null` for numbers that are not finite."""
+        values = finite({"verdict": self.verdict, **asdict(self)})
+        return json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+    def to_html(self) -> str:
+        """The report as one page that loads nothing."""
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        environment.filters |= {"percent": _percent, "decimal": _decimal}
+        return environment.get_template("report_template.html").render(report=self, charts=self._charts())
+
+    def _charts(self) -> dict[str, Any]:
+        iterations = list(range(1, self.observed + 1))
+        accuracy = {"accuracy": self.accuracy, "best iteration so far": self.oracle_accuracy}
+        residuals = {
+            "median": [one.median for one in self.residuals],
+            "90th percentile": [one.high for one in self.residuals],
+        }
+        shown = sorted({1, self.num_iterations})
+        charts: dict[str, Any] = {
+            "accuracy": line_chart(
+                accuracy, iterations, "Accuracy after each iteration", marked=self.num_iterations, percent=True
+            ),
+            "residuals": line_chart(
+                residuals, iterations[1:], "Relative change of the states in each iteration", percent=True
+            ),
+        }
+        reliability = {
+            k: reliability_diagram(self.calibration[k - 1]["bins"], f"Accuracy over confidence after iteration {k}")
+            for k in shown
+        }
+        return {
+            **{name: Markup(chart) for name, chart in charts.items()},
+            "reliability": {k: Markup(diagram) for k, diagram in reliability.items()},
+            "largest_share": max([share or 0.0 for edge in self.edges for share in edge.shares], default=0.0) or 1.0,
+        }
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes `report.json` and `report.html` into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("report.json", report.to_json()), ("report.html", report.to_html())):
+        with whole_file(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")

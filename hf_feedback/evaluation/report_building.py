@@ -1,0 +1,181 @@
+"""Makes a report: a model is observed on labelled examples, and the numbers are summed up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling_base import FeedbackPreTrainedModel
+from ..validation import MOST_ITERATIONS
+from .diagnostics import calibration, confusion, confusion_changes, flips, mcnemar
+from .labelled_examples import LabelledExamples
+from .message_recorder import MessageRecord, swish_betas
+from .observation import Observation, observe, without_halting
+from .report import Contraction, EdgeSummary, ItemChange, Picture, Report, Residuals, Step
+from .token_traces import trace_tokens
+
+FURTHER_ITERATIONS = 2  # that are observed after the model's own K
+CONTRACTION_EXAMPLES = 32  # of which the contraction is estimated
+MOST_TOKENS = 200  # of a picture
+
+
+def make_report(
+    examples: LabelledExamples, model_name: str, file: str, batch_size: int = 32, num_pictures: int = 8
+) -> Report:
+    """Observes a model on labelled examples, for two iterations more than it is used with.
+
+    Args:
+        examples: the model and the examples.
+        model_name, file: as they are named in the report.
+        batch_size: examples of a batch.
+        num_pictures: examples whose tokens are followed.
+    """
+    model = examples.model
+    k = model.config.num_iterations
+    observed = min(k + FURTHER_ITERATIONS, MOST_ITERATIONS)
+    seen = observe(model, examples.batches(batch_size), observed)
+    changes = _Changes(seen, examples)
+    whole = changes.between(1, k)
+    return Report(
+        model=model_name,
+        file=file,
+        unit=examples.unit,
+        num_items=len(seen.answers.labels),
+        num_examples=len(examples.data),
+        num_iterations=k,
+        observed=observed,
+        label_names=examples.label_names,
+        accuracy=seen.answers.accuracy,
+        oracle_accuracy=seen.answers.oracle_accuracy,
+        whole=whole,
+        steps=[changes.between(one, one + 1) for one in range(1, observed)],
+        residuals=_summarize_residuals(seen.residuals),
+        contraction=_estimate_contraction(model, examples, batch_size),
+        edges=summarize_edges(model, seen.messages, observed),
+        calibration=[calibration(seen.answers, one) for one in range(1, observed + 1)],
+        confusion_first=confusion(seen.answers, 1).tolist(),
+        confusion_last=confusion(seen.answers, k).tolist(),
+        confusion_changes=confusion_changes(seen.answers, 1, k),
+        pictures=_draw_pictures(examples, changes, whole, observed, num_pictures),
+    )
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """Items of an observation as a report shows them."""
+
+    seen: Observation
+    examples: LabelledExamples
+
+    def item(self, number: int) -> ItemChange:
+        answers, names = self.seen.answers, self.examples.label_names
+        example, label = int(self.seen.examples[number]), int(answers.labels[number])
+        shown = self.examples.show(example, int(self.seen.numbers[number]))
+        return ItemChange(
+            row=example + 1,
+            before=shown.before,
+            word=shown.word,
+            after=shown.after,
+            label=names[label],
+            answers=[names[answer] for answer in answers.predictions[:, number]],
+            label_probabilities=answers.probabilities[:, number, label].tolist(),
+        )
+
+    def between(self, first: int, last: int) -> Step:
+        fixed, broken, others = flips(self.seen.answers, first, last)
+        return Step(
+            first=first,
+            last=last,
+            fixed=list(map(self.item, fixed)),
+            broken=list(map(self.item, broken)),
+            other_changes=others,
+            p_value=mcnemar(len(fixed), len(broken)),
+        )
+
+    def most_moved_first(self) -> list[ItemChange]:
+        """One item of every example, those whose states move most in iteration 2 first."""
+        first_items = np.unique(self.seen.examples, return_index=True)[1]
+        residuals = self.seen.residuals[self.seen.examples[first_items], 0]
+        return [self.item(int(first_items[i])) for i in np.argsort(-residuals)]
+
+
+def _summarize_residuals(residuals: np.ndarray) -> list[Residuals]:
+    quantiles = np.quantile(residuals, (0.5, 0.9), axis=0)
+    return [Residuals(k, float(median), float(high)) for k, (median, high) in enumerate(quantiles.T, 2)]
+
+
+def _estimate_contraction(model: FeedbackPreTrainedModel, examples: LabelledExamples, batch_size: int) -> Contraction:
+    with without_halting(model):
+        batches = examples.batches(batch_size, CONTRACTION_EXAMPLES)
+        factors = torch.cat([model.estimate_contraction(batch) for batch in batches])
+    return Contraction(
+        num_examples=len(factors),
+        median=factors.median().item(),
+        largest=factors.max().item(),
+        expanding=(factors > 1).float().mean().item(),
+    )
+
+
+def summarize_edges(model: FeedbackPreTrainedModel, messages: MessageRecord, num_iterations: int) -> list[EdgeSummary]:
+    """Returns the messages of every edge.
+
+    Args:
+        model: the model.
+        messages: what was recorded of its messages.
+        num_iterations: how many iterations were observed.
+    """
+    betas = swish_betas(model)
+    return [
+        EdgeSummary(source, target, betas.get((source, target)), *messages.means((source, target), num_iterations))
+        for source, target in model.config.edges()
+    ]
+
+
+def choose_examples(whole: Step, others: Sequence[ItemChange], most: int) -> list[ItemChange]:
+    """Chooses examples to look at: fixed and broken ones by turns, and then others.
+
+    Args:
+        whole: what changes from iteration 1 to K.
+        others: one item of every example, in the order in which they are wanted.
+        most: how many examples.
+    """
+    pairs = max(len(whole.fixed), len(whole.broken))
+    by_turns = [step[i] for i in range(pairs) for step in (whole.fixed, whole.broken) if i < len(step)]
+    by_row: dict[int, ItemChange] = {}
+    for item in (*by_turns, *others):
+        by_row.setdefault(item.row, item)
+    return list(by_row.values())[:most]
+
+
+def _draw_pictures(
+    examples: LabelledExamples, changes: _Changes, whole: Step, num_iterations: int, most: int
+) -> list[Picture]:
+    if not examples.reads_tokens or most == 0:
+        return []
+    chosen = choose_examples(whole, changes.most_moved_first(), most)
+    pictures = (_draw_picture(examples, item, num_iterations) for item in chosen)
+    return [picture for picture in pictures if picture is not None]
+
+
+def _draw_picture(examples: LabelledExamples, item: ItemChange, num_iterations: int) -> Picture | None:
+    inputs = examples.inputs(item.row - 1)
+    trace = trace_tokens(examples.model, inputs, num_iterations)
+    if trace is None or not isinstance(examples.processor, PreTrainedTokenizerBase):
+        return None
+    numbers = inputs["input_ids"][0, :MOST_TOKENS].tolist()
+    tokens = [cast(str, examples.processor.decode([number])).strip() or "␣" for number in numbers]
+    most_moved = trace.movement[:, : len(tokens)].argmax(1).tolist()
+    attended = [
+        weights[token, : len(tokens)].tolist() for weights, token in zip(trace.attention, most_moved, strict=False)
+    ]
+    return Picture(
+        change=item,
+        tokens=tokens,
+        movement=trace.movement[:, : len(tokens)].tolist(),
+        most_moved=most_moved,
+        attended=attended,
+        attention_source=trace.attention_source,
+    )

@@ -1,0 +1,77 @@
+"""`hf-feedback report`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from ...evaluation.labelled_examples import load_examples
+from ...evaluation.report import write_report
+from ...evaluation.report_building import make_report
+from ...validation import check_integer, option
+from ..output_folder import check_writable
+from .options import OptionParser
+
+FILES = ("report.html", "report.json")
+
+
+@dataclass
+class ReportArguments:
+    """Which model is observed on which examples."""
+
+    model: str = field(metadata={"help": "Folder or hub id of a trained model; also as the first argument."})
+    file: str = field(metadata={"help": "File of labelled examples; a folder of images or recordings."})
+    output: str = option("report", "Folder for report.html and report.json.")
+    revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
+    batch_size: int = option(32, "Examples of a batch.")
+    num_iterations: int | None = option(None, "K (default: the model's own); two more are observed.")
+    pictures: int = option(8, "Examples whose tokens are followed.")
+    force: bool = option(False, "Write over a report that exists.")
+
+    def check(self) -> None:
+        """Raises `ValueError` where an option has a value that is not allowed, or a report would be lost."""
+        check_integer("batch_size", self.batch_size, 1, "examples a batch")
+        check_integer("pictures", self.pictures, 0, "0 leaves them out")
+        check_writable(self.output, "output")
+        for name in FILES:
+            if (Path(self.output) / name).exists() and not self.force:
+                raise ValueError(
+                    f"`output`: {self.output} holds {name} already; name another, or write over it (`--force`)."
+                )
+
+
+@dataclass
+class ColumnArguments:
+    """The columns of the file; which there are depends on the task."""
+
+    text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
+    text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
+    label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    tokens_column: str | None = option(None, "Column of the words to tag (default: tokens).")
+    tags_column: str | None = option(None, "Column of the tags (default: tags).")
+    image_column: str | None = option(None, "Column of the images (default: image).")
+    audio_column: str | None = option(None, "Column of the recordings (default: audio).")
+    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as in training).")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `hf-feedback report` and returns the exit status.
+
+    Args:
+        arguments: those after the name of the command; the first may be the model.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--model", *arguments]
+    args, columns = OptionParser((ReportArguments, ColumnArguments), prog="hf-feedback report").parse(arguments)
+    args.check()
+    examples = load_examples(args.model, args.file, args.revision, asdict(columns))
+    if args.num_iterations is not None:
+        examples.model.set_num_iterations(args.num_iterations)
+    if torch.accelerator.is_available():
+        cast(torch.nn.Module, examples.model).to(torch.accelerator.current_accelerator())
+    report = make_report(examples, args.model, args.file, args.batch_size, args.pictures)
+    write_report(report, Path(args.output))
+    print(f"{report.verdict}\nThe report is in {Path(args.output) / FILES[0]}, its numbers in {FILES[1]}")
+    return 0
