@@ -1,0 +1,165 @@
+"""Figures of a training run for TensorBoard and trackio: what iterations do, after every evaluation."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, TrackioCallback
+
+from ..training.data.labels import SINGLE_LABEL, LabelSet
+from ..training.model_parts import feedback_model_in
+from ..training.tasks import MultipleChoice
+from .diagnostics import calibration
+from .labelled_examples import SUPPORTED
+from .observation import Observation, observe
+from .report import EdgeSummary
+from .report_building import FURTHER_ITERATIONS, summarize_edges
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class IterationFigures(TrainerCallback):
+    """After every evaluation, sends to TensorBoard and trackio what iterations do.
+
+    Curves over training: accuracy and calibration error after each iteration, and by edge the size of messages and β of
+    Swish. A figure at each evaluation: accuracy by iteration, and messages by edge and iteration.
+
+    Args:
+        trainer: a trainer with `report_to` `"tensorboard"`, `"trackio"` or both.
+        most_batches: batches of the evaluation data that are observed.
+
+    Raises:
+        ValueError: the trainer reports to neither, or its model does not answer with one class for each item.
+        ImportError: matplotlib is missing (`pip install "hf-feedback[plots]"`).
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
+    >>> trainer = FeedbackTrainer(model, FeedbackTrainingArguments("out", report_to="none", use_cpu=True))
+    >>> trainer.add_callback(IterationFigures(trainer))
+    Traceback (most recent call last):
+    ValueError: `report_to` must have 'tensorboard' or 'trackio' for figures, got [].
+
+    ```
+    """
+
+    def __init__(self, trainer: Trainer, most_batches: int = 8) -> None:
+        import matplotlib  # noqa: F401  # an extra, which is needed later
+
+        self.trainer, self.most_batches = trainer, most_batches
+        if not self._receivers():
+            raise ValueError(
+                f"`report_to` must have 'tensorboard' or 'trackio' for figures, got {trainer.args.report_to}."
+            )
+        model = feedback_model_in(cast(torch.nn.Module, trainer.model))[1]
+        has_classes = isinstance(model, MultipleChoice.model_class) or (
+            isinstance(model, tuple(task.model_class for task in SUPPORTED))
+            and LabelSet.of_model(model).problem_type == SINGLE_LABEL
+        )
+        if not has_classes:
+            raise ValueError(
+                f"Figures of iterations are about models that answer with one class for each item; "
+                f"{type(model).__name__} with `problem_type`={model.config.problem_type!r} does not."
+            )
+
+    def _receivers(self) -> list[TensorBoardCallback | TrackioCallback]:
+        callbacks = self.trainer.callback_handler.callbacks
+        return [one for one in callbacks if isinstance(one, TensorBoardCallback | TrackioCallback)]
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        model = feedback_model_in(cast(torch.nn.Module, self.trainer.model))[1]
+        k = model.config.num_iterations
+        batches = islice(kwargs["eval_dataloader"], self.most_batches)
+        with torch.random.fork_rng(devices=[]), self.trainer.compute_loss_context_manager():
+            seen = observe(model, batches, k + FURTHER_ITERATIONS)
+        if state.is_world_process_zero:
+            edges = summarize_edges(model, seen.messages, k + FURTHER_ITERATIONS)
+            figure = draw_figure(seen, edges, k)
+            for receiver in self._receivers():
+                send(receiver, curves(seen, edges, k), figure, state.global_step)
+
+
+def curves(seen: Observation, edges: list[EdgeSummary], num_iterations: int) -> dict[str, float]:
+    """Returns the values that are followed over training, by name.
+
+    Args:
+        seen: what was observed.
+        edges: its messages.
+        num_iterations: K of the model, whose messages are followed; those of the first iteration after it if K is 1.
+    """
+    values: dict[str, float] = {}
+    for i, accuracy in enumerate(seen.answers.accuracy, 1):
+        values[f"iterations/accuracy_{i}"] = accuracy
+        values[f"iterations/calibration_error_{i}"] = calibration(seen.answers, i)["ece"]
+    for edge in edges:
+        name = f"{edge.source}_to_{edge.target}"
+        share = edge.shares[max(num_iterations, 2) - 1]
+        if share is not None:
+            values[f"messages/{name}"] = share
+        if edge.beta is not None:
+            values[f"beta/{name}"] = edge.beta
+    return values
+
+
+def draw_figure(seen: Observation, edges: list[EdgeSummary], num_iterations: int) -> "Figure":
+    """Draws accuracy by iteration, and the size of messages by edge and iteration."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    iterations = range(1, len(seen.answers.accuracy) + 1)
+    left.plot(iterations, seen.answers.accuracy, marker="o", label="accuracy")
+    left.plot(iterations, seen.answers.oracle_accuracy, "--", color="grey", label="best iteration so far")
+    left.axvline(num_iterations, color="grey", linestyle=":", linewidth=1)
+    left.set(xlabel=f"iteration (K = {num_iterations})", xticks=list(iterations), ylabel="accuracy")
+    left.legend(frameon=False)
+    shares = [[share or 0.0 for share in edge.shares] for edge in edges]
+    image = right.imshow(shares, cmap="Blues", aspect="auto", vmin=0.0)
+    names = [f"{edge.source} → {edge.target}" for edge in edges]
+    right.set(
+        xlabel="iteration",
+        xticks=[i - 1 for i in iterations],
+        xticklabels=list(map(str, iterations)),
+        yticks=range(len(names)),
+        yticklabels=[
+            f"{name}  β {edge.beta:.2f}" if edge.beta is not None else name
+            for name, edge in zip(names, edges, strict=True)
+        ],
+        title="size of messages / input",
+    )
+    figure.colorbar(image, ax=right)
+    return figure
+
+
+def send(
+    receiver: TensorBoardCallback | TrackioCallback, values: Mapping[str, float], figure: "Figure", step: int
+) -> None:
+    """Sends values and a figure to the run that a callback of transformers has opened.
+
+    Args:
+        receiver: the callback; nothing is sent before it has opened a run.
+        values: by name.
+        figure: goes by the name `iterations/figure`.
+        step: of training.
+    """
+    if isinstance(receiver, TensorBoardCallback):
+        if receiver.tb_writer is not None:
+            for name, value in values.items():
+                receiver.tb_writer.add_scalar(name, value, step)
+            receiver.tb_writer.add_figure("iterations/figure", figure, step)
+    elif receiver._initialized:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        picture = receiver._trackio.Image(np.asarray(canvas.buffer_rgba())[..., :3])
+        receiver._trackio.log({**values, "iterations/figure": picture, "train/global_step": step})
