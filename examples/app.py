@@ -1,0 +1,50 @@
+"""Steps through the iterations of a text in the browser: class probabilities, and how far each token moved.
+
+pip install "hf-feedback[app]"
+python examples/app.py runs/quickstart
+"""
+
+import sys
+
+import gradio as gr
+
+from hf_feedback.evaluation.text_steps import TextSteps, step_through
+from hf_feedback.training.inference import load_classifier
+
+FURTHER_ITERATIONS = 2
+EXAMPLES = ["Where is my parcel? It was due on Monday.", "You took the money twice.", "I cannot log in any more."]
+
+
+def show(steps: TextSteps | None, k: int) -> tuple[str, dict[str, float] | None, list[tuple[str, float]]]:
+    """What iteration k changed, the class probabilities, and the tokens with how far they moved."""
+    return ("", None, []) if steps is None else (steps.describe(k), steps.class_probabilities(k), steps.moved_tokens(k))
+
+
+def build(folder: str) -> gr.Blocks:
+    """The app for the model in a folder."""
+    model, tokenizer = load_classifier(folder)
+    last = model.config.num_iterations + FURTHER_ITERATIONS
+
+    def read(text: str, k: int) -> tuple:
+        steps = step_through(model, tokenizer, text, last)
+        return steps, steps.chart(), *show(steps, k)
+
+    with gr.Blocks(title="Iterations of a text") as app:
+        gr.Markdown(f"# Iterations of a text\n`{folder}`, K = {model.config.num_iterations}")
+        steps = gr.State()
+        text = gr.Textbox(label="Text", lines=3, submit_btn="Read")
+        k = gr.Slider(1, last, value=1, step=1, label="Iteration")
+        change = gr.Markdown()
+        with gr.Row():
+            probabilities = gr.Label(label="Answer", num_top_classes=5)
+            chart = gr.HTML(label="Probabilities by iteration")
+        tokens = gr.HighlightedText(label="How far each token moved in this iteration", combine_adjacent=False)
+        gr.Examples(EXAMPLES, text)
+        shown = [change, probabilities, tokens]
+        text.submit(read, [text, k], [steps, chart, *shown])
+        k.change(show, [steps, k], shown)
+    return app
+
+
+if __name__ == "__main__":
+    build(*sys.argv[1:]).launch()

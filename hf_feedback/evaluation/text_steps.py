@@ -1,0 +1,98 @@
+"""One text, iteration by iteration: what the model answers, and which tokens moved."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling_base import FeedbackPreTrainedModel
+from ..training.data.labels import SINGLE_LABEL, LabelSet
+from .observation import observe
+from .plots import line_chart
+from .token_traces import trace_tokens
+
+
+@dataclass(frozen=True)
+class TextSteps:
+    """What a model does with one text; iterations are counted from 1.
+
+    Args:
+        label_names: the classes.
+        probabilities: of the classes, one list an iteration.
+        tokens: as the model reads them.
+        movement: `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖` of each token, one list an iteration from the second on; empty
+            for a text in several segments.
+        residuals: the same over the whole text and all sources.
+    """
+
+    label_names: tuple[str, ...]
+    probabilities: list[list[float]]
+    tokens: list[str]
+    movement: list[list[float]]
+    residuals: list[float]
+
+    def class_probabilities(self, k: int) -> dict[str, float]:
+        """The probability of each class after iteration k."""
+        return dict(zip(self.label_names, self.probabilities[k - 1], strict=True))
+
+    def moved_tokens(self, k: int) -> list[tuple[str, float]]:
+        """Each token with how far it moved in iteration k, as a share of the largest movement in any iteration."""
+        largest = max((max(line) for line in self.movement), default=0.0) or 1.0
+        line = self.movement[k - 2] if k > 1 and self.movement else [0.0] * len(self.tokens)
+        return [(token, moved / largest) for token, moved in zip(self.tokens, line, strict=True)]
+
+    def describe(self, k: int) -> str:
+        """What iteration k changed, in a sentence."""
+        now = self.class_probabilities(k)
+        answer = max(now, key=now.__getitem__)
+        if k == 1:
+            return f"Iteration 1 answers {answer} ({now[answer]:.1%})."
+        before = self.class_probabilities(k - 1)
+        earlier = max(before, key=before.__getitem__)
+        change = f"still answers {answer}" if answer == earlier else f"changes the answer from {earlier} to {answer}"
+        return (
+            f"Iteration {k} {change} ({before[answer]:.1%} → {now[answer]:.1%}) and moves the states by "
+            f"{self.residuals[k - 2]:.1%} of their size."
+        )
+
+    def chart(self, most: int = 3) -> str:
+        """The classes that are most probable in any iteration, as SVG text.
+
+        Args:
+            most: how many classes, at most 3.
+        """
+        peaks = {name: max(p[i] for p in self.probabilities) for i, name in enumerate(self.label_names)}
+        shown = sorted(peaks, key=lambda name: -peaks[name])[:most]
+        series = {name: [p[self.label_names.index(name)] for p in self.probabilities] for name in shown}
+        iterations = range(1, len(self.probabilities) + 1)
+        return line_chart(series, iterations, "Probability of the classes by iteration", percent=True)
+
+
+def step_through(
+    model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, num_iterations: int
+) -> TextSteps:
+    """Follows a text through the iterations of a text classifier.
+
+    Args:
+        model: a model that gives a text one class.
+        tokenizer: its tokenizer.
+        text: the text.
+        num_iterations: how many iterations are followed.
+
+    Raises:
+        ValueError: the model does not give a text one class.
+    """
+    labels = LabelSet.of_model(model)
+    if labels.problem_type != SINGLE_LABEL:
+        raise ValueError(f"`model` must give a text one class, got one for {labels.problem_type}.")
+    inputs = dict(tokenizer(text, truncation=True, return_tensors="pt"))
+    seen = observe(model, [{**inputs, "labels": torch.tensor([0])}], num_iterations)
+    trace = trace_tokens(model, inputs, num_iterations)
+    return TextSteps(
+        label_names=labels.names,
+        probabilities=seen.answers.probabilities[:, 0].tolist(),
+        tokens=[cast(str, tokenizer.decode([number])).strip() or "␣" for number in inputs["input_ids"][0].tolist()],
+        movement=[] if trace is None else trace.movement.tolist(),
+        residuals=seen.residuals[0].tolist(),
+    )

@@ -1,0 +1,76 @@
+"""A text is followed through its iterations, and the app shows it."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from builders import LABELS, fresh, labelled_model, tiny_tokenizer
+
+from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.text_steps import TextSteps, step_through
+
+STEPS = TextSteps(
+    ("late", "lost"), [[0.75, 0.25], [0.25, 0.75], [0.125, 0.875]], ["it", "is"], [[0.5, 0.25], [0, 1]], [0.5, 0.25]
+)
+
+
+def test_the_steps_are_those_of_the_model():
+    model, tokenizer = labelled_model(), tiny_tokenizer()
+    steps = step_through(model, tokenizer, "where is my parcel", 4)
+    inputs = tokenizer("where is my parcel", return_tensors="pt")
+    for k in range(1, 5):
+        expected = model(**inputs, num_iterations=k).logits.softmax(-1)[0].tolist()
+        assert list(steps.class_probabilities(k).values()) == pytest.approx(expected, abs=1e-6)
+    assert steps.tokens == ["[CLS]", "where", "is", "my", "parcel", "[SEP]"]
+    assert list(steps.class_probabilities(1)) == list(LABELS["label2id"])
+    residuals = model(**inputs, num_iterations=4, output_iterations=True).residuals[0].tolist()
+    assert steps.residuals == pytest.approx(residuals, rel=1e-5)
+    assert [len(line) for line in steps.movement] == [6, 6, 6]
+
+
+def test_movement_is_a_share_of_the_largest():
+    assert STEPS.moved_tokens(1) == [("it", 0.0), ("is", 0.0)]
+    assert STEPS.moved_tokens(2) == [("it", 0.5), ("is", 0.25)]
+    assert STEPS.moved_tokens(3) == [("it", 0.0), ("is", 1.0)]
+
+
+def test_a_text_whose_tokens_are_not_followed_has_no_movement():
+    steps = TextSteps(("late", "lost"), [[1, 0], [0, 1]], ["it"], [], [0.5])
+    assert steps.moved_tokens(2) == [("it", 0.0)]
+
+
+def test_each_iteration_is_described():
+    assert STEPS.describe(1) == "Iteration 1 answers late (75.0%)."
+    assert STEPS.describe(2) == (
+        "Iteration 2 changes the answer from late to lost (25.0% → 75.0%) and moves the states by 50.0% of their size."
+    )
+    assert STEPS.describe(3).startswith("Iteration 3 still answers lost (75.0% → 87.5%)")
+
+
+def test_the_chart_names_the_most_probable_classes():
+    chart = STEPS.chart(most=1)
+    assert ">lost<" in chart
+    assert ">late<" not in chart
+
+
+def test_a_model_of_values_is_refused():
+    model = fresh("SequenceClassification", num_labels=1)
+    with pytest.raises(ValueError, match="`model` must give a text one class, got one for regression"):
+        step_through(model, tiny_tokenizer(), "it", 2)
+
+
+def test_the_app_shows_what_the_package_computes(tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="needs the extra hf-feedback[app]")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
+    app = importlib.import_module("app")
+    model = labelled_model()
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    blocks = app.build(str(tmp_path))
+    read, show = (function.fn for function in blocks.fns.values() if function.fn.__name__ in ("read", "show"))
+    steps, chart, *shown = read("where is my parcel", 3)
+    loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
+    assert steps == step_through(loaded, tiny_tokenizer(), "where is my parcel", 5)
+    assert chart == steps.chart()
+    assert shown == list(show(steps, 3)) == [steps.describe(3), steps.class_probabilities(3), steps.moved_tokens(3)]
+    assert show(None, 1) == ("", None, [])
