@@ -36,8 +36,10 @@ def build(folder: str) -> gr.Blocks:
         k = gr.Slider(1, last, value=1, step=1, label="Iteration")
         change = gr.Markdown()
         with gr.Row():
-            probabilities = gr.Label(label="Answer", num_top_classes=5)
-            chart = gr.HTML(label="Probabilities by iteration")
+            with gr.Column(min_width=300):
+                probabilities = gr.Label(label="Answer", num_top_classes=5)
+            with gr.Column(min_width=300):
+                chart = gr.HTML(label="Probabilities by iteration")
         tokens = gr.HighlightedText(label="How far each token moved in this iteration", combine_adjacent=False)
         gr.Examples(EXAMPLES, text)
         shown = [change, probabilities, tokens]

@@ -15,6 +15,10 @@ from .layer_recorder import LayerCall, LayerOutput, SegmentRecord, hidden_of
 from .validation import Keywords
 
 
+class UnknownCollectionError(RuntimeError):
+    """A backbone collects its hidden states or attentions in a way that is not known."""
+
+
 def asks_for_states(inputs: Keywords) -> bool:
     """Whether a backbone is asked for its hidden states or attentions."""
     return bool(inputs.get("output_hidden_states") or inputs.get("output_attentions"))
@@ -36,7 +40,7 @@ def keep_last_iteration(outputs: ModelOutput, record: SegmentRecord, part: str) 
     """Makes `hidden_states` and `attentions` of a backbone's output those of the last iteration, one for each layer.
 
     Raises:
-        RuntimeError: the backbone collects them in a way that is not known.
+        UnknownCollectionError: the backbone collects them in a way that is not known.
     """
     key = collected_key(outputs, "hidden_states", part)
     if outputs.get(key) is not None:
@@ -57,7 +61,7 @@ def _attention_of(call: LayerCall, first: torch.Tensor) -> torch.Tensor:
     """The attention weights in a layer's latest output, which are at the same index as in iteration 1."""
     indices = [i for i, extra in enumerate(call.extras) if extra is first]
     if len(indices) != 1:
-        raise RuntimeError(
+        raise UnknownCollectionError(
             f"A {type(call.module).__name__} does not return its attentions as the backbone does; call the model "
             "without `output_attentions`."
         )
@@ -81,7 +85,7 @@ def _without_replays(
     extra = len(collected) - expected
     # the segment's last layer replays inside its own call, so what hangs on the layer itself misses it
     if extra not in {0, (len(record.calls) - 1) * record.num_replays, len(record.calls) * record.num_replays}:
-        raise RuntimeError(
+        raise UnknownCollectionError(
             f"The backbone collected {len(collected)} tensors where {expected} or a multiple of its replays was "
             "expected; call it without `output_hidden_states` and `output_attentions`."
         )

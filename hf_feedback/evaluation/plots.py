@@ -79,17 +79,13 @@ def line_chart(
         words = f"K = {number}" if number == marked else str(number)
         shapes.append(_text(place_x(number), HEIGHT - BOTTOM + 16, words, INK if number == marked else GREY))
     shapes.append(_text(LEFT + width / 2, HEIGHT - 3, x_label))
-    start = float(LEFT)
-    for (name, line), (color, dashes) in zip(series.items(), STYLES, strict=False):
+    for line, (color, dashes) in zip(series.values(), STYLES, strict=False):
         points = [
             (place_x(number), place_y(value)) if value is not None and math.isfinite(value) else None
             for number, value in zip(x, line, strict=True)
         ]
         shapes.extend(_polyline(points, color, dashes))
-        shapes.append(_line(start, 12, start + 18, 12, color, 2, dashes))
-        shapes.append(_text(start + 23, 16, name, INK, "start"))
-        start += 34 + 6.3 * len(name)
-    return _svg(WIDTH, HEIGHT, description, shapes)
+    return _svg(WIDTH, HEIGHT, description, [*shapes, *_legend(list(series))])
 
 
 def reliability_diagram(bins: Sequence[Bin], description: str) -> str:
@@ -113,6 +109,20 @@ def reliability_diagram(bins: Sequence[Bin], description: str) -> str:
             shapes.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{radius:.1f}" fill="{ACCENT}" fill-opacity="0.65"/>')
     shapes.append(_text(left + side / 2, top + side + 30, "confidence"))
     return _svg(left + side + 16, top + side + 34, description, shapes)
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    """The names of the series beside their strokes, in one line; long ones are cut if they need more."""
+    character, stroke = 6.3, 34
+    most = int(((WIDTH - LEFT) / max(len(names), 1) - stroke) / character)
+    fits = sum(stroke + character * len(name) for name in names) <= WIDTH - LEFT
+    shapes, start = [], float(LEFT)
+    for name, (color, dashes) in zip(names, STYLES, strict=False):
+        shown = name if fits or len(name) <= most else f"{name[: most - 1]}…"
+        shapes.append(_line(start, 12, start + 18, 12, color, 2, dashes))
+        shapes.append(_text(start + 23, 16, shown, INK, "start"))
+        start += stroke + character * len(shown)
+    return shapes
 
 
 def _polyline(points: Iterable[tuple[float, float] | None], color: str, dashes: str) -> list[str]:

@@ -1,20 +1,18 @@
 """How far each token of a text moves from iteration to iteration, and what it attends to meanwhile."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from transformers.utils import logging
 
 from ..backbone_probe import evaluating
+from ..collected_states import UnknownCollectionError
 from ..modeling_base import FeedbackPreTrainedModel
 from ..validation import Keywords
 from .message_recorder import record_attention
 from .observation import without_halting
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,11 @@ def _attention_of_backbone(
     """The weights of the segment's last layer; none where the backbone does not give them."""
     layer = model.layout.segment[1]
     attention = []
-    with _eager_attention(model):
+    with _eager_attention(model), suppress(UnknownCollectionError):
         for k in range(2, num_iterations + 1):
             output = model(**inputs, num_iterations=k, output_attentions=True, return_dict=True)
-            weights = output.attentions[layer] if output.attentions else None
-            if weights is None:
-                return [], ""
-            attention.append(weights[0].float().mean(0))
+            if output.attentions:
+                attention.append(output.attentions[layer][0].float().mean(0))
     return attention, f"layer {layer} of the backbone, mean over heads"
 
 
