@@ -7,6 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import LABELS, tiny_tokenizer
@@ -14,9 +15,12 @@ from families import speak, tiny_backbone
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cli import main
+from hf_feedback.evaluation.diagnostics import Answers
 from hf_feedback.evaluation.labelled_examples import load_examples
+from hf_feedback.evaluation.message_recorder import MessageRecord
+from hf_feedback.evaluation.observation import Observation, observe
 from hf_feedback.evaluation.report import ItemChange, Step
-from hf_feedback.evaluation.report_building import choose_examples, make_report
+from hf_feedback.evaluation.report_building import choose_examples, f1_scores, make_report
 
 HOSTILE = "<script>alert('parcel')</script> & \"refund\""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -141,6 +145,30 @@ def test_fixed_and_broken_examples_are_shown_by_turns():
     assert rows == [5, 2, 6, 1]
 
 
+def test_f1_is_that_of_the_training_metrics(report, model, file):
+    assert report.f1_name == "macro F1"
+    seen = observe(load_examples(model, file).model, load_examples(model, file).batches(4), 4)
+    for k in range(4):
+        scores = []
+        for label in range(3):
+            hits = sum((seen.answers.predictions[k] == label) & (seen.answers.labels == label))
+            both = sum(seen.answers.predictions[k] == label) + sum(seen.answers.labels == label)
+            scores.append(2 * hits / both if both else 0.0)
+        assert report.f1[k] == pytest.approx(sum(scores) / 3)
+
+
+def test_f1_of_bio_tags_is_of_entities_in_their_texts():
+    """Two texts: the second begins with a tag that would go on with the entity of the first if they were one."""
+    labels, predictions = np.array([0, 1, 2, 2]), np.array([[0, 1, 2, 1], [0, 1, 2, 2]])
+    answers = Answers(np.eye(3)[predictions], labels)
+    seen = Observation(answers, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.zeros((2, 1)), MessageRecord())
+    name, (first, second) = f1_scores(seen, ("O", "B-NAME", "I-NAME"))
+    assert name == "entity F1"
+    # two entities are right; of three that the first iteration finds, only that of the first text is right
+    assert first == pytest.approx(2 * 1 / (2 + 3))
+    assert second == 1.0
+
+
 # JSON
 
 
@@ -211,6 +239,8 @@ def test_a_tagger_shows_words_in_their_sentences(tmp_path):
     report = make_report(load_examples(folder, str(file)), folder, str(file), num_pictures=1)
     assert (report.num_items, report.num_examples, report.unit) == (12, 2, "words")
     assert len(report.pictures) == 1
+    assert report.whole.p_value is None
+    assert report.verdict.endswith(" become wrong.")
     for step in report.steps:
         for item in (*step.fixed, *step.broken):
             assert f"{item.before} {item.word} {item.after}".split() == tokens

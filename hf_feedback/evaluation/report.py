@@ -45,7 +45,7 @@ class Step:
         first, last: the iterations.
         fixed, broken: items that became right, and items that became wrong.
         other_changes: how many changed from one wrong answer to another.
-        p_value: of McNemar's exact test.
+        p_value: of McNemar's exact test; `None` where an example has several items, which depend on each other.
     """
 
     first: int
@@ -53,7 +53,7 @@ class Step:
     fixed: list[ItemChange]
     broken: list[ItemChange]
     other_changes: int
-    p_value: float
+    p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Report:
         num_iterations: K, the model's own; `observed` iterations were run.
         label_names: the classes.
         accuracy, oracle_accuracy: after each iteration; the second of a gate that knows the best iteration so far.
+        f1, f1_name: F1 after each iteration, of entities where tags are BIO, otherwise the mean over classes.
         whole: from iteration 1 to K.
         steps: from each iteration to the next.
         residuals, contraction: how the states move.
@@ -156,6 +157,8 @@ class Report:
     label_names: tuple[str, ...]
     accuracy: list[float]
     oracle_accuracy: list[float]
+    f1: list[float]
+    f1_name: str
     whole: Step
     steps: list[Step]
     residuals: list[Residuals]
@@ -180,13 +183,15 @@ class Report:
         first, last = self.accuracy[0], self.accuracy[self.num_iterations - 1]
         if self.num_iterations == 1:
             return f"The model takes one iteration, with an accuracy of {first:.1%} on {self.num_items} {self.unit}."
-        fixed, broken = len(self.whole.fixed), len(self.whole.broken)
-        chance = "is more than chance" if self.whole.p_value < 0.05 else "may be chance"
-        return (
+        fixed, broken, p = len(self.whole.fixed), len(self.whole.broken), self.whole.p_value
+        change = (
             f"From iteration 1 to K = {self.num_iterations} the accuracy goes from {first:.1%} to {last:.1%}: of "
-            f"{self.num_items} {self.unit}, {fixed} become right and {broken} become wrong. This {chance} (McNemar's "
-            f"exact test, p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{self.whole.p_value:.2g})."
+            f"{self.num_items} {self.unit}, {fixed} become right and {broken} become wrong."
         )
+        if p is None:
+            return change
+        chance = "is more than chance" if p < 0.05 else "may be chance"
+        return f"{change} This {chance} (McNemar's exact test, p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{p:.2g})."
 
     def to_json(self) -> str:
         """The report as JSON, `verdict` included; `null` for numbers that are not finite."""

@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_base import FeedbackPreTrainedModel
+from ..training.metrics import METRICS
+from ..training.tasks.token_classification import entity_scores, is_bio
 from ..validation import MOST_ITERATIONS
 from .diagnostics import calibration, confusion, confusion_changes, flips, mcnemar
 from .labelled_examples import LabelledExamples
@@ -39,6 +41,7 @@ def make_report(
     seen = observe(model, examples.batches(batch_size), observed)
     changes = _Changes(seen, examples)
     whole = changes.between(1, k)
+    f1_name, f1 = f1_scores(seen, examples.label_names)
     return Report(
         model=model_name,
         file=file,
@@ -50,6 +53,8 @@ def make_report(
         label_names=examples.label_names,
         accuracy=seen.answers.accuracy,
         oracle_accuracy=seen.answers.oracle_accuracy,
+        f1=f1,
+        f1_name=f1_name,
         whole=whole,
         steps=[changes.between(one, one + 1) for one in range(1, observed)],
         residuals=_summarize_residuals(seen.residuals),
@@ -92,7 +97,7 @@ class _Changes:
             fixed=list(map(self.item, fixed)),
             broken=list(map(self.item, broken)),
             other_changes=others,
-            p_value=mcnemar(len(fixed), len(broken)),
+            p_value=None if self.seen.numbers.any() else mcnemar(len(fixed), len(broken)),
         )
 
     def most_moved_first(self) -> list[ItemChange]:
@@ -100,6 +105,27 @@ class _Changes:
         first_items = np.unique(self.seen.examples, return_index=True)[1]
         residuals = self.seen.residuals[self.seen.examples[first_items], 0]
         return [self.item(int(first_items[i])) for i in np.argsort(-residuals)]
+
+
+def f1_scores(seen: Observation, label_names: Sequence[str]) -> tuple[str, list[float]]:
+    """Returns the name and the values of F1 after each iteration: of entities where all classes are BIO tags, otherwise
+    the mean over classes.
+
+    Args:
+        seen: what was observed.
+        label_names: names of the classes.
+    """
+    answers = seen.answers
+    if not all(map(is_bio, label_names)):
+        macro_f1 = METRICS["macro_f1"].compute
+        return "macro F1", [float(macro_f1(answers.labels, predicted)) for predicted in answers.predictions]
+    starts = np.flatnonzero(np.diff(seen.examples)) + 1
+
+    def tags_of(numbers: np.ndarray) -> list[list[str]]:
+        return [[label_names[number] for number in example] for example in np.split(numbers, starts)]
+
+    right = tags_of(answers.labels)
+    return "entity F1", [entity_scores(right, tags_of(predicted))["entity_f1"] for predicted in answers.predictions]
 
 
 def _summarize_residuals(residuals: np.ndarray) -> list[Residuals]:
