@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import LABELS, tiny_tokenizer
+from builders import LABELS, NAMES, tiny_tokenizer
+from datasets import load_dataset
 from families import speak, tiny_backbone
+from transformers import ViTImageProcessor, Wav2Vec2FeatureExtractor
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cli import main
@@ -141,8 +143,9 @@ def changed(row):
 
 def test_fixed_and_broken_examples_are_shown_by_turns():
     step = Step(1, 2, [changed(5), changed(6), changed(6)], [changed(2)], 0, 1.0)
-    rows = [item.row for item in choose_examples(step, [changed(2), changed(1), changed(9)], most=4)]
-    assert rows == [5, 2, 6, 1]
+    others = iter(map(changed, (2, 1, 9, 8)))
+    assert [item.row for item in choose_examples(step, others, most=4)] == [5, 2, 6, 1]
+    assert [item.row for item in others] == [8]  # they are looked up one by one
 
 
 def test_f1_is_that_of_the_training_metrics(report, model, file):
@@ -250,7 +253,8 @@ def test_a_tagger_shows_words_in_their_sentences(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(num_iterations=1), dict(feedback_type="joint"), dict(feedback_activation="gelu")]
+    "options",
+    [dict(num_iterations=1), dict(feedback_type="joint"), dict(feedback_activation="gelu"), dict(halting="patience")],
 )
 def test_pages_of_other_models(file, tmp_path, options):
     folder = save_model(tmp_path / "model", **options)
@@ -263,6 +267,16 @@ def test_pages_of_other_models(file, tmp_path, options):
     )
     if report.num_iterations == 1:
         assert report.verdict.startswith("The model takes one iteration, with an accuracy of ")
+
+
+def test_texts_of_several_segments_have_no_picture(file, tmp_path):
+    options = dict(feedback_span="segment", segment_length=6, segment_special_tokens=[1, 1], segment_overlap=0)
+    folder = save_model(tmp_path / "model", **options)
+    examples = load_examples(folder, file)
+    report = make_report(examples, folder, file, num_pictures=9)
+    fits = {i + 1 for i, ids in enumerate(examples.data["input_ids"]) if len(ids) <= 6}
+    assert {picture.change.row for picture in report.pictures} == fits < set(range(1, 10))
+    assert Page(report.to_html()).open == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH")
@@ -329,3 +343,24 @@ def test_wrong_options_are_refused_in_one_line(model, file, tmp_path, capsys, op
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
     assert line.endswith(message)
+
+
+MEDIA = {
+    "shapes": ("ImageClassification", "vit", lambda: ViTImageProcessor(size={"height": 8, "width": 8}), "image 1"),
+    "tones": ("AudioClassification", "wav2vec2", lambda: Wav2Vec2FeatureExtractor(sampling_rate=4000), "recording 1"),
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_images_and_recordings_have_reports(name, tmp_path):
+    task, family, processor, first = MEDIA[name]
+    file = Path(__file__).parent.parent / "examples" / "data" / name / "validation.parquet"
+    labels = load_dataset("parquet", data_files=str(file), split="train").features["label"].names
+    options = {"id2label": dict(enumerate(labels)), "num_iterations": 2, "feedback_rank": 8}
+    speak(NAMES[task].from_backbone(tiny_backbone(family), **options)).save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    examples = load_examples(str(tmp_path), str(file))
+    assert examples.show(0, 0).before == first
+    report = make_report(examples, str(tmp_path), str(file), num_pictures=2)
+    assert report.pictures == []
+    assert Page(report.to_html()).open == []

@@ -1,7 +1,8 @@
 """Makes a report: a model is observed on labelled examples, and the numbers are summed up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import numpy as np
@@ -100,11 +101,11 @@ class _Changes:
             p_value=None if self.seen.numbers.any() else mcnemar(len(fixed), len(broken)),
         )
 
-    def most_moved_first(self) -> list[ItemChange]:
+    def most_moved_first(self) -> Iterator[ItemChange]:
         """One item of every example, those whose states move most in iteration 2 first."""
         first_items = np.unique(self.seen.examples, return_index=True)[1]
         residuals = self.seen.residuals[self.seen.examples[first_items], 0]
-        return [self.item(int(first_items[i])) for i in np.argsort(-residuals)]
+        yield from (self.item(int(first_items[i])) for i in np.argsort(-residuals))
 
 
 def f1_scores(seen: Observation, label_names: Sequence[str]) -> tuple[str, list[float]]:
@@ -138,7 +139,7 @@ def _estimate_contraction(model: FeedbackPreTrainedModel, examples: LabelledExam
         batches = examples.batches(batch_size, CONTRACTION_EXAMPLES)
         factors = torch.cat([model.estimate_contraction(batch) for batch in batches])
     return Contraction(
-        num_examples=len(factors),
+        num_examples=min(CONTRACTION_EXAMPLES, len(examples.data)),
         median=factors.median().item(),
         largest=factors.max().item(),
         expanding=(factors > 1).float().mean().item(),
@@ -160,7 +161,7 @@ def summarize_edges(model: FeedbackPreTrainedModel, messages: MessageRecord, num
     ]
 
 
-def choose_examples(whole: Step, others: Sequence[ItemChange], most: int) -> list[ItemChange]:
+def choose_examples(whole: Step, others: Iterable[ItemChange], most: int) -> list[ItemChange]:
     """Chooses examples to look at: fixed and broken ones by turns, and then others.
 
     Args:
@@ -171,15 +172,17 @@ def choose_examples(whole: Step, others: Sequence[ItemChange], most: int) -> lis
     pairs = max(len(whole.fixed), len(whole.broken))
     by_turns = [step[i] for i in range(pairs) for step in (whole.fixed, whole.broken) if i < len(step)]
     by_row: dict[int, ItemChange] = {}
-    for item in (*by_turns, *others):
+    for item in chain(by_turns, others):
+        if len(by_row) == most:
+            break
         by_row.setdefault(item.row, item)
-    return list(by_row.values())[:most]
+    return list(by_row.values())
 
 
 def _draw_pictures(
     examples: LabelledExamples, changes: _Changes, whole: Step, num_iterations: int, most: int
 ) -> list[Picture]:
-    if not examples.reads_tokens or most == 0:
+    if not examples.reads_tokens:
         return []
     chosen = choose_examples(whole, changes.most_moved_first(), most)
     pictures = (_draw_picture(examples, item, num_iterations) for item in chosen)
