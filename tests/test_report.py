@@ -141,6 +141,11 @@ def changed(row):
     return ItemChange(row, "text", "", "", "late", ["lost"], [0.5])
 
 
+def test_answers_that_stay_are_named_once():
+    item = ItemChange(1, "", "", "", "late", ["lost", "late", "late", "lost"], [0.5] * 4)
+    assert item.answer_runs == [("1", "lost"), ("2–3", "late"), ("4", "lost")]
+
+
 def test_fixed_and_broken_examples_are_shown_by_turns():
     step = Step(1, 2, [changed(5), changed(6), changed(6)], [changed(2)], 0, 1.0)
     others = iter(map(changed, (2, 1, 9, 8)))

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ class ItemChange:
     label: str
     answers: list[str]
     label_probabilities: list[float]
+
+    @property
+    def answer_runs(self) -> list[tuple[str, str]]:
+        """Iterations in a row with the same answer, such as `("2–4", "lost")`."""
+        runs = [list(run) for _, run in groupby(enumerate(self.answers, 1), key=itemgetter(1))]
+        return [(f"{run[0][0]}–{run[-1][0]}" if len(run) > 1 else str(run[0][0]), run[0][1]) for run in runs]
 
 
 @dataclass(frozen=True)
