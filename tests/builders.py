@@ -3,14 +3,13 @@ from scratch, a tokenizer, processes without the package."""
 
 import os
 import string
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from families import speak, tiny_backbone, tiny_batch, tiny_config
+from fresh_processes import run_python
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -205,8 +204,6 @@ def run_without_package(code: str, folder: Path) -> str:
         """
     )
     env = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    found = subprocess.run(
-        [sys.executable, "-c", blocked + textwrap.dedent(code)], capture_output=True, text=True, env=env, cwd=folder
-    )
+    found = run_python("-c", blocked + textwrap.dedent(code), env=env, cwd=folder)
     assert found.returncode == 0, found.stderr
     return found.stdout

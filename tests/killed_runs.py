@@ -64,5 +64,6 @@ def start(command: list[str], moment: str | None) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    importlib.import_module("hf_feedback.training.commands.train")  # which `main` would import in each fork
     asked, moments = json.loads(sys.argv[1]), [*sys.argv[2:], None]
     print(json.dumps([start(asked, moment) for moment in moments]), flush=True)

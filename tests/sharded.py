@@ -1,4 +1,4 @@
-"""What `tests/test_sharded.py` runs under torchrun: loads models sharded over the processes, and writes how far they
+"""What `tests/test_sharded.py` runs in two processes: loads models sharded over the processes, and writes how far they
 are from the same models in one process.
 
     torchrun --nproc_per_node 2 sharded.py FOLDER

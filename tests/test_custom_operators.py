@@ -2,12 +2,12 @@
 
 import importlib
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 from families import speak, tiny_backbone, tiny_batch
+from fresh_processes import run_python
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, load_feedback
 from hf_feedback.connections import CONNECTIONS
@@ -94,8 +94,8 @@ def make(**options):
 def load_elsewhere(folder, batch, trust):
     """What a fresh process answers with the model in a folder, or why it does not load it."""
     values = json.dumps({name: value.tolist() for name, value in batch.items()})
-    command = [sys.executable, "-c", LOAD, str(folder), "trust" if trust else "", values]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    done = run_python("-c", LOAD, str(folder), "trust" if trust else "", values, cwd=folder)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import string
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import transformers
 from builders import signs
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 from families import tiny_backbone, tiny_config
+from fresh_processes import run_ranks
 from huggingface_hub import ModelCard
 from scipy.io import wavfile
 from transformers import (
@@ -639,21 +639,13 @@ def test_validation_is_not_training():
     "name", ["run_question_answering", "run_masked_lm", "run_causal_lm", "run_image_classification"]
 )
 def test_two_processes(name, backbones, tmp_path):
-    """Under torchrun: each process reads half of the rows, and the figures are those of one process."""
+    """As under torchrun: each process reads half of the rows, and the figures are those of one process."""
     case = CASES[name]
     rows = head_of(case.file, case.count, tmp_path)
     files = ["--train-file", rows, "--validation-file", rows, "--output-dir", str(tmp_path / "out")]
     command = ["--model", str(backbones / case.reads), *files, *FAST.split(), "--num-train-epochs", "1"]
-    found = subprocess.run(
-        [
-            *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
-            *[str(EXAMPLES / f"{name}.py"), *command, "--ddp-backend", "gloo"],
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
-        cwd=tmp_path,
-    )
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    found = run_ranks(str(EXAMPLES / f"{name}.py"), *command, "--ddp-backend", "gloo", env=env, cwd=tmp_path)
     assert found.returncode == 0, found.stderr[-3000:]
     assert found.stdout.count("and model card are in") == 1
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())

@@ -1,17 +1,15 @@
-"""No code of a folder runs unless whoever loads it says so: every way to load one, each in a fresh process, on folders
-whose config says what an attacker would want."""
+"""No code of a folder runs unless whoever loads it says so: every way to load one, each in a process of its own, on
+folders whose config says what an attacker would want."""
 
 import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from builders import tiny_tokenizer
 from families import speak, tiny_backbone
+from fresh_processes import Forks
 
 from hf_feedback import FeedbackForSequenceClassification
 
@@ -155,19 +153,27 @@ CODE
 """
 
 
+@pytest.fixture(scope="module")
+def processes(folders):
+    """They share what they import, and nothing of what they load."""
+    imports = [f"hf_feedback.training.commands.{name}" for name in ("train", "evaluate", "predict")]
+    env = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folders[0] / "modules")}
+    server = Forks((*imports, "transformers.pipelines", "hf_feedback.modeling_feedback"), env)
+    yield server
+    server.close()
+
+
+def run(processes, program, *arguments):
+    processes.start(["-c", program, *map(str, arguments)], [dict(os.environ)])
+    return processes.wait()[0]
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_no_code_of_a_folder_runs(way, folders):
+def test_no_code_of_a_folder_runs(way, folders, processes):
     root, marker = folders
     code = "\n".join(f"        {line}" for line in WAYS[way].strip().splitlines())
     program = PROGRAM.replace("CODE\n", f"{code}\n", 1).replace("WAY", way)
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(root / "modules")}
-    found = subprocess.run(
-        [sys.executable, "-c", program, str(root), str(marker)],
-        capture_output=True,
-        text=True,
-        env=env,
-        stdin=subprocess.DEVNULL,
-    )
+    found = run(processes, program, root, marker)
     ran = marker.exists()
     shutil.rmtree(marker, ignore_errors=True)
     assert found.returncode == 0, found.stderr[-3000:]
@@ -176,7 +182,7 @@ def test_no_code_of_a_folder_runs(way, folders):
     assert ": loaded" in found.stdout  # what has no hostile place, at least
 
 
-def test_the_code_would_run_if_it_were_trusted(folders):
+def test_the_code_would_run_if_it_were_trusted(folders, processes):
     """The folders are hostile indeed: with the caller's trust, the backbone's own code runs."""
     root, marker = folders
     program = (
@@ -184,7 +190,6 @@ def test_the_code_would_run_if_it_were_trusted(folders):
         "try:\n    transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
         "except Exception: pass\n"
     )
-    env = {**os.environ, "HF_MODULES_CACHE": str(root / "modules")}
-    subprocess.run([sys.executable, "-c", program, str(Path(root) / "evil")], env=env, check=True)
+    assert run(processes, program, root / "evil").returncode == 0
     assert marker.exists()
     shutil.rmtree(marker)

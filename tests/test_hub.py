@@ -6,14 +6,13 @@ the tests below it say what that must be.
 
 import json
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 from builders import NAMES, first_head, labelled_model
+from fresh_processes import run_python
 from hub_stand_in import TOKEN, HubStandIn, card_of
 from huggingface_hub import ModelCard
 from training_runs import rows, train_command
@@ -76,9 +75,7 @@ def start(arguments, hub, folder, home, token=""):
     """Runs Python in a fresh process that sees nothing but the stand-in."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     env |= {**hub.environment(folder / home, token), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    env["OMP_NUM_THREADS"] = "1"  # sums of another number of threads are rounded otherwise
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder, stdin=subprocess.DEVNULL)
+    return run_python(*arguments, env=env, cwd=folder)
 
 
 def notes_of(code, hub, folder, home, token="", package=True):

@@ -5,12 +5,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from fresh_processes import forks, run_python
 from training_runs import rows, train_command, write
 
 from hf_feedback.cli import main
@@ -363,18 +363,13 @@ def in_folder(command, folder):
     return [str(folder) if part == "OUT" else part for part in command]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
 def test_killed_at_chosen_moments(backbone, tmp_path):
     """Weights, checkpoints, the final save: whatever is half done, the same command ends as one run does."""
     command = [*kill_command(backbone, tmp_path), "--save-steps", "6", "--eval-steps", "6"]
     statuses = {}
     for name, moments in (("whole", ()), ("killed", MOMENTS)):
-        done = subprocess.run(
-            [sys.executable, str(TESTS / "killed_runs.py"), json.dumps(in_folder(command, tmp_path / name)), *moments],
-            capture_output=True, text=True, env=ENVIRONMENT,
-        )  # fmt: skip
+        program = [str(TESTS / "killed_runs.py"), json.dumps(in_folder(command, tmp_path / name)), *moments]
+        done = run_python(*program)
         assert done.returncode == 0, done.stderr[-2000:]
         statuses[name] = json.loads(done.stdout.splitlines()[-1])
     assert statuses == {"whole": [0], "killed": [-signal.SIGKILL] * len(MOMENTS) + [0]}
@@ -389,7 +384,7 @@ def test_killed_at_random_moments(backbone, tmp_path):
     command = [
         *kill_command(backbone, tmp_path),
         "--num-train-epochs",
-        "20",
+        "8",
         "--save-steps",
         "10",
         "--eval-steps",
@@ -415,16 +410,13 @@ def until_killed(command, moment=None, early=False):
     """Status of a run, and its seconds until its data and model are there and from then on. It is killed after so many
     seconds from then on, or from its start where `early`."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hf_feedback.cli", *command],
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    (process,) = forks().start(["-m", "hf_feedback.cli", *command], [dict(os.environ)])
     if not early:
-        next(line for line in process.stdout if line.startswith("source"))
+        forks().wait_for_line("source")
     ready = time.monotonic()
-    try:
-        process.communicate(timeout=moment)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-    return process.returncode, ready - began, time.monotonic() - ready
+    if moment is not None:
+        time.sleep(moment)
+        with suppress(ProcessLookupError):  # it may have ended
+            os.kill(process, signal.SIGKILL)
+    (ended,) = forks().wait()
+    return ended.returncode, ready - began, time.monotonic() - ready

@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from families import speak, tiny_backbone, tiny_config
+from fresh_processes import run_ranks
 
 from hf_feedback import FeedbackForMaskedLM, FeedbackForSequenceClassification
 
@@ -43,15 +42,8 @@ def results(tmp_path_factory):
     plain.save_pretrained(folder / "plain")
     FeedbackForSequenceClassification.from_backbone(folder / "plain").save_feedback(folder / "bert-feedback")
     (folder / "cases.json").write_text(json.dumps([(name, MODELS[name][0].__name__, size) for name, size in CASES]))
-    found = subprocess.run(
-        [
-            *[sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
-            *[str(TESTS / "sharded.py"), str(folder)],
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "warning"},
-    )
+    env = {**os.environ, "TRANSFORMERS_VERBOSITY": "warning"}
+    found = run_ranks(str(TESTS / "sharded.py"), str(folder), env=env)
     assert found.returncode == 0, found.stderr[-3000:]
     results = json.loads((folder / "results.json").read_text())
     assert results["world_size"] == 2
