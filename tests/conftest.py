@@ -1,12 +1,14 @@
 """Settings for the whole suite: no network, one thread a worker (or HF_FEEDBACK_TEST_THREADS), quiet logs."""
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error"
-)
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error",
+    OMP_NUM_THREADS=os.environ.get("HF_FEEDBACK_TEST_THREADS", "1"),  # also of the processes that tests start
+)  # fmt: skip
 
 import pytest
 import torch
@@ -17,7 +19,12 @@ logging.disable_progress_bar()
 
 @pytest.fixture(autouse=True, scope="session")
 def threads():
-    torch.set_num_threads(int(os.environ.get("HF_FEEDBACK_TEST_THREADS", "1")))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector, which training runs call, need not look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

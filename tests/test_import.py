@@ -13,6 +13,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from fresh_processes import SLOW, run_python
 
 import hf_feedback
 
@@ -21,9 +22,9 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
-    """Runs each task in a process of its own that has imported the slow part of transformers and nothing else."""
+    """Runs each task in a process of its own that has imported the slow part of transformers and nothing of ours."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers.modeling_utils"])
+    context.set_forkserver_preload([*SLOW, "transformers.modeling_utils"])
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as executor:
         yield executor
 
@@ -71,8 +72,8 @@ def test_the_auto_classes_know_the_models(order, processes):
 @pytest.mark.parametrize("module", ["modeling_utils", "generation", "pipelines"])
 def test_modules_of_transformers_that_import_auto_classes_on_their_way(module):
     """Our models need some of them complete."""
-    code = f"import hf_feedback, transformers.{module}\n"
-    subprocess.run([sys.executable, "-c", FRESH + code + LOAD], check=True)
+    done = run_python("-c", f"{FRESH}import hf_feedback, transformers.{module}\n{LOAD}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_pipeline_of_a_folder(tmp_path, processes):

@@ -197,7 +197,8 @@ def test_activation_checkpointing_gives_equal_gradients(family, reentrant):
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
 def test_compiled_without_breaks_equals_eager(family):
     torch._dynamo.reset()
-    model, batch = make(family, feedback_edges=[[3, 1], [2, 1]]), tiny_batch()
+    options = dict(backbone_layers=[0, 2, 3], feedback_edges=[[2, 0], [1, 0]])  # fewer, since tracing them takes long
+    model, batch = make(family, **options), tiny_batch()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
 
     def answers(model, disabled=model.feedback_disabled):

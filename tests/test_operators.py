@@ -251,6 +251,7 @@ def test_class_context():
 def test_saved_and_compiled(case, tmp_path):
     torch._dynamo.reset()
     options = dict(cls=FeedbackForSequenceClassification, num_iterations=2, dtype=torch.float64)
+    options |= dict(backbone_layers=[0, 1, 2], feedback_edges=[[1, 0], [2, 0], [2, 1]])  # fewer are compiled sooner
     model, batch = make(LIVES[case], **options), tiny_batch()
     expected = model(**batch).logits
     model.save_pretrained(tmp_path)
