@@ -15,22 +15,46 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 # How far a probability of transformers' pipelines may be off: a softmax in float32 of logits, below 10, in float32.
 PROBABILITY = 32 * torch.finfo(torch.float32).eps
 
 
+class NoFloat32(TorchFunctionMode):
+    """Gives float64 to every call of torch that asks for float32."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def wide(value):
+            return torch.float64 if value is torch.float32 else value
+
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        return function(*map(wide, args), **{key: wide(value) for key, value in (kwargs or {}).items()})
+
+
 @contextmanager
-def in_float64() -> Iterator[None]:
+def without_float32() -> Iterator[None]:
+    """The same by other names in torch, which costs the calls nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("float32", "float"):
+            patch.setattr(torch, name, torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        yield
+
+
+@contextmanager
+def in_float64(files: bool = False) -> Iterator[None]:
     """Context, or decorator of a test, in which everything is made and computed in float64: also where a family asks
-    for float32 inside, as many do in their norms, positions and softmax."""
+    for float32 inside, as many do in their norms, positions and softmax.
+
+    Args:
+        files: whether files are written or read, which say by name what numbers they hold.
+    """
     single = torch.float32
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("float32", "float"):
-                patch.setattr(torch, name, torch.float64)
-            patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        with NoFloat32() if files else without_float32():
             yield
     finally:
         torch.set_default_dtype(single)

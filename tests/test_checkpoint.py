@@ -66,7 +66,7 @@ def test_it_fetches_the_backbone_that_it_names(load, bert, tmp_path):
 
 
 @headed
-@in_float64()
+@in_float64(files=True)
 def test_every_head(name, head, tmp_path):
     family = REPRESENTATIVE.get(name, "bert")
     model, batch = speak(fresh(name, head)), batch_for(name, family)
@@ -80,7 +80,7 @@ def test_every_head(name, head, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@in_float64()
+@in_float64(files=True)
 def test_every_family(family, tmp_path):
     backbone, batch = tiny_backbone(family), tiny_batch(family=family)
     model = speak(FeedbackModel.from_backbone(backbone, feedback_rank=8, num_iterations=3))
@@ -134,7 +134,7 @@ def test_several_at_the_same_time(bert, tmp_path):
     assert not wrong
 
 
-@in_float64()
+@in_float64(files=True)
 def test_a_head_of_a_task_model_does_not_leak_into_the_next(tmp_path):
     """Two trained heads on one task model: the model itself keeps its own."""
     one, batch = speak(fresh("SequenceClassification", "backbone")), batch_for("SequenceClassification")
@@ -152,7 +152,7 @@ def test_a_head_of_a_task_model_does_not_leak_into_the_next(tmp_path):
     assert torch.equal(task_model(**batch).logits, plain)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_tied_embeddings_are_not_saved_but_stay_tied(tmp_path):
     for head in ("new", "backbone"):
         model = speak(fresh("MaskedLM", head))

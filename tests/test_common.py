@@ -30,7 +30,7 @@ def make_on_head(family="bert", **options):
 
 @pytest.mark.parametrize("build", [make, make_on_head])
 @pytest.mark.parametrize("layers", [None, [0, 1, 3]], ids=["all layers", "some layers"])
-@in_float64()
+@in_float64(files=True)
 def test_resized_embeddings(build, layers, tmp_path):
     model, batch = build(backbone_layers=layers), tiny_batch()
     expected = model(**batch).logits
@@ -88,7 +88,7 @@ def test_feed_forward_chunking():
     assert_exact(model(**batch).logits, expected)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_device_map(tmp_path):
     model, batch = make(), tiny_batch()
     model.save_pretrained(tmp_path)
@@ -314,7 +314,7 @@ def test_threads(name, head):
 
 
 @text_headed
-@in_float64()
+@in_float64(files=True)
 def test_embeddings_of_every_head(name, head, tmp_path):
     model, batch = made(name, head)
     expected = answers(model(**batch))
@@ -342,7 +342,7 @@ def test_feed_forward_chunks(name, head):
 
 
 @headed
-@in_float64()
+@in_float64(files=True)
 def test_dtypes_and_device_map_when_loading(name, head, tmp_path):
     model, batch = made(name, head)
     model.save_pretrained(tmp_path)

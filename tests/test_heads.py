@@ -64,7 +64,7 @@ def test_a_tuned_model_starts_out_as_it_was(name, family, kind):
 
 
 @headed
-@in_float64()
+@in_float64(files=True)
 def test_saved_equals_loaded(name, head, tmp_path):
     model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     model.save_pretrained(tmp_path)
@@ -80,7 +80,7 @@ def test_saved_equals_loaded(name, head, tmp_path):
 
 
 @headed
-@in_float64()
+@in_float64(files=True)
 def test_the_plain_model_reads_the_folder_of_every_head(name, head, tmp_path, caplog):
     model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     model.save_pretrained(tmp_path / "head")
@@ -204,7 +204,7 @@ def test_a_folder_without_the_heads_weights_says_so(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-@in_float64()
+@in_float64(files=True)
 def test_resized_vocabulary_of_a_masked_lm(family, tmp_path):
     model = speak(fresh("MaskedLM", "backbone" if family == "bert" else "new", family))
     batch = batch_for("MaskedLM")
@@ -218,7 +218,7 @@ def test_resized_vocabulary_of_a_masked_lm(family, tmp_path):
     assert_exact(FeedbackForMaskedLM.from_pretrained(tmp_path)(**batch).logits, found)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_pretrained_with_feedback_then_fine_tuned(tmp_path):
     """The folder of a masked-LM feedback model is where a classifier starts; layers and feedback come along."""
     model = speak(fresh("MaskedLM", "backbone"))
@@ -307,7 +307,7 @@ def test_a_backbone_without_the_head_is_refused(head):
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize("kind", ["t5", "bart"])
-@in_float64()
+@in_float64(files=True)
 def test_the_shared_embeddings_of_an_encoder_decoder_come_along(kind, part, tmp_path):
     torch.manual_seed(0)
     sizes = dict(vocab_size=99, d_model=32, pad_token_id=1, eos_token_id=3, decoder_start_token_id=1, num_labels=3)
@@ -331,7 +331,7 @@ def test_the_shared_embeddings_of_an_encoder_decoder_come_along(kind, part, tmp_
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3"])
-@in_float64()
+@in_float64(files=True)
 def test_between_task_models_that_keep_their_backbone_in_different_places(family, tmp_path):
     model, batch = speak(fresh("SequenceClassification", "backbone", family)), batch_for("SequenceClassification")
     model.save_pretrained(tmp_path)
@@ -341,7 +341,7 @@ def test_between_task_models_that_keep_their_backbone_in_different_places(family
     assert answering(**batch).start_logits.shape == (2, 9)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_an_encoder_alone_is_saved_and_loaded(tmp_path):
     torch.manual_seed(0)
     encoder = T5EncoderModel(tiny_config("t5")).eval()

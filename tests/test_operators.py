@@ -157,7 +157,7 @@ def test_the_future_is_told_where_it_may_be(name):
     assert torch.equal(first_token(ids, 3), first_token(changed, 3)) != told
 
 
-@in_float64()
+@in_float64(files=True)
 def test_the_future_is_settled_when_the_model_is_made(tmp_path):
     options = dict(feedback_type="temporal")
     model = make(options, "gpt2", FeedbackForSequenceClassification)

@@ -70,7 +70,7 @@ def test_backbone_in_bfloat16_makes_feedback_in_bfloat16():
     assert model.check_equivalence(tiny_batch()) == 0.0
 
 
-@in_float64()
+@in_float64(files=True)
 def test_base_model_and_head_read_each_others_folders(tmp_path):
     model = labelled_model()
     model.save_pretrained(tmp_path / "head")
@@ -83,7 +83,7 @@ def test_base_model_and_head_read_each_others_folders(tmp_path):
     assert_exact(again(**tiny_batch(), output_hidden_states=True).hidden_states[-1], expected)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_backbone_layers_are_picked_once_and_for_all(tmp_path):
     backbone = tiny_backbone("qwen3")
     third = backbone.layers[3].mlp.up_proj.weight.clone()
@@ -138,7 +138,7 @@ def tuned_model(**changes):
     return BertForSequenceClassification(config).eval()
 
 
-@in_float64()
+@in_float64(files=True)
 def test_add_feedback_keeps_the_head(tmp_path):
     tuned, batch = tuned_model(), tiny_batch()
     expected = tuned(**batch).logits
@@ -156,7 +156,7 @@ def test_add_feedback_keeps_the_head(tmp_path):
     assert_exact(loaded(**batch).logits, found.logits)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_head_of_the_backbone_from_a_folder(tmp_path):
     tuned = tuned_model()
     tuned.save_pretrained(tmp_path)
@@ -334,7 +334,7 @@ def test_unsupported_backbone_is_refused_by_name(tmp_path):
         FeedbackModel.from_backbone(tmp_path, feedback_rank=8)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_pipeline(tmp_path):
     model, tokenizer = labelled_model(), tiny_tokenizer()
     model.save_pretrained(tmp_path)
@@ -347,7 +347,7 @@ def test_pipeline(tmp_path):
             assert scores[name] == pytest.approx(row[i].item(), abs=PROBABILITY)
 
 
-@in_float64()
+@in_float64(files=True)
 def test_folder_works_without_the_package(tmp_path):
     model, tokenizer = labelled_model(feedback_topology="dense"), tiny_tokenizer()
     model.save_pretrained(tmp_path / "out")

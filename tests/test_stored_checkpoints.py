@@ -54,7 +54,7 @@ def load(model_class: Any, case: str) -> PreTrainedModel:
         return model_class.from_pretrained(folder, backbone=BACKBONE).double()
     if stored_config(case).get("backbone_config", {}).get("model_type") == "xlnet":  # makes its parameters in float32
         return model_class.from_pretrained(folder).double()
-    with in_float64():
+    with in_float64(files=True):
         return model_class.from_pretrained(folder, dtype=torch.float64)
 
 
