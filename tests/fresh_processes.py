@@ -58,7 +58,8 @@ class Forks:
             envs: whole environments, as of `subprocess.run`.
             cwd: where it runs.
         """
-        self.outputs = [Path(self.folder.name, str(i)) for i in range(len(envs))]
+        folder = tempfile.mkdtemp(dir=self.folder.name)
+        self.outputs = [Path(folder, str(i)) for i in range(len(envs))]
         programs = [
             dict(arguments=arguments, env=env, cwd=str(cwd or os.getcwd()), output=str(output))
             for env, output in zip(envs, self.outputs, strict=True)
@@ -75,8 +76,8 @@ class Forks:
     def answer(self) -> list[int]:
         return json.loads(self.server.stdout.readline())
 
-    def wait_for_line(self, start: str, seconds: float = 120) -> None:
-        """Until the one program that was started has printed a line that starts so, or has ended."""
+    def wait_for_line(self, start: str, seconds: float = 300) -> None:
+        """Returns when the one program that was started has printed a line that starts so."""
         until = time.monotonic() + seconds
         while not any(line.startswith(start) for line in self.printed()):
             assert time.monotonic() < until, self.printed()
