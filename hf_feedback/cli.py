@@ -1,4 +1,4 @@
-"""`hf-feedback train | evaluate | predict | report`."""
+"""`hf-feedback train | evaluate | predict | report | compare`."""
 
 import sys
 from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
@@ -12,12 +12,16 @@ EPILOG = """`hf-feedback COMMAND --help` lists the options. Every option of tran
 `train`, which also takes a YAML or JSON file of options as its first argument. `hf-feedback train --fnn temporal
 --help` lists the options of networks that are trained from scratch."""
 
-# Modules of `training/commands`, and what they do.
+# By their names: the sub-package that has them among its `commands`, and what they do.
 COMMANDS = {
-    "train": "fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch (--fnn)",
-    "evaluate": "measure a trained model on labelled texts",
-    "predict": "predict the labels of texts, as JSON lines",
-    "report": "show what every iteration of a trained model does to labelled examples, as an HTML page",
+    "train": (
+        "training",
+        "fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch (--fnn)",
+    ),
+    "evaluate": ("training", "measure a trained model on labelled texts"),
+    "predict": ("training", "predict the labels of texts, as JSON lines"),
+    "report": ("evaluation", "show what every iteration of a trained model does to labelled examples, as an HTML page"),
+    "compare": ("evaluation", "find out whether feedback helps, against matched ways to train, with intervals"),
 }
 
 
@@ -38,7 +42,7 @@ def make_parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, description in COMMANDS.items():
+    for name, (_, description) in COMMANDS.items():
         commands.add_parser(name, help=description, add_help=False)
     return parser
 
@@ -63,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     # What a command needs is imported when it runs.
     run_command = import_module(".training.commands.errors", __package__).run_command
-    return run_command(import_module(f".training.commands.{command}", __package__).run, arguments[1:])
+    package, _ = COMMANDS[command]
+    return run_command(import_module(f".{package}.commands.{command}", __package__).run, arguments[1:])
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ class LoopRunner:
         feedback = context.feedback
 
         def on_input(layer: int, x: torch.Tensor) -> torch.Tensor:
-            return feedback.add_messages(x, layer, None, MessageContext())
+            return feedback.add_messages(x, layer, None, self._message_context(context, x))
 
         return SegmentRecord(
             self.layout.layers(context.backbone),

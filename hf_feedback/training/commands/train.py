@@ -57,7 +57,28 @@ def parse_training(
     Raises:
         ValueError: an option is unknown, missing or has a wrong value.
     """
-    parts = (task.model_arguments, task.data_arguments, FeedbackTrainingArguments)
+    parser = training_parser(arguments, task, prog, description)
+    model_args, data_args, args = parser.parse(arguments)
+    return task(model_args, data_args), args
+
+
+def training_parser(
+    arguments: Sequence[str],
+    task: type[Task[FileArguments]],
+    prog: str | None = None,
+    description: str | None = None,
+    more: Sequence[type] = (),
+) -> OptionParser:
+    """Returns the parser of model, data and training options, with the defaults of the command.
+
+    Args:
+        arguments: as on the command line, without a file of options.
+        task: the task.
+        prog: name of the program, for `--help`.
+        description: description of the program, for `--help`.
+        more: dataclasses of further options.
+    """
+    parts = (task.model_arguments, task.data_arguments, FeedbackTrainingArguments, *more)
     parser = OptionParser(parts, prog=prog, description=description)
     parser.set_defaults(
         bf16=bf16_is_fast() and not _is_given(arguments, "--fp16"),
@@ -73,8 +94,7 @@ def parse_training(
     )
     if _is_given(arguments, "--validation-file", "--dataset-name"):
         parser.set_defaults(eval_strategy="epoch")
-    model_args, data_args, args = parser.parse(arguments)
-    return task(model_args, data_args), args
+    return parser
 
 
 def run_training(

@@ -13,6 +13,7 @@ from .token_classification import TokenClassification
 
 __all__ = [
     "TASKS",
+    "TASK_NAMES",
     "AudioClassification",
     "CausalLM",
     "ImageClassification",
@@ -41,3 +42,15 @@ TASKS: dict[str, type[Task[FileArguments]]] = {
     )
 }
 """The task of each class of models, by name."""
+
+TASK_NAMES: dict[str, type[Task[FileArguments]]] = {
+    "text-classification": TextClassification,
+    "token-classification": TokenClassification,
+    "question-answering": QuestionAnswering,
+    "multiple-choice": MultipleChoice,
+    "masked-lm": MaskedLM,
+    "causal-lm": CausalLM,
+    "image-classification": ImageClassification,
+    "audio-classification": AudioClassification,
+}
+"""The tasks by the names of options."""

@@ -16,10 +16,10 @@ from ..data.columns import check_rows
 from ..data.label_names import label_name
 from ..data.labels import LabelSet
 from ..data.splits import FileArguments, Split
-from ..metrics import ComputeMetrics, MetricInfo
+from ..metrics import MetricInfo
 from ..model_card import TaskCard
 from ..model_setup import resolve_max_length
-from .task import EncodedSplit, TextTask
+from .task import AnswerTexts, EncodedSplit, TextTask
 
 
 def usage_of(space: str = "") -> str:
@@ -78,14 +78,14 @@ def find_fault(question: object, context: object, answers: object) -> str | None
     return None
 
 
-def make_compute_metrics(
+def make_answer_texts(
     contexts: Sequence[str],
     references: Sequence[Sequence[str]],
     windows: Dataset,
     max_answer_length: int,
     may_be_empty: bool,
-) -> ComputeMetrics:
-    """Returns the `compute_metrics` of a Trainer: exact match and F1 of the best answers over all windows.
+) -> AnswerTexts:
+    """Returns what finds the best answers over all windows; they are returned beside the right ones.
 
     Args:
         contexts: the texts, one a question.
@@ -96,12 +96,11 @@ def make_compute_metrics(
     """
     positions = windows.select_columns(["example", "offsets", "null"])
 
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    def answer_texts(prediction: EvalPrediction) -> tuple[Sequence[Sequence[str]], list[str]]:
         start, end = (np.asarray(logits) for logits in prediction.predictions)
-        answers = best_answers(start, end, positions, contexts, max_answer_length, may_be_empty)
-        return answer_scores(references, answers)
+        return references, best_answers(start, end, positions, contexts, max_answer_length, may_be_empty)
 
-    return compute_metrics
+    return answer_texts
 
 
 class QuestionAnswering(TextTask[QuestionArguments]):
@@ -153,10 +152,14 @@ class QuestionAnswering(TextTask[QuestionArguments]):
     def encode(self, name: str, split: Split) -> EncodedSplit:
         stride = self.max_length // 3 if self.data_args.stride is None else self.data_args.stride
         windows = WindowEncoder(self.processor, self.max_length, stride).encode(split)
-        compute_metrics = None
-        if name != "train":
-            contexts, references = split.data["context"][:], [answers["text"] for answers in split.data["answers"]]
-            compute_metrics = make_compute_metrics(
-                contexts, references, windows, self.data_args.max_answer_length, self.may_be_empty
-            )
-        return EncodedSplit(windows, split.source, len(split.data), compute_metrics)
+        if name == "train":
+            return EncodedSplit(windows, split.source, len(split.data))
+        contexts, references = split.data["context"][:], [answers["text"] for answers in split.data["answers"]]
+        answer_texts = make_answer_texts(
+            contexts, references, windows, self.data_args.max_answer_length, self.may_be_empty
+        )
+
+        def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+            return answer_scores(*answer_texts(prediction))
+
+        return EncodedSplit(windows, split.source, len(split.data), compute_metrics, answer_texts)

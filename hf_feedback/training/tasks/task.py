@@ -1,7 +1,7 @@
 """What every task has in common: the way from the options of a run to a model and encoded data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from transformers import (
     BaseImageProcessor,
     DataCollatorWithPadding,
+    EvalPrediction,
     PreTrainedTokenizerBase,
     SequenceFeatureExtractor,
 )
@@ -33,6 +34,7 @@ Model: TypeAlias = FeedbackPreTrainedModel | FNNForSequenceClassification
 Processor: TypeAlias = PreTrainedTokenizerBase | BaseImageProcessor | SequenceFeatureExtractor
 Collator: TypeAlias = Callable[[list[Row]], Mapping[str, object]]
 PreprocessLogits: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+AnswerTexts: TypeAlias = Callable[[EvalPrediction], tuple[Sequence[Sequence[str]], Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class EncodedSplit:
         source: file or data set that they come from.
         count: number of examples in the source; `None` if it is read while training.
         compute_metrics: as in `Trainer`; `None` for the loss alone.
+        answer_texts: what was predicted → the right answers, one list a question, and the answers, where these are
+            texts.
     """
 
     data: Dataset | IterableDataset
     source: str
     count: int | None
     compute_metrics: ComputeMetrics | None = None
+    answer_texts: AnswerTexts | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,273 @@
+"""One run of a comparison: one arm with one seed and one set of rates, trained, tested, and kept in a file."""
+
+import copy
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import EvalPrediction, set_seed
+
+from ..feedback_checkpoint import whole_file
+from ..modeling_base import FeedbackPreTrainedModel
+from ..training.arguments import FeedbackTrainingArguments
+from ..training.data.labels import SINGLE_LABEL, ProblemType
+from ..training.data.splits import FileArguments
+from ..training.model_arguments import ModelArguments
+from ..training.model_parts import any_model_in, parts_of
+from ..training.tasks import Task
+from ..training.tasks.task import PreparedTask
+from ..training.trainer import FeedbackTrainer
+from .arms import Arm, Budget
+from .example_scores import EXAMPLE_SCORES, Answers, ExampleScore
+from .message_controls import SilentConnections, SwappedConnections, other_messages
+
+CONTROLS = {"silent": SilentConnections, "swapped": SwappedConnections}
+RATES = ("learning_rate", "backbone_lr", "feedback_lr", "head_lr")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all runs have in common.
+
+    Args:
+        task: the task.
+        model_args: the backbone, and the feedback options.
+        data_args: the data, and how they are read.
+        args: the training arguments.
+        arms: by name; those with feedback among them.
+        seeds: of the order of the data, new parameters and dropout.
+        rate_factors: on all rates; each arm takes the one that is best on validation with the first seed.
+        margin: in points, differences that are smaller do not matter.
+    """
+
+    task: type[Task[FileArguments]]
+    model_args: ModelArguments
+    data_args: FileArguments
+    args: FeedbackTrainingArguments
+    arms: Mapping[str, Arm]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rate_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
+    margin: float = 1.0
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @property
+    def freeze(self) -> list[str]:
+        return list(self.args.freeze or [])
+
+    def prepare(self, arm: Arm, seed: int, budget: Budget) -> tuple[PreparedTask, nn.Module]:
+        """Returns the task with the arm's data, and the arm's model; its head is the same for all arms of a seed."""
+        set_seed(seed)
+        model_args = replace(self.model_args, **arm.model_options())
+        task = self.task(model_args, replace(self.data_args, **arm.data_options(budget)))
+        prepared = task.prepare(announce=False)
+        model = cast(FeedbackPreTrainedModel, prepared.model)
+        draw_head(model, seed)
+        return prepared, arm.adapt_model(model, budget)
+
+    def score_of(self, prepared: PreparedTask) -> tuple[str, ExampleScore]:
+        """The name of the metric that decides, and how it comes about.
+
+        Raises:
+            ValueError: it is none that can be resampled.
+        """
+        name = self.args.metric_for_best_model or next(iter(prepared.metrics), "")
+        if name not in EXAMPLE_SCORES:
+            raise ValueError(
+                f"`metric_for_best_model` must be one of {', '.join(EXAMPLE_SCORES)} for a comparison, got {name!r}."
+            )
+        return name, EXAMPLE_SCORES[name]
+
+
+def draw_head(model: FeedbackPreTrainedModel, seed: int) -> None:
+    """Draws a new head anew, so that it does not depend on what was drawn before it."""
+    if model.config.head != "new":
+        return
+    torch.manual_seed(seed)
+    owners = {name.rpartition(".")[0] for name, part in parts_of(model).items() if part == "head"}
+    for name in sorted(owners):
+        module = model.get_submodule(name)
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        model._init_weights(module)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Args:
+        arm: its name.
+        seed: the seed.
+        factor: on all rates.
+    """
+
+    arm: str
+    seed: int
+    factor: float
+
+    @property
+    def name(self) -> str:
+        """That of its files."""
+        return f"{self.arm}.seed{self.seed}.rates{self.factor:g}"
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """What was measured in one run.
+
+    Args:
+        job: which run.
+        validation: the metric that decides, on validation.
+        examples: `(N, s)`, what every test example adds to the metric, by what the messages carried: `"own"` as they
+            were trained, and for feedback `"silent"` and `"swapped"`.
+        facts: whatever else: parameters, epochs, seconds, the metric at every iteration, …
+    """
+
+    job: Job
+    validation: float
+    examples: dict[str, np.ndarray]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> ExampleScore:
+        """The metric that decides."""
+        return EXAMPLE_SCORES[self.facts["metric"]]
+
+    @property
+    def gain(self) -> float:
+        """The metric on validation, negative where less of it is better."""
+        return self.validation if self.score.greater_is_better else -self.validation
+
+    def test_value(self, messages: str = "own") -> float:
+        """The metric on test."""
+        return float(self.score.metric(self.examples[messages].sum(0)))
+
+    def save(self, folder: Path) -> None:
+        """Writes two files; the second one says that both are complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / f"{self.job.name}.npz") as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, **cast(dict[str, Any], self.examples))
+        content = {**asdict(self.job), "validation": self.validation, **self.facts}
+        with whole_file(folder / f"{self.job.name}.json") as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, job: Job) -> "ArmRun | None":
+        """Returns the finished run of a job; `None` if there is none."""
+        file = folder / f"{job.name}.json"
+        if not file.is_file():
+            return None
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        with np.load(folder / f"{job.name}.npz", allow_pickle=False) as arrays:
+            examples = dict(arrays)
+        validation = facts.pop("validation")
+        return cls(job, validation, examples, {name: v for name, v in facts.items() if name not in asdict(job)})
+
+
+class ArmTrainer:
+    """Trains and measures one job.
+
+    Args:
+        comparison: what all jobs have in common.
+        job: which one.
+        budget: what the feedback arm uses.
+    """
+
+    def __init__(self, comparison: Comparison, job: Job, budget: Budget) -> None:
+        self.comparison, self.job = comparison, job
+        self.arm = comparison.arms[job.arm]
+        self.prepared, model = comparison.prepare(self.arm, job.seed, budget)
+        self.trainer = self._make_trainer(model, budget)
+
+    def _make_trainer(self, model: nn.Module, budget: Budget) -> FeedbackTrainer:
+        task = self.prepared
+        set_seed(self.job.seed)  # the same order of examples, whatever building the model drew
+        return FeedbackTrainer(
+            model=model,
+            args=self._training_arguments(budget),
+            train_dataset=self.arm.adapt_data(cast(Dataset, task.splits["train"].data)),
+            processing_class=task.processor,
+            data_collator=task.collator,
+            preprocess_logits_for_metrics=task.preprocess_logits,
+        )
+
+    def _training_arguments(self, budget: Budget) -> FeedbackTrainingArguments:
+        args = copy.deepcopy(self.comparison.args)
+        args.output_dir = tempfile.mkdtemp()
+        args.seed, args.data_seed = self.job.seed, None
+        args.eval_strategy = args.save_strategy = "no"
+        args.load_best_model_at_end = args.push_to_hub = False
+        args.report_to, args.disable_tqdm = [], True
+        args.freeze = self.arm.freeze(self.comparison.freeze)
+        args.num_train_epochs = self.arm.epochs(args.num_train_epochs, budget)
+        args.max_steps = round(self.arm.epochs(args.max_steps, budget)) if args.max_steps > 0 else -1
+        if self.prepared.keep_all_columns:
+            args.remove_unused_columns = False
+        if self.arm.trains_new_parts_only:
+            args.backbone_lr = None
+        for rate in RATES:
+            if getattr(args, rate) is not None:
+                setattr(args, rate, getattr(args, rate) * self.job.factor)
+        return args
+
+    def run(self) -> ArmRun:
+        """Trains for all epochs; the model of the last step is measured."""
+        started, processor = time.perf_counter(), time.process_time()
+        self.trainer.train()
+        facts: dict[str, Any] = {
+            "seconds": time.perf_counter() - started,
+            "processor_seconds": time.process_time() - processor,
+            "steps": self.trainer.state.global_step,
+            "epochs": self.trainer.args.num_train_epochs,
+            "rates": {name: getattr(self.trainer.args, name) for name in RATES},
+        }
+        name, score = self.comparison.score_of(self.prepared)
+
+        def measure(split: str) -> np.ndarray:
+            return score.of_examples(self._answers(split))
+
+        validation = float(score.metric(measure("validation").sum(0)))
+        examples = {"own": measure("test")}
+        if self.arm.is_feedback:
+            core = cast(FeedbackPreTrainedModel, any_model_in(cast(nn.Module, self.trainer.model))[1])
+            for control, connections in CONTROLS.items():
+                with other_messages(core, connections):
+                    examples[control] = measure("test")
+            facts["by_iteration"] = self._by_iteration(core, lambda: float(score.metric(measure("validation").sum(0))))
+        shutil.rmtree(str(self.trainer.args.output_dir), ignore_errors=True)
+        return ArmRun(self.job, validation, examples, {"metric": name, **facts})
+
+    def _answers(self, split: str) -> Answers:
+        encoded = self.prepared.splits[split]
+        output = self.trainer.predict(self.arm.adapt_data(cast(Dataset, encoded.data)))
+        prediction = EvalPrediction(cast(np.ndarray, output.predictions), cast(np.ndarray, output.label_ids))
+        config = any_model_in(cast(nn.Module, self.trainer.model))[1].config
+        names = cast(dict[int, str], config.id2label or {})
+        return Answers(
+            prediction,
+            cast(ProblemType, config.problem_type or SINGLE_LABEL),
+            tuple(names[i] for i in range(len(names))),
+            None if encoded.answer_texts is None else encoded.answer_texts(prediction),
+        )
+
+    def _by_iteration(self, core: FeedbackPreTrainedModel, measure: Callable[[], float]) -> list[float]:
+        """The metric on validation for 1 … K + 1 iterations."""
+        num_iterations = core.config.num_iterations
+        found = []
+        for k in range(1, num_iterations + 2):
+            core.set_num_iterations(k)
+            found.append(measure())
+        core.set_num_iterations(num_iterations)
+        return found

@@ -1,0 +1,362 @@
+"""The ways to train that feedback is compared with, one class each. A further one is a class and a row in `ARMS`."""
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, cast
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..backbone_layout import keep_layers, max_positions
+from ..backbone_probe import evaluating
+from ..configuration_feedback import FeedbackConfig
+from ..modeling_base import FeedbackPreTrainedModel
+from ..training.data.splits import Row
+from ..training.model_arguments import Options
+from ..training.model_parts import parts_of
+from ..training.peft import peft_options
+from ..training.tasks.task import IGNORED
+from .message_controls import read_bottom_up
+
+# Options that `feedback_span='token'` does not take.
+SEGMENT_OPTIONS = tuple(name for name in FeedbackConfig.declared_options() if "segment" in name)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the feedback arm uses, which others are given as well.
+
+    Args:
+        parameters: of its messages.
+        flops: of a step of its training, relative to the same without feedback.
+        segment_tokens: tokens of a segment, if texts are cut.
+        text_tokens: tokens of the longest text, if texts are cut.
+    """
+
+    parameters: int
+    flops: float = 1.0
+    segment_tokens: int | None = None
+    text_tokens: int | None = None
+
+
+class Arm:
+    """One way to train.
+
+    Attributes:
+        description: what it is, in a few words.
+        is_feedback: whether it is what the others are compared with.
+        trains_new_parts_only: whether only parameters that start at random are trained, at the rate of these.
+    """
+
+    description: ClassVar[str]
+    is_feedback: ClassVar[bool] = False
+    trains_new_parts_only: ClassVar[bool] = False
+
+    def model_options(self) -> Options:
+        """Feedback options of its model, beside those of the command."""
+        return {"num_iterations": 1}
+
+    def freeze(self, freeze: list[str]) -> list[str]:
+        """What does not train, given what the command freezes."""
+        return [*freeze, "feedback"]
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        """Why there is no such arm; `None` if there is one.
+
+        Args:
+            model: the feedback model.
+            row: an encoded training example.
+            freeze: what the command freezes.
+        """
+        return None
+
+    def data_options(self, budget: Budget) -> Options:
+        """Options of its data, beside those of the command."""
+        return {}
+
+    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
+        """Returns the model to train, given a fresh one with `model_options`."""
+        return model
+
+    def adapt_data(self, data: Dataset) -> Dataset:
+        """Returns a split, given one as the task encodes it."""
+        return data
+
+    def epochs(self, epochs: float, budget: Budget) -> float:
+        """Number of epochs, given that of the command."""
+        return epochs
+
+
+@dataclass(frozen=True)
+class Feedback(Arm):
+    """Feedback with options.
+
+    Args:
+        options: of `FeedbackConfig`, beside those of the command.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    description = "feedback"
+    is_feedback = True
+
+    def model_options(self) -> Options:
+        return dict(self.options)
+
+    def freeze(self, freeze: list[str]) -> list[str]:
+        return freeze
+
+
+def _freezes_backbone(freeze: list[str]) -> str | None:
+    return "the backbone is frozen" if "backbone" in freeze else None
+
+
+class Plain(Arm):
+    """The backbone with its head, fine-tuned."""
+
+    description = "plain fine-tuning"
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        return _freezes_backbone(freeze)
+
+
+class PlainLonger(Plain):
+    """The same for as many epochs as cost what the feedback arm costs."""
+
+    description = "plain fine-tuning with the compute of feedback"
+
+    def epochs(self, epochs: float, budget: Budget) -> float:
+        return epochs * budget.flops
+
+
+class HeadOnly(Arm):
+    """The head alone is trained."""
+
+    description = "head only"
+    trains_new_parts_only = True
+
+    def freeze(self, freeze: list[str]) -> list[str]:
+        return ["backbone", "feedback"]
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        return "the task has no new head" if not _head_of(model) else None
+
+
+class LoRA(Arm):
+    """Low-rank adapters in the frozen backbone, with as many parameters as the messages.
+
+    Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
+    """
+
+    description = "LoRA with as many parameters"
+    trains_new_parts_only = True
+
+    def freeze(self, freeze: list[str]) -> list[str]:
+        return []  # PEFT freezes
+
+    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
+        from peft import LoraConfig, get_peft_model
+
+        options = peft_options(model)
+        options["modules_to_save"] = [name for name in options["modules_to_save"] if name != "feedback"]
+        adapted = [m for name, m in model.named_modules() if re.fullmatch(options["target_modules"], name)]
+        per_rank = sum(sum(cast(nn.Linear, module).weight.shape) for module in adapted)
+        rank = max(1, round(budget.parameters / per_rank))
+        return get_peft_model(cast(PreTrainedModel, model), LoraConfig(r=rank, lora_alpha=2 * rank, **options))
+
+
+class BottomUp(Arm):
+    """The same messages, read from each layer's own input, with K = 1: adapters with as many parameters.
+
+    Source: Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, arXiv 1902.00751, for adapters.
+    """
+
+    description = "the same messages, bottom-up"
+
+    def freeze(self, freeze: list[str]) -> list[str]:
+        return freeze
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        if model.config.feedback_signal == "error":
+            return "`feedback_signal='error'` would read the difference of a state to itself"
+        if model.feedback.reads_classes or model.feedback.acts_in_first_iteration or model.config.feedback_shift:
+            return "these messages read what there is only after an iteration, or are bottom-up already"
+        return None
+
+    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
+        read_bottom_up(model)
+        return model
+
+
+class Duplicated(Plain):
+    """The layers that feedback repeats stand in the stack K times, each with weights of its own.
+
+    Args:
+        copies: K of the feedback arm.
+
+    Source: Kim et al. 2023, SOLAR 10.7B, arXiv 2312.15166, for stacks with doubled layers.
+    """
+
+    description = "repeated layers with weights of their own"
+
+    def __init__(self, copies: int = 2) -> None:
+        self.copies = copies
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        if len({id(layer) for layer in model.layers}) < len(model.layers):
+            return "the backbone's layers share their weights"
+        return super().why_not(model, row, freeze)
+
+    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
+        first, last = model.layout.segment
+        count = len(model.layers)
+        again = [*range(first, last + 1)] * (self.copies - 1)
+        keep_layers(model.backbone, model.layout.stack, [*range(last + 1), *again, *range(last + 1, count)])
+        stack = model.backbone.get_submodule(model.layout.stack)
+        for i in range(last + 1, last + 1 + len(again)):
+            cast(nn.ModuleList, stack)[i] = copy.deepcopy(cast(nn.ModuleList, stack)[i])
+        model.layout = replace(model.layout, num_layers=count + len(again))
+        return model
+
+
+class LoopOnly(Arm):
+    """The layers are repeated with their own output as their input, as often as with feedback, and without messages."""
+
+    description = "the loop without messages"
+
+    def model_options(self) -> Options:
+        return {"feedback_state": "carry"}
+
+
+class Repeated(Arm):
+    """The input stands there twice, and the answer is read in the second copy, which has read the first.
+
+    Source: Springer et al. 2024, Repetition Improves Language Model Embeddings, arXiv 2402.15449.
+    """
+
+    description = "the input repeated"
+    per_token: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "labels")
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        if not model.layout.causal or model.traits.predicts_next_token:
+            return "the backbone reads both directions, or predicts the next token"
+        if more := row.keys() - {*self.per_token, "label"}:
+            return f"the task's {min(more)} cannot be repeated"
+        return None
+
+    def adapt_data(self, data: Dataset) -> Dataset:
+        def repeat(row: Row) -> Row:
+            length = len(row["input_ids"])
+            twice = {name: value * 2 for name, value in row.items() if name in self.per_token and _has(value, length)}
+            if "labels" in twice:
+                twice["labels"] = [IGNORED] * length + row["labels"]
+            return {**row, **twice}
+
+        return data.map(repeat)
+
+
+class Unmasked(Arm):
+    """A causal backbone whose tokens see all others.
+
+    Source: BehnamGhader et al. 2024, LLM2Vec, arXiv 2404.05961.
+    """
+
+    description = "the causal mask lifted"
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        if not model.layout.causal or model.traits.predicts_next_token or "input_ids" not in row:
+            return "the backbone reads both directions, or predicts the next token"
+        return None
+
+    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
+        model.backbone.register_forward_pre_hook(_lift_mask, with_kwargs=True)
+        ids = torch.arange(1, 9, device=model.device)[None]
+        later = ids.clone()
+        later[0, -1] = 0
+        with evaluating(model), torch.no_grad():
+            first, other = (
+                model.backbone(input_ids=one, attention_mask=torch.ones_like(one))[0][0, 0] for one in (ids, later)
+            )
+        if torch.equal(first, other):
+            raise ValueError(
+                f"`arms`: the mask of {type(model.backbone).__name__} cannot be lifted; leave 'unmasked' out."
+            )
+        return model
+
+
+def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Forward pre-hook of a backbone: every token sees each one that is no padding."""
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    return args, {**kwargs, "attention_mask": mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)}
+
+
+def _has(value: object, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length
+
+
+def _head_of(model: FeedbackPreTrainedModel) -> list[str]:
+    return [name for name, part in parts_of(model).items() if part == "head"]
+
+
+class Truncated(Plain):
+    """The backbone reads the start of the text, as much as one segment holds."""
+
+    description = "the first segment's length of the text"
+
+    def model_options(self) -> Options:
+        return {"num_iterations": 1, **dict.fromkeys(SEGMENT_OPTIONS), "feedback_span": "token"}
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        return None if model.cutting is not None else "texts are not cut into segments"
+
+    def data_options(self, budget: Budget) -> Options:
+        return {"max_length": budget.segment_tokens}
+
+
+class WholeText(Truncated):
+    """The backbone reads the whole text at once."""
+
+    description = "the whole text at once"
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        if model.cutting is not None and model.cutting.longest > max_positions(
+            model.backbone, model.config.text_config
+        ):
+            return "the backbone does not read so many tokens; lower `max_segments`"
+        return super().why_not(model, row, freeze)
+
+    def data_options(self, budget: Budget) -> Options:
+        return {"max_length": budget.text_tokens}
+
+
+class Windows(Plain):
+    """Every segment is read by itself."""
+
+    description = "segments that know nothing of each other"
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        return None if model.cutting is not None else "texts are not cut into segments"
+
+
+# By their names in the option `arms`.
+ARMS: dict[str, Arm] = {
+    "head-only": HeadOnly(),
+    "plain": Plain(),
+    "plain-longer": PlainLonger(),
+    "lora": LoRA(),
+    "bottom-up": BottomUp(),
+    "duplicated": Duplicated(),
+    "loop-only": LoopOnly(),
+    "repeated": Repeated(),
+    "unmasked": Unmasked(),
+    "truncated": Truncated(),
+    "windows": Windows(),
+    "whole": WholeText(),
+}

@@ -1,0 +1,167 @@
+"""`hf-feedback compare`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ...configuration_feedback import FeedbackConfig
+from ...training.arguments import FeedbackTrainingArguments, read_json
+from ...training.commands.options import options_from_file
+from ...training.commands.train import training_parser
+from ...training.model_sources import check_source
+from ...training.tasks import TASK_NAMES
+from ...validation import check_choice, check_integer, option
+from ..arm_runs import Comparison
+from ..arms import ARMS, Arm, Duplicated, Feedback
+from ..compare import compare, hide_progress_bars
+from ..comparison_plan import format_plan, make_plan
+
+DESCRIPTION = """Find out whether feedback helps: train matched alternatives over several seeds, with the same order of
+data, epochs, batch and head, each with its own sweep of rates on validation, and say with an interval how they differ
+on test. Options of the model, data and training are those of `hf-feedback train`; `learning_rate` is the rate of what
+starts at random (head, feedback, adapters), `backbone_lr` that of the backbone."""
+FEEDBACK = "feedback"
+QUICK_ARMS = ("head-only", "plain", "lora", "bottom-up")
+QUICK_STEPS = 60
+DEFAULT_ITERATIONS = int(FeedbackConfig.declared_options()["num_iterations"].default)  # type: ignore[arg-type]
+
+
+@dataclass
+class CompareArguments:
+    """What is compared, and how often."""
+
+    task: str = option("text-classification", "The task.", choices=TASK_NAMES)
+    arms: list[str] | None = option(
+        None, f"Alternatives to compare with, all that apply by default: {', '.join(ARMS)}."
+    )
+    variants: str | None = option(
+        None,
+        'Feedback with other options, by name, as JSON: {"attention": {"feedback_type": "attention"}} (default: one '
+        "variant, with the options of the command).",
+    )
+    seeds: list[int] | None = option(None, "Seeds (default: 0 1 2 3 4).")
+    rate_factors: list[float] | None = option(
+        None, "Factors on all rates; each alternative takes the one that is best on validation (default: 0.3 1 3)."
+    )
+    margin: float = option(1.0, "Differences of fewer points do not matter.")
+    processes: int = option(1, "How many runs at a time; with GPUs, each has one of its own.")
+    quick: bool = option(
+        False,
+        f"A first look within minutes: {', '.join(QUICK_ARMS)} and feedback, 3 seeds, one set of rates, at most "
+        f"{QUICK_STEPS} steps.",
+    )
+    dry_run: bool = option(False, "Print the plan with its cost, and end.")
+
+    def __post_init__(self) -> None:
+        check_choice("task", self.task, TASK_NAMES)
+        check_integer("processes", self.processes, 1, "runs at a time")
+        for arm in self.arms or ():
+            check_choice("arms", arm, ARMS)
+        for name in ("seeds", "rate_factors"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"`{name}` must be different values, got {' '.join(map(str, values)) or 'none'}.")
+        if any(factor <= 0 for factor in self.rate_factors or ()):
+            raise ValueError(f"`rate_factors` must be above 0, got {min(self.rate_factors or [0])}.")
+        if self.margin <= 0:
+            raise ValueError(f"`margin` must be above 0, got {self.margin}.")
+
+
+def read_variants(text: str | None) -> dict[str, Feedback]:
+    """Reads the option `variants`.
+
+    Raises:
+        ValueError: it is no JSON of names and options, or a name or an option is not allowed.
+
+    Example:
+
+    ```python
+    >>> read_variants('{"attention": {"feedback_type": "attention"}}')
+    {'attention': Feedback(options={'feedback_type': 'attention'})}
+
+    ```
+    """
+    example = '{"attention": {"feedback_type": "attention"}}'
+    if text is None:
+        return {FEEDBACK: Feedback()}
+    variants: Mapping[str, Mapping[str, Any]] = read_json("variants", text, example)
+    if not isinstance(variants, dict) or not variants or not all(isinstance(one, dict) for one in variants.values()):
+        raise ValueError(f"`variants` must be JSON such as {example}, got {text!r:.60}.")
+    for name, options in variants.items():
+        if name in ARMS or not name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"`variants`: {name!r} must be letters, digits and dashes, and not the name of an arm.")
+        if unknown := sorted(options.keys() - FeedbackConfig.declared_options().keys()):
+            raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is no option of FeedbackConfig.")
+    none_as_text = {n: {o: "none" if v is None else v for o, v in options.items()} for n, options in variants.items()}
+    return {name: Feedback(options) for name, options in none_as_text.items()}
+
+
+def find_arms(args: CompareArguments, num_iterations: int) -> dict[str, Arm]:
+    """The arms by name, those with feedback last."""
+    names = args.arms or (QUICK_ARMS if args.quick else tuple(ARMS))
+    arms = {name: Duplicated(num_iterations) if name == "duplicated" else ARMS[name] for name in names}
+    return {**arms, **read_variants(args.variants)}
+
+
+def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArguments]:
+    """Parses the options of a comparison.
+
+    Args:
+        arguments: as on the command line, without a file of options.
+
+    Raises:
+        ValueError: an option is unknown, missing or has a wrong value.
+    """
+    task = TASK_NAMES[_task_of(arguments)]
+    parser = training_parser(arguments, task, "hf-feedback compare", DESCRIPTION, (CompareArguments,))
+    parser.set_defaults(learning_rate=1e-3, backbone_lr=5e-5, logging_strategy="no", eval_strategy="no")
+    model_args, data_args, args, compare_args = parser.parse(arguments)
+    args = limit_steps(args) if compare_args.quick else args
+    return (
+        Comparison(
+            task=task,
+            model_args=model_args,
+            data_args=data_args,
+            args=args,
+            arms=find_arms(compare_args, model_args.num_iterations or DEFAULT_ITERATIONS),
+            seeds=tuple(compare_args.seeds or ((0, 1, 2) if compare_args.quick else (0, 1, 2, 3, 4))),
+            rate_factors=tuple(compare_args.rate_factors or ((1.0,) if compare_args.quick else (0.3, 1.0, 3.0))),
+            margin=compare_args.margin,
+        ),
+        compare_args,
+    )
+
+
+def _task_of(arguments: Sequence[str]) -> str:
+    """The value of `--task`, which decides what other options there are."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("--task=")]
+    given += [value for name, value in pairwise(arguments) if name == "--task"]
+    name = given[-1] if given else next(iter(TASK_NAMES))
+    check_choice("task", name, TASK_NAMES)
+    return name
+
+
+def limit_steps(args: FeedbackTrainingArguments) -> FeedbackTrainingArguments:
+    """At most as many steps as `--quick` allows."""
+    args.max_steps = min(args.max_steps, QUICK_STEPS) if args.max_steps > 0 else QUICK_STEPS
+    return args
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `hf-feedback compare` and returns the exit status.
+
+    Args:
+        arguments: those after the name of the command.
+    """
+    comparison, args = parse_comparison(options_from_file(arguments))
+    check_source(comparison.model_args.model, comparison.model_args.revision)
+    hide_progress_bars()
+    plan = make_plan(comparison)
+    print(format_plan(comparison, plan), flush=True)
+    if args.dry_run:
+        return 0
+    result = compare(comparison, plan, args.processes)
+    files = result.save()
+    print(f"\n{result.as_markdown()}\n{result.verdict()}\nMore is in {' and '.join(map(str, files))}")
+    return 0

@@ -1,0 +1,163 @@
+"""Runs a comparison: the plan, the runs that choose rates, the runs with all seeds, and what comes out of them."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import torch
+from datasets import disable_progress_bars
+from transformers.utils import logging
+
+from ..feedback_checkpoint import whole_file
+from ..training.checkpoints import Record
+from ..training.run_record import describe_differences
+from .arm_runs import ArmRun, ArmTrainer, Comparison, Job
+from .arms import Budget
+from .comparison_plan import Plan, choosing_jobs, format_seconds, seed_jobs
+from .comparison_result import ComparisonResult
+
+
+def run_job(comparison: Comparison, job: Job, budget: Budget) -> None:
+    """Trains and measures one job, unless that was done before; what training prints goes into a file beside it."""
+    folder = runs_folder(comparison)
+    if ArmRun.load(folder, job) is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{job.name}.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            ArmTrainer(comparison, job, budget).run().save(folder)
+
+
+def hide_progress_bars() -> None:
+    """Hides the bars of loading and encoding, which come with every run."""
+    disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def runs_folder(comparison: Comparison) -> Path:
+    """Where the runs of a comparison are kept."""
+    return comparison.folder / "runs"
+
+
+def _start_process(devices: "Queue[int]", num_threads: int) -> None:
+    """Gives a process a GPU of its own, or its part of the cores."""
+    device = devices.get()
+    if device >= 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    torch.set_num_threads(num_threads)
+    hide_progress_bars()
+
+
+class JobRunner:
+    """Runs jobs, in this process or in several.
+
+    Args:
+        comparison: what they have in common.
+        plan: what they cost.
+        num_processes: how many run at a time; with GPUs, each has one of its own.
+    """
+
+    def __init__(self, comparison: Comparison, plan: Plan, num_processes: int = 1) -> None:
+        self.comparison, self.plan, self.num_processes = comparison, plan, num_processes
+        self.started, self.finished_flops = time.monotonic(), 0.0
+
+    def run(self, jobs: Sequence[Job], later: Sequence[Job] = ()) -> list[ArmRun]:
+        """Runs jobs that are not finished, and reads all of them.
+
+        Args:
+            jobs: those to run.
+            later: those that follow, for the time that is left.
+        """
+        folder = runs_folder(self.comparison)
+        open_jobs = [job for job in jobs if ArmRun.load(folder, job) is None]
+        for number, job in enumerate(self._finish(open_jobs), 1):
+            self.finished_flops += self.plan.costs[job.arm].total
+            left = [*open_jobs[number:], *(job for job in later if ArmRun.load(folder, job) is None)]
+            print(f"{job.name}: done, {self._time_left(left)} for {len(left)} more runs", flush=True)
+        runs = [ArmRun.load(folder, job) for job in jobs]
+        return [run for run in runs if run is not None]
+
+    def _finish(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Runs jobs; yields each when it is done."""
+        if self.num_processes == 1 or len(jobs) < 2:
+            for job in jobs:
+                run_job(self.comparison, job, self.plan.budget)
+                yield job
+            return
+        context = multiprocessing.get_context("spawn")
+        devices = context.Queue()
+        num_gpus = torch.cuda.device_count() if not self.comparison.args.use_cpu else 0
+        for i in range(self.num_processes):
+            devices.put(i % num_gpus if num_gpus else -1)
+        num_threads = max(1, (os.cpu_count() or 1) // self.num_processes)
+        with ProcessPoolExecutor(self.num_processes, context, _start_process, (devices, num_threads)) as pool:
+            running = {pool.submit(run_job, self.comparison, job, self.plan.budget): job for job in jobs}
+            try:
+                for future in as_completed(running):
+                    future.result()
+                    yield running[future]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _time_left(self, jobs: Sequence[Job]) -> str:
+        flops = sum(self.plan.costs[job.arm].total for job in jobs)
+        return format_seconds((time.monotonic() - self.started) * flops / max(self.finished_flops, 1.0))
+
+
+def choose_factors(runs: Sequence[ArmRun]) -> dict[str, float]:
+    """The factor on the rates that is best on validation, for each arm; of equal ones the smallest."""
+    by_factor = sorted(runs, key=lambda run: run.job.factor)
+    return {
+        arm: max((run for run in by_factor if run.job.arm == arm), key=lambda run: run.gain).job.factor
+        for arm in dict.fromkeys(run.job.arm for run in runs)
+    }
+
+
+def compare(comparison: Comparison, plan: Plan, num_processes: int = 1) -> ComparisonResult:
+    """Trains all arms and returns what comes out; finished runs of an earlier call are not run again.
+
+    Args:
+        comparison: what is compared.
+        plan: from `make_plan`.
+        num_processes: how many runs at a time.
+
+    Raises:
+        ValueError: the folder holds runs of another comparison.
+    """
+    claim_folder(comparison, plan)
+    arms = list(plan.costs)
+    runner = JobRunner(comparison, plan, num_processes)
+    choosing = choosing_jobs(comparison, arms)
+    later = seed_jobs(comparison, dict.fromkeys(arms, comparison.rate_factors[0]))
+    runs = runner.run(choosing, later)
+    chosen = choose_factors(runs)
+    first = [run for run in runs if run.job.factor == chosen[run.job.arm]]
+    return ComparisonResult(comparison, plan, runs, [*first, *runner.run(seed_jobs(comparison, chosen))])
+
+
+def claim_folder(comparison: Comparison, plan: Plan) -> None:
+    """Notes in the output folder what its runs depend on.
+
+    Raises:
+        ValueError: the folder holds runs of another comparison.
+    """
+    file = comparison.folder / "settings.json"
+    arms = {name: dict(arm.model_options()) for name, arm in comparison.arms.items()}
+    now = {
+        **{name: value for name, value in plan.record.items() if name != "seed"},
+        **{f"arm {n}": o for n, o in arms.items()},
+    }
+    before: Record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if differences := describe_differences(before, now):
+        raise ValueError(
+            f"`output_dir`: {comparison.folder} holds runs of another comparison, where "
+            f"{'; '.join(differences.values())}. Use another folder."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as partial:
+        partial.write_text(json.dumps({**before, **now}, indent=1), encoding="utf-8")

@@ -1,0 +1,164 @@
+"""What a comparison is going to do and what that costs, before it starts."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from datasets import Dataset
+from torch import nn
+
+from ..modeling_base import FeedbackPreTrainedModel
+from ..training.checkpoints import Record
+from ..training.run_record import run_record
+from .arm_runs import ArmTrainer, Comparison, Job
+from .arms import Budget
+from .cost import count_flops
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """What one arm costs.
+
+    Args:
+        parameters: trained ones.
+        flops: of a training step, for one example.
+        examples: of training, over all epochs.
+    """
+
+    parameters: int
+    flops: float
+    examples: float
+
+    @property
+    def total(self) -> float:
+        """FLOPs of one run."""
+        return self.flops * self.examples
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a comparison.
+
+    Args:
+        budget: what the feedback arm uses.
+        costs: by arm.
+        left_out: arms that there are none of, with the reason.
+        seconds_a_flop: measured on one batch of this machine.
+        record: what the result depends on, see `run_record`.
+    """
+
+    budget: Budget
+    costs: Mapping[str, ArmCost]
+    left_out: Mapping[str, str]
+    seconds_a_flop: float
+    record: Record
+
+    def seconds(self, jobs: Sequence[Job]) -> float:
+        """Estimated seconds of training, one job after the other."""
+        return sum(self.costs[job.arm].total for job in jobs) * self.seconds_a_flop
+
+
+def choosing_jobs(comparison: Comparison, arms: list[str]) -> list[Job]:
+    """The runs that choose the rates: every arm with every factor, with the first seed."""
+    return [Job(arm, comparison.seeds[0], factor) for factor in comparison.rate_factors for arm in arms]
+
+
+def seed_jobs(comparison: Comparison, chosen: Mapping[str, float]) -> list[Job]:
+    """The runs with all other seeds, with the rates that were chosen."""
+    return [Job(arm, seed, factor) for seed in comparison.seeds[1:] for arm, factor in chosen.items()]
+
+
+def make_plan(comparison: Comparison) -> Plan:
+    """Builds every arm once, and counts what it costs.
+
+    Raises:
+        ValueError: an option, a file or a label is not as it must be.
+        UnsupportedBackboneError: the backbone cannot be looped exactly.
+    """
+    first = next(name for name, arm in comparison.arms.items() if arm.is_feedback)
+    prepared, model = comparison.prepare(comparison.arms[first], comparison.seeds[0], Budget(0))
+    for split in ("validation", "test"):
+        if split not in prepared.splits:
+            raise ValueError(f"Rates are chosen on validation and results are read on test: give `{split}_file` too.")
+    comparison.score_of(prepared)
+    feedback, row = cast(FeedbackPreTrainedModel, model), cast(Dataset, prepared.splits["train"].data)[0]
+    reasons = {name: arm.why_not(feedback, row, comparison.freeze) for name, arm in comparison.arms.items()}
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    cutting = feedback.cutting
+    budget = Budget(
+        parameters=sum(parameter.numel() for parameter in feedback.feedback.parameters()),
+        segment_tokens=None if cutting is None else cutting.length,
+        text_tokens=None if cutting is None else cutting.longest,
+    )
+    rows = {name: cast(Dataset, split.data) for name, split in prepared.splits.items()}
+    record = run_record(comparison.args, feedback.config, rows, prepared.collator)
+    del prepared, model, feedback
+    measured = {name: _measure(comparison, name, budget) for name in comparison.arms if name not in left_out}
+    reference, seconds = measured[first]
+    base = min(cost.flops for cost, _ in measured.values())
+    if "plain" in measured:
+        base = measured["plain"][0].flops
+    budget = replace(budget, flops=reference.flops / base)
+    costs = {
+        name: replace(cost, examples=comparison.arms[name].epochs(cost.examples, budget))
+        for name, (cost, _) in measured.items()
+    }
+    return Plan(budget, costs, left_out, seconds / reference.flops, record)
+
+
+def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost, float]:
+    """What an arm costs, and the seconds that a step takes for one example."""
+    trainer = ArmTrainer(comparison, Job(arm, comparison.seeds[0], 1.0), budget).trainer
+    model = cast(nn.Module, trainer.model).train()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    size = len(next(iter(batch.values())))
+
+    def step() -> None:
+        trainer.compute_loss(model, batch).backward()
+
+    flops = count_flops(step)
+    started = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - started
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    args = comparison.args
+    examples = len(cast(Dataset, trainer.train_dataset)) * args.num_train_epochs
+    if args.max_steps > 0:
+        examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+    return ArmCost(parameters, flops / size, examples), seconds / size
+
+
+def format_plan(comparison: Comparison, plan: Plan) -> str:
+    """The plan as a table, with the number of runs and the time that they take."""
+    costs = plan.costs
+    rows = [("arm", "trained parameters", "FLOPs of training, relative")]
+    base = next(iter(costs.values())) if "plain" not in costs else costs["plain"]
+    for name, cost in costs.items():
+        rows.append((name, f"{cost.parameters:,}", f"{cost.total / base.total:.2f}"))
+    jobs = choosing_jobs(comparison, list(costs)) + seed_jobs(comparison, dict.fromkeys(costs, 1.0))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"no {name}: {reason}" for name, reason in plan.left_out.items()]
+    trials, others = len(comparison.rate_factors), len(comparison.seeds) - 1
+    lines.append(
+        f"{len(jobs)} runs: {len(costs)} arms, each with {trials} set{'s' * (trials != 1)} of rates and then {others} "
+        f"more seed{'s' * (others != 1)}; {format_seconds(plan.seconds(jobs))} of training, one after the other."
+    )
+    return "\n".join(lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    Example:
+
+    ```python
+    >>> format_seconds(40), format_seconds(3000), format_seconds(9000)
+    ('about 40 seconds', 'about 50 minutes', 'about 2.5 hours')
+
+    ```
+    """
+    if seconds < 100:
+        return f"about {seconds:.0f} seconds"
+    return f"about {seconds / 60:.0f} minutes" if seconds < 6000 else f"about {seconds / 3600:.1f} hours"

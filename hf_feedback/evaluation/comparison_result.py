@@ -1,0 +1,268 @@
+"""What comes out of a comparison: differences with intervals, a verdict in a sentence, a table, and JSON."""
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from scipy import stats
+
+from ..feedback_checkpoint import whole_file
+from ..version import HF_FEEDBACK_VERSION
+from .arm_runs import CONTROLS, ArmRun, Comparison
+from .comparison_plan import Plan
+from .statistics import Difference, compare_paired, draw_examples, resample_examples, seeds_needed
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Feedback beside one alternative.
+
+    Args:
+        feedback: name of the arm with feedback.
+        other: name of the arm that it is compared with, or what its own messages were replaced by.
+        difference: feedback minus the other, in points; more is better.
+        verdict: see `Difference.verdict`.
+        seeds_needed: to see a difference of the margin, if that is known.
+    """
+
+    feedback: str
+    other: str
+    difference: Difference
+    verdict: str
+    seeds_needed: int | None
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """The runs of a comparison and what follows from them.
+
+    Args:
+        comparison: what was compared.
+        plan: with the costs.
+        choosing: the runs that chose the rates.
+        runs: those with the rates that were chosen, every arm with every seed.
+    """
+
+    comparison: Comparison
+    plan: Plan
+    choosing: Sequence[ArmRun]
+    runs: Sequence[ArmRun]
+
+    @cached_property
+    def by_arm(self) -> dict[str, list[ArmRun]]:
+        """The runs of each arm, in the order of the seeds."""
+        arms = dict.fromkeys(run.job.arm for run in self.runs)
+        order = self.comparison.seeds.index
+        return {
+            arm: sorted((r for r in self.runs if r.job.arm == arm), key=lambda r: order(r.job.seed)) for arm in arms
+        }
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that decides."""
+        return str(self.runs[0].facts["metric"])
+
+    @property
+    def unit(self) -> float:
+        """Points in one unit of the metric: 100, for a metric between 0 and 1; negative where less is better."""
+        return 100.0 if self.runs[0].score.greater_is_better else -1.0
+
+    @cached_property
+    def contrasts(self) -> list[Contrast]:
+        """Each feedback arm beside every other arm."""
+        arms = self.comparison.arms
+        with_feedback = [name for name in self.by_arm if arms[name].is_feedback]
+        others = [name for name in self.by_arm if not arms[name].is_feedback]
+        return [self._contrast(one, other, self.by_arm[other], "own") for one in with_feedback for other in others]
+
+    @cached_property
+    def controls(self) -> list[Contrast]:
+        """Each feedback arm beside itself with other messages."""
+        with_feedback = [name for name in self.by_arm if self.comparison.arms[name].is_feedback]
+        return [
+            self._contrast(one, control, self.by_arm[one], control) for one in with_feedback for control in CONTROLS
+        ]
+
+    def _contrast(self, feedback: str, other: str, other_runs: Sequence[ArmRun], messages: str) -> Contrast:
+        runs = self.by_arm[feedback]
+        point = self.unit * np.array(
+            [run.test_value() - one.test_value(messages) for run, one in zip(runs, other_runs, strict=True)]
+        )
+        weights = draw_examples(len(runs[0].examples["own"]))
+        ours, theirs = (
+            resample_examples([run.examples[which] for run in some], runs[0].score.metric, weights)
+            for some, which in ((runs, "own"), (other_runs, messages))
+        )
+        difference = compare_paired(point, self.unit * (ours - theirs))
+        margin = self.comparison.margin
+        return Contrast(
+            feedback, other, difference, difference.verdict(margin), seeds_needed(difference.by_seed, margin)
+        )
+
+    def best_feedback(self) -> str:
+        """The arm with feedback that is best on validation."""
+        arms = [name for name in self.by_arm if self.comparison.arms[name].is_feedback]
+        return max(arms, key=lambda name: statistics.mean(run.gain for run in self.by_arm[name]))
+
+    def verdict(self) -> str:
+        """The answer in one sentence, about the feedback arm that is best on validation."""
+        best = self.best_feedback()
+        contrasts = [contrast for contrast in self.contrasts if contrast.feedback == best]
+        return write_verdict(contrasts, self.metric, self.comparison.margin)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        comparison = self.comparison
+        return {
+            "verdict": self.verdict(),
+            "metric": self.metric,
+            "margin": comparison.margin,
+            "seeds": list(comparison.seeds),
+            "rate_factors": list(comparison.rate_factors),
+            "arms": {
+                name: {
+                    "description": comparison.arms[name].description,
+                    "options": dict(comparison.arms[name].model_options()),
+                    **asdict(self.plan.costs[name]),
+                    "rates": runs[0].job.factor,
+                    "validation": [run.validation for run in runs],
+                    "test": [run.test_value() for run in runs],
+                    "runs": [run.facts for run in runs],
+                }
+                for name, runs in self.by_arm.items()
+            },
+            "choosing": [{**asdict(run.job), "validation": run.validation} for run in self.choosing],
+            "differences": [asdict(contrast) for contrast in self.contrasts],
+            "controls": [asdict(contrast) for contrast in self.controls],
+            "left_out": dict(self.plan.left_out),
+            "settings": self.plan.record,
+            "machine": machine_and_versions(),
+        }
+
+    def save(self) -> list[Path]:
+        """Writes `comparison.json` and `comparison.md` into the output folder; returns both."""
+        folder = self.comparison.folder
+        contents = {
+            "comparison.json": json.dumps(self.as_json(), indent=1, default=str),
+            "comparison.md": self.as_markdown(),
+        }
+        for name, content in contents.items():
+            with whole_file(folder / name) as partial:
+                partial.write_text(content, encoding="utf-8")
+        return [folder / name for name in contents]
+
+    def as_markdown(self) -> str:
+        """The verdict, and tables of arms and of differences."""
+        plan, base = self.plan, self.plan.costs.get("plain", next(iter(self.plan.costs.values())))
+        percent = abs(self.unit)
+        arms = [
+            (
+                name, f"{plan.costs[name].parameters:,}", f"{plan.costs[name].total / base.total:.2f}",
+                f"{runs[0].job.factor:g}{' (edge)' if self._at_edge(runs[0].job.factor) else ''}",
+                *(format_values([percent * value for value in values]) for values in
+                  ([run.validation for run in runs], [run.test_value() for run in runs])),
+                ", ".join(f"{percent * run.test_value():.1f}" for run in runs),
+            )
+            for name, runs in self.by_arm.items()
+        ]  # fmt: skip
+        metric = f"{self.metric} (%)" if percent == 100 else self.metric
+        head = ("arm", "trained parameters", "FLOPs of training", "rates ×", f"validation {metric}", "test", "by seed")
+        return (
+            "\n\n".join(
+                [
+                    f"# {self.comparison.arms[self.best_feedback()].description.capitalize()}: does it help?",
+                    self.verdict(),
+                    markdown_table(head, arms),
+                    "Differences in points with 95% intervals over seeds and test examples; above 0, feedback leads.",
+                    contrast_table(self.contrasts, self.comparison.margin),
+                    "The same model with other messages: none (silent), or those of another example (swapped).",
+                    contrast_table(self.controls, self.comparison.margin),
+                    *(f"No {name}: {reason}." for name, reason in plan.left_out.items()),
+                ]
+            )
+            + "\n"
+        )
+
+    def _at_edge(self, factor: float) -> bool:
+        factors = self.comparison.rate_factors
+        return len(factors) > 1 and factor in (min(factors), max(factors))
+
+
+def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> str:
+    """The answer in one sentence.
+
+    Args:
+        contrasts: feedback beside every alternative.
+        metric: name of the metric.
+        margin: in points, differences that are smaller do not matter.
+    """
+    hardest = min(contrasts, key=lambda contrast: contrast.difference.mean)
+    difference = hardest.difference
+    numbers = f"{difference.mean:+.1f} points of {metric} [{difference.low:+.1f}, {difference.high:+.1f}]"
+    seeds = f"{difference.num_seeds} seed{'s' * (difference.num_seeds != 1)}"
+    verdicts = {contrast.verdict for contrast in contrasts}
+    if verdicts == {"ahead"}:
+        return f"Feedback helps: it is ahead of every alternative, least of {hardest.other}, by {numbers}, {seeds}."
+    behind = [contrast for contrast in contrasts if contrast.verdict == "behind"]
+    if behind:
+        return f"Feedback does not help: {hardest.other} is better, feedback minus it {numbers}, {seeds}."
+    if hardest.verdict == "equivalent":
+        within = f"within {margin:g} points of {hardest.other}"
+        return f"Feedback makes no difference that matters: {within}, {numbers}, {seeds}."
+    needed = hardest.seeds_needed
+    more = f"about {needed} seeds are needed to see {margin:g} points" if needed else "more seeds are needed"
+    return f"This cannot tell whether feedback helps: against {hardest.other} {numbers}, {seeds}; {more}."
+
+
+def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
+    """Differences as a Markdown table."""
+    rows = [
+        (
+            contrast.feedback, contrast.other,
+            f"{(d := contrast.difference).mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]", format_p_value(d),
+            contrast.verdict, "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed),
+        )
+        for contrast in contrasts
+    ]  # fmt: skip
+    return markdown_table(("feedback", "minus", "difference", "p", "verdict", f"seeds to see {margin:g} points"), rows)
+
+
+def format_p_value(difference: Difference) -> str:
+    """The p-value of the permutation test, or that so few seeds cannot show anything."""
+    if difference.p_value is None or difference.least_p_value > 0.05:
+        return f"cannot tell (≥ {difference.least_p_value:.2g})"
+    return f"{difference.p_value:.2g}"
+
+
+def format_values(values: Sequence[float]) -> str:
+    """Mean with the half-width of Student's 95% interval."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def machine_and_versions() -> dict[str, str]:
+    """The processor and the versions of what trains."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "device": device,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "hf_feedback": HF_FEEDBACK_VERSION,
+    }

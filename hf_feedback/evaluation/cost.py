@@ -1,0 +1,26 @@
+"""What a step costs, counted and not timed."""
+
+from collections.abc import Callable
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_flops(step: Callable[[], None]) -> int:
+    """FLOPs of the matrix products of a step, attention included, in the messages too.
+
+    Args:
+        step: runs it.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
+    48
+
+    ```
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()

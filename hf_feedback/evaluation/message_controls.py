@@ -1,0 +1,78 @@
+"""Feedback whose messages carry something else: controls that tell top-down messages from whatever else they bring."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from ..connections import FeedbackConnections, MessageContext, SourceMessage
+from ..iteration_trace import States, batch_first
+from ..modeling_base import FeedbackPreTrainedModel
+
+
+class BottomUpConnections(FeedbackConnections):
+    """The same messages with as many parameters, read from the target layer's own input in the first iteration."""
+
+    def add_messages(
+        self, x: torch.Tensor, target: int, source_messages: dict[int, SourceMessage] | None, context: MessageContext
+    ) -> torch.Tensor:
+        own = batch_first(x, context.batch_dim)
+        sources = [source for source, _ in self.incoming.get(target, ())]
+        return super().add_messages(x, target, self.project(dict.fromkeys(sources, own), context), context)
+
+
+class SilentConnections(FeedbackConnections):
+    """No messages."""
+
+    def add_messages(
+        self, x: torch.Tensor, target: int, source_messages: dict[int, SourceMessage] | None, context: MessageContext
+    ) -> torch.Tensor:
+        return x
+
+
+class SwappedConnections(FeedbackConnections):
+    """Every example of a batch gets the messages of the one before it, the first those of the last.
+
+    A token reads the state of the other example's token at the same place, counted from the start again where the other
+    one is shorter; padding is never read.
+    """
+
+    def forward(self, h: States, context: MessageContext) -> dict[int, SourceMessage]:
+        states = {source: _of_the_one_before(state, context) for source, state in h.items()}
+        classes = context.class_probabilities
+        swapped = replace(context, class_probabilities=None if classes is None else classes.roll(1, 0))
+        return super().forward(states, swapped)
+
+
+def _of_the_one_before(state: torch.Tensor, context: MessageContext) -> torch.Tensor:
+    h = batch_first(state, context.batch_dim).roll(1, 0)
+    if context.mask is None:
+        return batch_first(h, context.batch_dim)
+    own, other = context.mask.to(h.device), context.mask.to(h.device).roll(1, 0)
+    place = (own.cumsum(1) - 1).clamp_min(0) % other.sum(1, keepdim=True).clamp_min(1)
+    index = (~other).int().argsort(dim=1, stable=True).gather(1, place)  # the positions of real tokens come first
+    return batch_first(h.gather(1, index[..., None].expand_as(h)), context.batch_dim)
+
+
+def read_bottom_up(model: FeedbackPreTrainedModel) -> None:
+    """Makes the messages of a model bottom-up ones; with K = 1 they are read once, in each target layer's input."""
+    model.feedback.__class__ = BottomUpConnections
+    model.feedback.acts_in_first_iteration = True
+
+
+@contextmanager
+def other_messages(model: FeedbackPreTrainedModel, connections: type[FeedbackConnections]) -> Iterator[None]:
+    """Replaces what the messages of a model carry, while the context lasts.
+
+    Args:
+        model: A feedback model.
+        connections: `SilentConnections` or `SwappedConnections`.
+    """
+    feedback = model.feedback
+    before, mixes_tokens = type(feedback), feedback.mixes_tokens
+    feedback.__class__, feedback.mixes_tokens = connections, True  # so that the padding is known
+    try:
+        yield
+    finally:
+        feedback.__class__, feedback.mixes_tokens = before, mixes_tokens

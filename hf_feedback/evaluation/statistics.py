@@ -1,0 +1,215 @@
+"""Paired statistics of two ways to train: intervals over seeds and test examples, tests, numbers of seeds."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from scipy import stats
+
+Values: TypeAlias = np.ndarray  # (R, S): a metric by replicate and seed
+NUM_REPLICATES = 2000
+MIN_SEEDS = 3  # with fewer, the spread over seeds is not known well enough for a verdict
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference, one way minus another, in the metric's own units; more is better.
+
+    Args:
+        mean: over the seeds, on the whole test split.
+        by_seed: on the whole test split.
+        low, high: 95% interval.
+        equivalence: 90% interval; the two are equivalent within a margin if it lies inside of it.
+        p_value: of a two-sided sign-flip permutation test over the seeds; `None` with one seed.
+        least_p_value: the least that this test can find with so many seeds.
+    """
+
+    mean: float
+    by_seed: tuple[float, ...]
+    low: float
+    high: float
+    equivalence: tuple[float, float]
+    p_value: float | None
+    least_p_value: float
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.by_seed)
+
+    def verdict(self, margin: float) -> str:
+        """`"ahead"`, `"behind"`, `"equivalent"` or `"cannot tell"`.
+
+        Args:
+            margin: differences that are smaller do not matter.
+
+        Example:
+
+        ```python
+        >>> Difference(0.02, (0.01, 0.02, 0.03), -0.005, 0.045, (0.0, 0.04), 0.25, 0.25).verdict(margin=0.01)
+        'cannot tell'
+
+        ```
+        """
+        if self.num_seeds < MIN_SEEDS:
+            return "cannot tell"
+        if self.low > 0:
+            return "ahead"
+        if self.high < 0:
+            return "behind"
+        return "equivalent" if max(map(abs, self.equivalence)) < margin else "cannot tell"
+
+
+def resample_examples(
+    examples: Sequence[np.ndarray], metric: Callable[[np.ndarray], np.ndarray], weights: np.ndarray
+) -> Values:
+    """A metric on resampled test examples.
+
+    Args:
+        examples: `(N, s)` for each seed, what every example adds to the sums that the metric is a function of.
+        metric: sums `(R, s)` → values `(R,)`.
+        weights: `(R, N)`, how often each example is drawn.
+
+    Returns:
+        `(R, S)`.
+    """
+    return np.stack([metric(weights @ one) for one in examples], axis=1)
+
+
+def draw_examples(number: int, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> np.ndarray:
+    """`(R, N)`, how often each of N examples is drawn in each bootstrap replicate."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(number, np.full(number, 1 / number), size=num_replicates)
+
+
+def compare_paired(point: np.ndarray, replicates: Values, seed: int = 1) -> Difference:
+    """The difference of two ways to train that were run with the same seeds on the same data.
+
+    Seeds and test examples are both resampled. The spread over few seeds is underestimated by resampling; it is widened
+    so that the interval would be Student's if the test split were endless.
+
+    Args:
+        point: `(S,)`, the difference for each seed on the whole test split.
+        replicates: `(R, S)`, the same on resampled test examples.
+        seed: of the resampling of seeds.
+
+    Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, The American Statistician 69(4), for the
+        bias of intervals from few values.
+
+    Example:
+
+    ```python
+    >>> point = np.array([0.02, 0.03, 0.025, 0.02])
+    >>> found = compare_paired(point, np.tile(point, (2000, 1)))
+    >>> found.mean, found.low > 0, found.least_p_value
+    (0.02375, True, 0.125)
+
+    ```
+    """
+    num_replicates, num_seeds = replicates.shape
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_replicates) / num_seeds
+    over_examples = replicates.mean(1)
+    over_seeds = (weights * replicates).sum(1) - over_examples
+
+    def interval(level: float) -> tuple[float, float]:
+        tail = (1 - level) / 2
+        spread = over_examples + widening(num_seeds, level) * over_seeds
+        low, high = np.quantile(spread, (tail, 1 - tail))
+        return float(low), float(high)
+
+    low, high = interval(LEVEL)
+    return Difference(
+        mean=float(point.mean()),
+        by_seed=tuple(map(float, point)),
+        low=low,
+        high=high,
+        equivalence=interval(2 * LEVEL - 1),
+        p_value=sign_flip_p_value(point),
+        least_p_value=2.0 ** (1 - num_seeds),
+    )
+
+
+def widening(num_seeds: int, level: float = LEVEL) -> float:
+    """The factor from a bootstrap interval over so many seeds to Student's; 0 for one seed, whose spread is unknown."""
+    if num_seeds < 2:
+        return 0.0
+    upper = (1 + level) / 2
+    return math.sqrt(num_seeds / (num_seeds - 1)) * float(stats.t.ppf(upper, num_seeds - 1) / stats.norm.ppf(upper))
+
+
+def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float | None:
+    """Two-sided p-value of a paired sign-flip permutation test of zero mean; `None` with one difference.
+
+    Example:
+
+    ```python
+    >>> sign_flip_p_value([1.0, 2.0, 3.0])
+    0.25
+
+    ```
+    """
+    if len(differences) < 2:
+        return None
+    found = stats.permutation_test(
+        (np.asarray(differences),), np.mean, permutation_type="samples", n_resamples=100_000, rng=0
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusts p-values of several tests so that all of them together hold the level.
+
+    Args:
+        p_values: one a test.
+
+    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
+
+    Example:
+
+    ```python
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+
+    ```
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def seeds_needed(differences: Sequence[float], smallest: float, power: float = 0.8, most: int = 1000) -> int | None:
+    """How many seeds a paired t-test at 5% needs to see a difference.
+
+    Args:
+        differences: by seed, at least two; their spread is taken as it is.
+        smallest: the difference to be seen, above 0.
+        power: probability of seeing it.
+        most: number at which the search ends.
+
+    Returns:
+        `None` if more than `most` are needed, or the spread is unknown.
+
+    Example:
+
+    ```python
+    >>> seeds_needed([-0.01, 0.0, 0.01], smallest=0.01)
+    10
+
+    ```
+    """
+    if len(differences) < 2:
+        return None
+    spread = float(np.std(differences, ddof=1))
+    for number in range(2, most + 1):
+        if spread == 0:
+            return number
+        shift = smallest / spread * math.sqrt(number)
+        limit = stats.t.ppf(0.975, number - 1)
+        if stats.nct.sf(limit, number - 1, shift) + stats.nct.cdf(-limit, number - 1, shift) >= power:
+            return number
+    return None

@@ -1,0 +1,387 @@
+"""`hf-feedback compare`: each alternative is what its name says, all see the same, and nothing is run twice."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from builders import feedback_model, tiny_tokenizer
+from families import tiny_backbone, tiny_batch
+from training_runs import rows, write
+
+from hf_feedback import FeedbackForSequenceClassification, cli
+from hf_feedback.evaluation import arm_runs
+from hf_feedback.evaluation.arm_runs import ArmRun, ArmTrainer, Job
+from hf_feedback.evaluation.arms import ARMS, Budget, Duplicated
+from hf_feedback.evaluation.commands.compare import parse_comparison, read_variants
+from hf_feedback.evaluation.comparison_plan import make_plan
+from hf_feedback.evaluation.comparison_result import Contrast, write_verdict
+from hf_feedback.evaluation.message_controls import (
+    SilentConnections,
+    SwappedConnections,
+    other_messages,
+    read_bottom_up,
+)
+from hf_feedback.evaluation.statistics import Difference
+
+FAST = "--num-train-epochs 1 --per-device-train-batch-size 8 --feedback-rank 4 --bf16 False --disable-tqdm True".split()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """An encoder and a decoder with their tokenizers, and files of texts and tags."""
+    folder = tmp_path_factory.mktemp("compared")
+    for family in ("bert", "llama"):
+        tiny_backbone(family).save_pretrained(folder / family)
+        tiny_tokenizer().save_pretrained(folder / family)
+    for seed, split in enumerate(("train", "validation", "test")):
+        write(folder, f"{split}.csv", rows(24, seed))
+        tagged = [
+            {"tokens": row["text"].split(), "tags": ["B-X" if w == "parcel" else "O" for w in row["text"].split()]}
+            for row in rows(24, seed)
+        ]
+        write(folder, f"{split}.jsonl", tagged)
+    return folder
+
+
+def command(folders, output, *more, family="bert", ending="csv"):
+    files = [
+        part
+        for split in ("train", "validation", "test")
+        for part in (f"--{split}-file", str(folders / f"{split}.{ending}"))
+    ]
+    return ["--model", str(folders / family), *files, "--output-dir", str(output), *FAST, *more]
+
+
+def comparison_of(folders, output, *more, **options):
+    return parse_comparison(command(folders, output, *more, **options))[0]
+
+
+def trained_parameters(trainer):
+    return {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+# What messages carry
+
+
+@pytest.mark.parametrize("operator", ["additive", "gated", "attention", "temporal", "context"])
+def test_bottom_up_messages_read_their_own_layer(operator):
+    model, batch = feedback_model(feedback_type=operator).eval(), tiny_batch()
+    mask = batch["attention_mask"].bool()
+    expected = []
+    for layer, connection_edges in model.feedback.incoming.items():
+
+        def hook(module, args, kwargs, edges=connection_edges):
+            from hf_feedback.connections import MessageContext
+
+            x, context = args[0], MessageContext(mask=mask)
+            for source, edge in edges:
+                connection = model.feedback.connection(source)
+                x = x + connection.message(connection(args[0], context), edge, args[0], context)
+            return (x, *args[1:]), kwargs
+
+        expected.append(model.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+    with torch.no_grad():
+        oracle = model(**batch, num_iterations=1).last_hidden_state
+        [handle.remove() for handle in expected]
+        plain = model(**batch, num_iterations=1).last_hidden_state
+        read_bottom_up(model)
+        found = model(**batch, num_iterations=1).last_hidden_state
+    torch.testing.assert_close(found[mask], oracle[mask], atol=1e-12, rtol=0)
+    assert not torch.allclose(found[mask], plain[mask], atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["additive", "attention", "context"])
+def test_swapped_messages_are_those_of_the_example_before(operator):
+    """Of two equal examples they change nothing; of others they do; padding of the other one is not read."""
+    model, batch = feedback_model(feedback_type=operator).eval(), tiny_batch()
+    twins = {name: value[:1].repeat(2, *[1] * (value.dim() - 1)) for name, value in batch.items()}
+    with torch.no_grad():
+        own, own_of_twins = model(**batch).last_hidden_state, model(**twins).last_hidden_state
+        with other_messages(model, SwappedConnections):
+            swapped, swapped_twins = model(**batch).last_hidden_state, model(**twins).last_hidden_state
+            padded = {**batch, "input_ids": torch.where(batch["attention_mask"] == 1, batch["input_ids"], 5)}
+            again = model(**padded).last_hidden_state
+        restored = model(**batch).last_hidden_state
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(swapped_twins, own_of_twins, atol=1e-12, rtol=0)
+    torch.testing.assert_close(again[real], swapped[real], atol=1e-12, rtol=0)
+    assert not torch.allclose(swapped[real], own[real], atol=1e-6)
+    torch.testing.assert_close(restored, own, atol=0, rtol=0)
+
+
+def test_silent_messages_leave_the_backbone():
+    model, batch = feedback_model().eval(), tiny_batch()
+    with torch.no_grad(), other_messages(model, SilentConnections):
+        silent = model(**batch).last_hidden_state
+    with torch.no_grad(), model.feedback_disabled():
+        torch.testing.assert_close(silent, model(**batch).last_hidden_state, atol=1e-12, rtol=0)
+
+
+# Arms
+
+
+def test_all_arms_of_a_seed_start_with_the_same_head_and_see_the_same_batches(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, family="llama")
+    budget, heads, batches = Budget(500, 2.0), {}, {}
+    for name in ("plain", "head-only", "lora", "bottom-up", "duplicated", "loop-only", "unmasked", "feedback"):
+        trainer = ArmTrainer(comparison, Job(name, 3, 1.0), budget).trainer
+        heads[name] = {
+            n.split("classifier.")[-1].replace("modules_to_save.default.", ""): p.clone()
+            for n, p in trainer.model.named_parameters()
+            if "classifier" in n and "original_module" not in n
+        }
+        torch.manual_seed(3)
+        batches[name] = next(iter(trainer.get_train_dataloader()))["input_ids"]
+    other = ArmTrainer(comparison, Job("plain", 4, 1.0), budget).trainer.model.classifier.weight
+    for name in heads:
+        torch.testing.assert_close(heads[name], heads["plain"], atol=0, rtol=0)
+        torch.testing.assert_close(batches[name], batches["plain"], atol=0, rtol=0)
+    assert not torch.equal(other, heads["plain"]["weight"])
+
+
+def test_what_each_arm_trains(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, "--freeze", "embeddings")
+    plan = make_plan(comparison)
+    trained = {
+        name: trained_parameters(ArmTrainer(comparison, Job(name, 0, 1.0), plan.budget).trainer) for name in plan.costs
+    }
+    assert {name.split(".")[0] for name in trained["head-only"]} == {"classifier"}
+    assert not any("embeddings" in name or name.startswith("feedback") for name in trained["plain"])
+    assert trained["plain-longer"] == trained["plain"] == trained["loop-only"]
+    assert trained["bottom-up"] == trained["feedback"]
+    lora = sum(trained["lora"].values()) - sum(trained["head-only"].values())
+    assert all("lora_" in name or "classifier" in name for name in trained["lora"])
+    assert abs(lora - plan.budget.parameters) < 0.6 * plan.budget.parameters  # ranks are whole numbers
+    assert {name: cost.parameters for name, cost in plan.costs.items()} == {
+        n: sum(t.values()) for n, t in trained.items()
+    }
+
+
+def test_what_each_arm_costs(folders, tmp_path):
+    plan = make_plan(comparison_of(folders, tmp_path))
+    flops = {name: cost.total / plan.costs["plain"].total for name, cost in plan.costs.items()}
+    assert flops["plain-longer"] == pytest.approx(flops["feedback"], rel=1e-6)
+    assert flops["duplicated"] == pytest.approx(flops["loop-only"], rel=0.01)
+    assert flops["loop-only"] < flops["feedback"] < flops["loop-only"] + 0.3
+    assert 1 < flops["bottom-up"] < 1.3
+    assert flops["head-only"] < 0.5
+    assert set(plan.left_out) == {"repeated", "unmasked", "truncated", "windows", "whole"}
+
+
+def test_duplicated_layers_are_a_deeper_stack_with_weights_of_its_own():
+    model = FeedbackForSequenceClassification.from_backbone(
+        tiny_backbone("bert"), feedback_edges=[[2, 1]], num_iterations=1, num_labels=3
+    ).eval()
+    layers, ids = list(model.layers), tiny_batch()
+    with torch.no_grad():
+        states = model(**ids, output_hidden_states=True).hidden_states
+        deep = Duplicated(3).adapt_model(model, Budget(0)).eval()
+        deep_states = deep(**ids, output_hidden_states=True).hidden_states
+    assert len(deep.layers) == len(layers) + 4 == len({id(layer) for layer in deep.layers})
+    torch.testing.assert_close(deep_states[:4], states[:4])
+    weights = [layer.attention.self.query.weight for layer in deep.layers]
+    for copy, original in ((3, 1), (4, 2), (5, 1), (6, 2)):
+        torch.testing.assert_close(weights[copy], weights[original])
+    torch.testing.assert_close(weights[-1], layers[-1].attention.self.query.weight)
+
+
+def test_arms_of_decoders_are_told_what_comes_later(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, "--task", "token-classification", family="llama", ending="jsonl")
+    budget = Budget(500)
+    repeated = ArmTrainer(comparison, Job("repeated", 0, 1.0), budget).trainer.train_dataset[0]
+    once = ArmTrainer(comparison, Job("plain", 0, 1.0), budget).trainer.train_dataset[0]
+    length = len(once["input_ids"])
+    assert repeated["input_ids"] == once["input_ids"] * 2
+    assert repeated["labels"] == [-100] * length + once["labels"]
+    ids = torch.tensor([once["input_ids"]])
+    changed = ids.clone()
+    changed[0, -1] = 7
+    for name, sees in {"plain": False, "unmasked": True}.items():
+        model = ArmTrainer(comparison, Job(name, 0, 1.0), budget).trainer.model.eval()
+        with torch.no_grad():
+            first = [model(input_ids=one, attention_mask=torch.ones_like(ids)).logits[0, 0] for one in (ids, changed)]
+        assert torch.equal(*first) is not sees
+
+
+def test_the_mask_that_is_lifted_still_hides_padding(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, family="llama")
+    model = ArmTrainer(comparison, Job("unmasked", 0, 1.0), Budget(500)).trainer.model.eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    padded = torch.cat((ids, torch.full((1, 3), model.config.pad_token_id)), 1)
+    mask = (torch.arange(7) < 4).long()[None]
+    with torch.no_grad():
+        alone = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        torch.testing.assert_close(model.backbone(input_ids=padded, attention_mask=mask)[0][:, :4], alone)
+
+
+def test_texts_in_segments_have_arms_of_their_own(folders, tmp_path):
+    options = "--feedback-span segment --segment-length 5 --segment-overlap 0 --max-segments 4".split()
+    comparison = comparison_of(folders, tmp_path, *options)
+    plan = make_plan(comparison)
+    assert {"windows", "truncated", "whole"} <= plan.costs.keys()
+    longest = {
+        name: max(map(len, ArmTrainer(comparison, Job(name, 0, 1.0), plan.budget).trainer.train_dataset["input_ids"]))
+        for name in ("windows", "truncated", "whole", "feedback")
+    }
+    assert longest["truncated"] == 5 < longest["whole"] == longest["windows"] == longest["feedback"]
+
+
+def test_the_frozen_backbone_stays_and_new_parts_have_the_new_rate(folders, tmp_path):
+    comparison = comparison_of(
+        folders, tmp_path, "--freeze", "backbone", "--learning-rate", "2e-3", "--backbone-lr", "1e-5"
+    )
+    plan = make_plan(comparison)
+    assert "the backbone is frozen" in plan.left_out["plain"]
+    trainer = ArmTrainer(comparison, Job("lora", 0, 3.0), plan.budget).trainer
+    assert [group["lr"] for group in trainer.create_optimizer().param_groups] == pytest.approx([6e-3] * 5)
+
+
+# The whole command
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tmp_path_factory):
+    """A small comparison: its folder and what it printed."""
+    output, printed = tmp_path_factory.mktemp("comparison"), io.StringIO()
+    options = "--arms plain lora --seeds 0 1 2 --rate-factors 1 10".split()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(["compare", *command(folders, output, *options)]) == 0
+    return output, printed.getvalue(), options
+
+
+def test_a_comparison_end_to_end(finished):
+    output, printed, _ = finished
+    found = json.loads((output / "comparison.json").read_text())
+    assert set(found["arms"]) == {"plain", "lora", "feedback"}
+    assert len(list((output / "runs").glob("*.json"))) == 3 * (2 + 2)
+    assert "12 runs: 3 arms" in printed
+    assert found["verdict"] in printed
+    assert found["verdict"] in (output / "comparison.md").read_text()
+    for contrast in found["differences"]:
+        by_seed = np.array(found["arms"]["feedback"]["test"]) - np.array(found["arms"][contrast["other"]]["test"])
+        assert contrast["difference"]["mean"] == pytest.approx(100 * by_seed.mean())
+        assert contrast["difference"]["low"] <= contrast["difference"]["mean"] <= contrast["difference"]["high"]
+    assert [contrast["other"] for contrast in found["controls"]] == ["silent", "swapped"]
+    assert len(found["arms"]["feedback"]["runs"][0]["by_iteration"]) == 3
+
+
+def test_rates_are_chosen_on_validation_alone(finished):
+    found = json.loads((finished[0] / "comparison.json").read_text())
+    for name, arm in found["arms"].items():
+        tried = {one["factor"]: one["validation"] for one in found["choosing"] if one["arm"] == name}
+        assert set(tried) == {1.0, 10.0}
+        assert tried[arm["rates"]] == max(tried.values())
+
+
+def test_a_second_call_runs_nothing_again_and_a_lost_run_alone(folders, finished, monkeypatch, capsys, tmp_path):
+    output, _, options = finished
+    again = tmp_path / "again"
+    shutil.copytree(output, again)
+    ran, run = [], ArmTrainer.run
+    monkeypatch.setattr(ArmTrainer, "run", lambda self: ran.append(self.job.name) or run(self))
+    assert cli.main(["compare", *command(folders, again, *options)]) == 0
+    assert ran == []
+    lost = next((again / "runs").glob("lora.seed2*.json"))
+    before = json.loads(lost.read_text())["validation"]
+    lost.unlink()
+    assert cli.main(["compare", *command(folders, again, *options)]) == 0
+    assert ran == [lost.stem]
+    assert json.loads(lost.read_text())["validation"] == before
+    assert (
+        json.loads((again / "comparison.json").read_text())["verdict"]
+        == json.loads((output / "comparison.json").read_text())["verdict"]
+    )
+
+
+def test_another_comparison_is_not_mixed_with_it(folders, finished, capsys):
+    output, _, options = finished
+    assert cli.main(["compare", *command(folders, output, *options, "--feedback-rank", "8")]) == 2
+    assert "`feedback_rank` was 4, is 8" in capsys.readouterr().err
+    assert cli.main(["compare", *command(folders, output, *options, "--weight-decay", "0.5")]) == 2
+    assert "`weight_decay`" in capsys.readouterr().err
+
+
+def test_parallel_processes_find_the_same(folders, finished, tmp_path):
+    output, options = finished[0], "--arms plain --seeds 0 --rate-factors 1 --processes 2".split()
+    assert cli.main(["compare", *command(folders, tmp_path, *options)]) == 0
+    for file in tmp_path.glob("runs/*.json"):
+        mine, theirs = (json.loads(one.read_text()) for one in (file, output / "runs" / file.name))
+        assert mine["validation"] == pytest.approx(theirs["validation"], abs=0.05)
+
+
+def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
+    assert cli.main(["compare", *command(folders, tmp_path, "--quick", "--dry-run")]) == 0
+    assert "15 runs: 5 arms" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "magic"], "`arms` must be one of 'head-only'"),
+        (["--task", "magic"], "`task` must be one of 'text-classification'"),
+        (["--seeds", "1", "1"], "`seeds` must be different values"),
+        (["--rate-factors", "0"], "`rate_factors` must be above 0"),
+        (["--margin", "0"], "`margin` must be above 0"),
+        (["--processes", "0"], "`processes` must be an integer of at least 1"),
+        (["--variants", "[]"], "`variants` must be JSON such as"),
+        (["--variants", '{"plain": {}}'], "not the name of an arm"),
+        (["--variants", '{"a/b": {}}'], "must be letters, digits"),
+        (["--variants", '{"a": {"magic": 1}}'], "'magic' of 'a' is no option of FeedbackConfig"),
+        (["--variants", '{"a": {"feedback_type": "magic"}}'], "'magic'"),
+    ],
+)
+def test_wrong_options(folders, tmp_path, capsys, options, message):
+    assert cli.main(["compare", *command(folders, tmp_path, *options)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_comparison_needs_all_three_splits(folders, tmp_path, capsys):
+    arguments = command(folders, tmp_path)
+    at = arguments.index("--test-file")
+    assert cli.main(["compare", *arguments[:at], *arguments[at + 2 :]]) == 2
+    assert "give `test_file` too" in capsys.readouterr().err
+
+
+# The verdict
+
+
+def contrast(mean, low, high, verdict, other="plain", needed=7):
+    found = Difference(mean, (mean,) * 5, low, high, (low, high), 0.0625, 0.0625)
+    return Contrast("feedback", other, found, verdict, needed)
+
+
+def test_the_verdict_is_about_the_hardest_alternative():
+    easy, hard = contrast(9, 7, 11, "ahead", "head-only"), contrast(2, 0.5, 3.5, "ahead", "lora")
+    assert write_verdict([easy, hard], "accuracy", 1.0).startswith(
+        "Feedback helps: it is ahead of every alternative, least of lora, by +2.0 points of accuracy [+0.5, +3.5]"
+    )
+    assert "does not help: lora is better" in write_verdict([easy, contrast(-2, -3, -1, "behind", "lora")], "f1", 1.0)
+    assert "no difference that matters" in write_verdict([easy, contrast(0, -0.5, 0.5, "equivalent")], "f1", 1.0)
+    assert "cannot tell" in write_verdict([easy, contrast(1, -2, 4, "cannot tell")], "f1", 1.0)
+    assert "about 7 seeds are needed to see 1 points" in write_verdict([contrast(1, -2, 4, "cannot tell")], "f1", 1.0)
+
+
+def test_variants_with_none():
+    assert read_variants('{"full": {"feedback_rank": null}}')["full"].options == {"feedback_rank": "none"}
+
+
+def test_runs_are_read_only_when_both_files_are_complete(tmp_path, monkeypatch):
+    run = ArmRun(Job("plain", 0, 1.0), 0.5, {"own": np.ones((3, 2))}, {"metric": "accuracy"})
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(arm_runs.json, "dumps", fail)
+    with pytest.raises(OSError, match="no space"):
+        run.save(tmp_path)
+    assert ArmRun.load(tmp_path, run.job) is None
+    monkeypatch.undo()
+    run.save(tmp_path)
+    loaded = ArmRun.load(tmp_path, run.job)
+    assert (loaded.validation, loaded.facts, loaded.test_value()) == (0.5, {"metric": "accuracy"}, 1.0)
+    assert set(ARMS) >= {"plain", "lora"}

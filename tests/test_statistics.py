@@ -1,0 +1,94 @@
+"""Intervals, tests and numbers of seeds, against Student, exact enumeration and simulation."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hf_feedback.evaluation.statistics import (
+    Difference,
+    compare_paired,
+    draw_examples,
+    holm,
+    resample_examples,
+    seeds_needed,
+    sign_flip_p_value,
+    widening,
+)
+
+
+def paired(point, examples=400, spread=0.0, seed=0):
+    """Replicates of differences whose test examples vary by `spread`."""
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(0, spread, (2000, 1)) if spread else np.zeros((2000, 1))
+    return compare_paired(np.array(point), np.array(point)[None] + noise)
+
+
+def test_an_interval_over_many_seeds_is_students():
+    point = np.random.default_rng(1).normal(0.01, 0.02, 40)
+    found = paired(point)
+    half = stats.t.ppf(0.975, 39) * point.std(ddof=1) / 40**0.5
+    assert found.mean == pytest.approx(point.mean())
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.08)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_intervals_cover_the_truth_as_often_as_they_say(seeds):
+    """Seeds and examples vary; resampling alone would cover far less often with so few seeds."""
+    generator, inside = np.random.default_rng(seeds), 0
+    trials, examples = 150, 200
+    for trial in range(trials):
+        by_seed = generator.normal(0, 0.02, seeds)
+        scores = generator.binomial(1, 0.5 + by_seed[:, None], (seeds, examples)) - generator.binomial(
+            1, 0.5, (seeds, examples)
+        )
+        sums = np.stack((scores, np.ones_like(scores)), -1).astype(float)
+        weights = draw_examples(examples, 400, seed=trial)
+        replicates = resample_examples(list(sums), lambda total: total[..., 0] / total[..., 1], weights)
+        found = compare_paired(scores.mean(1), replicates, seed=trial)
+        inside += found.low <= 0 <= found.high
+    assert inside / trials > 0.9
+
+
+def test_the_widening_makes_the_bootstraps_spread_students():
+    for n in (3, 5, 10):
+        assert widening(n) * np.sqrt((n - 1) / n) * 1.959964 == pytest.approx(stats.t.ppf(0.975, n - 1), rel=1e-6)
+    assert widening(1) == 0.0
+
+
+def test_the_interval_holds_the_spread_of_test_examples():
+    assert paired([0.01] * 4, spread=0.05).low == pytest.approx(0.01 - 1.96 * 0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("point", [[0.1, 0.2, 0.3], [0.1, -0.2, 0.3, 0.05, 0.02], [1.0, -1.0]])
+def test_the_p_value_is_that_of_all_sign_flips(point):
+    flips = [abs(np.mean(np.array(point) * signs)) for signs in itertools.product((1, -1), repeat=len(point))]
+    exact = np.mean(np.array(flips) >= abs(np.mean(point)) - 1e-12)
+    assert sign_flip_p_value(point) == pytest.approx(exact)
+
+
+def test_holm():
+    assert holm([0.01, 0.02, 0.03, 0.04]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+    assert holm([0.5, 0.001]) == pytest.approx([0.5, 0.002])
+
+
+def test_the_seeds_that_are_needed_see_the_difference_that_often():
+    differences = [-0.02, 0.0, 0.02, 0.01, -0.01]
+    number = seeds_needed(differences, 0.015)
+    generator = np.random.default_rng(0)
+    draws = generator.normal(0.015, np.std(differences, ddof=1), (4000, number))
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.06)
+    assert seeds_needed([0.1], 0.01) is None
+    assert seeds_needed([-1.0, 1.0], 1e-4) is None
+
+
+def test_verdicts():
+    def verdict(low, high, equivalence, seeds=5):
+        return Difference((low + high) / 2, (0.0,) * seeds, low, high, equivalence, 0.5, 0.06).verdict(1.0)
+
+    assert verdict(0.1, 2, (0.2, 1.9)) == "ahead"
+    assert verdict(-2, -0.1, (-1.9, -0.2)) == "behind"
+    assert verdict(-0.8, 0.9, (-0.7, 0.8)) == "equivalent"
+    assert verdict(-0.8, 1.2, (-0.7, 1.1)) == "cannot tell"
+    assert verdict(5, 6, (5, 6), seeds=2) == "cannot tell"
