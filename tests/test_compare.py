@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import feedback_model, tiny_tokenizer
 from families import tiny_backbone, tiny_batch
+from peft import LoraConfig, get_peft_model
 from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
@@ -113,12 +114,17 @@ def test_swapped_messages_are_those_of_the_example_before(operator):
     torch.testing.assert_close(restored, own, atol=0, rtol=0)
 
 
-def test_silent_messages_leave_the_backbone():
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "PEFT"])
+def test_silent_messages_leave_the_backbone(wrapped):
     model, batch = feedback_model().eval(), tiny_batch()
+    if wrapped:
+        get_peft_model(model, LoraConfig(target_modules=["query"], modules_to_save=["feedback"]))
     with torch.no_grad(), other_messages(model, SilentConnections):
         silent = model(**batch).last_hidden_state
     with torch.no_grad(), model.feedback_disabled():
         torch.testing.assert_close(silent, model(**batch).last_hidden_state, atol=1e-12, rtol=0)
+    with torch.no_grad():
+        assert not torch.allclose(silent, model(**batch).last_hidden_state)
 
 
 # Arms
@@ -205,6 +211,24 @@ def test_arms_of_decoders_are_told_what_comes_later(folders, tmp_path):
         with torch.no_grad():
             first = [model(input_ids=one, attention_mask=torch.ones_like(ids)).logits[0, 0] for one in (ids, changed)]
         assert torch.equal(*first) is not sees
+
+
+def test_arms_together(folders, tmp_path):
+    """LoRA in a backbone with its mask lifted, and beside feedback: each part trains, and nothing else."""
+    options = ["--variants", '{"full+lora": {"num_iterations": 3}}', "--arms", "lora", "lora+unmasked", "repeated+lora"]
+    comparison = comparison_of(folders, tmp_path, *options, family="llama")
+    budget = Budget(500)
+    trainers = {name: ArmTrainer(comparison, Job(name, 0, 1.0), budget).trainer for name in comparison.arms}
+    trained = {name: trained_parameters(trainer) for name, trainer in trainers.items()}
+    assert trained["lora+unmasked"] == trained["lora"] == trained["repeated+lora"]
+    more = {name for name in trained["full+lora"] if name not in trained["lora"]}
+    assert more
+    assert all(".feedback.modules_to_save." in name for name in more)
+    assert comparison.arms["full+lora"].is_feedback
+    assert trainers["full+lora"].model.base_model.model.config.num_iterations == 3
+    assert trainers["lora+unmasked"].model.base_model.model.backbone._forward_pre_hooks
+    lengths = [len(trainers[name].train_dataset[0]["input_ids"]) for name in ("lora", "repeated+lora")]
+    assert lengths[1] == 2 * lengths[0]
 
 
 def test_the_mask_that_is_lifted_still_hides_padding(folders, tmp_path):

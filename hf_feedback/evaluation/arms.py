@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
@@ -52,9 +52,9 @@ class Arm:
         trains_new_parts_only: whether only parameters that start at random are trained, at the rate of these.
     """
 
-    description: ClassVar[str]
-    is_feedback: ClassVar[bool] = False
-    trains_new_parts_only: ClassVar[bool] = False
+    description: str
+    is_feedback: bool = False
+    trains_new_parts_only: bool = False
 
     def model_options(self) -> Options:
         """Feedback options of its model, beside those of the command."""
@@ -146,11 +146,17 @@ class HeadOnly(Arm):
         return "the task has no new head" if not _head_of(model) else None
 
 
+@dataclass(frozen=True)
 class LoRA(Arm):
     """Low-rank adapters in the frozen backbone, with as many parameters as the messages.
 
+    Args:
+        trains_feedback: whether the messages are trained beside them.
+
     Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
     """
+
+    trains_feedback: bool = False
 
     description = "LoRA with as many parameters"
     trains_new_parts_only = True
@@ -162,7 +168,8 @@ class LoRA(Arm):
         from peft import LoraConfig, get_peft_model
 
         options = peft_options(model)
-        options["modules_to_save"] = [name for name in options["modules_to_save"] if name != "feedback"]
+        if not self.trains_feedback:
+            options["modules_to_save"].remove("feedback")
         adapted = [m for name, m in model.named_modules() if re.fullmatch(options["target_modules"], name)]
         per_rank = sum(sum(cast(nn.Linear, module).weight.shape) for module in adapted)
         rank = max(1, round(budget.parameters / per_rank))
@@ -343,6 +350,52 @@ class Windows(Plain):
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         return None if model.cutting is not None else "texts are not cut into segments"
+
+
+class Together(Arm):
+    """Several arms at once, such as LoRA in a backbone whose mask is lifted.
+
+    Args:
+        parts: the arms.
+    """
+
+    def __init__(self, parts: Sequence[Arm]) -> None:
+        trains_feedback = any("feedback" not in part.freeze([]) for part in parts if not isinstance(part, LoRA))
+        self.parts = [LoRA(trains_feedback) if isinstance(part, LoRA) else part for part in parts]
+        self.has_lora = any(isinstance(part, LoRA) for part in parts)
+        self.description = ", ".join(part.description for part in parts)
+        self.is_feedback = any(part.is_feedback for part in parts)
+        self.trains_new_parts_only = any(part.trains_new_parts_only for part in parts)
+
+    def model_options(self) -> Options:
+        options: Options = {}
+        for part in sorted(self.parts, key=lambda part: part.is_feedback):  # the K of feedback counts
+            options |= {} if self.is_feedback and not part.is_feedback else part.model_options()
+        return options
+
+    def freeze(self, freeze: list[str]) -> list[str]:
+        return [] if self.has_lora else list(dict.fromkeys(one for part in self.parts for one in part.freeze(freeze)))
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        reasons = (part.why_not(model, row, [] if self.has_lora else freeze) for part in self.parts)
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def data_options(self, budget: Budget) -> Options:
+        return {name: value for part in self.parts for name, value in part.data_options(budget).items()}
+
+    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
+        wrapped: nn.Module = model
+        for part in sorted(self.parts, key=lambda part: isinstance(part, LoRA)):  # PEFT wraps the model at the end
+            wrapped = part.adapt_model(model, budget)
+        return wrapped
+
+    def adapt_data(self, data: Dataset) -> Dataset:
+        for part in self.parts:
+            data = part.adapt_data(data)
+        return data
+
+    def epochs(self, epochs: float, budget: Budget) -> float:
+        return max(part.epochs(epochs, budget) for part in self.parts)
 
 
 # By their names in the option `arms`.

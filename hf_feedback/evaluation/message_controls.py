@@ -69,10 +69,12 @@ def other_messages(model: FeedbackPreTrainedModel, connections: type[FeedbackCon
         model: A feedback model.
         connections: `SilentConnections` or `SwappedConnections`.
     """
-    feedback = model.feedback
-    before, mixes_tokens = type(feedback), feedback.mixes_tokens
-    feedback.__class__, feedback.mixes_tokens = connections, True  # so that the padding is known
+    changed = [module for module in model.feedback.modules() if isinstance(module, FeedbackConnections)]  # PEFT has two
+    before = [(type(module), module.mixes_tokens) for module in changed]
     try:
+        for module in changed:
+            module.__class__, module.mixes_tokens = connections, True  # so that the padding is known
         yield
     finally:
-        feedback.__class__, feedback.mixes_tokens = before, mixes_tokens
+        for module, (own_type, mixes_tokens) in zip(changed, before, strict=True):
+            module.__class__, module.mixes_tokens = own_type, mixes_tokens

@@ -13,7 +13,7 @@ from ...training.model_sources import check_source
 from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
 from ..arm_runs import Comparison
-from ..arms import ARMS, Arm, Duplicated, Feedback
+from ..arms import ARMS, Arm, Duplicated, Feedback, Together
 from ..compare import compare, hide_progress_bars
 from ..comparison_plan import format_plan, make_plan
 
@@ -33,12 +33,14 @@ class CompareArguments:
 
     task: str = option("text-classification", "The task.", choices=TASK_NAMES)
     arms: list[str] | None = option(
-        None, f"Alternatives to compare with, all that apply by default: {', '.join(ARMS)}."
+        None,
+        f"Alternatives to compare with (default: all that apply): {', '.join(ARMS)}; several at once with a plus, as "
+        "in lora+unmasked.",
     )
     variants: str | None = option(
         None,
         'Feedback with other options, by name, as JSON: {"attention": {"feedback_type": "attention"}} (default: one '
-        "variant, with the options of the command).",
+        "variant, with the options of the command); with a plus and an arm, as in attention+lora, both.",
     )
     seeds: list[int] | None = option(None, "Seeds (default: 0 1 2 3 4).")
     rate_factors: list[float] | None = option(
@@ -56,8 +58,9 @@ class CompareArguments:
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASK_NAMES)
         check_integer("processes", self.processes, 1, "runs at a time")
-        for arm in self.arms or ():
-            check_choice("arms", arm, ARMS)
+        for name in self.arms or ():
+            for part in name.split("+"):
+                check_choice("arms", part, ARMS)
         for name in ("seeds", "rate_factors"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
@@ -68,7 +71,7 @@ class CompareArguments:
             raise ValueError(f"`margin` must be above 0, got {self.margin}.")
 
 
-def read_variants(text: str | None) -> dict[str, Feedback]:
+def read_variants(text: str | None) -> dict[str, Arm]:
     """Reads the option `variants`.
 
     Raises:
@@ -89,19 +92,33 @@ def read_variants(text: str | None) -> dict[str, Feedback]:
     if not isinstance(variants, dict) or not variants or not all(isinstance(one, dict) for one in variants.values()):
         raise ValueError(f"`variants` must be JSON such as {example}, got {text!r:.60}.")
     for name, options in variants.items():
-        if name in ARMS or not name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"`variants`: {name!r} must be letters, digits and dashes, and not the name of an arm.")
+        own, *others = name.split("+")
+        if own in ARMS or not own.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"`variants`: {own!r} must be letters, digits and dashes, and not the name of an arm.")
+        for other in others:
+            check_choice("variants", other, ARMS)
         if unknown := sorted(options.keys() - FeedbackConfig.declared_options().keys()):
             raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is no option of FeedbackConfig.")
     none_as_text = {n: {o: "none" if v is None else v for o, v in options.items()} for n, options in variants.items()}
-    return {name: Feedback(options) for name, options in none_as_text.items()}
+    return {
+        name: together([Feedback(options), *(ARMS[part] for part in name.split("+")[1:])])
+        for name, options in none_as_text.items()
+    }
+
+
+def together(parts: Sequence[Arm]) -> Arm:
+    """One arm as it is, several as one."""
+    return parts[0] if len(parts) == 1 else Together(parts)
 
 
 def find_arms(args: CompareArguments, num_iterations: int) -> dict[str, Arm]:
     """The arms by name, those with feedback last."""
     names = args.arms or (QUICK_ARMS if args.quick else tuple(ARMS))
-    arms = {name: Duplicated(num_iterations) if name == "duplicated" else ARMS[name] for name in names}
-    return {**arms, **read_variants(args.variants)}
+    known = {**ARMS, "duplicated": Duplicated(num_iterations)}
+    return {
+        **{name: together([known[part] for part in name.split("+")]) for name in names},
+        **read_variants(args.variants),
+    }
 
 
 def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArguments]:
