@@ -14,18 +14,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from hf_feedback import FeedbackModel
-
-
-def count_flops(step: Callable[[], None]) -> int:
-    """FLOPs of the matrix products of one step, attention included, in the messages too."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
+from hf_feedback.evaluation.cost import count_flops
 
 
 def main() -> None:

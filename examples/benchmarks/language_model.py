@@ -22,10 +22,10 @@ import torch
 from common import Finished, interval, table
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_feedback import FeedbackForCausalLM
+from hf_feedback.evaluation.cost import count_flops
 from hf_feedback.training.data.files import read_file
 
 ARMS = ("plain", "lora", "feedback")
@@ -162,13 +162,6 @@ def bytes_read(model: FeedbackForCausalLM, k: int, tokens: int) -> int:
     return 4 * (numbers + slot * (len(layers) + (k - 1) * (last - first + 1)))
 
 
-def flops_of(step: Callable[[], Any]) -> int:
-    """Of the matrix products."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        step()
-    return counter.get_total_flops()
-
-
 def speed(args: argparse.Namespace) -> str:
     """The table of tokens per second."""
     bare = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
@@ -186,8 +179,9 @@ def speed(args: argparse.Namespace) -> str:
             if round_:  # the first one warms up
                 times[name].append(time.perf_counter() - started)
     one = prompt[:, :1]
-    flops = {f"K = {k}": flops_of(lambda k=k: model(one, num_iterations=k)) for k in (1, 2, 3)}
-    flops["plain"] = flops_of(lambda: bare(one))
+    with torch.no_grad():
+        flops = {f"K = {k}": count_flops(lambda k=k: model(one, num_iterations=k)) for k in (1, 2, 3)}
+        flops["plain"] = count_flops(lambda: bare(one))
     middle = args.prompt_tokens + args.new_tokens // 2
     read = {f"K = {k}": bytes_read(model, k, middle) for k in (1, 2, 3)}
     read["plain"] = read["K = 1"]

@@ -31,11 +31,11 @@ from typing import Any
 
 import torch
 from common import SPLITS, Finished, interval, table
-from cost import count_flops
 from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
+from hf_feedback.evaluation.cost import count_flops
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
