@@ -178,6 +178,14 @@ def test_what_each_arm_costs(folders, tmp_path):
     assert set(plan.left_out) == {"repeated", "unmasked", "truncated", "windows", "whole"}
 
 
+def test_a_decoder_has_the_arms_of_decoders(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, "--arms", "plain", "repeated", "unmasked", family="llama")
+    plan = make_plan(comparison)
+    assert not plan.left_out
+    assert plan.costs["repeated"].flops > 1.7 * plan.costs["plain"].flops
+    assert plan.costs["unmasked"].flops == pytest.approx(plan.costs["plain"].flops, rel=0.01)
+
+
 def test_duplicated_layers_are_a_deeper_stack_with_weights_of_its_own():
     model = FeedbackForSequenceClassification.from_backbone(
         tiny_backbone("bert"), feedback_edges=[[2, 1]], num_iterations=1, num_labels=3
@@ -291,6 +299,7 @@ def test_a_comparison_end_to_end(finished):
         assert contrast["difference"]["low"] <= contrast["difference"]["mean"] <= contrast["difference"]["high"]
     assert [contrast["other"] for contrast in found["controls"]] == ["silent", "swapped"]
     assert len(found["arms"]["feedback"]["runs"][0]["by_iteration"]) == 3
+    assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rates_are_chosen_on_validation_alone(finished):

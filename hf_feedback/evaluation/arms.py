@@ -9,10 +9,10 @@ from typing import Any, ClassVar, cast
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..backbone_layout import keep_layers, max_positions
-from ..backbone_probe import evaluating
+from ..backbone_probe import reads_causally
 from ..configuration_feedback import FeedbackConfig
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.splits import Row
@@ -249,7 +249,7 @@ class Repeated(Arm):
     per_token: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "labels")
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        if not model.layout.causal or model.traits.predicts_next_token:
+        if not _reads_causally(model) or model.traits.predicts_next_token:
             return "the backbone reads both directions, or predicts the next token"
         if more := row.keys() - {*self.per_token, "label"}:
             return f"the task's {min(more)} cannot be repeated"
@@ -275,24 +275,21 @@ class Unmasked(Arm):
     description = "the causal mask lifted"
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        if not model.layout.causal or model.traits.predicts_next_token or "input_ids" not in row:
+        if not _reads_causally(model) or model.traits.predicts_next_token or "input_ids" not in row:
             return "the backbone reads both directions, or predicts the next token"
         return None
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
-        model.backbone.register_forward_pre_hook(_lift_mask, with_kwargs=True)
-        ids = torch.arange(1, 9, device=model.device)[None]
-        later = ids.clone()
-        later[0, -1] = 0
-        with evaluating(model), torch.no_grad():
-            first, other = (
-                model.backbone(input_ids=one, attention_mask=torch.ones_like(one))[0][0, 0] for one in (ids, later)
-            )
-        if torch.equal(first, other):
-            raise ValueError(
-                f"`arms`: the mask of {type(model.backbone).__name__} cannot be lifted; leave 'unmasked' out."
-            )
+        part = model.layout.part_of(model.backbone)
+        part.register_forward_pre_hook(_lift_mask, with_kwargs=True)
+        if _reads_causally(model):
+            raise ValueError(f"`arms`: the mask of {type(part).__name__} cannot be lifted; leave 'unmasked' out.")
         return model
+
+
+def _reads_causally(model: FeedbackPreTrainedModel) -> bool:
+    config = cast(PreTrainedConfig, model.config.backbone_config)
+    return reads_causally(model.layout.part_of(model.backbone), config, model.config.backbone_part)
 
 
 def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

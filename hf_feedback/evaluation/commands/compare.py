@@ -1,5 +1,6 @@
 """`hf-feedback compare`."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from ..arm_runs import Comparison
 from ..arms import ARMS, Arm, Duplicated, Feedback, Together
 from ..compare import compare, hide_progress_bars
 from ..comparison_plan import format_plan, make_plan
+from ..comparison_plots import plot_comparison
 
 DESCRIPTION = """Find out whether feedback helps: train matched alternatives over several seeds, with the same order of
 data, epochs, batch and head, each with its own sweep of rates on validation, and say with an interval how they differ
@@ -180,5 +182,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     result = compare(comparison, plan, args.processes)
     files = result.save()
-    print(f"\n{result.as_markdown()}\n{result.verdict()}\nMore is in {' and '.join(map(str, files))}")
+    try:
+        files.append(plot_comparison(result))
+    except ImportError:
+        print("The figures need matplotlib: pip install 'hf-feedback[plots]'", file=sys.stderr)
+    print(f"\n{result.as_markdown()}\n{result.verdict()}\nMore is in {', '.join(map(str, files))}")
     return 0
