@@ -1,4 +1,4 @@
-"""`hf-feedback train | evaluate | predict | report | compare`."""
+"""`hf-feedback train | evaluate | predict | report | choose-iterations | compare`."""
 
 import sys
 from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("training", "measure a trained model on labelled texts"),
     "predict": ("training", "predict the labels of texts, as JSON lines"),
     "report": ("evaluation", "show what every iteration of a trained model does to labelled examples, as an HTML page"),
+    "choose-iterations": ("evaluation", "choose K and a rule of halting for a trained model under a time budget"),
     "compare": ("evaluation", "find out whether feedback helps, against matched ways to train, with intervals"),
 }
 
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What a command needs is imported when it runs.
     run_command = import_module(".training.commands.errors", __package__).run_command
     package, _ = COMMANDS[command]
-    return run_command(import_module(f".{package}.commands.{command}", __package__).run, arguments[1:])
+    return run_command(
+        import_module(f".{package}.commands.{command.replace('-', '_')}", __package__).run, arguments[1:]
+    )
 
 
 if __name__ == "__main__":

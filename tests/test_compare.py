@@ -380,6 +380,18 @@ def test_a_comparison_needs_all_three_splits(folders, tmp_path, capsys):
     assert "give `test_file` too" in capsys.readouterr().err
 
 
+def test_comparisons_side_by_side(finished, capsys, tmp_path):
+    output = finished[0]
+    shutil.copytree(output, tmp_path / "second")
+    assert cli.main(["compare", "--join", str(output), str(tmp_path / "second")]) == 0
+    printed = capsys.readouterr().out
+    assert "| feedback minus plain | points | seeds | p (Holm) | verdict |" in printed
+    assert "| second | " in printed
+    assert "cannot tell (≥ 0.5)" in printed  # three seeds, two data sets
+    assert cli.main(["compare", "--join", str(tmp_path)]) == 2
+    assert "holds no finished comparison" in capsys.readouterr().err
+
+
 # The verdict
 
 

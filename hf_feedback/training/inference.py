@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from ..feedback_checkpoint import whole_file
@@ -107,14 +108,22 @@ class TextInference:
         Raises:
             ValueError: the model, the file or a label is not as it must be.
         """
+        trainer, data = self.load_labelled()
+        return trainer.evaluate(data)
+
+    def load_labelled(self) -> tuple[FeedbackTrainer, Dataset]:
+        """Returns the model in a trainer that evaluates it, and the encoded rows of the file, which has labels.
+
+        Raises:
+            ValueError: the model, the file or a label is not as it must be.
+        """
         model, tokenizer = self._load_model()
         split, labels = Split(read_file(self.file), self.file), LabelSet.of_model(model)
         columns = columns_of(split, self.args, trained=Columns.of_model(model.config))
         max_length = resolve_max_length(self.args.max_length, tokenizer, model)
         data = encode_texts(split, columns, tokenizer, max_length, labels)
         metrics = getattr(self.args, "metrics", None) or default_metrics(labels.problem_type, labels.num_labels)
-        trainer = self._make_trainer(model, tokenizer, make_compute_metrics(labels.problem_type, metrics))
-        return trainer.evaluate(data)
+        return self._make_trainer(model, tokenizer, make_compute_metrics(labels.problem_type, metrics)), data
 
     def predict(self, output: str, force: bool = False) -> int:
         """Writes predictions as JSON lines: the text, the label and all probabilities.

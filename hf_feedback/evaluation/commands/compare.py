@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from ...configuration_feedback import FeedbackConfig
 from ...training.arguments import FeedbackTrainingArguments, read_json
-from ...training.commands.options import options_from_file
+from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.train import training_parser
 from ...training.model_sources import check_source
 from ...training.tasks import TASK_NAMES
@@ -18,11 +18,13 @@ from ..arms import ARMS, Arm, Duplicated, Feedback, Together
 from ..compare import compare, hide_progress_bars
 from ..comparison_plan import format_plan, make_plan
 from ..comparison_plots import plot_comparison
+from ..joined_results import join_results, read_results
 
 DESCRIPTION = """Find out whether feedback helps: train matched alternatives over several seeds, with the same order of
 data, epochs, batch and head, each with its own sweep of rates on validation, and say with an interval how they differ
 on test. Options of the model, data and training are those of `hf-feedback train`; `learning_rate` is the rate of what
-starts at random (head, feedback, adapters), `backbone_lr` that of the backbone."""
+starts at random (head, feedback, adapters), `backbone_lr` that of the backbone. `hf-feedback compare --join FOLDER …`
+shows finished comparisons side by side."""
 FEEDBACK = "feedback"
 QUICK_ARMS = ("head-only", "plain", "lora", "bottom-up")
 QUICK_STEPS = 60
@@ -71,6 +73,13 @@ class CompareArguments:
             raise ValueError(f"`rate_factors` must be above 0, got {min(self.rate_factors or [0])}.")
         if self.margin <= 0:
             raise ValueError(f"`margin` must be above 0, got {self.margin}.")
+
+
+@dataclass
+class JoinArguments:
+    """Comparisons that are finished."""
+
+    join: list[str] = field(metadata={"help": "Folders of finished comparisons, to be shown side by side."})
 
 
 def read_variants(text: str | None) -> dict[str, Arm]:
@@ -173,7 +182,12 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: those after the name of the command.
     """
-    comparison, args = parse_comparison(options_from_file(arguments))
+    arguments = options_from_file(arguments)
+    if "--join" in arguments:
+        (joined,) = OptionParser((JoinArguments,), "hf-feedback compare").parse(arguments)
+        print(join_results(read_results(joined.join)))
+        return 0
+    comparison, args = parse_comparison(arguments)
     check_source(comparison.model_args.model, comparison.model_args.revision)
     hide_progress_bars()
     plan = make_plan(comparison)

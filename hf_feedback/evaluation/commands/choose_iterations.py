@@ -1,0 +1,75 @@
+"""`hf-feedback choose-iterations`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from ...configuration_feedback import FeedbackConfig
+from ...modeling_base import FeedbackPreTrainedModel
+from ...training.commands.options import OptionParser
+from ...training.inference import TextInference
+from ...training.tasks.text_classification import LabelArguments
+from ...validation import check_integer, option
+from ..comparison_result import markdown_table
+from ..iteration_choice import candidates, choose, measure_choice, save_choice
+
+DESCRIPTION = """Choose the number of iterations and the rule of halting of a trained text classifier: every K and every
+rule answers a file of labelled texts, and the fastest of those that are about as good as the best one is taken. Use a
+validation file: what is chosen on a test split flatters it."""
+
+
+@dataclass
+class ChoiceArguments:
+    """Which model, and how long it may take."""
+
+    model: str = field(metadata={"help": "Folder or hub id of a trained model."})
+    file: str = field(metadata={"help": "CSV, TSV, JSON-lines or parquet file of labelled texts."})
+    revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
+    batch_size: int = option(32, "Texts of a batch.")
+    milliseconds: float | None = option(None, "Time budget of a text, on this machine and with this batch size.")
+    max_iterations: int | None = option(None, "Largest K that is tried (default: two more than the model's own).")
+    tolerance: float = option(0.5, "Points of the metric by which a faster choice may be worse than the best.")
+    save: bool = option(False, "Write the choice into the config of the model, which has to be a folder.")
+
+    def __post_init__(self) -> None:
+        if self.max_iterations is not None:
+            check_integer("max_iterations", self.max_iterations, 1, "the largest K that is tried")
+        if self.milliseconds is not None and self.milliseconds <= 0:
+            raise ValueError(f"`milliseconds` must be above 0, got {self.milliseconds}.")
+        if self.tolerance < 0:
+            raise ValueError(f"`tolerance` must be at least 0, got {self.tolerance}.")
+        if self.save and not Path(self.model).is_dir():
+            raise ValueError(f"`save` writes into a folder, and {self.model} is none; download the model first.")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `hf-feedback choose-iterations` and returns the exit status.
+
+    Args:
+        arguments: those after the name of the command.
+    """
+    parser = OptionParser((ChoiceArguments, LabelArguments), "hf-feedback choose-iterations", DESCRIPTION)
+    args, label_args = parser.parse(arguments)
+    inference = TextInference(args.model, args.file, label_args, args.revision, batch_size=args.batch_size)
+    trainer, data = inference.load_labelled()
+    model = cast(FeedbackPreTrainedModel, trainer.model)
+    if not isinstance(model.config, FeedbackConfig):
+        raise ValueError(f"`model`: {args.model} has no pretrained backbone, and does not halt by itself.")
+    choices = []
+    for options in candidates(args.max_iterations or model.config.num_iterations + 2):
+        choices.append(measure_choice(trainer, data, options))
+        print(f"{choices[-1].name}: {100 * choices[-1].metric:.1f}", flush=True)
+    choice = choose(choices, args.milliseconds, args.tolerance / 100)
+    rows = [
+        (one.name, f"{100 * one.metric:.1f}", f"{one.iterations:.2f}", f"{one.milliseconds:.2f}", "←" * (one is choice))
+        for one in choices
+    ]
+    print("\n" + markdown_table(("options", "metric (%)", "iterations", "ms a text", "chosen"), rows))
+    if args.save:
+        save_choice(args.model, choice)
+        print(f"\n{args.model} now answers with {choice.name}.")
+    else:
+        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in choice.options.items())
+        print(f"\nTo use it: {given}, or this command with --save.")
+    return 0

@@ -1,0 +1,148 @@
+"""The number of iterations and the rule of halting that a trained model answers best with, under a time budget."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from ..configuration_feedback import FeedbackConfig
+from ..modeling_base import FeedbackPreTrainedModel
+from ..training.model_arguments import Options
+from ..training.model_setup import set_options
+from ..training.trainer import FeedbackTrainer
+
+# Rules of halting, and the thresholds that are tried.
+HALTING_CANDIDATES: Mapping[str, Sequence[Options]] = {
+    "convergence": [{"halting_threshold": value} for value in (0.3, 0.2, 0.1, 0.05, 0.02, 0.01)],
+    "confidence": [{"halting_confidence": value} for value in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)],
+    "patience": [{"halting_patience": value} for value in (2, 3)],
+    "confidence|patience": [{"halting_confidence": v, "halting_patience": 2} for v in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)],
+}
+
+
+@dataclass(frozen=True)
+class IterationChoice:
+    """What a model does with some options.
+
+    Args:
+        options: K and those of halting.
+        metric: of the labelled texts, 0 to 1; more is better.
+        iterations: mean number that a text takes.
+        milliseconds: for a text, the best of several rounds.
+    """
+
+    options: Options
+    metric: float
+    iterations: float
+    milliseconds: float
+
+    @property
+    def name(self) -> str:
+        """The options in words."""
+        rest = [
+            f"{name.removeprefix('halting_')} {self.options[name]:g}" for name in self.options if "halting_" in name
+        ]
+        k = f"K = {self.options['num_iterations']}"
+        return k if self.options["halting"] == "none" else ", ".join([f"{k} at most", self.options["halting"], *rest])
+
+
+def candidates(max_iterations: int) -> Iterator[Options]:
+    """Every K up to the largest, then every rule of halting with the largest.
+
+    Args:
+        max_iterations: largest K.
+
+    Example:
+
+    ```python
+    >>> [options["num_iterations"] for options in candidates(3) if options["halting"] == "none"]
+    [1, 2, 3]
+
+    ```
+    """
+    for k in range(1, max_iterations + 1):
+        yield {"num_iterations": k, "halting": "none"}
+    if max_iterations > 1:
+        for rule, thresholds in HALTING_CANDIDATES.items():
+            for threshold in thresholds:
+                yield {"num_iterations": max_iterations, "halting": rule, "min_iterations": 1, **threshold}
+
+
+@torch.no_grad()
+def measure_choice(trainer: FeedbackTrainer, data: Dataset, options: Options, rounds: int = 3) -> IterationChoice:
+    """Answers labelled texts with some options; the model keeps them.
+
+    Args:
+        trainer: the model and its metrics, of which the first counts.
+        data: encoded texts with labels.
+        options: K and those of halting.
+        rounds: the fastest of so many counts.
+
+    Raises:
+        ValueError: the model cannot halt by this rule.
+    """
+    model = cast(FeedbackPreTrainedModel, trainer.model).eval()
+    model.set_num_iterations(options["num_iterations"])
+    set_options(model, "the model", {name: value for name, value in options.items() if name != "num_iterations"})
+    batches = [trainer._prepare_inputs(batch) for batch in trainer.get_eval_dataloader(data)]
+    seconds = []
+    for _ in range(rounds):
+        logits, iterations = [], 0.0
+        started = time.perf_counter()
+        for batch in batches:
+            output = model(**batch)
+            taken = output.iterations
+            iterations += float(len(output.logits) * options["num_iterations"] if taken is None else taken.sum())
+            logits.append(output.logits.float().cpu())
+        seconds.append(time.perf_counter() - started)
+    labels = np.concatenate([batch["labels"].cpu().numpy() for batch in batches])
+    prediction = EvalPrediction(torch.cat(logits).numpy(), labels)
+    metrics = cast(Any, trainer.compute_metrics)(prediction)
+    count = len(labels)
+    return IterationChoice(options, next(iter(metrics.values())), iterations / count, 1000 * min(seconds) / count)
+
+
+def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: float) -> IterationChoice:
+    """The fastest of those that are about as good as the best one within the budget.
+
+    Args:
+        choices: what was measured.
+        budget: milliseconds a text at most; `None`: any.
+        tolerance: how much worse, in the metric's units, counts as equally good.
+
+    Raises:
+        ValueError: none is within the budget.
+
+    Example:
+
+    ```python
+    >>> slow = IterationChoice({"num_iterations": 3, "halting": "none"}, 0.91, 3.0, 9.0)
+    >>> fast = IterationChoice({"num_iterations": 2, "halting": "none"}, 0.90, 2.0, 6.0)
+    >>> choose([slow, fast], None, 0.0).name, choose([slow, fast], None, 0.02).name, choose([slow, fast], 7, 0.0).name
+    ('K = 3', 'K = 2', 'K = 2')
+
+    ```
+    """
+    within = [choice for choice in choices if budget is None or choice.milliseconds <= budget]
+    if not within:
+        fastest = min(choices, key=lambda choice: choice.milliseconds)
+        raise ValueError(
+            f"`milliseconds`={budget:g} is less than {fastest.name} takes, {fastest.milliseconds:.2f} a text, which is "
+            "the fastest; allow more, or use a smaller backbone."
+        )
+    best = max(choice.metric for choice in within)
+    return min((one for one in within if one.metric >= best - tolerance), key=lambda choice: choice.milliseconds)
+
+
+def save_choice(folder: str, choice: IterationChoice) -> None:
+    """Writes the options into the config in a model's folder."""
+    config = FeedbackConfig.from_pretrained(folder)
+    for name, value in choice.options.items():
+        setattr(config, name, value)
+    config.check_options()
+    config.save_pretrained(folder)

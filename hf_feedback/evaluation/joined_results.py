@@ -1,0 +1,68 @@
+"""Comparisons on several data sets, side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .comparison_result import markdown_table
+from .statistics import MIN_SEEDS, holm
+
+
+def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Reads the results of comparisons by the names of their folders.
+
+    Raises:
+        ValueError: A folder holds no finished comparison.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        file = Path(folder) / "comparison.json"
+        if not file.is_file():
+            raise ValueError(f"`join`: {folder} holds no finished comparison; run `hf-feedback compare` first.")
+        name = Path(folder).resolve().name
+        found[folder if name in found else name] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def join_results(results: dict[str, dict[str, Any]]) -> str:
+    """One table for each pair of feedback and alternative that every comparison has.
+
+    p-values are adjusted by Holm's method over the data sets; with too few seeds, a test cannot show anything.
+
+    Args:
+        results: contents of `comparison.json`, by data set.
+    """
+    pairs: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for data, result in results.items():
+        for contrast in result["differences"]:
+            pairs.setdefault((contrast["feedback"], contrast["other"]), {})[data] = contrast
+    tables = []
+    for (feedback, other), contrasts in pairs.items():
+        if len(contrasts) < len(results):
+            continue
+        adjusted = _adjusted(list(contrasts.values()))
+        rows = [
+            (
+                data, f"{(d := contrast['difference'])['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]",
+                str(len(d["by_seed"])), p_value, contrast["verdict"],
+            )
+            for (data, contrast), p_value in zip(contrasts.items(), adjusted, strict=True)
+        ]  # fmt: skip
+        head = (f"{feedback} minus {other}", "points", "seeds", "p (Holm)", "verdict")
+        tables.append(markdown_table(head, rows))
+    if not tables:
+        raise ValueError("`join`: no feedback and alternative are in all of these comparisons.")
+    return "\n\n".join(tables)
+
+
+def _adjusted(contrasts: Sequence[dict[str, Any]]) -> list[str]:
+    """The adjusted p-values in words."""
+    values = [contrast["difference"]["p_value"] for contrast in contrasts]
+    least = [contrast["difference"]["least_p_value"] * len(contrasts) for contrast in contrasts]
+    if any(value is None for value in values) or min(len(c["difference"]["by_seed"]) for c in contrasts) < MIN_SEEDS:
+        return ["cannot tell"] * len(values)
+    return [
+        f"{p:.2g}" if lowest <= 0.05 else f"cannot tell (≥ {min(1.0, lowest):.2g})"
+        for p, lowest in zip(holm(values), least, strict=True)
+    ]

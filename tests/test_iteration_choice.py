@@ -1,0 +1,94 @@
+"""`hf-feedback choose-iterations`: what it measures is what the model does, and the choice is kept."""
+
+import json
+
+import pytest
+import torch
+from builders import labelled_model, tiny_tokenizer
+from training_runs import rows, write
+
+from hf_feedback import FeedbackForSequenceClassification, cli
+from hf_feedback.evaluation import iteration_choice
+from hf_feedback.evaluation.iteration_choice import IterationChoice, candidates, choose, measure_choice
+from hf_feedback.training.inference import TextInference
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of three classes with messages, and a file of texts."""
+    folder = tmp_path_factory.mktemp("chosen")
+    labelled_model().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    write(folder, "validation.csv", rows(12))
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two rules alone."""
+    monkeypatch.setattr(
+        iteration_choice,
+        "HALTING_CANDIDATES",
+        {"convergence": [{"halting_threshold": 10.0}], "patience": [{"halting_patience": 2}]},
+    )
+
+
+def test_every_candidate_is_measured_as_the_model_answers(folder, few):
+    trainer, data = TextInference(str(folder / "model"), str(folder / "validation.csv")).load_labelled()
+    model = FeedbackForSequenceClassification.from_pretrained(folder / "model").eval()
+    rows_ = [{name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")} for row in data]
+    labels = torch.tensor(data["labels"])
+    for options in candidates(3):
+        found = measure_choice(trainer, data, options, rounds=1)
+        for name, value in options.items():
+            setattr(model.config, name, value)
+        with torch.no_grad():
+            outputs = [model(**row) for row in rows_]
+        right = torch.cat([output.logits for output in outputs]).argmax(-1) == labels
+        taken = [options["num_iterations"] if one.iterations is None else one.iterations.item() for one in outputs]
+        assert found.metric == pytest.approx(right.float().mean().item())
+        assert found.iterations == pytest.approx(sum(taken) / len(taken))
+        assert found.milliseconds > 0
+    assert found.options["halting"] == "patience"
+    assert found.iterations < 3  # it did halt
+
+
+def test_the_choice_is_the_fastest_of_the_best_within_the_budget():
+    def one(k, metric, milliseconds):
+        return IterationChoice({"num_iterations": k, "halting": "none"}, metric, k, milliseconds)
+
+    measured = [one(1, 0.80, 1.0), one(2, 0.898, 2.0), one(3, 0.90, 3.0)]
+    assert choose(measured, None, 0.005).name == "K = 2"
+    assert choose(measured, None, 0.0).name == "K = 3"
+    assert choose(measured, 1.5, 0.0).name == "K = 1"
+    with pytest.raises(ValueError, match=r"`milliseconds`=0.5 is less than K = 1 takes, 1.00 a text"):
+        choose(measured, 0.5, 0.0)
+
+
+def test_the_command_writes_its_choice_into_the_model(folder, few, capsys):
+    arguments = ["--model", str(folder / "model"), "--file", str(folder / "validation.csv"), "--max-iterations", "2"]
+    assert cli.main(["choose-iterations", *arguments]) == 0
+    assert "To use it: --num-iterations" in capsys.readouterr().out
+    before = (folder / "model" / "config.json").read_text()
+    assert cli.main(["choose-iterations", *arguments, "--tolerance", "100", "--save"]) == 0
+    saved, old = json.loads((folder / "model" / "config.json").read_text()), json.loads(before)
+    assert "now answers with" in capsys.readouterr().out
+    changed = {name for name in saved if saved[name] != old.get(name)}
+    assert changed <= {"num_iterations", "halting", "halting_threshold", "halting_patience", "min_iterations"}
+    assert FeedbackForSequenceClassification.from_pretrained(folder / "model").config.halting == saved["halting"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-iterations", "0"], "`max_iterations` must be an integer of at least 1"),
+        (["--milliseconds", "0"], "`milliseconds` must be above 0"),
+        (["--milliseconds", "1e-9"], "which is the fastest; allow more"),
+        (["--tolerance", "-1"], "`tolerance` must be at least 0"),
+        (["--model", "org/name", "--save"], "`save` writes into a folder, and org/name is none"),
+    ],
+)
+def test_wrong_options(folder, few, capsys, options, message):
+    arguments = ["--model", str(folder / "model"), "--file", str(folder / "validation.csv"), "--max-iterations", "1"]
+    assert cli.main(["choose-iterations", *arguments, *options]) == 2
+    assert message in capsys.readouterr().err
