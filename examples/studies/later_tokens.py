@@ -1,0 +1,46 @@
+"""A decoder's tokens learn what comes after them: tagging with attention from the top, beside its rivals.
+
+    python examples/data/get_smollm2.py runs/smollm2
+    python examples/studies/later_tokens.py --model runs/smollm2 --data DIR/wnut17 DIR/btc DIR/anem --work FOLDER
+
+A causal token is independent of later ones, whatever is trained below. The first layers of a pretrained decoder tag
+words, labels at the last piece of each, embeddings frozen, in two regimes:
+
+- full: everything else is trained. Feedback (`attention` messages, last layer to all lower ones, K = 2, later tokens
+  allowed) beside plain fine-tuning, the same with the compute of feedback, the causal mask lifted, the text repeated.
+- frozen: the backbone stays as it is. The same feedback beside LoRA of as many parameters: causal, with the mask
+  lifted, with the text repeated; the same messages bottom-up; and feedback with LoRA beside it.
+
+Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
+"""
+
+from study import compare_all, finish, parser
+
+FEEDBACK = "--feedback-type attention --num-iterations 2".split()
+SHARED = (
+    "--task token-classification --per-device-train-batch-size 8 --train-sampling-strategy group_by_length "
+    "--weight-decay 0.01"
+).split()
+REGIMES = {
+    "full": "--freeze embeddings --num-train-epochs 2 --backbone-lr 4e-4 --learning-rate 1e-3 --rate-factors 0.5 1 "
+    "--arms plain plain-longer unmasked repeated".split(),
+    "frozen": [
+        *"--freeze backbone --num-train-epochs 3 --learning-rate 1e-3 --rate-factors 1 3".split(),
+        *"--arms lora lora+unmasked lora+repeated bottom-up".split(),
+        *("--variants", '{"feedback": {}, "feedback+lora": {}}'),
+    ],
+}
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--layers", type=int, default=6, help="first layers of the backbone, which are kept")
+    made.add_argument("--rank", type=int, default=64, help="of the messages")
+    made.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
+    args = made.parse_args()
+    model = ["--feedback-rank", str(args.rank), "--backbone-layers", *map(str, range(args.layers))]
+    finish([compare_all(name, args, [*SHARED, *FEEDBACK, *model, *REGIMES[name]]) for name in args.regimes])
+
+
+if __name__ == "__main__":
+    main()

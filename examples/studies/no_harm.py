@@ -1,0 +1,28 @@
+"""Everywhere else: no harm. Feedback with default options beside plain fine-tuning and LoRA, on natural texts.
+
+    python examples/studies/no_harm.py --model MINILM --work FOLDER \
+        --data DIR/sst2 DIR/trec50 DIR/ag_news DIR/cola DIR/rte DIR/mrpc DIR/sms_spam DIR/tweeteval_emotion
+
+Short texts and a bidirectional encoder leave nothing that feedback could carry which the layers below do not know
+already. The question is whether it costs accuracy: the verdict to be had is "equivalent", within one point. The cost
+stands beside it. Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from.
+"""
+
+from study import compare_all, finish, parser
+
+SHARED = "--per-device-train-batch-size 16 --weight-decay 0.01 --margin 1".split()
+REGIMES = {
+    "full": "--num-train-epochs 3 --backbone-lr 1e-4 --learning-rate 1e-3 --rate-factors 0.5 1 2 --arms plain lora",
+    "frozen": "--num-train-epochs 5 --learning-rate 1e-3 --rate-factors 1 3 10 --arms head-only lora --freeze backbone",
+}
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
+    args = made.parse_args()
+    finish([compare_all(name, args, [*SHARED, *REGIMES[name].split()]) for name in args.regimes])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The studies run to their verdicts on a handful of examples."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from builders import tiny_tokenizer
+from families import tiny_backbone
+from training_runs import rows, write
+
+FOLDER = Path(__file__).parent.parent / "examples" / "studies"
+SMALL = "--train 8 --validation 6 --test 6 --seeds 0 --max-length 32"
+RUNS = {
+    "later_tokens": (
+        "--model {0}/llama --data {0}/words {0}/more --layers 2 --rank 8 --regimes full",
+        "feedback minus unmasked",
+        "feedback+lora minus lora+unmasked",
+    ),
+    "no_harm": ("--model {0}/bert --data {0}/texts --regimes frozen", "feedback minus head-only"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with tiny backbones, texts and words with tags."""
+    folder = tmp_path_factory.mktemp("studies")
+    for family in ("bert", "llama"):
+        tiny_backbone(family).save_pretrained(folder / family)
+        tiny_tokenizer().save_pretrained(folder / family)
+    for seed, split in enumerate(("train", "validation", "test")):
+        for name in ("texts", "words", "more"):
+            (folder / name).mkdir(exist_ok=True)
+        write(folder / "texts", f"{split}.csv", rows(9, seed))
+        tagged = [
+            {"tokens": (words := row["text"].split()), "tags": ["O", *["B-X"] * (len(words) - 1)]}
+            for row in rows(9, seed)
+        ]
+        for name in ("words", "more"):
+            write(folder / name, f"{split}.jsonl", tagged)
+    return folder
+
+
+@pytest.mark.parametrize("study", RUNS)
+def test_a_study_ends_with_its_verdicts(study, place, tmp_path, monkeypatch, capsys):
+    options, expected = RUNS[study]
+    monkeypatch.syspath_prepend(FOLDER)
+    arguments = f"{options} {SMALL} --work {tmp_path}".format(place).split()
+    monkeypatch.setattr(sys, "argv", [f"{study}.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(study).main()
+    printed, errors = capsys.readouterr()
+    assert end.value.code == 0, errors
+    assert expected in printed
+    assert "cannot tell" in printed  # one seed
