@@ -15,7 +15,6 @@ RUNS = {
     "later_tokens": (
         "--model {0}/llama --data {0}/words {0}/more --layers 2 --rank 8 --regimes full",
         "feedback minus unmasked",
-        "feedback+lora minus lora+unmasked",
     ),
     "no_harm": ("--model {0}/bert --data {0}/texts --regimes frozen", "feedback minus head-only"),
 }
