@@ -17,6 +17,7 @@ from .halting import HALTING_RULES, parse_halting
 from .labels import normalize_labels_of
 from .objectives import ITERATION_LOSSES
 from .pooling import Pooling
+from .recipes import options_of_recipe
 from .solvers import SOLVERS
 from .stored_config import backbone_config_from_dict, check_class_references, check_place, refuse_attributes
 from .topology import TOPOLOGIES, resolve_edges
@@ -312,6 +313,26 @@ class FeedbackConfig(OptionsConfig):
         super().__post_init__(**kwargs)
         self._check_backbone_facts(facts)
         self.check_options()
+
+    @staticmethod
+    def recipe(name: str) -> Keywords:
+        """Options that have been measured to pay, for `from_backbone`; see `recipes.py`.
+
+        Args:
+            name: what they are for, such as `"decoder-tagging"`.
+
+        Raises:
+            ValueError: there is no recipe of that name.
+
+        Example:
+
+        ```python
+        >>> FeedbackConfig.recipe("decoder-tagging")["num_iterations"]
+        2
+
+        ```
+        """
+        return options_of_recipe(name)
 
     # What follows from the options
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, 
 from ..configuration_base import OptionsConfig
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
+from ..recipes import RECIPES, options_of_recipe
 from ..validation import choices_of, option
 from .arguments import read_json
 
@@ -152,6 +153,13 @@ class ModelArguments(ConfigArguments):
 
     model: str = field(metadata={"help": "Hub id or folder: a backbone, or a feedback model to train further."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
+    recipe: str | None = option(
+        None, f"Options that have been measured to pay, beside those that are given: {', '.join(RECIPES)}."
+    )
+
+    def config_options(self) -> Options:
+        recipe = {} if self.recipe is None else options_of_recipe(self.recipe)
+        return {**recipe, **super().config_options()}
 
 
 @dataclass(kw_only=True)

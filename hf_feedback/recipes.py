@@ -1,0 +1,59 @@
+"""Options that have been measured to pay, by the name of what they are for."""
+
+from dataclasses import dataclass
+
+from .validation import Keywords, check_choice
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options that go together.
+
+    Args:
+        purpose: what they are for, in a few words.
+        options: of `FeedbackConfig`.
+    """
+
+    purpose: str
+    options: Keywords
+
+
+RECIPES = {
+    "decoder-tagging": Recipe(
+        "tags of words by a decoder, whose tokens are told what comes after them",
+        {"num_iterations": 2, "feedback_type": "attention", "feedback_topology": "top", "feedback_rank": 64},
+    ),
+    "carried-state": Recipe(
+        "a language model from scratch that carries a state from token to token",
+        {
+            "num_iterations": 2,
+            "feedback_shift": 1,
+            "feedback_type": "gated",
+            "feedback_topology": "top",
+            "feedback_layers": [0, 0],
+            "feedback_rank": None,
+            "feedback_activation": "linear",
+        },
+    ),
+}
+
+
+def options_of_recipe(name: str) -> Keywords:
+    """The options of a recipe.
+
+    Args:
+        name: of the recipe.
+
+    Raises:
+        ValueError: there is none of that name.
+
+    Example:
+
+    ```python
+    >>> options_of_recipe("decoder-tagging")["feedback_type"]
+    'attention'
+
+    ```
+    """
+    check_choice("recipe", name, RECIPES)
+    return {option: list(v) if isinstance(v, list) else v for option, v in RECIPES[name].options.items()}

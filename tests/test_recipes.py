@@ -1,0 +1,35 @@
+"""Recipes are options that a backbone of their kind takes; what is given beside one counts."""
+
+import pytest
+from families import tiny_backbone, tiny_config
+from transformers import AutoModelForCausalLM
+
+from hf_feedback import FeedbackConfig, FeedbackForCausalLM, FeedbackForTokenClassification
+from hf_feedback.recipes import RECIPES
+from hf_feedback.training.model_arguments import ModelArguments
+
+FITTING = {"decoder-tagging": FeedbackForTokenClassification, "carried-state": FeedbackForCausalLM}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_model_has_the_options_of_its_recipe(name):
+    options = FeedbackConfig.recipe(name) | ({"feedback_rank": 8} if name == "decoder-tagging" else {})
+    decoder = (
+        tiny_backbone("llama") if name == "decoder-tagging" else AutoModelForCausalLM.from_config(tiny_config("llama"))
+    )
+    model = FITTING[name].from_backbone(decoder, **options)
+    assert {option: getattr(model.config, option) for option in options} == options
+
+
+def test_the_command_line_takes_a_recipe_and_options_beside_it():
+    recipe = FeedbackConfig.recipe("decoder-tagging")
+    assert ModelArguments(model="m", recipe="decoder-tagging").config_options() == recipe
+    given = ModelArguments(model="m", recipe="decoder-tagging", feedback_rank="16").config_options()
+    assert given == {**recipe, "feedback_rank": 16}
+    with pytest.raises(ValueError, match="`recipe` must be one of 'decoder-tagging', 'carried-state', got 'magic'"):
+        ModelArguments(model="m", recipe="magic").config_options()
+
+
+def test_a_recipe_is_not_changed_by_those_who_use_it():
+    FeedbackConfig.recipe("carried-state")["feedback_layers"].append(1)
+    assert FeedbackConfig.recipe("carried-state")["feedback_layers"] == [0, 0]
