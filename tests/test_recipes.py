@@ -1,7 +1,7 @@
 """Recipes are options that a backbone of their kind takes; what is given beside one counts."""
 
 import pytest
-from families import tiny_backbone, tiny_config
+from families import tiny_config
 from transformers import AutoModelForCausalLM
 
 from hf_feedback import FeedbackConfig, FeedbackForCausalLM, FeedbackForTokenClassification
