@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import feedback_model, tiny_tokenizer
 from families import tiny_backbone, tiny_batch
+from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig, get_peft_model
 from training_runs import rows, write
 
@@ -388,6 +389,13 @@ def test_comparisons_side_by_side(finished, capsys, tmp_path):
     assert "| feedback minus plain | points | seeds | p (Holm) | verdict |" in printed
     assert "| second | " in printed
     assert "cannot tell (≥ 0.5)" in printed  # three seeds, two data sets
+    card = tmp_path / "regime.md"
+    assert cli.main(["compare", "--join", str(output), str(tmp_path / "second"), "--card", str(card)]) == 0
+    data, found = ModelCard.load(card).data, json.loads((output / "comparison.json").read_text())
+    assert ModelCardData(**data.to_dict()).to_dict() == data.to_dict()  # valid, and complete
+    assert [one.dataset_name for one in data.eval_results] == [output.name, "second"]
+    assert data.eval_results[0].metric_value == round(float(np.mean(found["arms"]["feedback"]["test"])), 4)
+    assert found["verdict"] in card.read_text()
     assert cli.main(["compare", "--join", str(tmp_path)]) == 2
     assert "holds no finished comparison" in capsys.readouterr().err
 

@@ -66,6 +66,11 @@ class Comparison:
     def freeze(self) -> list[str]:
         return list(self.args.freeze or [])
 
+    @property
+    def pipeline_tag(self) -> str:
+        """The task as the Hub names it."""
+        return self.task(self.model_args, self.data_args).card.pipeline_tag
+
     def prepare(self, arm: Arm, seed: int, budget: Budget) -> tuple[PreparedTask, nn.Module]:
         """Returns the task with the arm's data, and the arm's model; its head is the same for all arms of a seed."""
         set_seed(seed)

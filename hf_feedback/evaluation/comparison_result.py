@@ -123,7 +123,11 @@ class ComparisonResult:
         comparison = self.comparison
         return {
             "verdict": self.verdict(),
+            "feedback": self.best_feedback(),
+            "task": comparison.pipeline_tag,
+            "model": comparison.model_args.model,
             "metric": self.metric,
+            "scale": abs(self.unit),
             "margin": comparison.margin,
             "seeds": list(comparison.seeds),
             "rate_factors": list(comparison.rate_factors),

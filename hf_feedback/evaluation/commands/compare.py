@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ...configuration_feedback import FeedbackConfig
@@ -16,6 +17,7 @@ from ...validation import check_choice, check_integer, option
 from ..arm_runs import Comparison
 from ..arms import ARMS, Arm, Duplicated, Feedback, Together
 from ..compare import compare, hide_progress_bars
+from ..comparison_card import write_comparison_card
 from ..comparison_plan import format_plan, make_plan
 from ..comparison_plots import plot_comparison
 from ..joined_results import join_results, read_results
@@ -80,6 +82,7 @@ class JoinArguments:
     """Comparisons that are finished."""
 
     join: list[str] = field(metadata={"help": "Folders of finished comparisons, to be shown side by side."})
+    card: str | None = option(None, "Also write a model card about them into this file.")
 
 
 def read_variants(text: str | None) -> dict[str, Arm]:
@@ -185,7 +188,10 @@ def run(arguments: Sequence[str]) -> int:
     arguments = options_from_file(arguments)
     if "--join" in arguments:
         (joined,) = OptionParser((JoinArguments,), "hf-feedback compare").parse(arguments)
-        print(join_results(read_results(joined.join)))
+        results = read_results(joined.join)
+        print(join_results(results))
+        if joined.card is not None:
+            write_comparison_card(Path(joined.card), results)
         return 0
     comparison, args = parse_comparison(arguments)
     check_source(comparison.model_args.model, comparison.model_args.revision)

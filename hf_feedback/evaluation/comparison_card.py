@@ -1,0 +1,89 @@
+"""A model card about what comparisons found."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..feedback_checkpoint import whole_file
+from ..training.model_card import escape_name, is_hub_id, short_name
+from .comparison_result import markdown_table
+from .joined_results import join_results
+
+SPLITS = ("train", "validation", "test")
+# Options of feedback that a card names.
+SHOWN_OPTIONS = ("num_iterations", "feedback_type", "feedback_edges", "feedback_topology", "feedback_rank", "freeze")
+
+
+def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> ModelCardData:
+    """Returns the metadata of the card, as the Hub reads it.
+
+    Args:
+        name: of the card.
+        results: contents of `comparison.json`, by data set.
+    """
+    found = [
+        EvalResult(
+            task_type=result["task"],
+            dataset_type="text",
+            dataset_name=short_name(data),
+            dataset_split="test",
+            metric_type="f1" if result["metric"].endswith("f1") else result["metric"],
+            metric_name=result["metric"],
+            metric_value=round(statistics.mean(result["arms"][result["feedback"]]["test"]), 4),
+        )
+        for data, result in results.items()
+    ]
+    first = next(iter(results.values()))
+    return ModelCardData(
+        base_model=first["model"] if is_hub_id(first["model"]) else None,
+        library_name="transformers",
+        pipeline_tag=first["task"],
+        tags=["hf_feedback", "feedback"],
+        metrics=sorted({one.metric_type for one in found}),
+        model_name=short_name(name),
+        eval_results=found,
+    )
+
+
+def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Writes a card with the verdicts, the differences and how they came about.
+
+    Args:
+        file: the card; its name without the ending is that of the card.
+        results: contents of `comparison.json`, by data set.
+
+    Raises:
+        ValueError: the comparisons have no feedback and alternative in common.
+    """
+    first = next(iter(results.values()))
+    settings = first["settings"]
+    options = [(name, escape_name(settings[name])) for name in SHOWN_OPTIONS if settings.get(name) is not None]
+    means = {
+        data: [(name, f"{result['scale'] * statistics.mean(arm['test']):.1f}") for name, arm in result["arms"].items()]
+        for data, result in results.items()
+    }
+    sizes = [
+        (escape_name(data), *(str(result["settings"].get(f"rows of {split}", "")) for split in SPLITS))
+        for data, result in results.items()
+    ]
+    machine = ", ".join(f"{name} {version}" for name, version in first["machine"].items())
+    parts = [
+        f"# {escape_name(file.stem)}",
+        f"What feedback does here, beside matched alternatives, written by `hf-feedback compare`. The backbone is "
+        f"{escape_name('/'.join(Path(first['model']).parts[-2:]))}.",
+        "\n".join(f"- **{escape_name(data)}**: {result['verdict']}" for data, result in results.items()),
+        "## Feedback minus each alternative, test",
+        join_results(results),
+        f"## Test, mean over seeds ({first['metric']}{', %' * (first['scale'] == 100)})",
+        "\n\n".join(markdown_table((escape_name(data), "test"), rows) for data, rows in means.items()),
+        "## How",
+        markdown_table(("option", "value"), options),
+        markdown_table(("data", *SPLITS), sizes),
+        f"Seeds {', '.join(map(str, first['seeds']))}; {machine}.",
+    ]
+    card = ModelCard(f"---\n{comparison_card_data(file.stem, results)}\n---\n\n" + "\n\n".join(parts) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as partial:
+        partial.write_text(str(card), encoding="utf-8")
