@@ -280,7 +280,8 @@ def test_the_frozen_backbone_stays_and_new_parts_have_the_new_rate(folders, tmp_
 def finished(folders, tmp_path_factory):
     """A small comparison: its folder and what it printed."""
     output, printed = tmp_path_factory.mktemp("comparison"), io.StringIO()
-    options = "--arms plain lora --seeds 0 1 2 --rate-factors 1 10".split()
+    write(folders, "noisy.csv", rows(12, 7))
+    options = f"--arms plain lora --seeds 0 1 2 --rate-factors 1 10 --also-test {folders / 'noisy.csv'}".split()
     with contextlib.redirect_stdout(printed):
         assert cli.main(["compare", *command(folders, output, *options)]) == 0
     return output, printed.getvalue(), options
@@ -299,6 +300,11 @@ def test_a_comparison_end_to_end(finished):
         assert contrast["difference"]["mean"] == pytest.approx(100 * by_seed.mean())
         assert contrast["difference"]["low"] <= contrast["difference"]["mean"] <= contrast["difference"]["high"]
     assert [contrast["other"] for contrast in found["controls"]] == ["silent", "swapped"]
+    noisy = {name: np.array(arm["also_test"]["noisy"]) for name, arm in found["arms"].items()}
+    for contrast in found["further_differences"]:
+        by_seed = noisy["feedback"] - noisy[contrast["other"]]
+        assert (contrast["test"], contrast["difference"]["by_seed"]) == ("noisy", pytest.approx(list(100 * by_seed)))
+    assert "On noisy:" in (output / "comparison.md").read_text()
     assert len(found["arms"]["feedback"]["runs"][0]["by_iteration"]) == 3
     assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
@@ -341,6 +347,7 @@ def test_another_comparison_is_not_mixed_with_it(folders, finished, capsys):
 
 def test_parallel_processes_find_the_same(folders, finished, tmp_path):
     output, options = finished[0], "--arms plain --seeds 0 --rate-factors 1 --processes 2".split()
+    options += ["--also-test", str(folders / "noisy.csv")]
     assert cli.main(["compare", *command(folders, tmp_path, *options)]) == 0
     for file in tmp_path.glob("runs/*.json"):
         mine, theirs = (json.loads(one.read_text()) for one in (file, output / "runs" / file.name))
@@ -361,6 +368,7 @@ def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
         (["--seeds", "1", "1"], "`seeds` must be different values"),
         (["--rate-factors", "0"], "`rate_factors` must be above 0"),
         (["--margin", "0"], "`margin` must be above 0"),
+        (["--also-test", "a/test.csv"], "`also_test` must be files of different names"),
         (["--processes", "0"], "`processes` must be an integer of at least 1"),
         (["--variants", "[]"], "`variants` must be JSON such as"),
         (["--variants", '{"plain": {}}'], "not the name of an arm"),

@@ -20,7 +20,7 @@ from ..feedback_checkpoint import whole_file
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.arguments import FeedbackTrainingArguments
 from ..training.data.labels import SINGLE_LABEL, ProblemType
-from ..training.data.splits import FileArguments
+from ..training.data.splits import FileArguments, Split
 from ..training.model_arguments import ModelArguments
 from ..training.model_parts import any_model_in, parts_of
 from ..training.tasks import Task
@@ -47,6 +47,7 @@ class Comparison:
         seeds: of the order of the data, new parameters and dropout.
         rate_factors: on all rates; each arm takes the one that is best on validation with the first seed.
         margin: in points, differences that are smaller do not matter.
+        also_test: further files that every trained model is tested on, such as noisy or adversarial ones.
     """
 
     task: type[Task[FileArguments]]
@@ -57,6 +58,7 @@ class Comparison:
     seeds: tuple[int, ...] = (0, 1, 2)
     rate_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
     margin: float = 1.0
+    also_test: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -77,9 +79,15 @@ class Comparison:
         model_args = replace(self.model_args, **arm.model_options())
         task = self.task(model_args, replace(self.data_args, **arm.data_options(budget)))
         prepared = task.prepare(announce=False)
+        more = {}
+        for file in self.also_test:
+            split = task.encode("test", task.check_split(Split(task.read(file), file)))
+            if split is None:
+                raise ValueError(f"`also_test`: {file} has no labels.")
+            more[test_name(file)] = split
         model = cast(FeedbackPreTrainedModel, prepared.model)
         draw_head(model, seed)
-        return prepared, arm.adapt_model(model, budget)
+        return replace(prepared, splits={**prepared.splits, **more}), arm.adapt_model(model, budget)
 
     def score_of(self, prepared: PreparedTask) -> tuple[str, ExampleScore]:
         """The name of the metric that decides, and how it comes about.
@@ -93,6 +101,11 @@ class Comparison:
                 f"`metric_for_best_model` must be one of {', '.join(EXAMPLE_SCORES)} for a comparison, got {name!r}."
             )
         return name, EXAMPLE_SCORES[name]
+
+
+def test_name(file: str) -> str:
+    """The name of a further test file: that of the file without its ending."""
+    return Path(file).name.split(".")[0]
 
 
 def draw_head(model: FeedbackPreTrainedModel, seed: int) -> None:
@@ -136,7 +149,7 @@ class ArmRun:
         job: which run.
         validation: the metric that decides, on validation.
         examples: `(N, s)`, what every test example adds to the metric, by what the messages carried: `"own"` as they
-            were trained, and for feedback `"silent"` and `"swapped"`.
+            were trained, and for feedback `"silent"` and `"swapped"`; and of every further test file by its name.
         facts: whatever else: parameters, epochs, seconds, the metric at every iteration, …
     """
 
@@ -244,7 +257,7 @@ class ArmTrainer:
             return score.of_examples(self._answers(split))
 
         validation = float(score.metric(measure("validation").sum(0)))
-        examples = {"own": measure("test")}
+        examples = {"own": measure("test"), **{test_name(f): measure(test_name(f)) for f in self.comparison.also_test}}
         if self.arm.is_feedback:
             core = cast(FeedbackPreTrainedModel, any_model_in(cast(nn.Module, self.trainer.model))[1])
             for control, connections in CONTROLS.items():

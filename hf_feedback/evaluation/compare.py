@@ -147,11 +147,9 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
         ValueError: the folder holds runs of another comparison.
     """
     file = comparison.folder / "settings.json"
-    arms = {name: dict(arm.model_options()) for name, arm in comparison.arms.items()}
-    now = {
-        **{name: value for name, value in plan.record.items() if name != "seed"},
-        **{f"arm {n}": o for n, o in arms.items()},
-    }
+    arms = {f"arm {name}": dict(arm.model_options()) for name, arm in comparison.arms.items()}
+    settings = {name: value for name, value in plan.record.items() if name != "seed"}
+    now = {**settings, **arms, "also_test": list(comparison.also_test)}
     before: Record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if differences := describe_differences(before, now):
         raise ValueError(

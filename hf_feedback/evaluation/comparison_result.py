@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scipy import stats
 
 from ..feedback_checkpoint import whole_file
 from ..version import HF_FEEDBACK_VERSION
-from .arm_runs import CONTROLS, ArmRun, Comparison
+from .arm_runs import CONTROLS, ArmRun, Comparison, test_name
 from .comparison_plan import Plan
 from .statistics import Difference, compare_paired, draw_examples, resample_examples, seeds_needed
 
@@ -28,6 +28,7 @@ class Contrast:
     Args:
         feedback: name of the arm with feedback.
         other: name of the arm that it is compared with, or what its own messages were replaced by.
+        test: name of the file that both were tested on.
         difference: feedback minus the other, in points; more is better.
         verdict: see `Difference.verdict`.
         seeds_needed: to see a difference of the margin, if that is known.
@@ -38,6 +39,7 @@ class Contrast:
     difference: Difference
     verdict: str
     seeds_needed: int | None
+    test: str = "test"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,16 @@ class ComparisonResult:
         return [self._contrast(one, other, self.by_arm[other], "own") for one in with_feedback for other in others]
 
     @cached_property
+    def further_contrasts(self) -> list[Contrast]:
+        """The same on every further test file."""
+        files = [test_name(file) for file in self.comparison.also_test]
+        return [
+            replace(self._contrast(one.feedback, one.other, self.by_arm[one.other], file, file), test=file)
+            for file in files
+            for one in self.contrasts
+        ]
+
+    @cached_property
     def controls(self) -> list[Contrast]:
         """Each feedback arm beside itself with other messages."""
         with_feedback = [name for name in self.by_arm if self.comparison.arms[name].is_feedback]
@@ -91,17 +103,20 @@ class ComparisonResult:
             self._contrast(one, control, self.by_arm[one], control) for one in with_feedback for control in CONTROLS
         ]
 
-    def _contrast(self, feedback: str, other: str, other_runs: Sequence[ArmRun], messages: str) -> Contrast:
+    def _contrast(
+        self, feedback: str, other: str, other_runs: Sequence[ArmRun], theirs: str, ours: str = "own"
+    ) -> Contrast:
+        """Feedback minus another one; of each, the examples of that name."""
         runs = self.by_arm[feedback]
         point = self.unit * np.array(
-            [run.test_value() - one.test_value(messages) for run, one in zip(runs, other_runs, strict=True)]
+            [run.test_value(ours) - one.test_value(theirs) for run, one in zip(runs, other_runs, strict=True)]
         )
-        weights = draw_examples(len(runs[0].examples["own"]))
-        ours, theirs = (
+        weights = draw_examples(len(runs[0].examples[ours]))
+        with_feedback, without = (
             resample_examples([run.examples[which] for run in some], runs[0].score.metric, weights)
-            for some, which in ((runs, "own"), (other_runs, messages))
+            for some, which in ((runs, ours), (other_runs, theirs))
         )
-        difference = compare_paired(point, self.unit * (ours - theirs))
+        difference = compare_paired(point, self.unit * (with_feedback - without))
         margin = self.comparison.margin
         return Contrast(
             feedback, other, difference, difference.verdict(margin), seeds_needed(difference.by_seed, margin)
@@ -121,6 +136,7 @@ class ComparisonResult:
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
         comparison = self.comparison
+        further = [test_name(file) for file in comparison.also_test]
         return {
             "verdict": self.verdict(),
             "feedback": self.best_feedback(),
@@ -139,12 +155,14 @@ class ComparisonResult:
                     "rates": runs[0].job.factor,
                     "validation": [run.validation for run in runs],
                     "test": [run.test_value() for run in runs],
+                    "also_test": {file: [run.test_value(file) for run in runs] for file in further},
                     "runs": [run.facts for run in runs],
                 }
                 for name, runs in self.by_arm.items()
             },
             "choosing": [{**asdict(run.job), "validation": run.validation} for run in self.choosing],
             "differences": [asdict(contrast) for contrast in self.contrasts],
+            "further_differences": [asdict(contrast) for contrast in self.further_contrasts],
             "controls": [asdict(contrast) for contrast in self.controls],
             "left_out": dict(self.plan.left_out),
             "settings": self.plan.record,
@@ -189,11 +207,29 @@ class ComparisonResult:
                     contrast_table(self.contrasts, self.comparison.margin),
                     "The same model with other messages: none (silent), or those of another example (swapped).",
                     contrast_table(self.controls, self.comparison.margin),
+                    *self._further_tables(),
                     *(f"No {name}: {reason}." for name, reason in plan.left_out.items()),
                 ]
             )
             + "\n"
         )
+
+    def _further_tables(self) -> list[str]:
+        """What every arm does on further test files, and by how much feedback leads there."""
+        files = [test_name(file) for file in self.comparison.also_test]
+        if not files:
+            return []
+        scale = abs(self.unit)
+        rows = [
+            (name, *(format_values([scale * run.test_value(file) for run in runs]) for file in ("own", *files)))
+            for name, runs in self.by_arm.items()
+        ]
+        differences = [
+            contrast_table([one for one in self.further_contrasts if one.test == file], self.comparison.margin)
+            for file in files
+        ]
+        tables = [f"On {file}:\n\n{table}" for file, table in zip(files, differences, strict=True)]
+        return ["The same models on further test files.", markdown_table(("arm", "test", *files), rows), *tables]
 
     def _at_edge(self, factor: float) -> bool:
         factors = self.comparison.rate_factors

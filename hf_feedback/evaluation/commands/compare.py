@@ -14,7 +14,7 @@ from ...training.commands.train import training_parser
 from ...training.model_sources import check_source
 from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
-from ..arm_runs import Comparison
+from ..arm_runs import CONTROLS, Comparison, test_name
 from ..arms import ARMS, Arm, Duplicated, Feedback, Together
 from ..compare import compare, hide_progress_bars
 from ..comparison_card import write_comparison_card
@@ -54,6 +54,9 @@ class CompareArguments:
     )
     margin: float = option(1.0, "Differences of fewer points do not matter.")
     processes: int = option(1, "How many runs at a time; with GPUs, each has one of its own.")
+    also_test: list[str] | None = option(
+        None, "Further files to test every trained model on, such as noisy or adversarial ones."
+    )
     quick: bool = option(
         False,
         f"A first look within minutes: {', '.join(QUICK_ARMS)} and feedback, 3 seeds, one set of rates, at most "
@@ -73,6 +76,11 @@ class CompareArguments:
                 raise ValueError(f"`{name}` must be different values, got {' '.join(map(str, values)) or 'none'}.")
         if any(factor <= 0 for factor in self.rate_factors or ()):
             raise ValueError(f"`rate_factors` must be above 0, got {min(self.rate_factors or [0])}.")
+        names = [test_name(file) for file in self.also_test or ()]
+        if len(set(names)) < len(names) or {*names} & {"own", *CONTROLS, "train", "validation", "test"}:
+            raise ValueError(
+                f"`also_test` must be files of different names, and not train, validation or test: {names}."
+            )
         if self.margin <= 0:
             raise ValueError(f"`margin` must be above 0, got {self.margin}.")
 
@@ -159,6 +167,7 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
             seeds=tuple(compare_args.seeds or ((0, 1, 2) if compare_args.quick else (0, 1, 2, 3, 4))),
             rate_factors=tuple(compare_args.rate_factors or ((1.0,) if compare_args.quick else (0.3, 1.0, 3.0))),
             margin=compare_args.margin,
+            also_test=tuple(compare_args.also_test or ()),
         ),
         compare_args,
     )
