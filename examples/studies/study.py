@@ -29,28 +29,48 @@ def parser(description: str | None, **defaults: object) -> argparse.ArgumentPars
     made.add_argument("--test", type=int, default=1000, help="test examples at most")
     made.add_argument("--max-length", type=int, default=128, help="texts are cut at so many tokens")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    made.add_argument("--dry-run", action="store_true", help="print the plans with their costs alone")
     made.add_argument("--processes", type=int, default=1, help="runs at a time")
     made.set_defaults(**defaults)
     return made
 
 
-def smaller_copy(folder: Path, work: Path, sizes: dict[str, int]) -> list[str]:
-    """Writes as many examples of each split as asked for, drawn the same way every time; returns the file options.
+def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> dict[str, str]:
+    """Writes as many examples of each split as the options allow, drawn the same way every time; returns the files.
 
     Args:
         folder: of the data set.
         work: where the copy goes.
-        sizes: examples at most, by split.
+        args: options of `parser`.
     """
-    options: list[str] = []
+    files = {}
     work.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        source = next(file for file in sorted(folder.glob(f"{split}.*")))
-        data = read_file(str(source))
-        file = work / f"{split}.jsonl"
-        data.shuffle(seed=0).select(range(min(len(data), sizes[split]))).to_json(str(file))
-        options += [f"--{split}-file", str(file)]
-    return options
+        data = read_file(str(next(file for file in sorted(folder.glob(f"{split}.*")))))
+        data = data.shuffle(seed=0).select(range(min(len(data), getattr(args, split))))
+        files[split] = str(work / f"{split}.jsonl")
+        data.to_json(files[split])
+    return files
+
+
+def compare_files(
+    files: dict[str, str], output: Path, args: argparse.Namespace, options: Sequence[str], model: str | None = None
+) -> int:
+    """Runs `hf-feedback compare` on one data set; returns the exit status.
+
+    Args:
+        files: by split.
+        output: folder of the comparison.
+        args: options of `parser`.
+        options: those of `hf-feedback compare`, but for model, files, seeds and folder.
+        model: another one than that of the options.
+    """
+    print(f"\n{output}", flush=True)
+    named = [part for split, file in files.items() for part in (f"--{split}-file", file)]
+    command = ["compare", "--model", model or args.model, *named, "--output-dir", str(output), *options]
+    command += ["--max-length", str(args.max_length), "--processes", str(args.processes)]
+    command += ["--dry-run"] if args.dry_run else []
+    return cli.main([*command, "--seeds", *map(str, args.seeds)])
 
 
 def compare_all(name: str, args: argparse.Namespace, options: Sequence[str]) -> int:
@@ -59,21 +79,14 @@ def compare_all(name: str, args: argparse.Namespace, options: Sequence[str]) -> 
     Args:
         name: of the comparison.
         args: options of `parser`.
-        options: those of `hf-feedback compare`, but for model, files, seeds and folder.
+        options: as in `compare_files`.
     """
-    sizes = {split: getattr(args, split) for split in SPLITS}
-    finished = []
-    for folder in args.data:
-        files = smaller_copy(folder, args.work / "data" / folder.name, sizes)
-        output = args.work / name / folder.name
-        command = ["compare", "--model", args.model, *files, "--output-dir", str(output), *options]
-        command += ["--max-length", str(args.max_length), "--seeds", *map(str, args.seeds)]
-        print(f"\n{name}, {folder.name}", flush=True)
-        if status := cli.main([*command, "--processes", str(args.processes)]):
+    outputs = [args.work / name / folder.name for folder in args.data]
+    for folder, output in zip(args.data, outputs, strict=True):
+        files = smaller_copy(folder, args.work / "data" / folder.name, args)
+        if status := compare_files(files, output, args, options):
             return status
-        finished.append(str(output))
-    print(f"\n{name}, all of them", flush=True)
-    return cli.main(["compare", "--join", *finished])
+    return 0 if args.dry_run else cli.main(["compare", "--join", *map(str, outputs)])
 
 
 def finish(statuses: Sequence[int]) -> None:
