@@ -7,12 +7,12 @@ from typing import cast
 
 import torch
 
-from ...evaluation.labelled_examples import load_examples
-from ...evaluation.report import write_report
-from ...evaluation.report_building import make_report
+from ...training.commands.options import OptionParser
+from ...training.output_folder import check_writable
 from ...validation import check_integer, option
-from ..output_folder import check_writable
-from .options import OptionParser
+from ..labelled_examples import load_examples
+from ..report import write_report
+from ..report_building import make_report
 
 FILES = ("report.html", "report.json")
 
