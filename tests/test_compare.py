@@ -16,8 +16,9 @@ from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation import arm_runs
+from hf_feedback.evaluation.arm_registry import ARMS
 from hf_feedback.evaluation.arm_runs import ArmRun, ArmTrainer, Job
-from hf_feedback.evaluation.arms import ARMS, Budget, Duplicated
+from hf_feedback.evaluation.arms import Budget, Duplicated
 from hf_feedback.evaluation.commands.compare import parse_comparison, read_variants
 from hf_feedback.evaluation.comparison_plan import make_plan
 from hf_feedback.evaluation.comparison_result import Contrast, write_verdict
@@ -176,7 +177,7 @@ def test_what_each_arm_costs(folders, tmp_path):
     assert flops["loop-only"] < flops["feedback"] < flops["loop-only"] + 0.3
     assert 1 < flops["bottom-up"] < 1.3
     assert flops["head-only"] < 0.5
-    assert set(plan.left_out) == {"repeated", "unmasked", "truncated", "windows", "whole"}
+    assert set(plan.left_out) == {"repeated", "unmasked", "truncated", "windows", "tobert", "whole"}
 
 
 def test_a_decoder_has_the_arms_of_decoders(folders, tmp_path):
@@ -255,12 +256,29 @@ def test_texts_in_segments_have_arms_of_their_own(folders, tmp_path):
     options = "--feedback-span segment --segment-length 5 --segment-overlap 0 --max-segments 4".split()
     comparison = comparison_of(folders, tmp_path, *options)
     plan = make_plan(comparison)
-    assert {"windows", "truncated", "whole"} <= plan.costs.keys()
+    assert {"windows", "truncated", "tobert", "whole"} <= plan.costs.keys()
     longest = {
         name: max(map(len, ArmTrainer(comparison, Job(name, 0, 1.0), plan.budget).trainer.train_dataset["input_ids"]))
         for name in ("windows", "truncated", "whole", "feedback")
     }
     assert longest["truncated"] == 5 < longest["whole"] == longest["windows"] == longest["feedback"]
+
+
+def test_a_transformer_over_the_windows_reads_all_windows_of_its_text_alone(folders, tmp_path):
+    options = "--feedback-span segment --segment-length 5 --segment-overlap 0 --max-segments 4".split()
+    comparison = comparison_of(folders, tmp_path, *options)
+    model = ArmTrainer(comparison, Job("tobert", 0, 1.0), Budget(500)).trainer.model.eval()
+    long, short = [2, *range(5, 13), 3], [2, 6, 7, 3]
+    batch = torch.tensor([long, short + [0] * 6, long[:5] + [11] + long[6:]])
+    mask = torch.tensor([[1] * 10, [1] * 4 + [0] * 6, [1] * 10])
+    with torch.no_grad():
+        together = model(input_ids=batch, attention_mask=mask).logits
+        alone = [
+            model(input_ids=row[m == 1][None], attention_mask=m[m == 1][None]).logits[0]
+            for row, m in zip(batch, mask, strict=True)
+        ]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
+    assert not torch.allclose(together[0], together[2], atol=1e-4)
 
 
 def test_the_frozen_backbone_stays_and_new_parts_have_the_new_rate(folders, tmp_path):

@@ -1,4 +1,4 @@
-"""The ways to train that feedback is compared with, one class each. A further one is a class and a row in `ARMS`."""
+"""The ways to train that feedback is compared with, one class each; those of long texts are in `long_text_arms.py`."""
 
 import copy
 import re
@@ -11,9 +11,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..backbone_layout import keep_layers, max_positions
+from ..backbone_layout import keep_layers
 from ..backbone_probe import reads_causally
-from ..configuration_feedback import FeedbackConfig
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.splits import Row
 from ..training.model_arguments import Options
@@ -21,9 +20,6 @@ from ..training.model_parts import parts_of
 from ..training.peft import peft_options
 from ..training.tasks.task import IGNORED
 from .message_controls import read_bottom_up
-
-# Options that `feedback_span='token'` does not take.
-SEGMENT_OPTIONS = tuple(name for name in FeedbackConfig.declared_options() if "segment" in name)
 
 
 @dataclass(frozen=True)
@@ -309,46 +305,6 @@ def _head_of(model: FeedbackPreTrainedModel) -> list[str]:
     return [name for name, part in parts_of(model).items() if part == "head"]
 
 
-class Truncated(Plain):
-    """The backbone reads the start of the text, as much as one segment holds."""
-
-    description = "the first segment's length of the text"
-
-    def model_options(self) -> Options:
-        return {"num_iterations": 1, **dict.fromkeys(SEGMENT_OPTIONS), "feedback_span": "token"}
-
-    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        return None if model.cutting is not None else "texts are not cut into segments"
-
-    def data_options(self, budget: Budget) -> Options:
-        return {"max_length": budget.segment_tokens}
-
-
-class WholeText(Truncated):
-    """The backbone reads the whole text at once."""
-
-    description = "the whole text at once"
-
-    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        if model.cutting is not None and model.cutting.longest > max_positions(
-            model.backbone, model.config.text_config
-        ):
-            return "the backbone does not read so many tokens; lower `max_segments`"
-        return super().why_not(model, row, freeze)
-
-    def data_options(self, budget: Budget) -> Options:
-        return {"max_length": budget.text_tokens}
-
-
-class Windows(Plain):
-    """Every segment is read by itself."""
-
-    description = "segments that know nothing of each other"
-
-    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        return None if model.cutting is not None else "texts are not cut into segments"
-
-
 class Together(Arm):
     """Several arms at once, such as LoRA in a backbone whose mask is lifted.
 
@@ -393,20 +349,3 @@ class Together(Arm):
 
     def epochs(self, epochs: float, budget: Budget) -> float:
         return max(part.epochs(epochs, budget) for part in self.parts)
-
-
-# By their names in the option `arms`.
-ARMS: dict[str, Arm] = {
-    "head-only": HeadOnly(),
-    "plain": Plain(),
-    "plain-longer": PlainLonger(),
-    "lora": LoRA(),
-    "bottom-up": BottomUp(),
-    "duplicated": Duplicated(),
-    "loop-only": LoopOnly(),
-    "repeated": Repeated(),
-    "unmasked": Unmasked(),
-    "truncated": Truncated(),
-    "windows": Windows(),
-    "whole": WholeText(),
-}

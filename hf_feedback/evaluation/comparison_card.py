@@ -26,7 +26,7 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> Model
     found = [
         EvalResult(
             task_type=result["task"],
-            dataset_type="text",
+            dataset_type=short_name(data),  # by which results are told apart
             dataset_name=short_name(data),
             dataset_split="test",
             metric_type="f1" if result["metric"].endswith("f1") else result["metric"],

@@ -14,8 +14,9 @@ from ...training.commands.train import training_parser
 from ...training.model_sources import check_source
 from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
+from ..arm_registry import ARMS
 from ..arm_runs import CONTROLS, Comparison, test_name
-from ..arms import ARMS, Arm, Duplicated, Feedback, Together
+from ..arms import Arm, Duplicated, Feedback, Together
 from ..compare import compare, hide_progress_bars
 from ..comparison_card import write_comparison_card
 from ..comparison_plan import format_plan, make_plan

@@ -1,0 +1,21 @@
+"""All ways to train that feedback can be compared with. A further one is a class and a row here."""
+
+from .arms import Arm, BottomUp, Duplicated, HeadOnly, LoopOnly, LoRA, Plain, PlainLonger, Repeated, Unmasked
+from .long_text_arms import ToBERT, Truncated, WholeText, Windows
+
+# By their names in the option `arms`.
+ARMS: dict[str, Arm] = {
+    "head-only": HeadOnly(),
+    "plain": Plain(),
+    "plain-longer": PlainLonger(),
+    "lora": LoRA(),
+    "bottom-up": BottomUp(),
+    "duplicated": Duplicated(),
+    "loop-only": LoopOnly(),
+    "repeated": Repeated(),
+    "unmasked": Unmasked(),
+    "truncated": Truncated(),
+    "windows": Windows(),
+    "tobert": ToBERT(),
+    "whole": WholeText(),
+}
