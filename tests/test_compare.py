@@ -269,7 +269,7 @@ def test_a_transformer_over_the_windows_reads_all_windows_of_its_text_alone(fold
     comparison = comparison_of(folders, tmp_path, *options)
     model = ArmTrainer(comparison, Job("tobert", 0, 1.0), Budget(500)).trainer.model.eval()
     long, short = [2, *range(5, 13), 3], [2, 6, 7, 3]
-    batch = torch.tensor([long, short + [0] * 6, long[:5] + [11] + long[6:]])
+    batch = torch.tensor([long, short + [0] * 6, [*long[:5], 11, *long[6:]]])
     mask = torch.tensor([[1] * 10, [1] * 4 + [0] * 6, [1] * 10])
     with torch.no_grad():
         together = model(input_ids=batch, attention_mask=mask).logits
