@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 import hf_feedback
+import hf_feedback.evaluation
 import hf_feedback.training
 from hf_feedback import FeedbackConfig, FNNConfig
 from hf_feedback.cli import COMMANDS, main
@@ -23,7 +24,7 @@ from hf_feedback.validation import choices_of, describe_type
 GUIDES = Path(__file__).resolve().parent.parent
 TITLES = {"reference/options.md": "Options", "reference/commands.md": "Commands"}
 # The parts of the reference, in the order of the menu.
-REFERENCE = ("Configuration, loading", "Models", "Outputs", "Training", "Networks from scratch")
+REFERENCE = ("Configuration, loading", "Models", "Outputs", "Training", "Evaluation", "Networks from scratch")
 # The options with which a part of the table begins, which goes on as they are declared.
 PARTS = {
     "num_iterations": "The loop",
@@ -89,6 +90,8 @@ def part_of(name: str, thing: type) -> str:
     """The part of the reference that a public class or function belongs to."""
     if name in hf_feedback.training.__all__:
         return "Training"
+    if name in hf_feedback.evaluation.__all__:
+        return "Evaluation"
     if name.startswith("FNN"):
         return "Networks from scratch"
     if isinstance(thing, type) and issubclass(thing, ModelOutput):
@@ -118,7 +121,7 @@ def reference_pages() -> dict[str, dict[str, str]]:
     parts: dict[str, dict[str, str]] = {name: {} for name in REFERENCE}
     parts["Configuration, loading"]["reference/options.md"] = options_page()
     parts["Training"]["reference/commands.md"] = commands_page()
-    for package in (hf_feedback, hf_feedback.training):
+    for package in (hf_feedback, hf_feedback.training, hf_feedback.evaluation):
         for name in package.__all__:
             thing = getattr(package, name)
             if not isinstance(thing, str):  # the version
