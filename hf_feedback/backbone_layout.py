@@ -196,10 +196,7 @@ def keep_layers(backbone: PreTrainedModel, stack_name: str, keep: list[int]) -> 
     parent, _, attribute = stack_name.rpartition(".")
     kept = nn.ModuleList(stack[i] for i in keep)
     setattr(backbone.get_submodule(parent), attribute, kept)
-    for index, layer in enumerate(kept):  # by its number a layer finds its slot in a cache
-        for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index  # type: ignore[assignment]
+    number_layers(list(kept))
     old = backbone.config
     config = copy.deepcopy(old)
     text_config = config.get_text_config()
@@ -210,6 +207,14 @@ def keep_layers(backbone: PreTrainedModel, stack_name: str, keep: list[int]) -> 
     for module in backbone.modules():
         if getattr(module, "config", None) is old:
             module.config = config  # type: ignore[assignment]
+
+
+def number_layers(layers: list[nn.Module]) -> None:
+    """Numbers layers from 0 on; by its number a layer finds its slot in a cache."""
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = index  # type: ignore[assignment]
 
 
 def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
+from hf_feedback.connections import MessageContext
 from hf_feedback.evaluation import arm_runs
 from hf_feedback.evaluation.arm_registry import ARMS
 from hf_feedback.evaluation.arm_runs import ArmRun, ArmTrainer, Job
@@ -25,10 +26,12 @@ from hf_feedback.evaluation.comparison_result import Contrast, write_verdict
 from hf_feedback.evaluation.message_controls import (
     SilentConnections,
     SwappedConnections,
+    _rows_before,
     other_messages,
     read_bottom_up,
 )
 from hf_feedback.evaluation.statistics import Difference
+from hf_feedback.segments import Segments
 
 FAST = "--num-train-epochs 1 --per-device-train-batch-size 8 --feedback-rank 4 --bf16 False --disable-tqdm True".split()
 
@@ -40,6 +43,11 @@ def folders(tmp_path_factory):
     for family in ("bert", "llama"):
         tiny_backbone(family).save_pretrained(folder / family)
         tiny_tokenizer().save_pretrained(folder / family)
+    other = tiny_backbone("bert")
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    other.save_pretrained(folder / "other")
+    tiny_tokenizer().save_pretrained(folder / "other")
     for seed, split in enumerate(("train", "validation", "test")):
         write(folder, f"{split}.csv", rows(24, seed))
         tagged = [
@@ -78,8 +86,6 @@ def test_bottom_up_messages_read_their_own_layer(operator):
     for layer, connection_edges in model.feedback.incoming.items():
 
         def hook(module, args, kwargs, edges=connection_edges):
-            from hf_feedback.connections import MessageContext
-
             x, context = args[0], MessageContext(mask=mask)
             for source, edge in edges:
                 connection = model.feedback.connection(source)
@@ -114,6 +120,13 @@ def test_swapped_messages_are_those_of_the_example_before(operator):
     torch.testing.assert_close(again[real], swapped[real], atol=1e-12, rtol=0)
     assert not torch.allclose(swapped[real], own[real], atol=1e-6)
     torch.testing.assert_close(restored, own, atol=0, rtol=0)
+
+
+def test_swapped_segments_are_those_of_another_text():
+    """Each row reads the segment at its place in the text before, counted from the start again where that is shorter."""
+    context = MessageContext(segments=Segments(torch.tensor([0, 0, 0, 1, 2, 2]), 3))
+    assert _rows_before(context, 6).tolist() == [4, 5, 4, 0, 3, 3]
+    assert _rows_before(MessageContext(), 3).tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "PEFT"])
@@ -180,6 +193,57 @@ def test_what_each_arm_costs(folders, tmp_path):
     assert set(plan.left_out) == {"repeated", "unmasked", "truncated", "windows", "tobert", "whole"}
 
 
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_every_epoch_has_the_same_order_whatever_a_model_draws(folders, tmp_path, sampling):
+    options = f"--train-sampling-strategy {sampling} --num-train-epochs 3".split()
+    comparison = comparison_of(folders, tmp_path, *options)
+    seen = {}
+    for name in ("plain", "feedback"):
+        trainer = ArmTrainer(comparison, Job(name, 0, 1.0), Budget(500)).trainer
+        collate, rows_ = trainer.data_collator, []
+        trainer.data_collator = lambda batch, rows_=rows_, collate=collate: (
+            rows_.append([row["input_ids"] for row in batch]) or collate(batch)
+        )
+        trainer.train()
+        seen[name] = rows_
+    assert len(seen["plain"]) == 9
+    assert seen["feedback"] == seen["plain"]
+
+
+def test_the_budget_is_that_of_plain_training(folders, tmp_path):
+    """Whatever other arms there are, and the K of the variant that comes first."""
+    variants = ["--variants", '{"deep": {"num_iterations": 4}}', "--arms"]
+    plans = [
+        make_plan(comparison_of(folders, tmp_path, *variants, *arms))
+        for arms in (["head-only", "plain-longer"], ["plain", "plain-longer", "duplicated", "loop-only"])
+    ]
+    assert plans[0].budget == plans[1].budget
+    costs = {name: cost.total / plans[1].costs["plain"].total for name, cost in plans[1].costs.items()}
+    assert costs["duplicated"] == pytest.approx(costs["loop-only"], rel=0.02)
+    assert costs["deep"] == pytest.approx(costs["loop-only"], rel=0.1)
+
+
+def test_the_same_k_in_every_step_where_k_is_one(folders, tmp_path):
+    options = "--num-iterations 4 --train-iterations uniform".split()
+    comparison = comparison_of(folders, tmp_path, *options, "--arms", "plain")
+    rules = {
+        name: ArmTrainer(comparison, Job(name, 0, 1.0), Budget(9)).trainer.args.train_iterations
+        for name in comparison.arms
+    }
+    assert rules == {"plain": "fixed", "feedback": "uniform"}
+
+
+def test_a_quick_comparison_takes_no_more_steps_than_its_epochs(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, "--quick")
+    assert ArmTrainer(comparison, Job("plain", 0, 1.0), Budget(9)).trainer.args.max_steps == 3
+
+
+def test_a_variant_that_there_cannot_be_is_refused(folders, tmp_path, capsys):
+    variants = ["--variants", '{"a": {}, "a+plain": {}}', "--freeze", "backbone"]
+    assert cli.main(["compare", *command(folders, tmp_path, *variants)]) == 2
+    assert "`variants`: there can be no a+plain, since the backbone is frozen" in capsys.readouterr().err
+
+
 def test_a_decoder_has_the_arms_of_decoders(folders, tmp_path):
     comparison = comparison_of(folders, tmp_path, "--arms", "plain", "repeated", "unmasked", family="llama")
     plan = make_plan(comparison)
@@ -195,7 +259,7 @@ def test_duplicated_layers_are_a_deeper_stack_with_weights_of_its_own():
     layers, ids = list(model.layers), tiny_batch()
     with torch.no_grad():
         states = model(**ids, output_hidden_states=True).hidden_states
-        deep = Duplicated(3).adapt_model(model, Budget(0)).eval()
+        deep = Duplicated().adapt_model(model, Budget(0, num_iterations=3)).eval()
         deep_states = deep(**ids, output_hidden_states=True).hidden_states
     assert len(deep.layers) == len(layers) + 4 == len({id(layer) for layer in deep.layers})
     torch.testing.assert_close(deep_states[:4], states[:4])
@@ -241,9 +305,24 @@ def test_arms_together(folders, tmp_path):
     assert lengths[1] == 2 * lengths[0]
 
 
-def test_the_mask_that_is_lifted_still_hides_padding(folders, tmp_path):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_feedback_is_trained_in_whatever_it_is_joined_with(folders, tmp_path):
+    names = ["a+unmasked", "a+repeated", "bottom-up+unmasked"]
+    variants = '{"a": {}, "a+unmasked": {}, "a+repeated": {}}'
+    options = ["--variants", variants, "--arms", "plain", "bottom-up+unmasked"]
+    comparison = comparison_of(folders, tmp_path, *options, family="llama")
+    for name in names:
+        trainer = ArmTrainer(comparison, Job(name, 0, 1.0), Budget(500)).trainer
+        assert any(parameter.startswith("feedback") for parameter in trained_parameters(trainer)), name
+    frozen = comparison_of(folders, tmp_path, *options, "--freeze", "feedback", family="llama")
+    trainer = ArmTrainer(frozen, Job("a+unmasked", 0, 1.0), Budget(500)).trainer
+    assert not any(parameter.startswith("feedback") for parameter in trained_parameters(trainer))
+
+
+def test_the_mask_that_is_lifted_still_hides_padding(folders, tmp_path, attention):
     comparison = comparison_of(folders, tmp_path, family="llama")
     model = ArmTrainer(comparison, Job("unmasked", 0, 1.0), Budget(500)).trainer.model.eval()
+    model.backbone.set_attn_implementation(attention)
     ids = torch.tensor([[5, 6, 7, 8]])
     padded = torch.cat((ids, torch.full((1, 3), model.config.pad_token_id)), 1)
     mask = (torch.arange(7) < 4).long()[None]
@@ -361,6 +440,8 @@ def test_another_comparison_is_not_mixed_with_it(folders, finished, capsys):
     assert "`feedback_rank` was 4, is 8" in capsys.readouterr().err
     assert cli.main(["compare", *command(folders, output, *options, "--weight-decay", "0.5")]) == 2
     assert "`weight_decay`" in capsys.readouterr().err
+    assert cli.main(["compare", *command(folders, output, *options, family="other")]) == 2
+    assert "`weights of the backbone`" in capsys.readouterr().err
 
 
 def test_parallel_processes_find_the_same(folders, finished, tmp_path):
@@ -385,6 +466,9 @@ def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
         (["--task", "magic"], "`task` must be one of 'text-classification'"),
         (["--seeds", "1", "1"], "`seeds` must be different values"),
         (["--rate-factors", "0"], "`rate_factors` must be above 0"),
+        (["--rate-factors", "nan"], "`rate_factors` must be above 0, got nan"),
+        (["--seeds", "-1"], "`seeds` must be an integer"),
+        (["--metric-for-best-model", "entity_f1"], "`metric_for_best_model` must be one of accuracy"),
         (["--margin", "0"], "`margin` must be above 0"),
         (["--also-test", "a/test.csv"], "`also_test` must be files of different names"),
         (["--processes", "0"], "`processes` must be an integer of at least 1"),
@@ -434,15 +518,21 @@ def contrast(mean, low, high, verdict, other="plain", needed=7):
     return Contrast("feedback", other, found, verdict, needed)
 
 
-def test_the_verdict_is_about_the_hardest_alternative():
+def test_the_verdict_is_about_the_alternative_that_decides():
     easy, hard = contrast(9, 7, 11, "ahead", "head-only"), contrast(2, 0.5, 3.5, "ahead", "lora")
+    behind, equal = contrast(-1, -1.5, -0.5, "behind", "lora"), contrast(0, -0.5, 0.5, "equivalent", "lora")
+    unclear = contrast(-2, -9, 5, "cannot tell", "plain")
     assert write_verdict([easy, hard], "accuracy", 1.0).startswith(
         "Feedback helps: it is ahead of every alternative, least of lora, by +2.0 points of accuracy [+0.5, +3.5]"
     )
-    assert "does not help: lora is better" in write_verdict([easy, contrast(-2, -3, -1, "behind", "lora")], "f1", 1.0)
-    assert "no difference that matters" in write_verdict([easy, contrast(0, -0.5, 0.5, "equivalent")], "f1", 1.0)
-    assert "cannot tell" in write_verdict([easy, contrast(1, -2, 4, "cannot tell")], "f1", 1.0)
-    assert "about 7 seeds are needed to see 1 points" in write_verdict([contrast(1, -2, 4, "cannot tell")], "f1", 1.0)
+    assert "does not help: lora is better, feedback minus it -1.0" in write_verdict([unclear, behind], "f1", 1.0)
+    assert "no difference that matters: within 1 points of lora" in write_verdict([easy, equal], "f1", 1.0)
+    assert "against plain -2.0 points of f1 [-9.0, +5.0], 5 seeds; about 7 seeds" in write_verdict(
+        [hard, equal, unclear], "f1", 1.0
+    )
+    assert "more test examples or seeds would" in write_verdict(
+        [contrast(1, -2, 4, "cannot tell", needed=None)], "f1", 1
+    )
 
 
 def test_variants_with_none():

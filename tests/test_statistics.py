@@ -92,3 +92,13 @@ def test_verdicts():
     assert verdict(-0.8, 0.9, (-0.7, 0.8)) == "equivalent"
     assert verdict(-0.8, 1.2, (-0.7, 1.1)) == "cannot tell"
     assert verdict(5, 6, (5, 6), seeds=2) == "cannot tell"
+    assert verdict(0.1, 0.3, (0.1, 0.3)) == "equivalent"  # though it leaves out zero
+    nothing_seen = Difference(0.0, (0.0,) * 5, 0.0, 0.0, (0.0, 0.0), 1.0, 0.06, resolution=3.0)
+    assert nothing_seen.verdict(1.0) == "cannot tell"
+    assert nothing_seen.verdict(4.0) == "equivalent"
+
+
+def test_the_part_of_the_test_examples_is_known():
+    found = paired([0.01, 0.05, -0.03], spread=0.02)
+    assert found.of_examples == pytest.approx(1.96 * 0.02, rel=0.1)
+    assert found.high - found.low > 4 * found.of_examples

@@ -23,7 +23,7 @@ RUNS = {
         "feedback+lora",
     ),
     "robustness": ("--model {0}/bert --data {0}/texts --strengths 0.4 --adversarial {0}/others/test.csv --dry-run",),
-    "other_domain": ("--model {0}/bert --data {0}/texts {0}/others --dry-run", "head-only"),
+    "other_domain": ("--model {0}/bert --data {0}/texts {0}/others --dry-run", "lora"),
     "compression": ("--model {0}/bert --data {0}/texts --dry-run --kept all", "loop-only"),
     "no_harm": ("--model {0}/bert --data {0}/texts --dry-run", "head-only", "lora"),
 }

@@ -22,10 +22,10 @@ SHARED = (
     "--weight-decay 0.01"
 ).split()
 REGIMES = {
-    "full": "--freeze embeddings --num-train-epochs 2 --backbone-lr 4e-4 --learning-rate 1e-3 --rate-factors 0.5 1 "
+    "full": "--freeze embeddings --num-train-epochs 2 --backbone-lr 4e-4 --learning-rate 1e-3 --rate-factors 0.5 1 2 "
     "--arms plain plain-longer unmasked repeated".split(),
     "frozen": [
-        *"--freeze backbone --num-train-epochs 3 --learning-rate 1e-3 --rate-factors 1 3".split(),
+        *"--freeze backbone --num-train-epochs 3 --learning-rate 1e-3 --rate-factors 0.3 1 3".split(),
         *"--arms lora lora+unmasked lora+repeated bottom-up".split(),
         *("--variants", '{"feedback": {}, "feedback+lora": {}}'),
     ],

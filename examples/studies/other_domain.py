@@ -3,8 +3,8 @@
     python examples/studies/other_domain.py --model MINILM --data DIR/amazon_books DIR/amazon_kitchen --work FOLDER
 
 Both directions. Plain fine-tuning, LoRA and feedback are trained in one domain and tested in both; then the backbone of
-a model that was trained in the first domain is kept frozen, and head, LoRA or feedback are trained in the second.
-Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
+a model that was trained in the first domain, with one seed, is kept frozen, and head, LoRA or feedback are trained in
+the second. Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from hf_feedback import cli
 
 BATCHES = "--per-device-train-batch-size 16 --weight-decay 0.01".split()
 FIRST = "--num-train-epochs 3 --backbone-lr 1e-4 --learning-rate 1e-3 --rate-factors 0.5 1 2 --arms plain lora".split()
-SECOND = "--freeze backbone --num-train-epochs 5 --learning-rate 1e-3 --rate-factors 1 3 --arms head-only lora".split()
+SECOND = (
+    "--freeze backbone --num-train-epochs 5 --learning-rate 1e-3 --rate-factors 0.3 1 3 --arms head-only lora".split()
+)
 
 
 def study(source: Path, target: Path, args: argparse.Namespace) -> list[int]:
@@ -27,14 +29,17 @@ def study(source: Path, target: Path, args: argparse.Namespace) -> list[int]:
     other.parent.mkdir(parents=True, exist_ok=True)
     other.write_bytes(Path(there["test"]).read_bytes())
     statuses = [compare_files(here, work / "at once", args, [*BATCHES, *FIRST, "--also-test", str(other)])]
+    if args.dry_run or statuses[0]:
+        return statuses
     trained = work / "trained"
     if not (trained / "config.json").is_file():
         training = "--num-iterations 1 --num-train-epochs 3 --backbone-lr 1e-4 --learning-rate 1e-3 --seed 0".split()
         files = ["--train-file", here["train"], "--validation-file", here["validation"]]
-        statuses.append(
-            cli.main(["train", "--model", args.model, *files, "--output-dir", str(trained), *BATCHES, *training])
-        )
-    return [*statuses, compare_files(there, work / "adapted", args, [*BATCHES, *SECOND], model=backbone_of(trained))]
+        files += ["--output-dir", str(trained), "--max-length", str(args.max_length)]
+        if status := cli.main(["train", "--model", args.model, *files, *BATCHES, *training]):
+            return [*statuses, status]
+    second = [*BATCHES, *SECOND, "--freeze", "backbone"]
+    return [*statuses, compare_files(there, work / "adapted", args, second, model=backbone_of(trained))]
 
 
 def backbone_of(folder: Path) -> str:

@@ -35,7 +35,12 @@ class Chase:
         return 3 * (self.num_facts + 1) + 2
 
     def draw(
-        self, batch_size: int, num_segments: int, hops: int, generator: torch.Generator, begins_at_question: bool = False
+        self,
+        batch_size: int,
+        num_segments: int,
+        hops: int,
+        generator: torch.Generator,
+        begins_at_question: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids `(B, T)` of texts that are cut into S segments, the question in the first, and answers `(B,)`.
 

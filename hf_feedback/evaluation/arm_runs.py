@@ -2,27 +2,32 @@
 
 import copy
 import json
-import shutil
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..feedback_checkpoint import whole_file
 from ..modeling_base import FeedbackPreTrainedModel
+from ..modeling_feedback import FeedbackForMultipleChoice
 from ..training.arguments import FeedbackTrainingArguments
 from ..training.data.labels import SINGLE_LABEL, ProblemType
 from ..training.data.splits import FileArguments, Split
 from ..training.model_arguments import ModelArguments
 from ..training.model_parts import any_model_in, parts_of
+from ..training.model_sources import read_config
 from ..training.tasks import Task
 from ..training.tasks.task import PreparedTask
 from ..training.trainer import FeedbackTrainer
@@ -30,7 +35,7 @@ from .arms import Arm, Budget
 from .example_scores import EXAMPLE_SCORES, Answers, ExampleScore
 from .message_controls import SilentConnections, SwappedConnections, other_messages
 
-CONTROLS = {"silent": SilentConnections, "swapped": SwappedConnections}
+CONTROLS = ("silent", "swapped")
 RATES = ("learning_rate", "backbone_lr", "feedback_lr", "head_lr")
 
 
@@ -48,6 +53,7 @@ class Comparison:
         rate_factors: on all rates; each arm takes the one that is best on validation with the first seed.
         margin: in points, differences that are smaller do not matter.
         also_test: further files that every trained model is tested on, such as noisy or adversarial ones.
+        most_steps: of training, before an arm's factor; `None` for as many as the epochs take.
     """
 
     task: type[Task[FileArguments]]
@@ -59,6 +65,7 @@ class Comparison:
     rate_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
     margin: float = 1.0
     also_test: tuple[str, ...] = ()
+    most_steps: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -86,7 +93,8 @@ class Comparison:
                 raise ValueError(f"`also_test`: {file} has no labels.")
             more[test_name(file)] = split
         model = cast(FeedbackPreTrainedModel, prepared.model)
-        draw_head(model, seed)
+        if read_config(self.model_args.model, self.model_args.revision).get("model_type") != model.config.model_type:
+            draw_head(model, seed)  # and not of a feedback model that is trained further
         return replace(prepared, splits={**prepared.splits, **more}), arm.adapt_model(model, budget)
 
     def score_of(self, prepared: PreparedTask) -> tuple[str, ExampleScore]:
@@ -95,17 +103,19 @@ class Comparison:
         Raises:
             ValueError: it is none that can be resampled.
         """
-        name = self.args.metric_for_best_model or next(iter(prepared.metrics), "")
-        if name not in EXAMPLE_SCORES:
+        names = [name for name in prepared.metrics if name in EXAMPLE_SCORES]
+        name = (self.args.metric_for_best_model or next(iter(prepared.metrics), "")).removeprefix("eval_")
+        if name not in names:
             raise ValueError(
-                f"`metric_for_best_model` must be one of {', '.join(EXAMPLE_SCORES)} for a comparison, got {name!r}."
+                f"`metric_for_best_model` must be one of {', '.join(names)}, which a comparison of this task can "
+                f"resample, got {name!r}."
             )
         return name, EXAMPLE_SCORES[name]
 
 
 def test_name(file: str) -> str:
     """The name of a further test file: that of the file without its ending."""
-    return Path(file).name.split(".")[0]
+    return Path(file).stem
 
 
 def draw_head(model: FeedbackPreTrainedModel, seed: int) -> None:
@@ -119,6 +129,26 @@ def draw_head(model: FeedbackPreTrainedModel, seed: int) -> None:
         for parameter in module.parameters(recurse=False):
             parameter._is_hf_initialized = False  # type: ignore[attr-defined]
         model._init_weights(module)
+
+
+def most_steps(args: FeedbackTrainingArguments, num_examples: int, limit: int | None) -> int | None:
+    """How many steps a run takes where they are not just those of its epochs."""
+    steps = args.max_steps if args.max_steps > 0 else None
+    if limit is None:
+        return steps
+    a_step = args.train_batch_size * args.gradient_accumulation_steps
+    of_epochs = math.ceil(math.ceil(num_examples / a_step) * args.num_train_epochs)
+    return min(limit, of_epochs if steps is None else steps)
+
+
+class MatchedTrainer(FeedbackTrainer):
+    """Draws the order of the examples from the seed alone, in every epoch, whatever the model draws meanwhile."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.generator = torch.Generator().manual_seed(self.args.seed)
+        return sampler
 
 
 @dataclass(frozen=True)
@@ -176,21 +206,22 @@ class ArmRun:
         """Writes two files; the second one says that both are complete."""
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / f"{self.job.name}.npz") as partial, partial.open("wb") as stream:
-            np.savez_compressed(stream, **cast(dict[str, Any], self.examples))
+            arrays: dict[str, Any] = {f"of {name}": one for name, one in self.examples.items()}
+            np.savez_compressed(stream, **arrays)
         content = {**asdict(self.job), "validation": self.validation, **self.facts}
         with whole_file(folder / f"{self.job.name}.json") as partial:
             partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, job: Job) -> "ArmRun | None":
-        """Returns the finished run of a job; `None` if there is none."""
-        file = folder / f"{job.name}.json"
-        if not file.is_file():
+        """Returns the finished run of a job; `None` if there is none, or its files are damaged."""
+        try:
+            facts = json.loads((folder / f"{job.name}.json").read_text(encoding="utf-8"))
+            with np.load(folder / f"{job.name}.npz", allow_pickle=False) as arrays:
+                examples = {name.removeprefix("of "): arrays[name] for name in arrays}
+            validation = facts.pop("validation")
+        except (OSError, ValueError, KeyError, BadZipFile):
             return None
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        with np.load(folder / f"{job.name}.npz", allow_pickle=False) as arrays:
-            examples = dict(arrays)
-        validation = facts.pop("validation")
         return cls(job, validation, examples, {name: v for name, v in facts.items() if name not in asdict(job)})
 
 
@@ -207,30 +238,37 @@ class ArmTrainer:
         self.comparison, self.job = comparison, job
         self.arm = comparison.arms[job.arm]
         self.prepared, model = comparison.prepare(self.arm, job.seed, budget)
+        self.core = cast(FeedbackPreTrainedModel, any_model_in(model)[1])
+        self.folder = tempfile.TemporaryDirectory()  # removed with this object
         self.trainer = self._make_trainer(model, budget)
 
     def _make_trainer(self, model: nn.Module, budget: Budget) -> FeedbackTrainer:
         task = self.prepared
+        train = self.arm.adapt_data(cast(Dataset, task.splits["train"].data))
         set_seed(self.job.seed)  # the same order of examples, whatever building the model drew
-        return FeedbackTrainer(
+        return MatchedTrainer(
             model=model,
-            args=self._training_arguments(budget),
-            train_dataset=self.arm.adapt_data(cast(Dataset, task.splits["train"].data)),
+            args=self._training_arguments(budget, len(train)),
+            train_dataset=train,
             processing_class=task.processor,
             data_collator=task.collator,
             preprocess_logits_for_metrics=task.preprocess_logits,
         )
 
-    def _training_arguments(self, budget: Budget) -> FeedbackTrainingArguments:
+    def _training_arguments(self, budget: Budget, num_examples: int) -> FeedbackTrainingArguments:
         args = copy.deepcopy(self.comparison.args)
-        args.output_dir = tempfile.mkdtemp()
+        args.output_dir = self.folder.name
+        args._n_gpu = min(1, args.n_gpu)
         args.seed, args.data_seed = self.job.seed, None
         args.eval_strategy = args.save_strategy = "no"
         args.load_best_model_at_end = args.push_to_hub = False
         args.report_to, args.disable_tqdm = [], True
         args.freeze = self.arm.freeze(self.comparison.freeze)
         args.num_train_epochs = self.arm.epochs(args.num_train_epochs, budget)
-        args.max_steps = round(self.arm.epochs(args.max_steps, budget)) if args.max_steps > 0 else -1
+        steps = most_steps(args, num_examples, self.comparison.most_steps)
+        args.max_steps = -1 if steps is None else max(1, round(self.arm.epochs(steps, budget)))
+        if self.core.config.num_iterations == 1:
+            args.train_iterations = "fixed"
         if self.prepared.keep_all_columns:
             args.remove_unused_columns = False
         if self.arm.trains_new_parts_only:
@@ -238,6 +276,9 @@ class ArmTrainer:
         for rate in RATES:
             if getattr(args, rate) is not None:
                 setattr(args, rate, getattr(args, rate) * self.job.factor)
+        mapping = args.learning_rate_mapping
+        if isinstance(mapping, dict):
+            args.learning_rate_mapping = {pattern: rate * self.job.factor for pattern, rate in mapping.items()}
         return args
 
     def run(self) -> ArmRun:
@@ -259,19 +300,33 @@ class ArmTrainer:
         validation = float(score.metric(measure("validation").sum(0)))
         examples = {"own": measure("test"), **{test_name(f): measure(test_name(f)) for f in self.comparison.also_test}}
         if self.arm.is_feedback:
-            core = cast(FeedbackPreTrainedModel, any_model_in(cast(nn.Module, self.trainer.model))[1])
-            for control, connections in CONTROLS.items():
-                with other_messages(core, connections):
-                    examples[control] = measure("test")
-            facts["by_iteration"] = self._by_iteration(core, lambda: float(score.metric(measure("validation").sum(0))))
-        shutil.rmtree(str(self.trainer.args.output_dir), ignore_errors=True)
+            with other_messages(self.core, SilentConnections):
+                examples["silent"] = measure("test")
+            if self._can_swap():
+                with other_messages(self.core, SwappedConnections):
+                    examples["swapped"] = self._in_random_order(score)
+            facts["by_iteration"] = self._by_iteration(lambda: float(score.metric(measure("validation").sum(0))))
         return ArmRun(self.job, validation, examples, {"metric": name, **facts})
 
-    def _answers(self, split: str) -> Answers:
+    def _can_swap(self) -> bool:
+        """Whether the row before another one is another example."""
+        several_rows = self.prepared.splits["test"].answer_texts is not None or isinstance(
+            self.core, FeedbackForMultipleChoice
+        )
+        return not several_rows and self.trainer.args.per_device_eval_batch_size > 1
+
+    def _in_random_order(self, score: ExampleScore) -> np.ndarray:
+        """What every test example adds to the metric, read in another order: files may be sorted by label."""
+        order = np.random.default_rng(0).permutation(len(cast(Dataset, self.prepared.splits["test"].data)))
+        examples = score.of_examples(self._answers("test", order))
+        return examples[np.argsort(order)]
+
+    def _answers(self, split: str, order: np.ndarray | None = None) -> Answers:
         encoded = self.prepared.splits[split]
-        output = self.trainer.predict(self.arm.adapt_data(cast(Dataset, encoded.data)))
+        data = self.arm.adapt_data(cast(Dataset, encoded.data))
+        output = self.trainer.predict(data if order is None else data.select(order))
         prediction = EvalPrediction(cast(np.ndarray, output.predictions), cast(np.ndarray, output.label_ids))
-        config = any_model_in(cast(nn.Module, self.trainer.model))[1].config
+        config = self.core.config
         names = cast(dict[int, str], config.id2label or {})
         return Answers(
             prediction,
@@ -280,12 +335,11 @@ class ArmTrainer:
             None if encoded.answer_texts is None else encoded.answer_texts(prediction),
         )
 
-    def _by_iteration(self, core: FeedbackPreTrainedModel, measure: Callable[[], float]) -> list[float]:
+    def _by_iteration(self, measure: Callable[[], float]) -> list[float]:
         """The metric on validation for 1 … K + 1 iterations."""
-        num_iterations = core.config.num_iterations
-        found = []
+        num_iterations, values = self.core.config.num_iterations, []
         for k in range(1, num_iterations + 2):
-            core.set_num_iterations(k)
-            found.append(measure())
-        core.set_num_iterations(num_iterations)
-        return found
+            self.core.set_num_iterations(k)
+            values.append(measure())
+        self.core.set_num_iterations(num_iterations)
+        return values

@@ -9,14 +9,16 @@ from typing import Any, ClassVar, cast
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..backbone_layout import keep_layers
+from ..backbone_layout import keep_layers, number_layers
 from ..backbone_probe import reads_causally
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.splits import Row
 from ..training.model_arguments import Options
 from ..training.model_parts import parts_of
+from ..training.parameter_groups import FREEZABLE_PARTS
 from ..training.peft import peft_options
 from ..training.tasks.task import IGNORED
 from .message_controls import read_bottom_up
@@ -29,12 +31,14 @@ class Budget:
     Args:
         parameters: of its messages.
         flops: of a step of its training, relative to the same without feedback.
+        num_iterations: its K.
         segment_tokens: tokens of a segment, if texts are cut.
         text_tokens: tokens of the longest text, if texts are cut.
     """
 
     parameters: int
     flops: float = 1.0
+    num_iterations: int = 2
     segment_tokens: int | None = None
     text_tokens: int | None = None
 
@@ -139,7 +143,7 @@ class HeadOnly(Arm):
         return ["backbone", "feedback"]
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        return "the task has no new head" if not _head_of(model) else None
+        return None if _head_of(model) and "head" not in freeze else "the task has no new head that is trained"
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,9 @@ class LoRA(Arm):
 
     def freeze(self, freeze: list[str]) -> list[str]:
         return []  # PEFT freezes
+
+    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        return "the head is frozen, which PEFT trains" if "head" in freeze else None
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
         from peft import LoraConfig, get_peft_model
@@ -198,30 +205,27 @@ class BottomUp(Arm):
 class Duplicated(Plain):
     """The layers that feedback repeats stand in the stack K times, each with weights of its own.
 
-    Args:
-        copies: K of the feedback arm.
-
     Source: Kim et al. 2023, SOLAR 10.7B, arXiv 2312.15166, for stacks with doubled layers.
     """
 
     description = "repeated layers with weights of their own"
 
-    def __init__(self, copies: int = 2) -> None:
-        self.copies = copies
-
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         if len({id(layer) for layer in model.layers}) < len(model.layers):
             return "the backbone's layers share their weights"
+        if any(item not in FREEZABLE_PARTS for item in freeze):
+            return "single layers are frozen, whose numbers would be those of others"
         return super().why_not(model, row, freeze)
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
         first, last = model.layout.segment
         count = len(model.layers)
-        again = [*range(first, last + 1)] * (self.copies - 1)
+        again = [*range(first, last + 1)] * (budget.num_iterations - 1)
         keep_layers(model.backbone, model.layout.stack, [*range(last + 1), *again, *range(last + 1, count)])
         stack = model.backbone.get_submodule(model.layout.stack)
         for i in range(last + 1, last + 1 + len(again)):
             cast(nn.ModuleList, stack)[i] = copy.deepcopy(cast(nn.ModuleList, stack)[i])
+        number_layers(list(stack.children()))
         model.layout = replace(model.layout, num_layers=count + len(again))
         return model
 
@@ -233,6 +237,10 @@ class LoopOnly(Arm):
 
     def model_options(self) -> Options:
         return {"feedback_state": "carry"}
+
+    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
+        model.set_num_iterations(budget.num_iterations)
+        return model
 
 
 class Repeated(Arm):
@@ -249,6 +257,9 @@ class Repeated(Arm):
             return "the backbone reads both directions, or predicts the next token"
         if more := row.keys() - {*self.per_token, "label"}:
             return f"the task's {min(more)} cannot be repeated"
+        labels_words = model.traits.labels_words
+        if not labels_words and (isinstance(row.get("labels"), list) or model._pooling() != "last"):
+            return "the answer is not read at the last token"
         return None
 
     def adapt_data(self, data: Dataset) -> Dataset:
@@ -273,14 +284,19 @@ class Unmasked(Arm):
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         if not _reads_causally(model) or model.traits.predicts_next_token or "input_ids" not in row:
             return "the backbone reads both directions, or predicts the next token"
-        return None
+        hook = self._lift(model)
+        try:
+            return "the mask of this family cannot be lifted" if _reads_causally(model) else None
+        finally:
+            hook.remove()
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
-        part = model.layout.part_of(model.backbone)
-        part.register_forward_pre_hook(_lift_mask, with_kwargs=True)
-        if _reads_causally(model):
-            raise ValueError(f"`arms`: the mask of {type(part).__name__} cannot be lifted; leave 'unmasked' out.")
+        self._lift(model)
         return model
+
+    def _lift(self, model: FeedbackPreTrainedModel) -> RemovableHandle:
+        part = model.layout.part_of(model.backbone)
+        return part.register_forward_pre_hook(_lift_mask, with_kwargs=True)
 
 
 def _reads_causally(model: FeedbackPreTrainedModel) -> bool:
@@ -294,7 +310,9 @@ def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[
     if mask is None:
         inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
-    return args, {**kwargs, "attention_mask": mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)}
+    dtype = next(module.parameters()).dtype
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask.bool(), torch.finfo(dtype).min)
+    return args, {**kwargs, "attention_mask": added[:, None, None].expand(-1, 1, mask.shape[1], -1)}
 
 
 def _has(value: object, length: int) -> bool:
@@ -313,8 +331,9 @@ class Together(Arm):
     """
 
     def __init__(self, parts: Sequence[Arm]) -> None:
-        trains_feedback = any("feedback" not in part.freeze([]) for part in parts if not isinstance(part, LoRA))
-        self.parts = [LoRA(trains_feedback) if isinstance(part, LoRA) else part for part in parts]
+        others = [part for part in parts if not isinstance(part, LoRA)]
+        self.trains_feedback = any("feedback" not in part.freeze([]) for part in others)
+        self.parts = [LoRA(self.trains_feedback) if isinstance(part, LoRA) else part for part in parts]
         self.has_lora = any(isinstance(part, LoRA) for part in parts)
         self.description = ", ".join(part.description for part in parts)
         self.is_feedback = any(part.is_feedback for part in parts)
@@ -327,7 +346,10 @@ class Together(Arm):
         return options
 
     def freeze(self, freeze: list[str]) -> list[str]:
-        return [] if self.has_lora else list(dict.fromkeys(one for part in self.parts for one in part.freeze(freeze)))
+        if self.has_lora:
+            return []
+        frozen = dict.fromkeys(item for part in self.parts for item in part.freeze(freeze))
+        return [item for item in frozen if item != "feedback" or item in freeze or not self.trains_feedback]
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         reasons = (part.why_not(model, row, [] if self.has_lora else freeze) for part in self.parts)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -43,11 +44,10 @@ def runs_folder(comparison: Comparison) -> Path:
     return comparison.folder / "runs"
 
 
-def _start_process(devices: "Queue[int]", num_threads: int) -> None:
-    """Gives a process a GPU of its own, or its part of the cores."""
-    device = devices.get()
-    if device >= 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+def _start_process(devices: "Queue[str]", num_threads: int) -> None:
+    """Gives a process a GPU, or its part of the cores."""
+    if device := devices.get():
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(num_threads)
     hide_progress_bars()
 
@@ -58,7 +58,7 @@ class JobRunner:
     Args:
         comparison: what they have in common.
         plan: what they cost.
-        num_processes: how many run at a time; with GPUs, each has one of its own.
+        num_processes: how many run at a time; they take turns on the GPUs that there are.
     """
 
     def __init__(self, comparison: Comparison, plan: Plan, num_processes: int = 1) -> None:
@@ -91,8 +91,10 @@ class JobRunner:
         context = multiprocessing.get_context("spawn")
         devices = context.Queue()
         num_gpus = torch.cuda.device_count() if not self.comparison.args.use_cpu else 0
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = visible if len(visible) == num_gpus else [str(i) for i in range(num_gpus)]
         for i in range(self.num_processes):
-            devices.put(i % num_gpus if num_gpus else -1)
+            devices.put(names[i % num_gpus] if num_gpus else "")
         num_threads = max(1, (os.cpu_count() or 1) // self.num_processes)
         with ProcessPoolExecutor(self.num_processes, context, _start_process, (devices, num_threads)) as pool:
             running = {pool.submit(run_job, self.comparison, job, self.plan.budget): job for job in jobs}
@@ -101,7 +103,10 @@ class JobRunner:
                     future.result()
                     yield running[future]
             except BaseException:
+                processes = list((pool._processes or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)
+                for process in processes:  # what is running cannot be cancelled; its files appear whole or not at all
+                    process.terminate()
                 raise
 
     def _time_left(self, jobs: Sequence[Job]) -> str:
@@ -147,9 +152,15 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
         ValueError: the folder holds runs of another comparison.
     """
     file = comparison.folder / "settings.json"
-    arms = {f"arm {name}": dict(arm.model_options()) for name, arm in comparison.arms.items()}
+    args, budget = comparison.model_args, plan.budget
+    model = {f"--{name}": value for name, value in vars(args).items() if name not in ("model", "revision")}
+    arms = {
+        f"arm {name}": [dict(arm.model_options()), arm.epochs(1.0, budget), asdict(budget)]
+        for name, arm in comparison.arms.items()
+    }
     settings = {name: value for name, value in plan.record.items() if name != "seed"}
-    now = {**settings, **arms, "also_test": list(comparison.also_test)}
+    now: Record = {**settings, **model, **arms, "also_test": list(comparison.also_test)}
+    now["most_steps"] = comparison.most_steps
     before: Record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if differences := describe_differences(before, now):
         raise ValueError(

@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import torch
 from datasets import Dataset
 from torch import nn
 
+from ..fingerprint import fingerprint
 from ..modeling_base import FeedbackPreTrainedModel
+from ..summary import count_parameters
 from ..training.checkpoints import Record
 from ..training.run_record import run_record
-from .arm_runs import ArmTrainer, Comparison, Job
-from .arms import Budget
+from ..training.tasks.task import PreparedTask
+from .arm_runs import ArmTrainer, Comparison, Job, most_steps
+from .arms import Budget, Together
 from .cost import count_flops
 
 
@@ -76,30 +80,31 @@ def make_plan(comparison: Comparison) -> Plan:
         ValueError: an option, a file or a label is not as it must be.
         UnsupportedBackboneError: the backbone cannot be looped exactly.
     """
-    first = next(name for name, arm in comparison.arms.items() if arm.is_feedback)
-    prepared, model = comparison.prepare(comparison.arms[first], comparison.seeds[0], Budget(0))
-    for split in ("validation", "test"):
-        if split not in prepared.splits:
-            raise ValueError(f"Rates are chosen on validation and results are read on test: give `{split}_file` too.")
+    first, arm = next((name, arm) for name, arm in comparison.arms.items() if arm.is_feedback)
+    arm = arm.parts[0] if isinstance(arm, Together) else arm
+    prepared, model = comparison.prepare(arm, comparison.seeds[0], Budget(0))
+    _check_splits(prepared)
     comparison.score_of(prepared)
     feedback, row = cast(FeedbackPreTrainedModel, model), cast(Dataset, prepared.splits["train"].data)[0]
     reasons = {name: arm.why_not(feedback, row, comparison.freeze) for name, arm in comparison.arms.items()}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if wrong := next((name for name in left_out if comparison.arms[name].is_feedback), None):
+        raise ValueError(f"`variants`: there can be no {wrong}, since {left_out[wrong]}; leave it out.")
     cutting = feedback.cutting
     budget = Budget(
-        parameters=sum(parameter.numel() for parameter in feedback.feedback.parameters()),
+        parameters=count_parameters(feedback.feedback),
+        num_iterations=feedback.config.num_iterations,
         segment_tokens=None if cutting is None else cutting.length,
         text_tokens=None if cutting is None else cutting.longest,
     )
     rows = {name: cast(Dataset, split.data) for name, split in prepared.splits.items()}
     record = run_record(comparison.args, feedback.config, rows, prepared.collator)
+    record["weights of the backbone"] = sorted(fingerprint(feedback).values())
     del prepared, model, feedback
     measured = {name: _measure(comparison, name, budget) for name in comparison.arms if name not in left_out}
     reference, seconds = measured[first]
-    base = min(cost.flops for cost, _ in measured.values())
-    if "plain" in measured:
-        base = measured["plain"][0].flops
-    budget = replace(budget, flops=reference.flops / base)
+    without = next((measured[name][0].flops for name in ("plain", "plain-longer") if name in measured), reference.flops)
+    budget = replace(budget, flops=reference.flops / without)
     costs = {
         name: replace(cost, examples=comparison.arms[name].epochs(cost.examples, budget))
         for name, (cost, _) in measured.items()
@@ -107,25 +112,37 @@ def make_plan(comparison: Comparison) -> Plan:
     return Plan(budget, costs, left_out, seconds / reference.flops, record)
 
 
+def _check_splits(prepared: PreparedTask) -> None:
+    """Refuses data that cannot be compared on."""
+    for split in ("validation", "test"):
+        if split not in prepared.splits:
+            raise ValueError(f"Rates are chosen on validation and results are read on test: give `{split}_file` too.")
+    if not isinstance(prepared.splits["train"].data, Dataset):
+        raise ValueError("`streaming`: a comparison needs to know how many examples there are; leave it out.")
+
+
 def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost, float]:
     """What an arm costs, and the seconds that a step takes for one example."""
-    trainer = ArmTrainer(comparison, Job(arm, comparison.seeds[0], 1.0), budget).trainer
-    model = cast(nn.Module, trainer.model).train()
+    made = ArmTrainer(comparison, Job(arm, comparison.seeds[0], 1.0), budget)
+    trainer, model = made.trainer, cast(nn.Module, made.trainer.model).train()
+    made.core.config.jacobian_penalty = 0.0  # it is differentiated twice, which cannot be counted
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     size = len(next(iter(batch.values())))
 
     def step() -> None:
         trainer.compute_loss(model, batch).backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     flops = count_flops(step)
     started = time.perf_counter()
     step()
     seconds = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    args = comparison.args
-    examples = len(cast(Dataset, trainer.train_dataset)) * args.num_train_epochs
-    if args.max_steps > 0:
-        examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+    args, number = comparison.args, len(cast(Dataset, trainer.train_dataset))
+    steps = most_steps(args, number, comparison.most_steps)
+    a_step = args.train_batch_size * args.gradient_accumulation_steps
+    examples = number * args.num_train_epochs if steps is None else steps * a_step
     return ArmCost(parameters, flops / size, examples), seconds / size
 
 

@@ -3,9 +3,9 @@
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,35 +96,70 @@ class ComparisonResult:
         ]
 
     @cached_property
+    def drops(self) -> list[Contrast]:
+        """How much less feedback loses from the test file to each further one, where that has the same examples."""
+        number = len(self.runs[0].examples["own"])
+        files = [test_name(file) for file in self.comparison.also_test]
+        return [
+            replace(self._contrast(c.feedback, c.other, self.by_arm[c.other], file, file, since="own"), test=file)
+            for file in files
+            if len(self.runs[0].examples[file]) == number
+            for c in self.contrasts
+        ]
+
+    @cached_property
     def controls(self) -> list[Contrast]:
         """Each feedback arm beside itself with other messages."""
-        with_feedback = [name for name in self.by_arm if self.comparison.arms[name].is_feedback]
         return [
-            self._contrast(one, control, self.by_arm[one], control) for one in with_feedback for control in CONTROLS
+            self._contrast(name, control, runs, control)
+            for name, runs in self.by_arm.items()
+            for control in CONTROLS
+            if control in runs[0].examples
         ]
 
     def _contrast(
-        self, feedback: str, other: str, other_runs: Sequence[ArmRun], theirs: str, ours: str = "own"
+        self,
+        feedback: str,
+        other: str,
+        other_runs: Sequence[ArmRun],
+        theirs: str,
+        ours: str = "own",
+        since: str | None = None,
     ) -> Contrast:
-        """Feedback minus another one; of each, the examples of that name."""
-        runs = self.by_arm[feedback]
-        point = self.unit * np.array(
-            [run.test_value(ours) - one.test_value(theirs) for run, one in zip(runs, other_runs, strict=True)]
-        )
-        weights = draw_examples(len(runs[0].examples[ours]))
-        with_feedback, without = (
-            resample_examples([run.examples[which] for run in some], runs[0].score.metric, weights)
-            for some, which in ((runs, ours), (other_runs, theirs))
-        )
-        difference = compare_paired(point, self.unit * (with_feedback - without))
-        margin = self.comparison.margin
-        return Contrast(
-            feedback, other, difference, difference.verdict(margin), seeds_needed(difference.by_seed, margin)
-        )
+        """Feedback minus another one; of each, the examples of that name, minus those of the name `since`."""
+        runs, metric = self.by_arm[feedback], self.runs[0].score.metric
+        number = len(runs[0].examples[ours])
+        weights = self._weights(number)
+
+        def values(some: Sequence[ArmRun], name: str) -> tuple[np.ndarray, np.ndarray]:
+            point = np.array([run.test_value(name) for run in some])
+            return point, resample_examples([run.examples[name] for run in some], metric, weights)
+
+        pairs = zip(values(runs, ours), values(other_runs, theirs), strict=True)
+        point, replicates = (self.unit * (with_feedback - without) for with_feedback, without in pairs)
+        if since is not None:
+            pairs = zip(values(runs, since), values(other_runs, since), strict=True)
+            before = [self.unit * (with_feedback - without) for with_feedback, without in pairs]
+            point, replicates = point - before[0], replicates - before[1]
+        resolution = 3 * self.unit / number if self.unit > 0 else 0.0  # the rule of three
+        difference, margin = compare_paired(point, replicates, resolution=resolution), self.comparison.margin
+        needed = None if difference.of_examples > margin else seeds_needed(difference.by_seed, margin)
+        return Contrast(feedback, other, difference, difference.verdict(margin), needed)
+
+    @cached_property
+    def _weights(self) -> Callable[[int], np.ndarray]:
+        return lru_cache(maxsize=4)(draw_examples)
+
+    @property
+    def first_feedback(self) -> str:
+        """The arm with feedback whose costs are the budget of others."""
+        return next(name for name, arm in self.comparison.arms.items() if arm.is_feedback)
 
     def best_feedback(self) -> str:
         """The arm with feedback that is best on validation."""
         arms = [name for name in self.by_arm if self.comparison.arms[name].is_feedback]
+        alone = [name for name in arms if "+" not in name]  # others have more parameters than their alternatives
+        arms = alone or arms
         return max(arms, key=lambda name: statistics.mean(run.gain for run in self.by_arm[name]))
 
     def verdict(self) -> str:
@@ -163,6 +198,7 @@ class ComparisonResult:
             "choosing": [{**asdict(run.job), "validation": run.validation} for run in self.choosing],
             "differences": [asdict(contrast) for contrast in self.contrasts],
             "further_differences": [asdict(contrast) for contrast in self.further_contrasts],
+            "drops": [asdict(contrast) for contrast in self.drops],
             "controls": [asdict(contrast) for contrast in self.controls],
             "left_out": dict(self.plan.left_out),
             "settings": self.plan.record,
@@ -203,9 +239,10 @@ class ComparisonResult:
                     f"# {self.comparison.arms[self.best_feedback()].description.capitalize()}: does it help?",
                     self.verdict(),
                     markdown_table(head, arms),
+                    f"Alternatives with as many parameters, FLOPs or layers have those of {self.first_feedback}.",
                     "Differences in points with 95% intervals over seeds and test examples; above 0, feedback leads.",
                     contrast_table(self.contrasts, self.comparison.margin),
-                    "The same model with other messages: none (silent), or those of another example (swapped).",
+                    "The same model without its messages (silent), and with those of another example (swapped).",
                     contrast_table(self.controls, self.comparison.margin),
                     *self._further_tables(),
                     *(f"No {name}: {reason}." for name, reason in plan.left_out.items()),
@@ -229,6 +266,10 @@ class ComparisonResult:
             for file in files
         ]
         tables = [f"On {file}:\n\n{table}" for file, table in zip(files, differences, strict=True)]
+        for file in files:
+            if drops := [one for one in self.drops if one.test == file]:
+                table = contrast_table(drops, self.comparison.margin)
+                tables.append(f"How much less feedback loses from test to {file} (above 0: it loses less):\n\n{table}")
         return ["The same models on further test files.", markdown_table(("arm", "test", *files), rows), *tables]
 
     def _at_edge(self, factor: float) -> bool:
@@ -244,22 +285,30 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> 
         metric: name of the metric.
         margin: in points, differences that are smaller do not matter.
     """
-    hardest = min(contrasts, key=lambda contrast: contrast.difference.mean)
-    difference = hardest.difference
-    numbers = f"{difference.mean:+.1f} points of {metric} [{difference.low:+.1f}, {difference.high:+.1f}]"
-    seeds = f"{difference.num_seeds} seed{'s' * (difference.num_seeds != 1)}"
-    verdicts = {contrast.verdict for contrast in contrasts}
-    if verdicts == {"ahead"}:
-        return f"Feedback helps: it is ahead of every alternative, least of {hardest.other}, by {numbers}, {seeds}."
-    behind = [contrast for contrast in contrasts if contrast.verdict == "behind"]
-    if behind:
-        return f"Feedback does not help: {hardest.other} is better, feedback minus it {numbers}, {seeds}."
-    if hardest.verdict == "equivalent":
-        within = f"within {margin:g} points of {hardest.other}"
-        return f"Feedback makes no difference that matters: {within}, {numbers}, {seeds}."
-    needed = hardest.seeds_needed
-    more = f"about {needed} seeds are needed to see {margin:g} points" if needed else "more seeds are needed"
-    return f"This cannot tell whether feedback helps: against {hardest.other} {numbers}, {seeds}; {more}."
+    by_verdict: dict[str, list[Contrast]] = {}
+    for contrast in sorted(contrasts, key=lambda contrast: contrast.difference.mean):
+        by_verdict.setdefault(contrast.verdict, []).append(contrast)
+    seeds = f"{(count := contrasts[0].difference.num_seeds)} seed{'s' * (count != 1)}"
+
+    def hardest(verdict: str) -> tuple[str, str]:
+        """The alternative that is furthest ahead, and the difference to it."""
+        worst = by_verdict[verdict][0]
+        d = worst.difference
+        return worst.other, f"{d.mean:+.1f} points of {metric} [{d.low:+.1f}, {d.high:+.1f}]"
+
+    if "behind" in by_verdict:
+        name, numbers = hardest("behind")
+        return f"Feedback does not help: {name} is better, feedback minus it {numbers}, {seeds}."
+    if "cannot tell" in by_verdict:
+        name, numbers = hardest("cannot tell")
+        needed = by_verdict["cannot tell"][0].seeds_needed
+        more = f"about {needed} seeds would see {margin:g} points" if needed else "more test examples or seeds would"
+        return f"This cannot tell whether feedback helps: against {name} {numbers}, {seeds}; {more}."
+    if "equivalent" in by_verdict:
+        name, numbers = hardest("equivalent")
+        return f"Feedback makes no difference that matters: within {margin:g} points of {name}, {numbers}, {seeds}."
+    name, numbers = hardest("ahead")
+    return f"Feedback helps: it is ahead of every alternative, least of {name}, by {numbers}, {seeds}."
 
 
 def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
@@ -268,11 +317,18 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
         (
             contrast.feedback, contrast.other,
             f"{(d := contrast.difference).mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]", format_p_value(d),
-            contrast.verdict, "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed),
+            contrast.verdict, _needed(contrast, margin),
         )
         for contrast in contrasts
     ]  # fmt: skip
     return markdown_table(("feedback", "minus", "difference", "p", "verdict", f"seeds to see {margin:g} points"), rows)
+
+
+def _needed(contrast: Contrast, margin: float) -> str:
+    """How many seeds would see a difference of the margin, in words."""
+    if contrast.difference.of_examples > margin:
+        return "more test examples"
+    return "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed)
 
 
 def format_p_value(difference: Difference) -> str:

@@ -15,14 +15,23 @@ def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: A folder holds no finished comparison.
     """
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for folder in folders:
         file = Path(folder) / "comparison.json"
         if not file.is_file():
             raise ValueError(f"`join`: {folder} holds no finished comparison; run `hf-feedback compare` first.")
         name = Path(folder).resolve().name
-        found[folder if name in found else name] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"`join`: {file} cannot be read ({error}).") from error
+        if not isinstance(result, dict) or not {"differences", "metric", "margin"} <= result.keys():
+            raise ValueError(f"`join`: {file} holds no comparison.")
+        results[folder if name in results else name] = result
+    for setting in ("metric", "margin"):
+        if len(values := {result[setting] for result in results.values()}) > 1:
+            raise ValueError(f"`join`: these comparisons have different {setting}s, {', '.join(map(str, values))}.")
+    return results
 
 
 def join_results(results: dict[str, dict[str, Any]]) -> str:

@@ -35,7 +35,8 @@ class SwappedConnections(FeedbackConnections):
     """Every example of a batch gets the messages of the one before it, the first those of the last.
 
     A token reads the state of the other example's token at the same place, counted from the start again where the other
-    one is shorter; padding is never read.
+    one is shorter; padding is never read. Of texts that are cut, each segment reads the one at its place in the text
+    before, counted in the same way.
     """
 
     def forward(self, h: States, context: MessageContext) -> dict[int, SourceMessage]:
@@ -45,11 +46,24 @@ class SwappedConnections(FeedbackConnections):
         return super().forward(states, swapped)
 
 
+def _rows_before(context: MessageContext, count: int) -> torch.Tensor:
+    """`(N,)`, for each row that of the example before it."""
+    if context.segments is None:
+        return torch.arange(count).roll(1)
+    text, num_texts = context.segments.text.cpu(), context.segments.num_texts
+    counts = torch.bincount(text, minlength=num_texts)
+    first, other = counts.cumsum(0) - counts, (text - 1) % num_texts
+    return first[other] + (torch.arange(count) - first[text]) % counts[other]
+
+
 def _of_the_one_before(state: torch.Tensor, context: MessageContext) -> torch.Tensor:
-    h = batch_first(state, context.batch_dim).roll(1, 0)
+    h = batch_first(state, context.batch_dim)
+    rows = _rows_before(context, len(h)).to(h.device)
+    h = h[rows]
     if context.mask is None:
         return batch_first(h, context.batch_dim)
-    own, other = context.mask.to(h.device), context.mask.to(h.device).roll(1, 0)
+    own = context.mask.to(h.device)
+    other = own[rows]
     place = (own.cumsum(1) - 1).clamp_min(0) % other.sum(1, keepdim=True).clamp_min(1)
     index = (~other).int().argsort(dim=1, stable=True).gather(1, place)  # the positions of real tokens come first
     return batch_first(h.gather(1, index[..., None].expand_as(h)), context.batch_dim)

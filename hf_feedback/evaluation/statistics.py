@@ -25,6 +25,8 @@ class Difference:
         equivalence: 90% interval; the two are equivalent within a margin if it lies inside of it.
         p_value: of a two-sided sign-flip permutation test over the seeds; `None` with one seed.
         least_p_value: the least that this test can find with so many seeds.
+        of_examples: half the width of the interval that the test examples alone leave, which no more seeds narrow.
+        resolution: with so few test examples, what a difference may be although none of them shows it.
     """
 
     mean: float
@@ -34,6 +36,8 @@ class Difference:
     equivalence: tuple[float, float]
     p_value: float | None
     least_p_value: float
+    of_examples: float = 0.0
+    resolution: float = 0.0
 
     @property
     def num_seeds(self) -> int:
@@ -55,11 +59,11 @@ class Difference:
         """
         if self.num_seeds < MIN_SEEDS:
             return "cannot tell"
+        if max(self.resolution, *map(abs, self.equivalence)) < margin:
+            return "equivalent"
         if self.low > 0:
             return "ahead"
-        if self.high < 0:
-            return "behind"
-        return "equivalent" if max(map(abs, self.equivalence)) < margin else "cannot tell"
+        return "behind" if self.high < 0 else "cannot tell"
 
 
 def resample_examples(
@@ -81,19 +85,23 @@ def resample_examples(
 def draw_examples(number: int, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> np.ndarray:
     """`(R, N)`, how often each of N examples is drawn in each bootstrap replicate."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(number, np.full(number, 1 / number), size=num_replicates)
+    draws = np.empty((num_replicates, number), np.float32)
+    for row in draws:  # all at once would take twice the memory
+        row[:] = generator.multinomial(number, np.full(number, 1 / number))
+    return draws
 
 
-def compare_paired(point: np.ndarray, replicates: Values, seed: int = 1) -> Difference:
+def compare_paired(point: np.ndarray, replicates: Values, seed: int = 1, resolution: float = 0.0) -> Difference:
     """The difference of two ways to train that were run with the same seeds on the same data.
 
     Seeds and test examples are both resampled. The spread over few seeds is underestimated by resampling; it is widened
-    so that the interval would be Student's if the test split were endless.
+    as if it were normal, to the width that Student's interval has.
 
     Args:
         point: `(S,)`, the difference for each seed on the whole test split.
         replicates: `(R, S)`, the same on resampled test examples.
         seed: of the resampling of seeds.
+        resolution: with so few test examples, what a difference may be although none of them shows it.
 
     Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, The American Statistician 69(4), for the
         bias of intervals from few values.
@@ -129,6 +137,8 @@ def compare_paired(point: np.ndarray, replicates: Values, seed: int = 1) -> Diff
         equivalence=interval(2 * LEVEL - 1),
         p_value=sign_flip_p_value(point),
         least_p_value=2.0 ** (1 - num_seeds),
+        of_examples=float(np.diff(np.quantile(over_examples, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)))[0]) / 2,
+        resolution=resolution,
     )
 
 

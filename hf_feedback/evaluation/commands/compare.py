@@ -1,5 +1,6 @@
 """`hf-feedback compare`."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configuration_feedback import FeedbackConfig
-from ...training.arguments import FeedbackTrainingArguments, read_json
+from ...training.arguments import read_json
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.train import training_parser
 from ...training.model_sources import check_source
@@ -16,7 +17,7 @@ from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
 from ..arm_registry import ARMS
 from ..arm_runs import CONTROLS, Comparison, test_name
-from ..arms import Arm, Duplicated, Feedback, Together
+from ..arms import Arm, Feedback, Together
 from ..compare import compare, hide_progress_bars
 from ..comparison_card import write_comparison_card
 from ..comparison_plan import format_plan, make_plan
@@ -31,7 +32,6 @@ shows finished comparisons side by side."""
 FEEDBACK = "feedback"
 QUICK_ARMS = ("head-only", "plain", "lora", "bottom-up")
 QUICK_STEPS = 60
-DEFAULT_ITERATIONS = int(FeedbackConfig.declared_options()["num_iterations"].default)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -54,7 +54,7 @@ class CompareArguments:
         None, "Factors on all rates; each alternative takes the one that is best on validation (default: 0.3 1 3)."
     )
     margin: float = option(1.0, "Differences of fewer points do not matter.")
-    processes: int = option(1, "How many runs at a time; with GPUs, each has one of its own.")
+    processes: int = option(1, "How many runs at a time; they take turns on the GPUs that there are.")
     also_test: list[str] | None = option(
         None, "Further files to test every trained model on, such as noisy or adversarial ones."
     )
@@ -75,15 +75,19 @@ class CompareArguments:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"`{name}` must be different values, got {' '.join(map(str, values)) or 'none'}.")
-        if any(factor <= 0 for factor in self.rate_factors or ()):
-            raise ValueError(f"`rate_factors` must be above 0, got {min(self.rate_factors or [0])}.")
+        for seed in self.seeds or ():
+            check_integer("seeds", seed, 0, "numbers of a generator", 2**32 - 1)
+        for name, values in {"rate_factors": self.rate_factors or [], "margin": [self.margin]}.items():
+            for value in values:
+                if not 0 < value < math.inf:
+                    raise ValueError(f"`{name}` must be above 0, got {value}.")
         names = [test_name(file) for file in self.also_test or ()]
-        if len(set(names)) < len(names) or {*names} & {"own", *CONTROLS, "train", "validation", "test"}:
+        reserved = ("own", *CONTROLS, "train", "validation", "test")
+        if len(set(names)) < len(names) or {*names} & {*reserved}:
             raise ValueError(
-                f"`also_test` must be files of different names, and not train, validation or test: {names}."
+                f"`also_test` must be files of different names, none of them {', '.join(reserved)}, got "
+                f"{', '.join(names)}."
             )
-        if self.margin <= 0:
-            raise ValueError(f"`margin` must be above 0, got {self.margin}.")
 
 
 @dataclass
@@ -134,12 +138,11 @@ def together(parts: Sequence[Arm]) -> Arm:
     return parts[0] if len(parts) == 1 else Together(parts)
 
 
-def find_arms(args: CompareArguments, num_iterations: int) -> dict[str, Arm]:
+def find_arms(args: CompareArguments) -> dict[str, Arm]:
     """The arms by name, those with feedback last."""
     names = args.arms or (QUICK_ARMS if args.quick else tuple(ARMS))
-    known = {**ARMS, "duplicated": Duplicated(num_iterations)}
     return {
-        **{name: together([known[part] for part in name.split("+")]) for name in names},
+        **{name: together([ARMS[part] for part in name.split("+")]) for name in names},
         **read_variants(args.variants),
     }
 
@@ -157,18 +160,18 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
     parser = training_parser(arguments, task, "hf-feedback compare", DESCRIPTION, (CompareArguments,))
     parser.set_defaults(learning_rate=1e-3, backbone_lr=5e-5, logging_strategy="no", eval_strategy="no")
     model_args, data_args, args, compare_args = parser.parse(arguments)
-    args = limit_steps(args) if compare_args.quick else args
     return (
         Comparison(
             task=task,
             model_args=model_args,
             data_args=data_args,
             args=args,
-            arms=find_arms(compare_args, model_args.num_iterations or DEFAULT_ITERATIONS),
+            arms=find_arms(compare_args),
             seeds=tuple(compare_args.seeds or ((0, 1, 2) if compare_args.quick else (0, 1, 2, 3, 4))),
             rate_factors=tuple(compare_args.rate_factors or ((1.0,) if compare_args.quick else (0.3, 1.0, 3.0))),
             margin=compare_args.margin,
             also_test=tuple(compare_args.also_test or ()),
+            most_steps=QUICK_STEPS if compare_args.quick else None,
         ),
         compare_args,
     )
@@ -183,12 +186,6 @@ def _task_of(arguments: Sequence[str]) -> str:
     return name
 
 
-def limit_steps(args: FeedbackTrainingArguments) -> FeedbackTrainingArguments:
-    """At most as many steps as `--quick` allows."""
-    args.max_steps = min(args.max_steps, QUICK_STEPS) if args.max_steps > 0 else QUICK_STEPS
-    return args
-
-
 def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback compare` and returns the exit status.
 
@@ -196,7 +193,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: those after the name of the command.
     """
     arguments = options_from_file(arguments)
-    if "--join" in arguments:
+    if any(argument.split("=")[0] == "--join" for argument in arguments):
         (joined,) = OptionParser((JoinArguments,), "hf-feedback compare").parse(arguments)
         results = read_results(joined.join)
         print(join_results(results))
