@@ -123,7 +123,7 @@ def test_swapped_messages_are_those_of_the_example_before(operator):
 
 
 def test_swapped_segments_are_those_of_another_text():
-    """Each row reads the segment at its place in the text before, counted from the start again where that is shorter."""
+    """A row reads the segment at its place in the text before, counted from the start again where that is shorter."""
     context = MessageContext(segments=Segments(torch.tensor([0, 0, 0, 1, 2, 2]), 3))
     assert _rows_before(context, 6).tolist() == [4, 5, 4, 0, 3, 3]
     assert _rows_before(MessageContext(), 3).tolist() == [2, 0, 1]
