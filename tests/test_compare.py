@@ -305,7 +305,6 @@ def test_arms_together(folders, tmp_path):
     assert lengths[1] == 2 * lengths[0]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_feedback_is_trained_in_whatever_it_is_joined_with(folders, tmp_path):
     names = ["a+unmasked", "a+repeated", "bottom-up+unmasked"]
     variants = '{"a": {}, "a+unmasked": {}, "a+repeated": {}}'
@@ -319,6 +318,7 @@ def test_feedback_is_trained_in_whatever_it_is_joined_with(folders, tmp_path):
     assert not any(parameter.startswith("feedback") for parameter in trained_parameters(trainer))
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_mask_that_is_lifted_still_hides_padding(folders, tmp_path, attention):
     comparison = comparison_of(folders, tmp_path, family="llama")
     model = ArmTrainer(comparison, Job("unmasked", 0, 1.0), Budget(500)).trainer.model.eval()
