@@ -35,21 +35,16 @@ class Chase:
         return 3 * (self.num_facts + 1) + 2
 
     def draw(
-        self,
-        batch_size: int,
-        num_segments: int,
-        hops: int,
-        generator: torch.Generator,
-        begins_at_question: bool = False,
+        self, batch_size: int, num_segments: int, hops: int, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids `(B, T)` of texts that are cut into S segments, the question in the first, and answers `(B,)`.
+        """Token ids `(B, T)` of texts that are cut into S segments, the question in the first, and what each of their
+        facts leads to, `(B, hops)`, the answer last.
 
         Args:
             batch_size: B.
             num_segments: S.
             hops: how many facts lead to the answer, each in a segment of its own after the first.
             generator: of everything.
-            begins_at_question: whether the first of them is in the first segment instead.
         """
         n, batch = self.num_facts, torch.arange(batch_size)[:, None]
         total = n + (num_segments - 1) * (n + 1)
@@ -60,15 +55,12 @@ class Chase:
         values = torch.randint(self.num_symbols, (batch_size, total), generator=generator)
         segments = torch.rand(batch_size, num_segments - 1, generator=generator).argsort(1)[:, :hops]
         places = n + segments * (n + 1) + torch.randint(n + 1, segments.shape, generator=generator)
-        if begins_at_question:
-            first = torch.randint(n, (batch_size, 1), generator=generator)
-            places = torch.cat((first, places[:, : hops - 1]), 1)
         keys[batch, places], values[batch, places] = chain[:, :-1], chain[:, 1:]
         facts = torch.stack((FIRST_SYMBOL + keys, FIRST_SYMBOL + values, torch.full_like(keys, END)), -1).flatten(1)
         column = torch.full((batch_size, 1), CLS)
         question = (column, FIRST_SYMBOL + chain[:, :1], torch.full_like(column, FIRST_HOPS + hops - 1))
         separator = torch.full_like(column, SEP)
-        return torch.cat((*question, separator, facts, separator), 1), chain[:, -1]
+        return torch.cat((*question, separator, facts, separator), 1), chain[:, 1:]
 
     def look_ups(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """One segment, `(B, T)`, that starts with N keys, one after the other, and their values `(B, N)`."""

@@ -13,10 +13,14 @@ trained to look up values in a single segment; every arm starts from that backbo
 - "RMT": memory tokens that pass from segment to segment (arXiv 2304.11062), as many as "memory" has summaries;
 - "whole text": one window, K = 1; and "whole text, three times as deep": as many layers as three iterations pass.
 
-Training starts with few facts, two segments, one hop, and the first fact beside the question; it goes on to the next
-of `stages_of` as soon as an arm answers 80% of the questions with the most hops. The second half of the steps is spent on
-the last stage in any case: texts of 2 to 8 segments, 1 to the most hops. The rate is chosen on validation texts of 8 segments with the first seed; test texts
-have 2 to 64. Finished runs stay in FOLDER/results.jsonl and are not run again.
+Iterations learn to answer one fact each: with the answer alone as the target of the last one, what an earlier one finds
+is a wrong answer, which the same weights unlearn to find. The other arms get the same texts, of fewer hops in part.
+
+Training starts with few facts, two segments and one hop; it goes on to the next of `stages_of` as soon as an arm has
+80% of the questions with the most hops right. The last quarter of the steps is spent on the last stage in any case:
+texts of up to 8 segments, 1 to the most hops; batches hold fewer texts the longer they are. The rate is chosen on
+validation texts of 8 segments with the first seed; test texts have 2 to 64. Finished runs stay in FOLDER/results.jsonl
+and are not run again.
 """
 
 import argparse
@@ -24,7 +28,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pointer_chase import FIRST_SYMBOL, MAX_HOPS, PAD, Chase
@@ -68,7 +72,9 @@ def chase_of(args: argparse.Namespace, num_facts: int | None = None) -> Chase:
     return Chase(args.num_symbols, num_facts or args.num_facts)
 
 
-# The arms: token ids (B, T) and the number of hops → logits (B, symbols)
+# The arms: token ids (B, T) and the number of hops → logits (B, symbols) of the last facts, the answer last
+
+Answers: TypeAlias = tuple[torch.Tensor, ...]
 
 
 class Segmented(nn.Module):
@@ -87,11 +93,14 @@ class Segmented(nn.Module):
         )  # fmt: skip
         self.model.classifier = classifier
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
         self.model.config.segment_length = length
-        # an iteration for each fact, and one that passes on the question where the first fact is in another segment
-        num_iterations = hops + (not is_begun and not self.in_every) if self.iterates else 1
-        return self.model(ids, attention_mask=torch.ones_like(ids), num_iterations=num_iterations).logits
+        # an iteration for each fact, and one that passes on the question where it stands in the first segment alone
+        num_iterations = hops + (not self.in_every) if self.iterates else 1
+        output = self.model(
+            ids, attention_mask=torch.ones_like(ids), num_iterations=num_iterations, output_iterations=True
+        )
+        return output.iteration_logits[-hops:] if self.iterates else (output.logits,)
 
 
 class WholeText(nn.Module):
@@ -104,8 +113,8 @@ class WholeText(nn.Module):
             self.backbone = make_backbone(args, depth * args.num_layers)
             self.backbone.load_state_dict(backbone.state_dict(), strict=False)
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
-        return self.classifier(self.backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1))
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
+        return (self.classifier(self.backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)),)
 
 
 class ToBERT(nn.Module):
@@ -118,9 +127,9 @@ class ToBERT(nn.Module):
         layer = nn.TransformerEncoderLayer(d, 4, 2 * d, dropout=0.0, batch_first=True, norm_first=True)
         self.upper = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
         vectors = self.backbone(**windows(ids, length, "every")).last_hidden_state[:, 0]
-        return self.classifier(self.upper(vectors.view(len(ids), -1, vectors.shape[-1])).mean(1))
+        return (self.classifier(self.upper(vectors.view(len(ids), -1, vectors.shape[-1])).mean(1)),)
 
 
 class RMT(nn.Module):
@@ -131,7 +140,7 @@ class RMT(nn.Module):
         self.backbone, self.classifier = backbone, classifier
         self.start = nn.Parameter(torch.randn(args.summaries, args.hidden_size))
 
-    def forward(self, ids: torch.Tensor, hops: int, length: int, is_begun: bool = False) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
         inputs = windows(ids, length, "first")
         tokens, mask = (inputs[name].view(len(ids), -1, length) for name in ("input_ids", "attention_mask"))
         embed = self.backbone.embeddings.tok_embeddings
@@ -141,7 +150,7 @@ class RMT(nn.Module):
             real = torch.cat((mask.new_ones(len(ids), size), mask[:, t]), 1)
             states = self.backbone(inputs_embeds=embeds, attention_mask=real).last_hidden_state
             memory = states[:, :size]
-        return self.classifier(states[:, size])
+        return (self.classifier(states[:, size]),)
 
 
 def windows(ids: torch.Tensor, length: int, pair: Any) -> dict[str, torch.Tensor]:
@@ -163,7 +172,11 @@ def build(arm: str, backbone: ModernBertModel, classifier: nn.Linear, args: argp
 
 
 def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.Linear]:
-    """A backbone that looks up values in one segment, at first among 4 facts; it is kept in the work folder."""
+    """A backbone that looks up values in one segment, at first among 4 facts; it is kept in the work folder.
+
+    In the end what it has found is answered by the embeddings of the symbols, as in masked-language models: what it has
+    found looks like what it can look up next.
+    """
     set_seed(seed)
     backbone, classifier = make_backbone(args, args.num_layers), nn.Linear(args.hidden_size, args.num_symbols)
     modules = nn.ModuleList([backbone, classifier])
@@ -172,22 +185,23 @@ def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.L
         modules.load_state_dict(torch.load(file))
         return backbone, classifier
     optimizer = torch.optim.AdamW(modules.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    generator, facts, correct = torch.Generator().manual_seed(seed), min(4, args.num_facts), 0.0
+    generator, facts, correct, is_tied = torch.Generator().manual_seed(seed), min(4, args.num_facts), 0.0, False
     for step in range(args.pretraining_steps):
         optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 50)
         ids, values = chase_of(args, facts).look_ups(args.batch_size, generator)
         states = backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         symbols = backbone.embeddings.tok_embeddings.weight[FIRST_SYMBOL:]
-        logits = F.linear(states[:, 1 : 1 + facts], symbols, classifier.bias).flatten(0, 1)
+        logits = F.linear(states[:, 1 : 1 + facts], symbols if is_tied else classifier.weight).flatten(0, 1)
         take_step(F.cross_entropy(logits, values.flatten()), modules, optimizer)
         correct = 0.9 * correct + 0.1 * (logits.argmax(-1) == values.flatten()).float().mean().item()
         if correct > 0.9:
-            if facts == args.num_facts:
+            if is_tied:
                 break
-            facts, correct = min(2 * facts, args.num_facts), 0.0
+            is_tied, facts, correct = facts == args.num_facts, min(2 * facts, args.num_facts), 0.0
     with torch.no_grad():
-        classifier.weight.copy_(backbone.embeddings.tok_embeddings.weight[FIRST_SYMBOL:])
-    print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%", flush=True)
+        classifier.weight.copy_(symbols)
+        classifier.bias.zero_()
+    print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%{', tied' * is_tied}", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(modules.state_dict(), file)
     return backbone, classifier
@@ -201,17 +215,14 @@ def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optim
     optimizer.step()
 
 
-def stages_of(args: argparse.Namespace) -> list[tuple[bool, int, int, int]]:
-    """Whether the first fact stands beside the question, facts a segment, most segments, most hops: what training
-    passes through.
-
-    Segments first learn to read what another one has found; to read the question comes after. The other way round they
-    go on reading the question, which is always there, and never what was found.
-    """
+def stages_of(args: argparse.Namespace) -> list[tuple[int, int, int]]:
+    """Facts a segment, most segments, most hops: what training passes through."""
     few, n = min(4, args.num_facts), args.num_facts
-    stages = [(True, few, 1 + hops, hops) for hops in range(1, args.hops + 1)]
-    stages += [(False, few, 1 + args.hops, args.hops), (False, n, 1 + args.hops, args.hops)]
-    return [*stages, (False, n, 8, args.hops)]
+    return [
+        *((few, 1 + hops, hops) for hops in range(1, args.hops + 1)),
+        (n, 1 + args.hops, args.hops),
+        (n, 8, args.hops),
+    ]
 
 
 def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) -> None:
@@ -224,20 +235,21 @@ def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) ->
     model.train()
     started = time.perf_counter()
     for step in range(args.steps):
-        if step >= args.steps // 2:
+        if step >= 3 * args.steps // 4:
             stage = len(stages) - 1
-        is_begun, facts, most_segments, most_hops = stages[stage]
+        facts, most_segments, most_hops = stages[stage]
         hops = most_hops if step % 3 else int(torch.randint(1, most_hops + 1, (), generator=generator))
         segments = int(torch.randint(hops + 1, most_segments + 1, (), generator=generator))
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, (step + 1) / 50, 3 * (1 - step / args.steps))
         chase = chase_of(args, facts)
-        ids, answers = chase.draw(args.batch_size, segments, hops, generator, is_begun)
-        logits = model(ids, hops, chase.segment_length, is_begun)
-        loss = F.cross_entropy(logits, answers)
+        ids, chain = chase.draw(args.batch_size * 3 // max(3, segments), segments, hops, generator)
+        answers = model(ids, hops, chase.segment_length)
+        targets = chain[:, -len(answers) :].unbind(1)
+        loss = torch.stack([F.cross_entropy(*pair) for pair in zip(answers, targets, strict=True)]).mean()
         take_step(loss, model, optimizer)
         if hops == most_hops:
-            correct = 0.9 * correct + 0.1 * (logits.argmax(-1) == answers).float().mean().item()
+            correct = 0.9 * correct + 0.1 * (answers[-1].argmax(-1) == targets[-1]).float().mean().item()
         if step % 50 == 49:
             seconds = time.perf_counter() - started
             print(
@@ -253,11 +265,11 @@ def accuracy(model: nn.Module, segments: int, hops: int, seed: int, args: argpar
     """In percent, of texts of so many segments and hops."""
     chase, generator, correct = chase_of(args), torch.Generator().manual_seed(seed), 0
     model.eval()
-    size = max(1, min(args.test_texts, 512 // segments))
-    for start in range(0, args.test_texts, size):
-        ids, answers = chase.draw(min(size, args.test_texts - start), segments, hops, generator)
-        correct += int((model(ids, hops, chase.segment_length).argmax(-1) == answers).sum())
-    return 100 * correct / args.test_texts
+    total, size = max(1, args.test_texts * 8 // max(8, segments)), max(1, 256 // segments)
+    for start in range(0, total, size):
+        ids, chain = chase.draw(min(size, total - start), segments, hops, generator)
+        correct += int((model(ids, hops, chase.segment_length)[-1].argmax(-1) == chain[:, -1]).sum())
+    return 100 * correct / total
 
 
 @torch.no_grad()
@@ -281,7 +293,7 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
     found["validation"] = accuracy(model, 8, args.hops, 1, args)
     for hops in range(1, args.hops + 1):
         found |= {f"{hops} hops, {s} segments": accuracy(model, s, hops, 2, args) for s in SEGMENTS if s > hops}
-    return found | {f"megaflops {s}": megaflops(model, s, args) for s in (8, 64)}
+    return found | {f"megaflops {s}": megaflops(model, s, args) for s in (8, SEGMENTS[-1])}
 
 
 def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
@@ -290,7 +302,7 @@ def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict
     def one(rate: float, seed: int) -> dict[str, Any]:
         settings = dict(arm=arm, rate=rate, seed=seed, **{name: getattr(args, name) for name in SETTINGS})
         print(arm, rate, seed, flush=True)
-        return finished.find(settings, "megaflops 64", lambda: run(arm, rate, seed, args))
+        return finished.find(settings, f"megaflops {SEGMENTS[-1]}", lambda: run(arm, rate, seed, args))
 
     first = max((one(rate, args.seeds[0]) for rate in args.learning_rates), key=lambda found: found["validation"])
     return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
@@ -307,9 +319,16 @@ def summary(hops: int, runs: dict[str, list[dict[str, Any]]]) -> str:
     rows = []
     for arm, found in runs.items():
         cells = [spread([one[f"{hops} hops, {s} segments"] for one in found]) for s in sizes]
-        cost = [f"{found[0][f'megaflops {s}']:.2f}" for s in (8, 64)]
+        cost = [f"{found[0][f'megaflops {s}']:.2f}" for s in (8, SEGMENTS[-1])]
         rows.append((arm, f"{found[0]['rate']:g}", f"{found[0]['parameters']:,}", *cost, *cells))
-    head = (f"hops: {hops}", "rate", "parameters", "MFLOP a token, 8 segments", "64", *(f"{s} segments" for s in sizes))
+    head = (
+        f"hops: {hops}",
+        "rate",
+        "parameters",
+        "MFLOP a token, 8 segments",
+        f"{SEGMENTS[-1]}",
+        *(f"{s} segments" for s in sizes),
+    )
     return table(head, rows)
 
 
@@ -328,9 +347,11 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--summaries", type=int, default=4, help="m, vectors of a segment, or tokens of RMT's memory")
     parser.add_argument("--pretraining-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--test-texts", type=int, default=256, help="number of test texts of each length")
+    parser.add_argument(
+        "--test-texts", type=int, default=256, help="number of test texts, of those of more than 8 segments fewer"
+    )
     args = parser.parse_args()
     finished = Finished(args.work / "results.jsonl")
     runs = {arm: measure(arm, args, finished) for arm in args.arms}
