@@ -197,7 +197,7 @@ def test_measurements_have_their_options(script, clone, monkeypatch, capsys):
     os.symlink(ROOT / "tests", clone / "tests")
     monkeypatch.syspath_prepend(str((ROOT / script).parent))
     options = {option for name, *options in MEASUREMENTS if name == script for option in options}
-    if script.startswith("examples/benchmarks"):
+    if script.startswith(("examples/benchmarks", "examples/studies")):
         assert run_script(script, ["--help"], monkeypatch) == 0
         assert options <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     else:
