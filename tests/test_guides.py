@@ -27,6 +27,7 @@ from transformers import (
 )
 
 import hf_feedback
+import hf_feedback.evaluation
 import hf_feedback.training
 from hf_feedback import FeedbackConfig, FNNConfig, cli
 from hf_feedback.connections import CONNECTIONS
@@ -221,7 +222,7 @@ def test_notebooks_run(path, models, clone, monkeypatch):
 def test_every_option_and_class_has_its_place():
     parts = runpy.run_path(str(GUIDES / "site" / "generated_pages.py"))["reference_pages"]()
     pages = {Path(path).stem: text for part in parts.values() for path, text in part.items()}
-    public = {*hf_feedback.__all__, *hf_feedback.training.__all__} - {"__version__"}
+    public = {*hf_feedback.__all__, *hf_feedback.training.__all__, *hf_feedback.evaluation.__all__} - {"__version__"}
     assert public == pages.keys() - {"options", "commands"}
     assert {f"--{name.replace('_', '-')}" for name in FeedbackConfig.declared_options()} <= set(
         re.findall(r"--[a-z-]+", pages["commands"])
