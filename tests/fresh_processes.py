@@ -90,7 +90,7 @@ class Forks:
 
 @cache
 def forks() -> Forks:
-    """Those that all tests of this session share."""
+    """Those that all tests of a run share."""
     shared = Forks()
     atexit.register(shared.close)
     return shared

@@ -13,6 +13,7 @@ from datasets import Dataset
 from scipy import stats
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
+from hf_feedback.evaluation.comparison_result import markdown_table
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.columns import find_columns
 from hf_feedback.training.data.files import read_file
@@ -152,5 +153,4 @@ def interval(values: Sequence[float], digits: int = 1) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+    return markdown_table(head, [[*map(str, row)] for row in rows])

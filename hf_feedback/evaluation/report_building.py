@@ -77,6 +77,7 @@ class _Changes:
     examples: LabelledExamples
 
     def item(self, number: int) -> ItemChange:
+        """The item of that number, as the report shows it."""
         answers, names = self.seen.answers, self.examples.label_names
         example, label = int(self.seen.examples[number]), int(answers.labels[number])
         shown = self.examples.show(example, int(self.seen.numbers[number]))
