@@ -12,10 +12,10 @@ from transformers.utils import logging
 from .backbone_layout import drop_pooler, is_sharded, select_part
 from .backbone_probe import reads_causally
 from .configuration_feedback import FeedbackConfig, HeadOption, nearest_option
-from .connections import operators_of
 from .cutting import find_special_tokens
 from .gguf_files import drop_quantization_marks, find_gguf_file, with_unpacking
 from .labels import LABEL_OPTIONS, adopt_labels
+from .model_connections import operators_of
 from .pooling import Pooling, find_pooling
 from .stored_config import drop_switches
 from .validation import Keywords

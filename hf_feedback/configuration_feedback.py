@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from .activations import check_activation
 from .configuration_base import OptionsConfig, document_options
-from .connections import CONNECTIONS, SEGMENT_CONNECTIONS
+from .connections import CONNECTIONS
 from .cutting import PairOption
 from .gradients import GRADIENTS
 from .halting import HALTING_RULES, parse_halting
@@ -18,6 +18,7 @@ from .labels import normalize_labels_of
 from .objectives import ITERATION_LOSSES
 from .pooling import Pooling
 from .recipes import options_of_recipe
+from .segment_connections import SEGMENT_CONNECTIONS
 from .solvers import SOLVERS
 from .stored_config import backbone_config_from_dict, check_class_references, check_place, refuse_attributes
 from .topology import TOPOLOGIES, resolve_edges

@@ -13,11 +13,12 @@ from typing import Any, cast
 import torch
 
 from .batch_rows import IndivisibleError
-from .connections import FeedbackConnections, MessageContext
+from .feedback_connection import MessageContext
 from .gradients import Gradient, SameRandomNumbers
 from .halting import Halting
 from .iteration_trace import States, batch_first
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, with_hidden
+from .model_connections import FeedbackConnections
 from .solvers import apply_step
 from .token_halting import TokenHalting
 

@@ -13,13 +13,14 @@ from transformers.utils import TransformersKwargs, logging
 from .backbone_layout import BackboneLayout
 from .collected_states import asks_for_states, keep_last_iteration
 from .configuration_feedback import FeedbackConfig
-from .connections import FeedbackConnections, MessageContext
+from .feedback_connection import MessageContext
 from .feedback_loop import FeedbackLoop, find_fixed_point, run_iterations
 from .gradients import GRADIENTS, FullGradient
 from .halting import Halting, reads_answers
 from .iteration_cache import IterationCache
 from .iteration_trace import IterationTrace, States, batch_first
 from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompiled, with_hidden
+from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput, split_iterations
 from .one_pass import run_in_one_pass
 from .segments import Segments

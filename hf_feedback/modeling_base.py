@@ -17,7 +17,6 @@ from .backbone_probe import evaluating, find_layout, probe_backbone
 from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
 from .collected_states import collected_key
 from .configuration_feedback import AUTO_MAP, BuiltOptions, FeedbackConfig, HeadOption, PartOption
-from .connections import FeedbackConnections
 from .cutting import Cutting, cut_texts, cutting_of
 from .feedback_checkpoint import (
     check_adapters_fit,
@@ -29,6 +28,7 @@ from .iteration_cache import IterationCache
 from .layer_recorder import run_uncompiled
 from .loading import load_pretrained
 from .loop_runner import ForwardContext, LoopResult, LoopRunner, backbone_inputs
+from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput, FeedbackTaskOutput, select_states
 from .objectives import ITERATION_LOSSES
 from .operator_code import save_operator_code

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .collected_states import asks_for_states
-from .connections import FeedbackConnections, MessageContext, SourceMessage
+from .feedback_connection import MessageContext, SourceMessage
 from .iteration_cache import IterationCache, extend_slot
 from .iteration_trace import States
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, recording
+from .model_connections import FeedbackConnections
 from .validation import Keywords
 
 

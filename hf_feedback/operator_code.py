@@ -7,7 +7,8 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 from transformers.utils import logging
 
 from .configuration_feedback import FeedbackConfig
-from .connections import CONNECTIONS, FeedbackConnection, operators_of
+from .connections import CONNECTIONS, AdditiveConnection
+from .model_connections import operators_of
 from .validation import Keywords
 
 logger = logging.get_logger(__name__)
@@ -27,7 +28,7 @@ def save_operator_code(config: FeedbackConfig, folder: str | Path) -> dict[str, 
         ValueError: a file has the name of one of ours.
     """
     names = {operator: name for name, operator in CONNECTIONS.items()}
-    own = [operator for operator in operators_of(config) if operator.__module__ != FeedbackConnection.__module__]
+    own = [operator for operator in operators_of(config) if operator.__module__ != AdditiveConnection.__module__]
     own = [operator for operator in own if operator in names]
     if any(operator.__module__ == "__main__" for operator in own):
         logger.warning(

@@ -5,8 +5,8 @@ from transformers import PreTrainedModel
 
 from .backbone_layout import BackboneLayout
 from .configuration_feedback import FeedbackConfig
-from .connections import FeedbackConnections
 from .cutting import Cutting
+from .model_connections import FeedbackConnections
 
 
 def summarize(

@@ -201,6 +201,7 @@ def test_compiled_without_breaks_equals_eager(family):
     model, batch = make(family, **options), tiny_batch()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
 
+    @torch.no_grad()
     def answers(model, disabled=model.feedback_disabled):
         before = model(**batch).last_hidden_state
         with disabled():

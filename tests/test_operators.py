@@ -19,7 +19,8 @@ from hf_feedback import (
     FeedbackForTokenClassification,
     FeedbackModel,
 )
-from hf_feedback.connections import CONNECTIONS, FeedbackConnections, MessageContext
+from hf_feedback.connections import CONNECTIONS, MessageContext
+from hf_feedback.model_connections import FeedbackConnections
 
 CASES = {
     **{name: dict(feedback_type=name) for name in CONNECTIONS},

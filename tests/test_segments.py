@@ -284,8 +284,7 @@ def test_trains(options):
         assert getattr(model.feedback.sources["3"], name).weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, [5, 3, 8]])
-@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize(("padding", "lengths"), [("right", LENGTHS), ("left", [5, 3, 8])])
 def test_compiled(padding, lengths):
     torch._dynamo.reset()
     model, batch = make(num_iterations=2), long_batch(padding, lengths)

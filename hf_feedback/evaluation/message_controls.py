@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from ..connections import FeedbackConnections, MessageContext, SourceMessage
+from ..feedback_connection import MessageContext, SourceMessage
 from ..iteration_trace import States, batch_first
+from ..model_connections import FeedbackConnections
 from ..modeling_base import FeedbackPreTrainedModel
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..activations import Swish
-from ..connections import AttentionConnection, FeedbackConnection, MessageContext, SourceMessage
+from ..connections import AttentionConnection
+from ..feedback_connection import FeedbackConnection, MessageContext, SourceMessage
 from ..loop_runner import token_mask
 from ..modeling_base import FeedbackPreTrainedModel
 
