@@ -143,7 +143,11 @@ FAULTS = {
         "line 2 is nested too deeply",
     ),
     "a stray quote": ("t.csv", b'text,label\na,x\n"b" c,x\n', "line 3 cannot be read as csv"),
-    "too few cells": ("t.csv", b"text;label\na;x\nb\n", "row 2 has 1 cells, the header has 2; put texts that hold the"),
+    "too few cells": (
+        "t.csv",
+        b"text;label\na;x\nb\n",
+        "row 2 has 1 cells, the header has 2 (line 3 of the file); it has none for label; put texts",
+    ),
 }
 
 

@@ -1,30 +1,30 @@
 """Files of rows: CSV, TSV, JSON, JSON lines and parquet."""
 
-import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
 from glob import escape
-from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowException, parquet
 
-QUOTED_CELL = re.compile(r'"([^"]|"")*"')
-FIRST_LINE = re.compile(r"[\r\n]*([^\r\n]*)")
+from .csv_files import read_csv
+from .text_files import DEFAULT_FORMAT, TextFormat, read_text
+
 WHITESPACE = re.compile(r"\s*")
 
 
-def read_file(file: str | Path) -> Dataset:
+def read_file(file: str | Path, text_format: TextFormat = DEFAULT_FORMAT) -> Dataset:
     """Reads a CSV, TSV, JSON, JSON-lines or parquet file.
 
     Cells of CSV and TSV files are kept as text, `007`, `NA` and `None` too.
 
     Args:
         file: path of the file; its suffix decides how it is read.
+        text_format: separator and encoding; parquet files need none.
 
     Returns:
         The rows.
@@ -52,24 +52,10 @@ def read_file(file: str | Path) -> Dataset:
         raise ValueError(f"{file}: there is no such file.")
     if path.stat().st_size == 0:
         raise ValueError(f"{file}: the file is empty.")
-    data = reader(path)
+    data = reader(path, text_format)
     if len(data) == 0:
         raise ValueError(f"{file}: the file has no rows.")
     return data
-
-
-def read_text(path: Path) -> str:
-    """Returns the text of a file.
-
-    Raises:
-        ValueError: the file is not UTF-8; the message names the line.
-    """
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8.") from error
 
 
 def format_rows(indices: Sequence[int]) -> str:
@@ -94,52 +80,9 @@ def root_cause(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read_csv(path: Path) -> Dataset:
-    text, usual = read_text(path), "\t" if path.suffix.lower() == ".tsv" else ","
-    first_line = FIRST_LINE.match(text)[1]  # type: ignore[index]  # matches anything
-    delimiter = next((mark for mark in (usual, ";", "\t", ",") if mark in first_line), usual)
-    parse = _parse_tsv if usual == "\t" else _parse_csv
-    header, *rows = parse(path, text, delimiter) or [[]]
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}: the header names a column twice: {', '.join(header)}; rename one.")
-    wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"{path}: row {wrong + 1} has {len(rows[wrong])} cells, the header has {len(header)}; put texts that hold "
-            f"the separator {delimiter!r} in quotes."
-        )
-    return Dataset.from_dict({name: [row[i] for row in rows] for i, name in enumerate(header)})
-
-
-def _parse_csv(path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[list[str]]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    try:
-        return [row for row in reader if row]
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num} cannot be read as csv ({error}).") from error
-
-
-def _parse_tsv(path: Path, text: str, delimiter: str) -> list[list[str]]:
-    """Reads quotes as part of the text, as in tweets, unless every cell with a quote is quoted as a whole."""
-    plain = _parse_csv(path, text, delimiter, csv.QUOTE_NONE)
-    with_quotes = [cell for row in plain for cell in row if '"' in cell]
-    if _is_even(plain) and not (with_quotes and all(map(QUOTED_CELL.fullmatch, with_quotes))):
-        return plain
-    try:
-        unquoted = _parse_csv(path, text, delimiter)
-    except ValueError:
-        return plain
-    return unquoted if _is_even(unquoted) else plain
-
-
-def _is_even(rows: Sequence[Sequence[str]]) -> bool:
-    return len({len(row) for row in rows}) <= 1
-
-
-def _read_json(path: Path) -> Dataset:
+def _read_json(path: Path, text_format: TextFormat) -> Dataset:
     """Reads objects one after the other, usually one a line, or one list of objects or texts."""
-    rows = list(_json_values(path, read_text(path)))
+    rows = list(_json_values(path, read_text(path, text_format)))
     if len(rows) == 1 and isinstance(rows[0], list):
         rows = [{"text": row} if isinstance(row, str) else row for row in rows[0]]
     wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
@@ -148,8 +91,20 @@ def _read_json(path: Path) -> Dataset:
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json")
-    except (ArrowException, UnicodeEncodeError) as error:
+    except UnicodeEncodeError as error:
+        row = next(i for i, row in enumerate(rows) if not _is_encodable(row))
+        raise ValueError(
+            f"{path}: {format_rows([row])} holds half of a surrogate pair, which is no text; correct the row."
+        ) from error
+    except ArrowException as error:
         raise ValueError(f"{path}: cannot be read as json ({root_cause(error)}).") from error
+
+
+def _is_encodable(row: object) -> bool:
+    try:
+        return bool(json.dumps(row, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _json_values(path: Path, text: str) -> Iterator[Any]:
@@ -168,7 +123,7 @@ def _json_values(path: Path, text: str) -> Iterator[Any]:
         position = WHITESPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
-def _read_parquet(path: Path) -> Dataset:
+def _read_parquet(path: Path, text_format: TextFormat) -> Dataset:
     try:
         parquet.read_schema(path)  # `datasets` would also print what is wrong with the file
         return load_dataset("parquet", data_files=escape(str(path)), split="train")
@@ -177,8 +132,8 @@ def _read_parquet(path: Path) -> Dataset:
 
 
 READERS = {
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
+    ".csv": read_csv,
+    ".tsv": read_csv,
     ".json": _read_json,
     ".jsonl": _read_json,
     ".parquet": _read_parquet,

@@ -105,6 +105,8 @@ class LabelSet:
         _check_not_multi_hot(data[column], values, column, source)
         _check_same_shape(values, column, source, problem_type)
         class_label = class_label_of(data, column)
+        if problem_type is None and class_label is None:
+            _check_same_kind(values, column, source)
         problem_type = problem_type or _guess_problem(values, class_label is not None)
         if problem_type == REGRESSION:
             return cls(problem_type)
@@ -179,6 +181,31 @@ def _check_same_shape(values: Sequence[RowLabels], column: str, source: str, pro
             f"{source}: column {column!r} must hold {LISTS_OF_LABELS if several else 'one label'} in every row for "
             f"{problem_type or MULTI_LABEL}."
         )
+
+
+def _check_same_kind(values: Sequence[RowLabels], column: str, source: str) -> None:
+    """Refuses truth values beside 0 or 1, which would be other classes, and words beside values to predict."""
+    rows: dict[str, int] = {}
+    for row, label in enumerate(values):
+        if isinstance(label, str):
+            rows.setdefault(_kind_of(label), row)
+    for pair in (("a truth value", "0 or 1"), ("a number that is not whole", "a word")):
+        if set(pair) <= rows.keys():
+            first, second = (f"{kind} ({values[rows[kind]]!r:.40} in {format_rows([rows[kind]])})" for kind in pair)
+            raise ValueError(
+                f"{source}: column {column!r} holds {first} and {second}; write labels of one kind, or give "
+                "`--problem-type`."
+            )
+
+
+def _kind_of(label: str) -> str:
+    if label in ("true", "false"):
+        return "a truth value"
+    if label in ("0", "1"):
+        return "0 or 1"
+    if not _is_number(label):
+        return "a word"
+    return "another whole number" if float(label).is_integer() else "a number that is not whole"
 
 
 def _check_not_multi_hot(cells: Sequence[object], labels: Sequence[RowLabels], column: str, source: str) -> None:

@@ -18,6 +18,7 @@ from scipy.signal import resample_poly
 from .columns import check_rows
 from .files import read_file, root_cause
 from .splits import Split
+from .text_files import DEFAULT_FORMAT, TextFormat
 
 
 class MediaCell(TypedDict):
@@ -38,18 +39,21 @@ class _AudioFolder(AudioFolder):
     BASE_FEATURE = _AudioPath
 
 
-def read_media(file: str, folder_type: Literal["imagefolder", "audiofolder"]) -> Dataset:
+def read_media(
+    file: str, folder_type: Literal["imagefolder", "audiofolder"], text_format: TextFormat = DEFAULT_FORMAT
+) -> Dataset:
     """Reads a parquet file, or a folder with one folder of files a class.
 
     Args:
         file: path of either.
         folder_type: type of folder, as `datasets` names it.
+        text_format: how a file of text is written.
 
     Raises:
         ValueError: the file is missing or cannot be read.
     """
     if not Path(file).is_dir():
-        return read_file(file)
+        return read_file(file, text_format)
     try:
         if folder_type == "imagefolder":  # with labels, even if all files have the same
             return load_dataset(folder_type, data_dir=file, split="train", drop_labels=False)

@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from ...validation import option
 from .files import read_file, root_cause
+from .text_files import TextFormat
 
 Row: TypeAlias = dict[str, Any]
 Batch: TypeAlias = dict[str, list[Any]]
@@ -21,6 +22,19 @@ class FileArguments:
     train_file: str | None = option(None, "File to train on.")
     validation_file: str | None = option(None, "File to validate on after every epoch.")
     test_file: str | None = option(None, "File to test the finished model on, once.")
+    delimiter: str | None = option(
+        None, "Separator of CSV and TSV files, \\t for a tab (default: that of their header)."
+    )
+    encoding: str = option("utf-8", "Encoding of CSV, TSV, JSON and text files.")
+
+    @property
+    def text_format(self) -> TextFormat:
+        """How the files are written.
+
+        Raises:
+            ValueError: `delimiter` or `encoding` is not as it must be.
+        """
+        return TextFormat(self.delimiter, self.encoding)
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def load_hub_splits(name: str, configuration: str | None) -> dict[str, Split]:
     """
     try:
         loaded = load_dataset(name, configuration)
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, ValueError) as error:  # such as of a split without rows
         raise ValueError(f"`dataset_name`: {name} cannot be read ({root_cause(error)}).") from error
     if "train" not in loaded:
         raise ValueError(f"`dataset_name`: {name} has no split to train on, only {', '.join(loaded)}.")

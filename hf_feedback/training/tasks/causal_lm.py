@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ...validation import check_integer, option
 from ..data.columns import find_columns
 from ..data.splits import Row, Split, read_splits
 from ..data.streams import stream_rows
+from ..data.text_files import TextFormat
 from ..data.texts import texts_of, warn_of_cut_texts
 from ..model_card import TaskCard, pipeline_usage
 from ..model_setup import resolve_max_length
@@ -192,7 +194,8 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
         args = self.data_args
         if not args.streaming:
             return super().read_splits()
-        train = read_splits(replace(args, validation_file=None, test_file=None), read_first_row)
+        files = replace(args, validation_file=None, test_file=None)
+        train = read_splits(files, partial(read_first_row, text_format=args.text_format))
         others = {"validation": args.validation_file, "test": args.test_file}
         return train | {name: Split(self.read(file), file) for name, file in others.items() if file is not None}
 
@@ -219,7 +222,12 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
     def encode(self, name: str, split: Split) -> EncodedSplit:
         blocks = TextBlocks(self.processor, self.max_length, self.data_args.packing)
         if name == "train" and self.data_args.streaming:
-            stream = {"file": split.source, "column": self.columns.text, "blocks": blocks}
+            stream = {
+                "file": split.source,
+                "column": self.columns.text,
+                "blocks": blocks,
+                "text_format": self.data_args.text_format,
+            }
             data = IterableDataset.from_generator(stream_blocks, gen_kwargs=stream)
             return EncodedSplit(data, split.source, None)
         rows = list(blocks.rows_of(self.texts_of(split)))
@@ -246,26 +254,32 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
                 partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_first_row(file: str) -> Dataset:
+def read_first_row(file: str, text_format: TextFormat) -> Dataset:
     """Reads the first row of a file alone, by which its columns are found.
+
+    Args:
+        file: its path.
+        text_format: how it is written.
 
     Raises:
         ValueError: there is none, or the file cannot be read.
     """
-    row = next(stream_rows(file), None)
+    row = next(stream_rows(file, text_format), None)
     if row is None:
         raise ValueError(f"{file}: the file has no rows.")
     return Dataset.from_list([row])
 
 
-def stream_blocks(file: str, column: str, blocks: TextBlocks) -> Iterator[Row]:
+def stream_blocks(file: str, column: str, blocks: TextBlocks, text_format: TextFormat) -> Iterator[Row]:
     """Yields the rows of a file that is read while the model trains.
 
     Args:
         file: its path.
         column: column of the texts.
         blocks: turns texts into rows.
+        text_format: how the file is written.
     """
-    cells = (texts_of([row.get(column)], column, file, number) for number, row in enumerate(stream_rows(file)))
+    rows = enumerate(stream_rows(file, text_format))
+    cells = (texts_of([row.get(column)], column, file, number) for number, row in rows)
     for ids in blocks.rows_of(text or "" for text in chain.from_iterable(cells)):
         yield {"input_ids": ids}

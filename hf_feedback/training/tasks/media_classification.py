@@ -55,7 +55,7 @@ class MediaClassification(Task[Arguments]):
         """Encodes the images or recordings of rows."""
 
     def read(self, file: str) -> Dataset:
-        return read_media(file, self.folder_type)
+        return read_media(file, self.folder_type, self.data_args.text_format)
 
     def check_split(self, split: Split) -> Split:
         return check_media(split, self.media_column, self.feature, self.decode)

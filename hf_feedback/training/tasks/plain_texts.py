@@ -12,9 +12,10 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ...validation import option
 from ..data.columns import Columns, find_columns
-from ..data.files import read_file, read_text
+from ..data.files import read_file
 from ..data.labels import LabelSet
 from ..data.splits import FileArguments, Split
+from ..data.text_files import read_text
 from ..metrics import MetricInfo
 from .task import IGNORED, Model, TextTask
 
@@ -64,8 +65,8 @@ class PlainTextTask(TextTask[Arguments]):
     def read(self, file: str) -> Dataset:
         """Reads a file as `read_file` does, or a .txt file of one text a line."""
         if Path(file).suffix.lower() != ".txt" or not Path(file).is_file():
-            return read_file(file)
-        lines = [line for line in read_text(Path(file)).splitlines() if line.strip()]
+            return read_file(file, self.data_args.text_format)
+        lines = [line for line in read_text(Path(file), self.data_args.text_format).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{file}: the file has no texts.")
         return Dataset.from_dict({"text": lines})

@@ -18,6 +18,7 @@ from transformers import (
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNForSequenceClassification
+from ..data.duplicates import warn_of_repeated_ids
 from ..data.files import read_file
 from ..data.labels import LabelSet
 from ..data.splits import FileArguments, Row, Split, read_splits
@@ -133,6 +134,8 @@ class Task(ABC, Generic[DataArguments]):
         """
         self.check_options()
         splits = {name: self.check_split(split) for name, split in self.read_splits().items()}
+        for split in splits.values():
+            warn_of_repeated_ids(split)
         self.labels = self.find_labels(splits["train"])
         description = self.describe_data()
         if announce and description:
@@ -157,7 +160,7 @@ class Task(ABC, Generic[DataArguments]):
 
     def read(self, file: str) -> Dataset:
         """Reads one file."""
-        return read_file(file)
+        return read_file(file, self.data_args.text_format)
 
     def read_splits(self) -> dict[str, Split]:
         """Reads all splits."""
