@@ -5,11 +5,12 @@ from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 from typing import NoReturn
 
 DESCRIPTION = "Fine-tune pretrained transformers with top-down feedback, evaluate them, and predict."
-EPILOG = """`hf-feedback COMMAND --help` lists the options. Every option of transformers' TrainingArguments works with
-`train`, which also takes a YAML or JSON file of options as its first argument. `hf-feedback train --fnn temporal
+EPILOG = """`hf-feedback COMMAND --help` lists the options of a command. Its first argument may be a YAML or JSON file
+of options. Every option of transformers' TrainingArguments works with `train`. `hf-feedback train --fnn temporal
 --help` lists the options of networks that are trained from scratch."""
 
 # By their names: the sub-package that has them among its `commands`, and what they do.
@@ -24,6 +25,8 @@ COMMANDS = {
     "choose-iterations": ("evaluation", "choose K and a rule of halting for a trained model under a time budget"),
     "compare": ("evaluation", "find out whether feedback helps, against matched ways to train, with intervals"),
 }
+
+PACKAGES = ("hf-feedback", "transformers", "torch")
 
 
 class CommandParser(ArgumentParser):
@@ -42,7 +45,9 @@ def make_parser() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="store_true", help="show the versions of what is installed")
+    parser.add_argument("--print-completion", metavar="SHELL", help="print a script that completes options in a shell")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, description) in COMMANDS.items():
         commands.add_parser(name, help=description, add_help=False)
     return parser
@@ -60,18 +65,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        command = parser.parse_args(arguments[:1]).command
-    except ArgumentError:
+        options = parser.parse_args(arguments[: 2 if arguments[0] == "--print-completion" else 1])
+    except ArgumentError as error:
+        if arguments[0].startswith("-"):
+            print(f"error: {error.message}; `hf-feedback --help` lists the options.", file=sys.stderr)
+            return 2
         close = get_close_matches(arguments[0], COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(COMMANDS)}."
         print(f"error: there is no command {arguments[0]}; {hint}", file=sys.stderr)
         return 2
-    # What a command needs is imported when it runs.
+    if options.version:
+        print(", ".join(f"{package} {version(package)}" for package in PACKAGES))
+        return 0
+    if options.print_completion is not None:
+        return print_completion(options.print_completion)
+    return run(options.command, arguments[1:])
+
+
+def print_completion(shell: str) -> int:
+    """Prints a script for shell completion and returns the exit status."""
+    try:
+        completion = import_module(".command_help.completion", __package__)
+        print(completion.completion_script(shell, {name: what for name, (_, what) in COMMANDS.items()}))
+    except ImportError:
+        print("error: completion needs shtab: pip install 'hf-feedback[completion]'", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Runs a command and returns the exit status.
+
+    Args:
+        command: its name.
+        arguments: those after its name.
+    """
+    # What a command needs is imported when it runs; its help needs none of it.
+    if {"-h", "--help"} & {*arguments}:
+        text = import_module(".command_help.listed_options", __package__).help_of(command, arguments)
+        if text is not None:
+            print(text, end="")
+            return 0
     run_command = import_module(".training.commands.errors", __package__).run_command
     package, _ = COMMANDS[command]
-    return run_command(
-        import_module(f".{package}.commands.{command.replace('-', '_')}", __package__).run, arguments[1:]
-    )
+    return run_command(import_module(f".{package}.commands.{command.replace('-', '_')}", __package__).run, arguments)
 
 
 if __name__ == "__main__":

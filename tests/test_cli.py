@@ -437,9 +437,7 @@ def test_help_and_unknown_command(capsys):
     assert main([]) == 0
     assert "evaluate" in capsys.readouterr().out
     assert main(["tain"]) == 2
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "--help"])
-    assert stopped.value.code == 0
+    assert main(["train", "--help"]) == 0
     assert "--num-iterations" in capsys.readouterr().out
 
 

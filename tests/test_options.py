@@ -29,7 +29,7 @@ def parse(arguments, *given):
 def help_of(arguments, name):
     """The help of one option, in one line."""
     blocks = re.split(r"\n  (?=-)", OptionParser([arguments], prog="train").format_help())
-    (block,) = (block for block in blocks if block.startswith(f"--{name} "))
+    (block,) = (block for block in blocks if block.startswith(f"--{name.replace('_', '-')} "))
     return " ".join(block.split())
 
 

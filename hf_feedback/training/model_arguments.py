@@ -147,7 +147,7 @@ class HaltingArguments(ConfigArguments):
 @dataclass(kw_only=True)
 @options_of(FeedbackConfig)
 class ModelArguments(ConfigArguments):
-    """The model to start from and the options of `FeedbackConfig`."""
+    """The model to start from. Its options are those of `FeedbackConfig`."""
 
     default_learning_rate: ClassVar[float] = 5e-5
 
@@ -165,7 +165,7 @@ class ModelArguments(ConfigArguments):
 @dataclass(kw_only=True)
 @options_of(FNNConfig, FNN_OPTIONS)
 class FNNArguments(ConfigArguments):
-    """The tokenizer and the options of `FNNConfig`, a network without a pretrained model."""
+    """A network from scratch. Its options are those of `FNNConfig`."""
 
     model: ClassVar[str | None] = None
     # What starts at random learns at another rate than what is fine-tuned.

@@ -18,6 +18,7 @@ import hf_feedback.evaluation
 import hf_feedback.training
 from hf_feedback import FeedbackConfig, FNNConfig
 from hf_feedback.cli import COMMANDS, main
+from hf_feedback.command_help.subjects import FIRST_OPTIONS
 from hf_feedback.configuration_base import OptionsConfig
 from hf_feedback.validation import choices_of, describe_type
 
@@ -25,15 +26,6 @@ GUIDES = Path(__file__).resolve().parent.parent
 TITLES = {"reference/options.md": "Options", "reference/commands.md": "Commands"}
 # The parts of the reference, in the order of the menu.
 REFERENCE = ("Configuration, loading", "Models", "Outputs", "Training", "Evaluation", "Networks from scratch")
-# The options with which a part of the table begins, which goes on as they are declared.
-PARTS = {
-    "num_iterations": "The loop",
-    "feedback_type": "Messages",
-    "feedback_span": "Long texts",
-    "halting": "Stopping early, in evaluation",
-    "iteration_loss": "Training",
-    "head": "The head",
-}
 
 
 def option_row(option: Field) -> str:
@@ -48,8 +40,8 @@ def options_table(config_class: type[OptionsConfig]) -> str:
     head = "| option | allowed | default | meaning |\n|---|---|---|---|\n"
     parts: list[str] = []
     for name, option in config_class.declared_options().items():
-        if name in PARTS and config_class is FeedbackConfig:
-            parts.append(f"## {PARTS[name]}\n\n{head}")
+        if name in FIRST_OPTIONS and config_class is FeedbackConfig:
+            parts.append(f"## {FIRST_OPTIONS[name]}\n\n{head}")
         parts = parts or [head]
         parts[-1] += option_row(option) + "\n"
     return '<div class="options" markdown>\n\n' + "\n".join(parts) + "\n</div>\n"

@@ -7,7 +7,7 @@ from typing import cast
 
 from ...configuration_feedback import FeedbackConfig
 from ...modeling_base import FeedbackPreTrainedModel
-from ...training.commands.options import OptionParser
+from ...training.commands.options import OptionParser, options_from_file
 from ...training.inference import TextInference
 from ...training.tasks.text_classification import LabelArguments
 from ...validation import check_integer, option
@@ -43,14 +43,18 @@ class ChoiceArguments:
             raise ValueError(f"`save` writes into a folder, and {self.model} is none; download the model first.")
 
 
+def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
+    """Returns the parser of the command."""
+    return OptionParser((ChoiceArguments, LabelArguments), "hf-feedback choose-iterations", DESCRIPTION)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback choose-iterations` and returns the exit status.
 
     Args:
         arguments: those after the name of the command.
     """
-    parser = OptionParser((ChoiceArguments, LabelArguments), "hf-feedback choose-iterations", DESCRIPTION)
-    args, label_args = parser.parse(arguments)
+    args, label_args = make_parser().parse(options_from_file(arguments))
     inference = TextInference(args.model, args.file, label_args, args.revision, batch_size=args.batch_size)
     trainer, data = inference.load_labelled()
     model = cast(FeedbackPreTrainedModel, trainer.model)

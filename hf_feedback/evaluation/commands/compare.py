@@ -147,6 +147,24 @@ def find_arms(args: CompareArguments) -> dict[str, Arm]:
     }
 
 
+def make_parser(arguments: Sequence[str]) -> OptionParser:
+    """Returns the parser of the command.
+
+    Args:
+        arguments: as on the command line, without a file of options; `--task` and `--join` decide which there are.
+    """
+    if _joins(arguments):
+        return OptionParser((JoinArguments,), "hf-feedback compare", DESCRIPTION)
+    task = TASK_NAMES[_task_of(arguments)]
+    parser = training_parser(arguments, task, "hf-feedback compare", DESCRIPTION, (CompareArguments,))
+    parser.set_defaults(learning_rate=1e-3, backbone_lr=5e-5, logging_strategy="no", eval_strategy="no")
+    return parser
+
+
+def _joins(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0] == "--join" for argument in arguments)
+
+
 def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArguments]:
     """Parses the options of a comparison.
 
@@ -156,13 +174,10 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
     Raises:
         ValueError: an option is unknown, missing or has a wrong value.
     """
-    task = TASK_NAMES[_task_of(arguments)]
-    parser = training_parser(arguments, task, "hf-feedback compare", DESCRIPTION, (CompareArguments,))
-    parser.set_defaults(learning_rate=1e-3, backbone_lr=5e-5, logging_strategy="no", eval_strategy="no")
-    model_args, data_args, args, compare_args = parser.parse(arguments)
+    model_args, data_args, args, compare_args = make_parser(arguments).parse(arguments)
     return (
         Comparison(
-            task=task,
+            task=TASK_NAMES[_task_of(arguments)],
             model_args=model_args,
             data_args=data_args,
             args=args,
@@ -193,8 +208,8 @@ def run(arguments: Sequence[str]) -> int:
         arguments: those after the name of the command.
     """
     arguments = options_from_file(arguments)
-    if any(argument.split("=")[0] == "--join" for argument in arguments):
-        (joined,) = OptionParser((JoinArguments,), "hf-feedback compare").parse(arguments)
+    if _joins(arguments):
+        (joined,) = make_parser(arguments).parse(arguments)
         results = read_results(joined.join)
         print(join_results(results))
         if joined.card is not None:

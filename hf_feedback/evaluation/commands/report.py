@@ -7,13 +7,14 @@ from typing import cast
 
 import torch
 
-from ...training.commands.options import OptionParser
+from ...training.commands.options import OptionParser, options_from_file
 from ...training.output_folder import check_writable
 from ...validation import check_integer, option
 from ..labelled_examples import load_examples
 from ..report import write_report
 from ..report_building import make_report
 
+DESCRIPTION = "Show what every iteration of a trained model does to labelled examples, as an HTML page."
 FILES = ("report.html", "report.json")
 
 
@@ -56,15 +57,21 @@ class ColumnArguments:
     max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as in training).")
 
 
+def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
+    """Returns the parser of the command."""
+    return OptionParser((ReportArguments, ColumnArguments), "hf-feedback report", DESCRIPTION)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback report` and returns the exit status.
 
     Args:
-        arguments: those after the name of the command; the first may be the model.
+        arguments: those after the name of the command; the first may be the model, or a file of options.
     """
+    arguments = options_from_file(arguments)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--model", *arguments]
-    args, columns = OptionParser((ReportArguments, ColumnArguments), prog="hf-feedback report").parse(arguments)
+    args, columns = make_parser().parse(arguments)
     args.check()
     examples = load_examples(args.model, args.file, args.revision, asdict(columns))
     if args.num_iterations is not None:

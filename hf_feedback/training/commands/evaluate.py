@@ -7,7 +7,7 @@ from ...validation import option
 from ..inference import TextInference
 from ..model_arguments import HaltingArguments
 from ..tasks.text_classification import LabelArguments, TextArguments
-from .options import OptionParser
+from .options import OptionParser, options_from_file
 from .train import format_metrics
 
 
@@ -27,13 +27,18 @@ class InferenceArguments:
         return TextInference(args=text_args, halting=halting.config_options(), **vars(self))
 
 
+def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
+    """Returns the parser of the command."""
+    parts = (InferenceArguments, LabelArguments, HaltingArguments)
+    return OptionParser(parts, "hf-feedback evaluate", "Measure a trained model on labelled texts.")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback evaluate` and returns the exit status.
 
     Args:
         arguments: those after the name of the command.
     """
-    parser = OptionParser((InferenceArguments, HaltingArguments, LabelArguments), prog="hf-feedback evaluate")
-    args, halting, label_args = parser.parse(arguments)
+    args, label_args, halting = make_parser().parse(options_from_file(arguments))
     print(format_metrics(args.make_inference(halting, label_args).evaluate()))
     return 0

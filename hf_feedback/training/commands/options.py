@@ -10,11 +10,14 @@ from typing import Any, NoReturn, Self, cast
 
 import yaml
 from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
+from transformers.hf_argparser import DataClassType, string_to_bool
 
+from ...command_help.listed_options import ListedCommand, ListedOption
+from ...command_help.subjects import OTHERS, subjects_of
 from ..model_arguments import OPTIONS_WITH_NONE
 
 OPTION_FILES = (".json", ".yaml", ".yml")
+METAVARS: dict[object, str] = {int: "INTEGER", float: "NUMBER", string_to_bool: "true|false"}
 
 
 class SpelledFloat(float):
@@ -127,6 +130,39 @@ class OptionParser(HfArgumentParser):
     ) -> None:
         types = cast(list[DataClassType], list(dataclass_types))
         super().__init__(types, prog=prog, description=description, formatter_class=HelpFormatter)
+
+    def format_help(self) -> str:
+        """Returns the text of `--help`, with the options by subject."""
+        return self.listed().format_help(self.prog)
+
+    def describe_default(self, name: str, words: str) -> None:
+        """Says in words what an option is by default, where that depends on the machine."""
+        for action in self._actions:
+            if action.dest == name and "(default: " not in (action.help or ""):
+                action.help = f"{action.help} (default: {words})"
+
+    def listed(self) -> ListedCommand:
+        """Returns what is shown of the options, by subject."""
+        groups: dict[str, list[ListedOption]] = {}
+        for options in self.dataclass_types:
+            for name, subject in subjects_of(options).items():
+                group = groups.setdefault(subject, [])
+                group += [self._listed_option(action) for action in self._actions if action.dest == name]
+        last = groups.pop(OTHERS, None)
+        return ListedCommand(self.description, groups if last is None else {**groups, OTHERS: last})
+
+    def _listed_option(self, action: Action) -> ListedOption:
+        names = tuple(name for name in action.option_strings if "_" not in name)
+        if action.nargs == 0:
+            return ListedOption(names, f"The same as --{action.dest.replace('_', '-')} false.", nargs=0)
+        formatter = HelpFormatter(self.prog)
+        return ListedOption(
+            names=names,
+            help=" ".join(formatter._expand_help(action).split()) if action.help else "",
+            metavar=METAVARS.get(action.type, "TEXT"),
+            nargs=action.nargs,
+            choices=tuple(map(str, action.choices or ())),
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raises `ValueError` instead of printing the usage of all options."""

@@ -15,6 +15,8 @@ from ..tasks import NetworkTextClassification, Task, TextClassification
 from .errors import run_command
 from .options import OptionParser, options_from_file
 
+DESCRIPTION = """Fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch with
+`--fnn`. A YAML or JSON file of options may be the first argument; options of the command line win over it."""
 NOT_SHOWN = ("_flos", "_per_second", "_preparation_time", "epoch")
 
 
@@ -92,6 +94,8 @@ def training_parser(
         per_device_train_batch_size=16,
         per_device_eval_batch_size=32,
     )
+    parser.describe_default("bf16", "where the machine is fast at it")
+    parser.describe_default("use_cpu", "where there is no accelerator")
     if _is_given(arguments, "--validation-file", "--dataset-name"):
         parser.set_defaults(eval_strategy="epoch")
     return parser
@@ -134,6 +138,19 @@ def run_training(
     return 0
 
 
+def _task_of(arguments: Sequence[str]) -> type[Task[FileArguments]]:
+    return NetworkTextClassification if _is_given(arguments, "--fnn") else TextClassification
+
+
+def make_parser(arguments: Sequence[str]) -> OptionParser:
+    """Returns the parser of the command.
+
+    Args:
+        arguments: those after the name of the command; `--fnn` decides which others there are.
+    """
+    return training_parser(arguments, _task_of(arguments), "hf-feedback train", DESCRIPTION)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback train` and returns the exit status.
 
@@ -141,8 +158,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: those after the name of the command.
     """
     arguments = options_from_file(arguments)
-    task = NetworkTextClassification if _is_given(arguments, "--fnn") else TextClassification
-    return run_training(arguments, task, prog="hf-feedback train")
+    return run_training(arguments, _task_of(arguments), "hf-feedback train", DESCRIPTION)
 
 
 def run_script(
