@@ -4,10 +4,13 @@ from .arguments import FeedbackTrainingArguments
 from .parameter_groups import freeze_parameters, parameter_groups
 from .peft import from_peft, peft_options
 from .trainer import FeedbackTrainer
+from .unfreezing import GradualUnfreezing, UnfreezingCallback
 
 __all__ = [
     "FeedbackTrainer",
     "FeedbackTrainingArguments",
+    "GradualUnfreezing",
+    "UnfreezingCallback",
     "freeze_parameters",
     "from_peft",
     "parameter_groups",

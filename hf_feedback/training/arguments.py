@@ -11,6 +11,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
 from .sampling import ITERATION_RULES
+from .staging import StagingArguments, check_unfreezing
 
 JSON_EXAMPLE = '{"name": 1e-5}'
 
@@ -42,8 +43,9 @@ def read_json(option: str, text: str, example: str) -> Any:
 
 
 @dataclass
-class FeedbackTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups` and `draw_iterations`.
+class FeedbackTrainingArguments(StagingArguments, TrainingArguments):
+    """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations` and
+    `StagingArguments`.
 
     Args:
         freeze: parts, layers or regular expressions that do not train.
@@ -110,7 +112,12 @@ class FeedbackTrainingArguments(TrainingArguments):
                 torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)
             except RuntimeError as error:
                 raise ValueError(f"`torch_compile_mode`: {error}.") from error
+        self.check_staging()
+        if self.early_stopping_patience is not None:
+            self.restore_callback_states_from_checkpoint = True  # how many evaluations were no better
         super().__post_init__()
+        if self.unfreezes:
+            check_unfreezing(self)
         check_choice("train_iterations", self.train_iterations, ITERATION_RULES)
         check_integer("min_train_iterations", self.min_train_iterations, 1, "the least K that is drawn")
         if self.max_train_iterations is not None:

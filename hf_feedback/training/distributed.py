@@ -40,6 +40,7 @@ def skip_unused_search(trainer: Trainer) -> None:
     """
     handler = trainer.accelerator.ddp_handler
     fixed = getattr(trainer.args, "train_iterations", "fixed") == "fixed"
+    fixed = fixed and not getattr(trainer.args, "unfreezes", False)
     experts = any("expert" in name for name, _ in cast(nn.Module, trainer.model).named_parameters())
     once = isinstance(trainer.train_dataset, IterableDataset | datasets.IterableDataset)
     if handler is None or once or trainer.args.ddp_find_unused_parameters is not None or not fixed or experts:

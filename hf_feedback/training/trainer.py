@@ -3,7 +3,7 @@
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,12 @@ from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
 from .sampling import draw_iterations, iteration_range
+from .staging import check_early_stopping, has_stopped_early, staged
+
+if TYPE_CHECKING:
+    import optuna
+
+Trial: TypeAlias = "optuna.Trial | dict[str, Any] | None"
 
 
 class FeedbackTrainer(Trainer):
@@ -69,6 +75,7 @@ class FeedbackTrainer(Trainer):
         self.card_facts: RunFacts | None = None
         self.run_record: Record | None = None
         self._paused: list[nn.Parameter] = []
+        check_early_stopping(args, args.early_stopping_patience)
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
@@ -98,7 +105,7 @@ class FeedbackTrainer(Trainer):
                     "leave one out."
                 )
 
-    def call_model_init(self, trial: object = None) -> nn.Module:
+    def call_model_init(self, trial: Trial = None) -> nn.Module:
         """As in transformers; what `args.freeze` names in the new model is frozen."""
         model = super().call_model_init(trial)
         freeze_parameters(model, self.args.freeze)
@@ -129,6 +136,11 @@ class FeedbackTrainer(Trainer):
             for parameter in self._paused:
                 parameter.requires_grad_(True)
             self._paused = []
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in transformers, in the stages that `args` asks for."""
+        with staged(self, self.args):
+            return super()._inner_training_loop(*args, **kwargs)
 
     def _pause_unused_feedback(self, model: nn.Module) -> None:
         core = any_model_in(model)[1]
@@ -191,7 +203,7 @@ class FeedbackTrainer(Trainer):
             metrics[f"{metric_key_prefix}_mean_iterations"] = (total[0] / total[1]).item()
         return output
 
-    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Trial) -> None:
         """As in transformers. The checkpoint is complete with its manifest; older ones are removed only then."""
         run_folder, limit = self._get_output_dir(trial), self.args.save_total_limit
         folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
@@ -209,7 +221,7 @@ class FeedbackTrainer(Trainer):
             rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _init_training_state(
-        self, max_steps: int, steps_an_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: object
+        self, max_steps: int, steps_an_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Trial
     ) -> tuple[int, int]:
         """As in transformers, which loses the best checkpoint where the folder has moved."""
         progress = super()._init_training_state(max_steps, steps_an_epoch, epochs, resume_from_checkpoint, trial)
@@ -225,7 +237,8 @@ class FeedbackTrainer(Trainer):
         self.state.best_model_checkpoint = str(best) if best is not None and best.is_dir() else None
 
     def load_finished(self, checkpoint: str) -> bool:
-        """Loads the state that training ends with, if this checkpoint was written after its last step.
+        """Loads the state that training ends with, if this checkpoint was written after its last step, or where it was
+        stopped early.
 
         Args:
             checkpoint: folder of the checkpoint.
@@ -235,7 +248,7 @@ class FeedbackTrainer(Trainer):
         """
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        if state.global_step < steps:
+        if state.global_step < steps and not has_stopped_early(state, self.args):
             return False
         self.state = state
         self._load_from_checkpoint(checkpoint)
