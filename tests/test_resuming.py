@@ -1,5 +1,6 @@
 """Runs that are killed, resumed, finished, or resumed with something changed."""
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from fresh_processes import forks, run_python
 from training_runs import rows, train_command, write
 
@@ -21,10 +23,10 @@ from hf_feedback.training.checkpoints import (
     newest_checkpoint,
     read_manifest,
 )
-from hf_feedback.training.run_record import describe_differences
+from hf_feedback.training.run_record import describe_differences, fingerprint_file
 
 TESTS = Path(__file__).parent
-RESUME = ["--resume-from-checkpoint", "true"]
+RESUME = ["--resume", "auto"]
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +158,20 @@ def test_one_command_from_the_first_start_on(run, copied, caplog):
     assert weights(out) == whole
 
 
-def test_a_named_checkpoint_has_to_be_complete(copied, capsys):
-    command, out = copied
+@pytest.mark.parametrize("option", ["--resume", "--resume-from-checkpoint"])
+def test_a_named_checkpoint_has_to_be_complete(run, copied, capsys, option):
+    command, out = [part for part in copied[0] if part not in RESUME], copied[1]
     (out / "checkpoint-3" / "scheduler.pt").unlink()
-    assert main([*command, "--resume-from-checkpoint", str(out / "checkpoint-3")]) == 2
+    assert main([*command, option, str(out / "checkpoint-3")]) == 2
     assert "checkpoint-3 is not complete: the scheduler is missing (scheduler.pt)" in capsys.readouterr().err
-    assert main([*command, "--resume-from-checkpoint", str(out / "nowhere")]) == 2
+    assert main([*command, option, str(out / "nowhere")]) == 2
     assert "nowhere is not complete: there is no checkpoint" in capsys.readouterr().err
+
+
+def test_two_ways_to_resume_contradict(copied, capsys):
+    assert main([*copied[0], "--resume-from-checkpoint", "nowhere"]) == 2
+    assert "`resume`='auto' and `resume_from_checkpoint`='nowhere' contradict" in capsys.readouterr().err
+    assert main([*copied[0], "--resume-from-checkpoint", "true"]) == 0
 
 
 def test_a_half_written_checkpoint_has_no_manifest_of_before(copied, monkeypatch):
@@ -172,7 +181,7 @@ def test_a_half_written_checkpoint_has_no_manifest_of_before(copied, monkeypatch
     command, out = copied
     seen = []
     monkeypatch.setattr(module, "write_manifest", lambda folder, record: seen.append(sorted(os.listdir(folder))))
-    again = [*command, "--resume-from-checkpoint", str(out / "checkpoint-3")]
+    again = [*command, "--resume", str(out / "checkpoint-3")]
     assert main(again) == 0
     assert seen
     assert not any("training_manifest.json" in names for names in seen)
@@ -267,6 +276,43 @@ def test_no_steps_have_no_loss(backbone, tmp_path):
     assert "eval_loss" in found
 
 
+# Full disks, and files that are gone
+
+
+def test_the_disk_is_full_in_the_middle_of_a_run(run, copied, capsys, monkeypatch):
+    """The second checkpoint cannot be written: the first remains, and the same command ends as if nothing was."""
+    command, out = copied
+    shutil.rmtree(out)
+    save, calls = torch.save, []
+
+    def fill_the_disk(state, file, *args, **kwargs):
+        calls.append(file)
+        save(state, file, *args, **kwargs)
+        if "checkpoint-6" in str(file):
+            os.truncate(file, 100)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fill_the_disk)
+        assert main(command) == 2
+    assert calls
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{out / 'checkpoint-6'} could not be written ([Errno 28] No space left on device); is the disk" in error
+    assert "make room, and go on with `--resume auto`" in error
+    assert newest_checkpoint(out) == out / "checkpoint-3"
+    assert main(command) == 0
+    assert weights(out) == weights(run[1])
+
+
+def test_the_data_are_gone(copied, capsys, tmp_path):
+    command, out = copied
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    file = tmp_path / "gone.csv"
+    assert main([str(file) if part.endswith("train.csv") else part for part in command]) == 2
+    assert f"{file}: there is no such file" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 # Changed options
 
 CHANGED = {
@@ -300,6 +346,21 @@ def test_going_on_with_something_changed_is_refused(run, tmp_path, capsys, monke
     assert "was made with other options: " in error
     assert words in error
     assert "Give these options as they were" in error
+
+
+def test_the_file_of_a_stream_is_compared(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_bytes(bytes(range(256)) * 1000)
+    before = fingerprint_file(file, blocks=4, size=100)
+    assert before == fingerprint_file(file, blocks=4, size=100)
+    for place in (0, -1):
+        content = bytearray(file.read_bytes())
+        content[place] ^= 1
+        (tmp_path / "other").write_bytes(content)
+        assert fingerprint_file(tmp_path / "other", blocks=4, size=100) != before
+    (tmp_path / "longer").write_bytes(file.read_bytes() + b"x")
+    assert fingerprint_file(tmp_path / "longer", blocks=4, size=100) != before
+    assert fingerprint_file(file) != before  # all of it
 
 
 def test_labels_are_compared_by_their_one_spelling():

@@ -1,6 +1,7 @@
 """Fine-tuning feedback models with the Trainer of transformers."""
 
 from .arguments import FeedbackTrainingArguments
+from .finite_steps import NonFiniteStepError
 from .parameter_groups import freeze_parameters, parameter_groups
 from .peft import from_peft, peft_options
 from .trainer import FeedbackTrainer
@@ -10,6 +11,7 @@ __all__ = [
     "FeedbackTrainer",
     "FeedbackTrainingArguments",
     "GradualUnfreezing",
+    "NonFiniteStepError",
     "UnfreezingCallback",
     "freeze_parameters",
     "from_peft",

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
+from .resume_arguments import ResumeArguments
 from .sampling import ITERATION_RULES
 from .staging import StagingArguments, check_unfreezing
 
@@ -43,9 +44,9 @@ def read_json(option: str, text: str, example: str) -> Any:
 
 
 @dataclass
-class FeedbackTrainingArguments(StagingArguments, TrainingArguments):
-    """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations` and
-    `StagingArguments`.
+class FeedbackTrainingArguments(StagingArguments, ResumeArguments, TrainingArguments):
+    """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations`,
+    `StagingArguments` and `ResumeArguments`.
 
     Args:
         freeze: parts, layers or regular expressions that do not train.
@@ -115,6 +116,7 @@ class FeedbackTrainingArguments(StagingArguments, TrainingArguments):
         self.check_staging()
         if self.early_stopping_patience is not None:
             self.restore_callback_states_from_checkpoint = True  # how many evaluations were no better
+        self.resume_from_checkpoint = self.checkpoint_setting(self.resume_from_checkpoint)
         super().__post_init__()
         if self.unfreezes:
             check_unfreezing(self)

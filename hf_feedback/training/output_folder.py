@@ -1,5 +1,6 @@
 """The output folder of a run: what it writes there, and what it does not write over."""
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ WRITTEN_FILES = (
     "README.md",
 )
 UNFINISHED = ".unfinished"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_writable(folder: str, option: str = "output_dir") -> None:
@@ -72,9 +74,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _is_full_disk(error: Exception) -> bool:
-    """Whether torch or safetensors raise such an error where a file cannot be written."""
+    """Whether Python, torch or safetensors raise such an error where a file cannot be written."""
     return (
-        type(error).__name__ == "SafetensorError"
+        (isinstance(error, OSError) and error.errno in FULL_DISK)
+        or type(error).__name__ == "SafetensorError"
         or "PytorchStreamWriter" in str(error)
         or "inline_container" in str(error)
     )
@@ -82,14 +85,17 @@ def _is_full_disk(error: Exception) -> bool:
 
 @contextmanager
 def name_folder_in_errors(folder: Path) -> Iterator[None]:
-    """Turns errors of torch and safetensors about files that cannot be written into `OSError`s that name the folder."""
+    """Turns errors about files that cannot be written into `OSError`s that name the folder."""
     try:
         yield
     except Exception as error:
         if not _is_full_disk(error):
             raise
         reason = " ".join(str(error).split())
-        raise OSError(f"`output_dir`: {folder} could not be written ({reason}); is the disk full?") from error
+        raise OSError(
+            f"`output_dir`: {folder} could not be written ({reason}); is the disk full? Complete checkpoints "
+            "are as they were: make room, and go on with `--resume auto`."
+        ) from error
 
 
 @contextmanager

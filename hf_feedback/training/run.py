@@ -15,7 +15,7 @@ from .metrics import MetricInfo
 from .model_card import RunFacts
 from .output_folder import mark_unfinished, remove_checkpoints
 from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_once
-from .run_record import run_record
+from .run_record import fingerprint_file, run_record
 from .tasks.task import EncodedSplit, PreparedTask
 from .trainer import FeedbackTrainer
 
@@ -99,7 +99,9 @@ def _make_trainer(task: PreparedTask, args: FeedbackTrainingArguments, interrupt
 def _record_of(task: PreparedTask, args: FeedbackTrainingArguments) -> Record:
     compared = ("train", "validation") if args.load_best_model_at_end else ("train",)
     rows = {name: split.data for name, split in task.splits.items() if name in compared}
-    return run_record(args, task.model.config, rows, task.collator)
+    streams = [name for name, data in rows.items() if isinstance(data, IterableDataset)]
+    files = {f"file of {name}": fingerprint_file(Path(task.splits[name].source)) for name in streams}
+    return {**run_record(args, task.model.config, rows, task.collator), **files}
 
 
 def _train(trainer: FeedbackTrainer, checkpoint: str | None, interrupt: InterruptCallback) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pyarrow
 from datasets import Dataset, IterableDataset
@@ -14,7 +15,7 @@ from .data.label_names import label_name
 
 # Options of training that change nothing in the weights, by the start of their names.
 HARMLESS_OPTIONS = (
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_", "local_rank", "use_cpu", "use_cache"),
+    *("output_dir", "overwrite_output_dir", "resume", "do_", "local_rank", "use_cpu", "use_cache"),
     *("logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub"),
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
     *("batch_eval_metrics", "include_", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "eval_on_start"),
@@ -86,6 +87,25 @@ def fingerprint_rows(data: Dataset) -> str:
             writer.write_table(table.replace_schema_metadata(None).combine_chunks())
         digest.update(sink.getvalue())
     return f"{len(data)} rows ({digest.hexdigest()})"
+
+
+def fingerprint_file(file: Path, blocks: int = 64, size: int = 2**16) -> str:
+    """Returns the size of a file and a fingerprint of its contents; of a large one, of blocks all over it.
+
+    Args:
+        file: the file.
+        blocks: how many blocks count; the last is at the end.
+        size: bytes of a block.
+    """
+    length = file.stat().st_size
+    last = max(0, length - size)
+    starts = range(0, length, size) if length <= blocks * size else [last * i // (blocks - 1) for i in range(blocks)]
+    digest = hashlib.blake2b(digest_size=6)
+    with file.open("rb") as stream:
+        for start in starts:
+            stream.seek(start)
+            digest.update(stream.read(size))
+    return f"{length} bytes ({digest.hexdigest()})"
 
 
 def describe_differences(before: Record, now: Record) -> dict[str, str]:

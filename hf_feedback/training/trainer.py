@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 from transformers.training_args import ParallelMode
 
@@ -18,8 +19,10 @@ from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackForCausalLM
 from .arguments import FeedbackTrainingArguments
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
+from .data_order import EpochOrder, SeededLengthGroups
 from .distributed import skip_unused_search
 from .evaluation_state import count_iterations, keep_weights
+from .finite_steps import check_step
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
@@ -76,9 +79,11 @@ class FeedbackTrainer(Trainer):
         self.run_record: Record | None = None
         self._paused: list[nn.Parameter] = []
         check_early_stopping(args, args.early_stopping_patience)
+        self._losses: list[torch.Tensor] = []  # of the batches of the running step
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
+        self.add_callback(EpochOrder())
         self._check_loss()
 
     def _check_loss(self) -> None:
@@ -152,6 +157,24 @@ class FeedbackTrainer(Trainer):
             for parameter in unused:
                 parameter.requires_grad_(False)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in transformers."""
+        loss = super().training_step(*args, **kwargs)
+        self._losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> torch.Tensor | float:
+        """As in transformers; called before the optimizer's step, which a loss that is not finite does not reach."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        losses, self._losses = self._losses, []
+        check_step(self, losses, norm)
+        return norm
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As in transformers; also groups of similar length have an order that a resumed run repeats."""
+        sampler = super()._get_train_sampler(train_dataset)
+        return SeededLengthGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the K that `args.train_iterations` draws."""
         if not model.training or "num_iterations" in inputs:
@@ -217,7 +240,8 @@ class FeedbackTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # every process writes its random state
         if self.args.should_save:
-            write_manifest(folder, self.run_record)
+            with name_folder_in_errors(folder):
+                write_manifest(folder, self.run_record)
             rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _init_training_state(

@@ -1,0 +1,95 @@
+"""Training ends at the first step whose loss or gradient is no finite number, before weights change."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from .checkpoints import checkpoints_in
+from .data_order import rows_of_batch
+
+MOST_ROWS = 64  # that a message names
+
+
+class NonFiniteStepError(ValueError):
+    """The loss or gradient of a step is infinite or not a number; weights and checkpoints are as before the step."""
+
+
+def check_step(trainer: Trainer, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor | float) -> None:
+    """Refuses a step whose loss or gradient is not finite; all processes refuse it together.
+
+    With fp16, infinite gradients are part of finding the scale of the loss: only the loss counts.
+
+    Args:
+        trainer: the trainer, before its optimizer has used the gradient.
+        losses: the losses of the batches that this process has accumulated.
+        grad_norm: norm of the gradient.
+
+    Raises:
+        NonFiniteStepError: one of them is infinite or not a number.
+    """
+    finite = torch.stack([loss.detach().float() for loss in losses]).isfinite()
+    norm = torch.as_tensor(grad_norm)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # where the model is sharded
+    gradient_fails = trainer.accelerator.scaler is None and not bool(norm.isfinite())
+    counts = torch.tensor([int((~finite).sum()), int(gradient_fails)], device=trainer.args.device)
+    if trainer.args.world_size > 1:
+        counts = trainer.accelerator.reduce(counts)
+    if not counts.any():
+        return
+    numbers = [i for i, is_finite in enumerate(finite.tolist()) if not is_finite or not counts[0]]
+    rows = _rows(trainer, numbers)
+    value = next((loss.item() for loss in losses if not loss.isfinite()), float("nan"))
+    step = trainer.state.global_step + 1
+    if counts[0]:
+        what = f"loss of step {step} is {value}"
+    else:
+        what = f"gradient of step {step} is {norm.item()}, though its loss is finite"
+    raise NonFiniteStepError(f"The {what}{_describe_rows(trainer, rows)}. {_advice(trainer)}")
+
+
+def _rows(trainer: Trainer, numbers: Sequence[int]) -> list[int]:
+    """The rows of these batches of the running step, of all processes; empty if they are not known."""
+    loader = cast(DataLoader, trainer.callback_handler.train_dataloader)
+    steps = trainer.set_initial_training_values(trainer.args, loader)[1]
+    epoch, step = divmod(trainer.state.global_step, steps)
+    first = step * trainer.args.gradient_accumulation_steps
+    mine = [rows_of_batch(loader, epoch, first + number) or [] for number in numbers]
+    everyones = gather_object([row for batch in mine for row in batch])
+    return sorted(set(everyones))
+
+
+def _describe_rows(trainer: Trainer, rows: Sequence[int]) -> str:
+    if not rows:
+        return " (which rows it read is not known)"
+    shown = ", ".join(str(row + 1) for row in rows[:MOST_ROWS]) + (", …" if len(rows) > MOST_ROWS else "")
+    text = _beginning(trainer, rows[0])
+    begins = f"; row {rows[0] + 1} begins {text!r}" if text else ""
+    return f" (rows {shown} of the encoded training data, counted from 1{begins})"
+
+
+def _beginning(trainer: Trainer, row: int) -> str:
+    """The first words of a row of tokens."""
+    example: Any = cast(Any, trainer.train_dataset)[row]
+    if not isinstance(trainer.processing_class, PreTrainedTokenizerBase) or "input_ids" not in example:
+        return ""
+    words = cast(str, trainer.processing_class.decode(example["input_ids"][:32], skip_special_tokens=True))
+    return words[:60]
+
+
+def _advice(trainer: Trainer) -> str:
+    args, saved = trainer.args, checkpoints_in(Path(str(trainer.args.output_dir)))
+    kept = f"{saved[-1]} is the last checkpoint" if saved else "there is no checkpoint yet"
+    changes = [
+        f"lower `learning_rate` ({args.learning_rate:g}) or `max_grad_norm` ({args.max_grad_norm:g})",
+        "raise `warmup_steps`",
+        *(f"leave out `{half}`" for half in ("fp16", "bf16") if getattr(args, half)),
+    ]
+    return (
+        f"Nothing of this step is in the weights, and nothing was saved since: {kept}. Look at these rows; or "
+        f"{', '.join(changes)}."
+    )
