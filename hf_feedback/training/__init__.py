@@ -1,5 +1,6 @@
 """Fine-tuning feedback models with the Trainer of transformers."""
 
+from .adversarial import FGM, PGD, SMART, FreeLB
 from .arguments import FeedbackTrainingArguments
 from .finite_steps import NonFiniteStepError
 from .parameter_groups import freeze_parameters, parameter_groups
@@ -8,8 +9,12 @@ from .trainer import FeedbackTrainer
 from .unfreezing import GradualUnfreezing, UnfreezingCallback
 
 __all__ = [
+    "FGM",
+    "PGD",
+    "SMART",
     "FeedbackTrainer",
     "FeedbackTrainingArguments",
+    "FreeLB",
     "GradualUnfreezing",
     "NonFiniteStepError",
     "UnfreezingCallback",

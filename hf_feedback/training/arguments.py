@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
+from .adversarial_arguments import AdversarialArguments
 from .resume_arguments import ResumeArguments
 from .sampling import ITERATION_RULES
 from .staging import StagingArguments, check_unfreezing
@@ -44,9 +45,9 @@ def read_json(option: str, text: str, example: str) -> Any:
 
 
 @dataclass
-class FeedbackTrainingArguments(StagingArguments, ResumeArguments, TrainingArguments):
+class FeedbackTrainingArguments(AdversarialArguments, StagingArguments, ResumeArguments, TrainingArguments):
     """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations`,
-    `StagingArguments` and `ResumeArguments`.
+    `AdversarialArguments`, `StagingArguments` and `ResumeArguments`.
 
     Args:
         freeze: parts, layers or regular expressions that do not train.
@@ -120,6 +121,7 @@ class FeedbackTrainingArguments(StagingArguments, ResumeArguments, TrainingArgum
         super().__post_init__()
         if self.unfreezes:
             check_unfreezing(self)
+        self.check_adversarial()
         check_choice("train_iterations", self.train_iterations, ITERATION_RULES)
         check_integer("min_train_iterations", self.min_train_iterations, 1, "the least K that is drawn")
         if self.max_train_iterations is not None:

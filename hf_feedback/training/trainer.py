@@ -29,6 +29,7 @@ from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
 from .sampling import draw_iterations, iteration_range
 from .staging import check_early_stopping, has_stopped_early, staged
+from .techniques import Techniques
 
 if TYPE_CHECKING:
     import optuna
@@ -80,11 +81,13 @@ class FeedbackTrainer(Trainer):
         self._paused: list[nn.Parameter] = []
         check_early_stopping(args, args.early_stopping_patience)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
+        self._techniques = Techniques(self)
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
         self.add_callback(EpochOrder())
         self._check_loss()
+        self._techniques.check_model()
 
     def _check_loss(self) -> None:
         """Refuses a loss of the last logits that would leave out what the model adds to its own."""
@@ -136,11 +139,13 @@ class FeedbackTrainer(Trainer):
         try:
             if self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self.is_fsdp_enabled:
                 skip_unused_search(self)
+            self._techniques.start()
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for parameter in self._paused:
                 parameter.requires_grad_(True)
             self._paused = []
+            self._techniques.end()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers, in the stages that `args` asks for."""
@@ -175,23 +180,27 @@ class FeedbackTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         return SeededLengthGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the K that `args.train_iterations` draws."""
-        if not model.training or "num_iterations" in inputs:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        core = any_model_in(model)[1]
-        k = core.config.num_iterations
-        if self.args.train_iterations != "fixed":
-            k = self._draw_iterations(k)
-            inputs = {**inputs, "num_iterations": k}
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        if k > 1:
-            return result
-        # distributed training refuses parameters that no gradient reaches
-        feedback = core.feedback.parameters() if isinstance(core, FeedbackPreTrainedModel) else ()
-        unused = [parameter for parameter in feedback if parameter.requires_grad]
-        zero = sum(parameter.sum() for parameter in unused) * 0.0
-        return (result[0] + zero, *result[1:]) if isinstance(result, tuple) else result + zero
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As in transformers, with the K that `args.train_iterations` draws, and the techniques that `args` chooses."""
+        plain_loss = super().compute_loss
+        if not model.training:
+            return plain_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.args.train_iterations != "fixed" and "num_iterations" not in inputs:
+            mean = any_model_in(model)[1].config.num_iterations
+            inputs = {**inputs, "num_iterations": self._draw_iterations(mean)}
+        result = self._techniques.compute_loss(model, inputs, num_items_in_batch, plain_loss)
+        return (result.loss, result.outputs) if return_outputs else result.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers; beside the loss are its parts, without their weights."""
+        parts = self._techniques.log.read(self.accelerator) if "loss" in logs else {}
+        super().log({**logs, **parts}, start_time)
 
     def _draw_iterations(self, mean: int) -> int:
         args, state = self.args, self.state

@@ -1,0 +1,249 @@
+"""Adversarial training on the word embeddings: FGM, PGD, FreeLB, and the virtual one of SMART, one class each."""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from .adversarial_passes import Backward, Passes
+from .batch_loss import BatchLoss, ComputeLoss, Inputs, model_loss
+from .divergence import final_logits, mean_divergence
+from .perturbation import project_texts, scale_texts
+
+
+class AdversarialTraining(ABC):
+    """Training on texts whose word embeddings are perturbed in the direction that raises the loss most.
+
+    All passes of a batch have the same dropout masks, and the random numbers after it are those of training without
+    perturbation. Lengths are those of whole texts, padding left out, so that a text's perturbation does not depend on
+    what stands beside it in the batch. Under `DistributedDataParallel` gradients are summed up over the processes once
+    a step, in the last backward pass.
+
+    Args:
+        epsilon: largest length of a text's perturbation.
+        step_size: length of a step.
+        steps: number of steps.
+        weight: of the adversarial loss.
+
+    Raises:
+        ValueError: an option has a value that is not allowed.
+    """
+
+    def __init__(self, epsilon: float, step_size: float, steps: int, weight: float) -> None:
+        self.epsilon, self.step_size, self.steps, self.weight = epsilon, step_size, steps, weight
+        for name in ("epsilon", "step_size", "weight"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"`adversarial_{name}` must be a number above 0, got {getattr(self, name)!r}.")
+        if steps < 1:
+            raise ValueError(f"`adversarial_steps` must be an integer of at least 1, got {steps!r}.")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        compute_loss: ComputeLoss = model_loss,
+        backward: Backward = torch.Tensor.backward,
+    ) -> BatchLoss:
+        """All passes of a batch but the last backward pass, which is the caller's: `compute_loss(…).loss.backward()`.
+
+        The earlier passes leave their gradients in the parameters. The value of the loss is the whole one; its graph is
+        that of the last forward pass.
+
+        Args:
+            model: a feedback model in training mode, wrapped or not.
+            inputs: what `forward` takes, labels included.
+            compute_loss: the loss to raise; the model's own by default.
+            backward: runs the earlier backward passes. It gets a loss and perhaps `inputs`, as `torch.Tensor.backward`
+                does; a scaler or accelerator has its own, and a part of an accumulated batch divides the loss.
+
+        Returns:
+            The loss, with `"loss_adversarial"` among its parts.
+
+        Raises:
+            ValueError: the model or the batch has no word embeddings.
+        """
+        return self._run(Passes(model, inputs, compute_loss, backward, self._start))
+
+    @abstractmethod
+    def _run(self, passes: Passes) -> BatchLoss:
+        """The passes of one batch."""
+
+    def _start(self, zeros: torch.Tensor, real: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The perturbation to start with, `(B, T, e)`, given zeros, which tokens are real, and random numbers."""
+        return zeros
+
+    def _ascend(self, vectors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """`Π(r + α g/‖g‖)`: a step along the gradient, and back onto the ball."""
+        return project_texts(vectors + scale_texts(gradient, self.step_size), self.epsilon)
+
+
+class FGM(AdversarialTraining):
+    """`L(x) + weight · L(x + r)`, `r = ε g/‖g‖`, g the gradient of the loss at a text's word embeddings.
+
+    Two forward and two backward passes a step. The cheapest, and the one to try first. The source also normalizes the
+    embeddings of its networks from scratch; those of a pretrained backbone stay as they are.
+
+    Args:
+        epsilon: ε, the length of a text's perturbation.
+        weight: of the loss of the perturbed texts.
+
+    Source: Miyato et al. 2017, Adversarial Training Methods for Semi-Supervised Text Classification, arXiv 1605.07725,
+    equations 2 and 5.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import FGM
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=2)
+    >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+    >>> result = FGM(epsilon=0.5).compute_loss(model.train(), batch)
+    >>> result.loss.backward()  # then a step of the optimizer, as without
+    >>> sorted(result.parts)
+    ['loss_adversarial']
+
+    ```
+    """
+
+    def __init__(self, epsilon: float = 1.0, weight: float = 1.0) -> None:
+        super().__init__(epsilon, step_size=epsilon, steps=1, weight=weight)
+
+    def _run(self, passes: Passes) -> BatchLoss:
+        clean = passes.train()
+        passes.perturbation.move(lambda _, gradient: scale_texts(gradient, self.epsilon))
+        perturbed = passes.forward()
+        return _joined(clean, self.weight * perturbed.loss + clean.loss.detach(), perturbed.loss)
+
+
+class PGD(AdversarialTraining):
+    """`clean_weight · L(x) + weight · L(x + r)`, r after k steps `r ← Π(r + α g/‖g‖)` from 0, Π onto `‖r‖ ≤ ε`.
+
+    k + 1 forward and backward passes a step; k − 1 of the backward passes (k with `clean_weight=0`) compute no
+    gradients of parameters. Stronger than `FGM`, which it equals for k = 1 and α = ε.
+
+    Args:
+        epsilon: ε.
+        step_size: α.
+        steps: k.
+        weight: of the loss of the perturbed texts.
+        clean_weight: of the loss of the texts as they are; 0: the source's objective, the perturbed texts alone.
+
+    Source: Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083, in the
+    Euclidean norm.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        step_size: float = 0.3,
+        steps: int = 3,
+        weight: float = 1.0,
+        clean_weight: float = 1.0,
+    ) -> None:
+        super().__init__(epsilon, step_size, steps, weight)
+        if not 0 <= clean_weight < float("inf"):
+            raise ValueError(f"`clean_weight` must be a number of at least 0, got {clean_weight!r}.")
+        self.clean_weight = clean_weight
+
+    def _run(self, passes: Passes) -> BatchLoss:
+        clean = passes.train(self.clean_weight).loss.detach() if self.clean_weight else passes.attack()
+        passes.perturbation.move(self._ascend)
+        for _ in range(self.steps - 1):
+            passes.attack()
+            passes.perturbation.move(self._ascend)
+        perturbed = passes.forward()
+        return _joined(perturbed, self.weight * perturbed.loss + self.clean_weight * clean, perturbed.loss)
+
+
+class FreeLB(AdversarialTraining):
+    """`1/k Σ L(x + r_t)`, t = 0 … k − 1, `r_{t+1} = Π(r_t + α g/‖g‖)`, r_0 drawn uniformly, of length up to ε.
+
+    k forward and k backward passes a step: each is a step of the perturbation and trains the parameters.
+
+    Args:
+        epsilon: ε.
+        step_size: α.
+        steps: k.
+
+    Source: Zhu et al. 2020, FreeLB: Enhanced Adversarial Training for Natural Language Understanding, arXiv 1909.11764,
+    algorithm 1.
+    """
+
+    def __init__(self, epsilon: float = 0.6, step_size: float = 0.1, steps: int = 3) -> None:
+        super().__init__(epsilon, step_size, steps, weight=1.0)
+
+    def _start(self, zeros: torch.Tensor, real: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        drawn = zeros.uniform_(-self.epsilon, self.epsilon, generator=generator) * real
+        numbers = real.sum((-2, -1), keepdim=True) * zeros.shape[-1]  # that a text consists of
+        return drawn / numbers.clamp_min(1).sqrt()
+
+    def _run(self, passes: Passes) -> BatchLoss:
+        earlier = []
+        for _ in range(self.steps - 1):
+            earlier.append(passes.train(1 / self.steps).loss.detach())
+            passes.perturbation.move(self._ascend)
+        last = passes.forward()
+        loss = torch.stack([*earlier, last.loss]).mean()
+        return _joined(last, loss, loss)
+
+
+class SMART(AdversarialTraining):
+    """`L(x) + weight · D(f(x), f(x + r))`, D the symmetric divergence of the two answers, r what raises it most.
+
+    Virtual adversarial training: it needs no labels. Rows with the label −100, or a whole batch without labels, train
+    by D alone. r starts at Gaussian noise, and k steps `r ← Π(r + α g/‖g‖)` follow; the source's code, too, divides
+    gradients by their norm. Values to predict have their squared difference as D. The source's other half, an optimizer
+    step that keeps close to the one before, is not here.
+
+    k + 2 forward and k + 1 backward passes a step, k of them without gradients of parameters; the last one goes through
+    two forward passes, whose activations are kept at the same time.
+
+    Args:
+        epsilon: ε.
+        step_size: α.
+        steps: k.
+        weight: of D.
+        noise: standard deviation of what r starts with.
+
+    Source: Jiang et al. 2020, SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models, arXiv
+    1911.03437, equations 2 and 3, algorithm 1; Miyato et al. 2017, as in `FGM`, for texts without labels.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 1.0,
+        step_size: float = 1.0,
+        steps: int = 1,
+        weight: float = 1.0,
+        noise: float = 1e-3,
+    ) -> None:
+        super().__init__(epsilon, step_size, steps, weight)
+        if not 0 < noise < float("inf"):
+            raise ValueError(f"`noise` must be a number above 0, got {noise!r}.")
+        self.noise = noise
+
+    def _start(self, zeros: torch.Tensor, real: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return project_texts(zeros.normal_(0.0, self.noise, generator=generator) * real, self.epsilon)
+
+    def _run(self, passes: Passes) -> BatchLoss:
+        clean = passes.clean()
+        target = final_logits(clean.outputs)
+        for _ in range(self.steps):
+            passes.attack(lambda: self._divergence(passes, target.detach()))
+            passes.perturbation.move(self._ascend)
+        divergence = self._divergence(passes, target)
+        return _joined(clean, clean.loss + self.weight * clean.share * divergence, divergence)
+
+    def _divergence(self, passes: Passes, target: torch.Tensor) -> torch.Tensor:
+        return mean_divergence(target, passes.answers(), passes.model, passes.inputs, labelled_only=False)
+
+
+def _joined(clean: BatchLoss, loss: torch.Tensor, adversarial: torch.Tensor) -> BatchLoss:
+    return replace(clean, loss=loss, parts={**clean.parts, "loss_adversarial": adversarial.detach()})
+
+
+ADVERSARIAL: dict[str, type[AdversarialTraining]] = {"fgm": FGM, "pgd": PGD, "freelb": FreeLB, "smart": SMART}

@@ -1,0 +1,101 @@
+"""The loss of a training step of `FeedbackTrainer`: that of the task with the techniques that its arguments choose."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import torch
+from torch import nn
+
+from ..modeling_base import FeedbackPreTrainedModel
+from .adversarial import AdversarialTraining
+from .batch_loss import BatchLoss, Inputs
+from .loss_log import LossLog
+from .model_parts import any_model_in
+from .perturbation import word_embeddings_of
+
+if TYPE_CHECKING:
+    from .trainer import FeedbackTrainer
+
+NumItems: TypeAlias = torch.Tensor | int | None
+
+
+class Techniques:
+    """The techniques of one trainer.
+
+    Args:
+        trainer: the trainer.
+
+    Attributes:
+        log: the parts of the losses since they were last logged.
+    """
+
+    def __init__(self, trainer: "FeedbackTrainer") -> None:
+        self._trainer, self.log = trainer, LossLog()
+        self._adversarial: AdversarialTraining | None = None
+
+    def check_model(self) -> None:
+        """Raises `ValueError` where the model cannot be trained as the arguments say."""
+        if self._trainer.args.adversarial != "none":
+            word_embeddings_of(any_model_in(cast(nn.Module, self._trainer.model))[1])
+
+    def start(self) -> None:
+        """Begins training: until then, and after its end, losses are computed without further passes."""
+        self._adversarial, self.log = self._trainer.args.make_adversarial(), LossLog()
+
+    def end(self) -> None:
+        """Ends training."""
+        self._adversarial = None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Inputs, num_items: NumItems, plain_loss: Callable[..., Any]
+    ) -> BatchLoss:
+        """The loss of a batch in training.
+
+        Args:
+            model: the model as the trainer wraps it.
+            inputs: what `forward` takes, and the labels.
+            num_items: `num_items_in_batch` of the trainer.
+            plain_loss: `compute_loss` of transformers' Trainer.
+        """
+        compute_loss = partial(self._task_loss, num_items=num_items, plain_loss=plain_loss)
+        if self._adversarial is None:
+            result = compute_loss(model, inputs)
+        else:
+            backward = partial(self._backward, num_items=num_items)
+            result = self._adversarial.compute_loss(model, inputs, compute_loss, backward)
+        self.log.add(result.parts)
+        return result
+
+    def _task_loss(
+        self, model: nn.Module, inputs: Inputs, num_items: NumItems, plain_loss: Callable[..., Any]
+    ) -> BatchLoss:
+        """The loss of one forward pass."""
+        loss, outputs = plain_loss(model, dict(inputs), True, num_items)
+        core = any_model_in(model)[1]
+        if inputs.get("num_iterations", core.config.num_iterations) == 1:
+            # distributed training refuses parameters that no gradient reaches
+            feedback = core.feedback.parameters() if isinstance(core, FeedbackPreTrainedModel) else ()
+            unused = [parameter for parameter in feedback if parameter.requires_grad]
+            loss = loss + sum(parameter.sum() for parameter in unused) * 0.0
+        return BatchLoss(loss, outputs, share=self._share_of_batch(inputs, num_items))
+
+    def _share_of_batch(self, inputs: Inputs, num_items: NumItems) -> float | torch.Tensor:
+        """What a mean over this batch counts for, where the loss is divided by the labels of all batches of a step."""
+        trainer, labels = self._trainer, inputs.get("labels")
+        if not self._divides_by_whole(num_items):
+            return 1.0
+        if num_items is None or labels is None:
+            return 1.0 / trainer.current_gradient_accumulation_steps
+        processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
+        return (labels[..., 1:] != -100).sum() * processes / num_items
+
+    def _divides_by_whole(self, num_items: NumItems) -> bool:
+        """Whether the trainer leaves it to the loss to divide by the whole of an accumulated batch."""
+        trainer = self._trainer
+        return (trainer.model_accepts_loss_kwargs and num_items is not None) or trainer.compute_loss_func is not None
+
+    def _backward(self, loss: torch.Tensor, num_items: NumItems, **kwargs: Any) -> None:
+        """A backward pass before that of the trainer, with the same scale."""
+        steps = 1 if self._divides_by_whole(num_items) else self._trainer.current_gradient_accumulation_steps
+        self._trainer.accelerator.backward(loss / steps, **kwargs)
