@@ -5,6 +5,7 @@ from .arguments import FeedbackTrainingArguments
 from .finite_steps import NonFiniteStepError
 from .parameter_groups import freeze_parameters, parameter_groups
 from .peft import from_peft, peft_options
+from .search import default_search_space, searched_feedback_options
 from .trainer import FeedbackTrainer
 from .unfreezing import GradualUnfreezing, UnfreezingCallback
 
@@ -18,8 +19,10 @@ __all__ = [
     "GradualUnfreezing",
     "NonFiniteStepError",
     "UnfreezingCallback",
+    "default_search_space",
     "freeze_parameters",
     "from_peft",
     "parameter_groups",
     "peft_options",
+    "searched_feedback_options",
 ]

@@ -3,14 +3,14 @@
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 from transformers.training_args import ParallelMode
@@ -28,16 +28,12 @@ from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
 from .sampling import draw_iterations, iteration_range
+from .search import SearchTrainer, Trial
 from .staging import check_early_stopping, has_stopped_early, staged
 from .techniques import Techniques
 
-if TYPE_CHECKING:
-    import optuna
 
-Trial: TypeAlias = "optuna.Trial | dict[str, Any] | None"
-
-
-class FeedbackTrainer(Trainer):
+class FeedbackTrainer(SearchTrainer):
     """transformers' Trainer; it freezes what `args.freeze` names and gives every part the rate that `args` sets.
 
     Args:
@@ -135,10 +131,11 @@ class FeedbackTrainer(Trainer):
             if newest is None:
                 raise ValueError(f"`resume_from_checkpoint`: {folder} has no complete checkpoint.")
             resume_from_checkpoint = str(newest)
-        self._pause_unused_feedback(cast(nn.Module, self.model))
         try:
-            if self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self.is_fsdp_enabled:
-                skip_unused_search(self)
+            if self.model is not None:  # in a search, each trial makes its own
+                self._pause_unused_feedback(self.model)
+                if self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self.is_fsdp_enabled:
+                    skip_unused_search(self)
             self._techniques.start()
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
