@@ -33,6 +33,7 @@ from .modeling_outputs import BackboneOutput, FeedbackTaskOutput, select_states
 from .objectives import ITERATION_LOSSES
 from .operator_code import save_operator_code
 from .pooling import Pooling, pool
+from .prediction import PredictsMixin
 from .segments import SegmentPooling, Segments
 from .stacked_linear import on_device_of
 from .summary import summarize
@@ -42,7 +43,7 @@ from .validation import MOST_ITERATIONS, Keywords, check_integer
 logger = logging.get_logger(__name__)
 
 
-class FeedbackPreTrainedModel(PreTrainedModel):
+class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
     """What all feedback models share.
 
     `model.backbone` is the transformers model, its names and keys untouched; `model.feedback` holds the connections;

@@ -34,6 +34,16 @@ from .modeling_outputs import (
     FeedbackQuestionAnsweringOutput,
     FeedbackTaskOutput,
 )
+from .predictors import (
+    AudioPredictor,
+    ChoicePredictor,
+    ContinuationPredictor,
+    ImagePredictor,
+    MaskPredictor,
+    SpanPredictor,
+    TagPredictor,
+    TextPredictor,
+)
 from .segments import Segments
 from .stacked_linear import on_device_of
 from .token_classification_pipeline import FeedbackTokenClassificationPipeline
@@ -186,6 +196,7 @@ class FeedbackForSequenceClassification(FeedbackTextModel):
     """
 
     traits = TaskTraits(AutoModelForSequenceClassification, answers_once=True, takes_segments=True)
+    predictor = TextPredictor
 
 
 class FeedbackForTokenClassification(FeedbackTextModel):
@@ -215,6 +226,7 @@ class FeedbackForTokenClassification(FeedbackTextModel):
     """
 
     traits = TaskTraits(AutoModelForTokenClassification, takes_segments=True, labels_words=True)
+    predictor = TagPredictor
     pipeline_class: ClassVar[type[FeedbackTokenClassificationPipeline]] = FeedbackTokenClassificationPipeline
 
     def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
@@ -250,6 +262,7 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     """
 
     traits = TaskTraits(AutoModelForQuestionAnswering, has_labels=False, num_own_outputs=2, takes_segments=True)
+    predictor = SpanPredictor
 
     @can_return_tuple
     def forward(
@@ -339,6 +352,7 @@ class FeedbackForMultipleChoice(FeedbackTextModel):
     """
 
     traits = TaskTraits(AutoModelForMultipleChoice, has_labels=False)
+    predictor = ChoicePredictor
 
     def _make_head(self, config: FeedbackConfig) -> None:
         self.dropout = nn.Dropout(classifier_dropout(config))
@@ -406,6 +420,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
     """
 
     traits = TaskTraits(AutoModelForMaskedLM, has_labels=False, prefers_own_head=True)
+    predictor = MaskPredictor
 
     def _make_head(self, config: FeedbackConfig) -> None:
         embeddings = cast(nn.Embedding, self.get_input_embeddings())
@@ -469,6 +484,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
 
     accepts_loss_kwargs = True
     traits = TaskTraits(AutoModelForCausalLM, has_labels=False, sees_whole_texts=False, predicts_next_token=True)
+    predictor = ContinuationPredictor
 
     @can_return_tuple
     def forward(
@@ -591,6 +607,7 @@ class FeedbackForImageClassification(FeedbackPreTrainedModel):
     """
 
     traits = TaskTraits(AutoModelForImageClassification, answers_once=True)
+    predictor = ImagePredictor
 
     @can_return_tuple
     def forward(
@@ -645,6 +662,7 @@ class FeedbackForAudioClassification(FeedbackPreTrainedModel):
     """
 
     traits = TaskTraits(AutoModelForAudioClassification, answers_once=True, auto_pooling="mean")
+    predictor = AudioPredictor
 
     @can_return_tuple
     def forward(

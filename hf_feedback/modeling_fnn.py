@@ -16,11 +16,13 @@ from .fnn_layers import LayeredLayer, RecurrentLinear, TemporalLayer, sweep_upwa
 from .gradients import GRADIENTS
 from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput, select_states
 from .pooling import pool
+from .prediction import PredictsMixin
+from .predictors import TextPredictor
 from .solvers import Map, Solution, relative_residual
 from .validation import MOST_ITERATIONS, Keywords, check_integer
 
 
-class FNNPreTrainedModel(PreTrainedModel):
+class FNNPreTrainedModel(PredictsMixin, PreTrainedModel):
     """What both models share: initialization, K, saving with the code."""
 
     config_class = FNNConfig
@@ -224,6 +226,8 @@ class FNNForSequenceClassification(FNNPreTrainedModel):
 
     ```
     """
+
+    predictor = TextPredictor
 
     def __init__(self, config: FNNConfig) -> None:
         super().__init__(config)

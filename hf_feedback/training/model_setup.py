@@ -6,12 +6,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..backbone_layout import max_positions
 from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
 from ..configuration_fnn import FNNConfig
 from ..cutting import special_tokens_of
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
+from ..prediction import resolve_max_length as resolve_max_length
 from ..topology import resolve_edges
 from .data.labels import LabelSet
 from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Options
@@ -68,28 +68,6 @@ def _may_prefix_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     is_byte_level = isinstance(getattr(backend, "pre_tokenizer", None), ByteLevel)
     return is_byte_level and getattr(tokenizer, "add_prefix_space", None) is False
-
-
-def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Returns how many tokens a text may have.
-
-    Args:
-        requested: the option, if it is given; else the length of training, which the tokenizer keeps, or what
-            tokenizer and model read.
-        tokenizer: tokenizer of the model.
-        model: the model.
-
-    Raises:
-        ValueError: the model does not read so many tokens, or nothing but special tokens would be left.
-    """
-    cutting = model.cutting if isinstance(model, FeedbackPreTrainedModel) else None
-    longest = cutting.longest if cutting else max_positions(model, getattr(model.config, "text_config", None))
-    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if requested is not None and not shortest <= requested <= longest:
-        raise ValueError(
-            f"`max_length` must be between {shortest} and the {longest} tokens that the model reads, got {requested}."
-        )
-    return int(min(requested or tokenizer.model_max_length, longest, 1_000_000))
 
 
 def set_segments(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_type: str | None) -> None:

