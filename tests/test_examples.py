@@ -22,6 +22,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Value
 from families import tiny_backbone, tiny_config
 from fresh_processes import run_ranks
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from scipy.io import wavfile
 from transformers import (
     AutoTokenizer,
@@ -41,7 +42,7 @@ from hf_feedback.training.data.media import check_media, read_media, read_wave
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.tasks import TASKS, MultipleChoice, Task, TokenClassification
-from hf_feedback.training.tasks.masked_lm import MaskingCollator, with_fixed_masks
+from hf_feedback.training.tasks.masked_lm import MaskingCollator, PieceEncoder, with_fixed_masks
 from hf_feedback.training.tasks.multiple_choice import encode_choices
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses, token_losses
 from hf_feedback.training.tasks.question_answering import find_fault
@@ -110,7 +111,7 @@ CASES = {
     ),
     "run_question_answering": Case("QuestionAnswering", "text", "questions", ("exact_match", "f1")),
     "run_multiple_choice": Case("MultipleChoice", "text", "replies", ("accuracy",)),
-    "run_masked_lm": Case("MaskedLM", "text", "support_messages", ("perplexity",)),
+    "run_mlm": Case("MaskedLM", "text", "support_messages", ("perplexity",)),
     "run_causal_lm": Case("CausalLM", "decoder", "support_messages", ("perplexity",)),
     "run_image_classification": Case("ImageClassification", "image", "shapes", ("accuracy", "macro_f1")),
     "run_audio_classification": Case("AudioClassification", "audio", "tones", ("accuracy", "macro_f1")),
@@ -184,7 +185,7 @@ def test_every_head_has_a_task_and_every_task_a_script():
 
 
 def test_pretrained_with_masks_then_fine_tuned(backbones, tmp_path):
-    assert run("run_masked_lm", backbones, tmp_path, "--max-steps", "2", "--num-iterations", "3") == 0
+    assert run("run_mlm", backbones, tmp_path, "--max-steps", "2", "--num-iterations", "3") == 0
     (tmp_path / "next").mkdir()
     rows = head_of(CASES["run_token_classification"].file, 8, tmp_path / "next")
     command = ["--model", str(tmp_path / "out"), "--train-file", rows, "--output-dir", str(tmp_path / "next" / "out")]
@@ -226,8 +227,8 @@ BAD = {
     "label out of range": ("multiple_choice", with_row(label=4), "", "row 3: `label` must be the number of the right"),
     "label that is a word": ("multiple_choice", with_row(label="b"), "", "row 3: `label` must be the number"),
     "fewer choices": ("multiple_choice", with_row(choices=["a", "b"]), "", "row 3: `choices` has 2 texts, row 1 has 4"),
-    "masks nothing": ("masked_lm", None, "--mlm-probability 0", "`mlm_probability` must be above 0"),
-    "no words": ("masked_lm", lambda rows: [{"text": " "}] * 3, "", "column 'text' holds no words"),
+    "masks nothing": ("mlm", None, "--mlm-probability 0", "`mlm_probability` must be above 0"),
+    "no words": ("mlm", lambda rows: [{"text": " "}] * 3, "", "column 'text' holds no words"),
     "no image": ("image_classification", with_row(image={"bytes": b"x", "path": None}), "", "row 3: `image` cannot be"),
     "no image column": ("image_classification", None, "--image-column photo", "there is no column 'photo'"),
     "no label column": ("image_classification", None, "--label-column kind", "there is no column 'kind'"),
@@ -475,9 +476,58 @@ def test_evaluation_masks_stay_and_training_masks_change():
     together = collator(list(once))
     assert together["labels"][1].tolist()[: len(once[1]["labels"])] == once[1]["labels"]
     assert (together["labels"][2, 3:] == -100).all()
-    torch.manual_seed(0)
-    assert any(not torch.equal(collator(list(data))["labels"], collator(list(data))["labels"]) for _ in range(5))
     assert (MaskingCollator(tokenizer, 0.01)([data[2]])["labels"] != -100).any()
+
+
+def test_training_masks_depend_on_text_seed_and_epoch_alone():
+    tokenizer = letters()
+    texts = ["where is my red fan", "it is late", "a fan is red and late"]
+    data = Dataset.from_dict(dict(tokenizer(texts, return_special_tokens_mask=True)))
+    collator, state = MaskingCollator(tokenizer, 0.5), torch.random.get_rng_state()
+
+    def masked(seed, epoch, rows):
+        collator.start_epoch(seed, epoch)
+        batch = collator([data[row] for row in rows])
+        return {row: (ids[:8].tolist(), labels[:8].tolist()) for row, ids, labels in zip(
+            rows, batch["input_ids"], batch["labels"], strict=True
+        )}  # fmt: skip
+
+    first = masked(3, 0, [0, 1, 2])
+    assert masked(3, 0, [2, 0]) == {row: first[row] for row in (2, 0)}
+    assert masked(3, 1, [0, 1, 2]) != first
+    assert masked(4, 0, [0, 1, 2]) != first
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_whole_words_are_masked():
+    tokenizer = letters()
+    encoder = PieceEncoder(tokenizer, 16, whole_words=True)
+    texts = ["where is my red fan", "it is late"]
+    pieces = Dataset.from_dict(encoder(texts))
+    words = [tokenizer(text, truncation=True, max_length=16).word_ids() for text in texts]
+    collator, seen = MaskingCollator(tokenizer, 0.5, whole_words=True), set()
+    for epoch in range(4):
+        collator.start_epoch(0, epoch)
+        batch = collator([pieces[0], pieces[-1]])
+        for ids, labels, word_ids in zip(batch["input_ids"], batch["labels"], words, strict=True):
+            masked = (labels != -100).tolist()[: len(word_ids)]
+            assert all(token == tokenizer.mask_token_id for token, yes in zip(ids, masked, strict=False) if yes)
+            for word in set(word_ids) - {None}:
+                seen.add(tuple({yes for yes, one in zip(masked, word_ids, strict=True) if one == word}))
+            assert not any(yes for yes, word in zip(masked, word_ids, strict=True) if word is None)
+    assert seen == {(True,), (False,)}
+
+
+@pytest.mark.parametrize("more", [["--whole-word-masking", "true"], ["--streaming", "true"]], ids=str)
+def test_pretraining_resumed_in_the_middle_is_that_without_a_break(more, backbones, tmp_path):
+    """Of an epoch: the texts, their order and their masks are the same, whatever was drawn before."""
+    weights, broken = {}, ["--resume-from-checkpoint", str(tmp_path / "whole" / "out" / "checkpoint-2")]
+    for name, resume in (("whole", []), ("resumed", broken)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        options = ["--max-steps", "4", "--save-strategy", "steps", "--save-steps", "2", *more, *resume]
+        assert run("run_mlm", backbones, tmp_path / name, *options) == 0
+        weights[name] = load_file(tmp_path / name / "out" / "model.safetensors")
+    assert all(torch.equal(tensor, weights["resumed"][key]) for key, tensor in weights["whole"].items())
 
 
 def test_perplexity_weighs_every_masked_token_the_same():
@@ -493,7 +543,7 @@ def test_perplexity_weighs_every_masked_token_the_same():
 def test_the_loss_of_a_script_is_that_of_the_model(backbones, tmp_path):
     (tmp_path / "t.txt").write_text("where is my red fan\n\nit is late\n")
     more = ["--validation-file", str(tmp_path / "t.txt"), "--max-steps", "1"]
-    assert run("run_masked_lm", backbones, tmp_path, *more, train=str(tmp_path / "t.txt")) == 0
+    assert run("run_mlm", backbones, tmp_path, *more, train=str(tmp_path / "t.txt")) == 0
     found = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert found["eval_perplexity"] == pytest.approx(np.exp(found["eval_loss"]))
 
@@ -503,11 +553,11 @@ def test_all_files_are_read_by_the_columns_of_training(backbones, tmp_path, caps
     train.write_text("review\nwhere is my red fan\n")
     validation.write_text("text,review\n,where is my red fan\n")
     more = ["--validation-file", str(validation), "--max-steps", "1", "--overwrite-output-dir"]
-    assert run("run_masked_lm", backbones, tmp_path, *more, train=str(train)) == 0
+    assert run("run_mlm", backbones, tmp_path, *more, train=str(train)) == 0
     assert f"{train}: texts in 'review'" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "config.json").read_text())["data_columns"]["text"] == "review"
     validation.write_text("text\nwhere is my red fan\n")
-    assert run("run_masked_lm", backbones, tmp_path, *more, train=str(train)) == 2
+    assert run("run_mlm", backbones, tmp_path, *more, train=str(train)) == 2
     assert "there is no column 'review', which training read" in capsys.readouterr().err
 
 
@@ -635,9 +685,7 @@ def test_validation_is_not_training():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["run_question_answering", "run_masked_lm", "run_causal_lm", "run_image_classification"]
-)
+@pytest.mark.parametrize("name", ["run_question_answering", "run_mlm", "run_causal_lm", "run_image_classification"])
 def test_two_processes(name, backbones, tmp_path):
     """As under torchrun: each process reads half of the rows, and the figures are those of one process."""
     case = CASES[name]

@@ -72,6 +72,28 @@ class InterruptCallback(TrainerCallback):
         return control
 
 
+class EpochCallback(TrainerCallback):
+    """Tells a collator which epoch begins, and the seed of the run, so that what it draws depends on these.
+
+    Args:
+        collator: has a method `start_epoch(seed, epoch)`.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator, self.epoch = collator, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self.epoch = int(state.epoch)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self.collator.start_epoch(args.seed, self.epoch)
+        self.epoch += 1  # counted, since a stream has no length to know its epochs by
+
+
 def format_logs(logs: Mapping[str, object]) -> str:
     """Returns logged values as one line.
 

@@ -18,6 +18,7 @@ from transformers.training_args import ParallelMode
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackForCausalLM
 from .arguments import FeedbackTrainingArguments
+from .callbacks import EpochCallback
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
 from .data_order import EpochOrder, SeededLengthGroups
 from .distributed import skip_unused_search
@@ -81,6 +82,8 @@ class FeedbackTrainer(SearchTrainer):
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
+        if hasattr(self.data_collator, "start_epoch"):
+            self.add_callback(EpochCallback(self.data_collator))
         self.add_callback(EpochOrder())
         self._check_loss()
         self._techniques.check_model()

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain, islice
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,12 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForCausalLM
 from ...validation import check_integer, option
 from ..data.columns import find_columns
-from ..data.splits import Row, Split, read_splits
-from ..data.streams import stream_rows
+from ..data.splits import Row, Split
 from ..data.text_files import TextFormat
 from ..data.texts import texts_of, warn_of_cut_texts
 from ..model_card import TaskCard, pipeline_usage
 from ..model_setup import resolve_max_length
-from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, token_losses
+from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, stream_texts, token_losses
 from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits
 
 LONGEST_BLOCK = 512  # by default: the logits of a batch are (B, T, V), gigabytes for longer ones
@@ -45,9 +43,6 @@ class CausalLMArguments(PlainTextArguments):
             "help": "Join texts, with an end-of-text token after each, into blocks of `max_length` tokens; else each "
             "is a row, cut there."
         },
-    )
-    streaming: bool = option(
-        False, "Read the training file while training, in its order, instead of before; needs `--max-steps`."
     )
     prompt_file: str | None = option(
         None, "File of prompts, which the trained model continues, in continuations.jsonl of the output folder."
@@ -190,15 +185,6 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
         file = self.data_args.prompt_file
         self.prompts = [] if file is None else list(self.texts_of(Split(self.read(file), file)))
 
-    def read_splits(self) -> dict[str, Split]:
-        args = self.data_args
-        if not args.streaming:
-            return super().read_splits()
-        files = replace(args, validation_file=None, test_file=None)
-        train = read_splits(files, partial(read_first_row, text_format=args.text_format))
-        others = {"validation": args.validation_file, "test": args.test_file}
-        return train | {name: Split(self.read(file), file) for name, file in others.items() if file is not None}
-
     def texts_of(self, split: Split) -> Iterator[str]:
         """Yields the texts of a split that have words."""
         names, trained = split.data.column_names, getattr(self, "columns", None)
@@ -254,22 +240,6 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
                 partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_first_row(file: str, text_format: TextFormat) -> Dataset:
-    """Reads the first row of a file alone, by which its columns are found.
-
-    Args:
-        file: its path.
-        text_format: how it is written.
-
-    Raises:
-        ValueError: there is none, or the file cannot be read.
-    """
-    row = next(stream_rows(file, text_format), None)
-    if row is None:
-        raise ValueError(f"{file}: the file has no rows.")
-    return Dataset.from_list([row])
-
-
 def stream_blocks(file: str, column: str, blocks: TextBlocks, text_format: TextFormat) -> Iterator[Row]:
     """Yields the rows of a file that is read while the model trains.
 
@@ -279,7 +249,5 @@ def stream_blocks(file: str, column: str, blocks: TextBlocks, text_format: TextF
         blocks: turns texts into rows.
         text_format: how the file is written.
     """
-    rows = enumerate(stream_rows(file, text_format))
-    cells = (texts_of([row.get(column)], column, file, number) for number, row in rows)
-    for ids in blocks.rows_of(text or "" for text in chain.from_iterable(cells)):
+    for ids in blocks.rows_of(stream_texts(file, column, text_format)):
         yield {"input_ids": ids}

@@ -1,9 +1,14 @@
 """Masked language modelling: masks that change in training and stay in evaluation, and the loss over all of them."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from typing import TypeAlias
 
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
@@ -14,11 +19,15 @@ from ...modeling_feedback import FeedbackForMaskedLM
 from ...validation import option
 from ..data.columns import Columns, find_columns
 from ..data.splits import Batch, Row, Split
+from ..data.text_files import TextFormat
 from ..data.texts import texts_of
 from ..model_card import TaskCard, pipeline_usage
-from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, token_losses
+from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, stream_texts, token_losses
 from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits
 
+Masker: TypeAlias = DataCollatorForLanguageModeling
+
+TEXTS_AT_ONCE = 1000  # are tokenized together, where they are read while training
 EVALUATION_SEED = 0  # the same masks in every run, so that runs can be compared
 
 
@@ -30,77 +39,182 @@ class MaskingArguments(PlainTextArguments):
         None, "Tokens of a piece; longer texts become several pieces (default: as many as the model reads)."
     )
     mlm_probability: float = option(0.15, "Share of the tokens to predict.")
+    whole_word_masking: bool = option(False, "Mask all tokens of a word, or none.")
 
 
-def mask_rows(masker: DataCollatorForLanguageModeling, rows: list[Row]) -> dict[str, torch.Tensor]:
-    """Returns a batch in which at least one token is to be predicted; without one it would have no loss."""
-    while True:
-        batch = masker(rows)
-        if (batch["labels"] != IGNORED).any():
-            return batch
+def make_masker(tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool) -> Masker:
+    """Returns what masks texts; whole words are all replaced by the mask, single tokens sometimes by others.
+
+    Args:
+        tokenizer: tokenizer of the texts.
+        probability: share of the tokens, or of the words, to predict.
+        whole_words: whether the tokens of a word are masked together.
+    """
+    if not whole_words:
+        return DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
+    return DataCollatorForLanguageModeling(
+        tokenizer, mlm_probability=probability, whole_word_mask=True, mask_replace_prob=1.0, random_replace_prob=0.0
+    )
 
 
-def with_fixed_masks(data: Dataset, tokenizer: PreTrainedTokenizerBase, probability: float) -> Dataset:
+def mask_row(masker: Masker, row: Row, generator: torch.Generator) -> Row:
+    """Returns a text with masks and labels; its random numbers come from the generator alone."""
+    masker.generator = generator
+    return {name: tensor[0].tolist() for name, tensor in masker([row]).items()}
+
+
+def has_labels(row: Row) -> bool:
+    """Whether a text that is masked has a token to predict."""
+    return any(label != IGNORED for label in row["labels"])
+
+
+def with_fixed_masks(
+    data: Dataset, tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool = False
+) -> Dataset:
     """Masks every text once, whatever batch it comes in; at least one token of each.
 
     Args:
-        data: rows of `input_ids` and `special_tokens_mask`; no text of special tokens alone.
+        data: rows of `PieceEncoder`.
         tokenizer: tokenizer of the texts.
         probability: share of the tokens to predict.
+        whole_words: whether the tokens of a word are masked together.
     """
-    masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability, seed=EVALUATION_SEED)
+    masker = make_masker(tokenizer, probability, whole_words)
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
 
     def mask(row: Row) -> Row:
-        return {name: tensor[0].tolist() for name, tensor in mask_rows(masker, [row]).items()}
+        while not has_labels(masked := mask_row(masker, row, generator)):
+            pass
+        return masked
 
     return data.map(mask, remove_columns=data.column_names, load_from_cache_file=False)
 
 
 class MaskingCollator:
-    """Masks texts anew, and pads those that are masked already.
+    """Masks texts anew in every epoch, and pads those that are masked already.
+
+    The masks of a text depend on the text, the seed and the epoch alone: whatever else the run draws, whichever process
+    has the text and wherever the run resumes, they are the same.
 
     Args:
         tokenizer: tokenizer of the texts.
         probability: share of the tokens to predict.
+        whole_words: whether the tokens of a word are masked together.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float) -> None:
-        self.probability = probability
-        self.mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool = False) -> None:
+        self.probability, self.whole_words = probability, whole_words
+        self.mask = make_masker(tokenizer, probability, whole_words)
         self.pad = DataCollatorForTokenClassification(tokenizer)
+        self.start_epoch(0, 0)
+
+    def start_epoch(self, seed: int, epoch: int) -> None:
+        """Sets what the masks depend on besides the text."""
+        self._seed_and_epoch = (seed, epoch)
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        return self.pad(rows) if "labels" in rows[0] else mask_rows(self.mask, rows)
+        if "labels" in rows[0]:
+            return self.pad(rows)
+        masked, attempt = self._mask(rows, 0), 0
+        while not any(map(has_labels, masked)):  # without one, the batch would have no loss
+            attempt += 1
+            masked = self._mask(rows, attempt)
+        return self.pad(masked)
+
+    def _mask(self, rows: list[Row], attempt: int) -> list[Row]:
+        key = np.array([*self._seed_and_epoch, attempt], dtype=np.int64).tobytes()
+        digests = [
+            blake2b(np.asarray(row["input_ids"], dtype=np.int64).tobytes(), digest_size=7, key=key) for row in rows
+        ]
+        generators = [torch.Generator().manual_seed(int.from_bytes(digest.digest())) for digest in digests]
+        return [mask_row(self.mask, row, generator) for row, generator in zip(rows, generators, strict=True)]
 
 
-def encode_pieces(split: Split, trained: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Turns texts into token ids, in pieces of at most `max_length` tokens; pieces without a word are left out.
+@dataclass(frozen=True)
+class PieceEncoder:
+    """Turns texts into token ids, in pieces; pieces without a word are left out.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        max_length: tokens of a piece at most.
+        whole_words: whether to add which tokens are one word, as `offset_mapping`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    whole_words: bool = False
+
+    def __call__(self, texts: Sequence[str]) -> Batch:
+        """Returns the columns of the pieces."""
+        encoding = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            return_overflowing_tokens=True,
+            return_special_tokens_mask=True,
+        )
+        names = [*(name for name in self.tokenizer.model_input_names if name in encoding), "special_tokens_mask"]
+        full = [i for i, special in enumerate(encoding["special_tokens_mask"]) if not all(special)]
+        columns = {name: [encoding[name][i] for i in full] for name in names}
+        if self.whole_words:
+            columns["offset_mapping"] = [adjacent_tokens(encoding.word_ids(i)) for i in full]
+        return columns
+
+    def stream(self, file: str, column: str, text_format: TextFormat) -> Iterator[Row]:
+        """Yields the pieces of a file that is read while the model trains.
+
+        Args:
+            file: its path.
+            column: column of the texts.
+            text_format: how the file is written.
+        """
+        texts = stream_texts(file, column, text_format)
+        while together := list(islice(texts, TEXTS_AT_ONCE)):
+            columns = self(together)
+            yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def adjacent_tokens(words: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Returns spans that touch where tokens are of the same word, by which transformers' collator knows words.
+
+    Args:
+        words: the word that each token is part of, `None` for special tokens.
+
+    Example:
+
+    ```python
+    >>> adjacent_tokens([None, 0, 0, 1])
+    [(1, 2), (3, 4), (4, 5), (6, 7)]
+
+    ```
+    """
+    spans: list[tuple[int, int]] = []
+    end, before = 0, None
+    for word in words:
+        start = end if word is not None and word == before else end + 1
+        end, before = start + 1, word
+        spans.append((start, end))
+    return spans
+
+
+def encode_pieces(split: Split, trained: Columns, encoder: PieceEncoder) -> Dataset:
+    """Encodes the texts of a split.
 
     Args:
         split: the rows.
         trained: the columns of training.
-        tokenizer: tokenizer of the model.
-        max_length: tokens of a piece at most.
+        encoder: turns texts into pieces.
 
     Raises:
         ValueError: the texts hold no words.
     """
     column = find_columns(split.data.column_names, split.source, needs_label=False, trained=trained).text
 
-    def tokenize(batch: Batch, rows: list[int]) -> Batch:
-        encoding = tokenizer(
-            [text or "" for text in texts_of(batch[column], column, split.source, rows[0])],
-            truncation=True,
-            max_length=max_length,
-            return_overflowing_tokens=True,
-            return_special_tokens_mask=True,
-        )
-        names = [*(name for name in tokenizer.model_input_names if name in encoding), "special_tokens_mask"]
-        full = [i for i, special in enumerate(encoding["special_tokens_mask"]) if not all(special)]
-        return {name: [encoding[name][i] for i in full] for name in names}
+    def encode(batch: Batch, rows: list[int]) -> Batch:
+        return encoder([text or "" for text in texts_of(batch[column], column, split.source, rows[0])])
 
     encoded = split.data.map(
-        tokenize, batched=True, with_indices=True, remove_columns=split.data.column_names, load_from_cache_file=False
+        encode, batched=True, with_indices=True, remove_columns=split.data.column_names, load_from_cache_file=False
     )
     if len(encoded) == 0:
         raise ValueError(f"{split.source}: column {column!r} holds no words.")
@@ -138,14 +252,25 @@ class MaskedLM(PlainTextTask[MaskingArguments]):
         if tokenizer.mask_token is None:
             raise ValueError(f"`model`: the tokenizer of {self.model_args.model} has no mask token; use one that has.")
 
+        if self.data_args.whole_word_masking and not tokenizer.is_fast:
+            raise ValueError(
+                f"`whole_word_masking`: the tokenizer of {self.model_args.model} does not tell which tokens are one "
+                "word; use a fast one, or leave it out."
+            )
+
     def encode(self, name: str, split: Split) -> EncodedSplit:
-        data = encode_pieces(split, self.columns, self.processor, self.max_length)
+        args = self.data_args
+        encoder = PieceEncoder(self.processor, self.max_length, args.whole_word_masking)
+        if name == "train" and args.streaming:
+            stream = {"file": split.source, "column": self.columns.text, "text_format": args.text_format}
+            return EncodedSplit(IterableDataset.from_generator(encoder.stream, gen_kwargs=stream), split.source, None)
+        data = encode_pieces(split, self.columns, encoder)
         if name != "train":
-            data = with_fixed_masks(data, self.processor, self.data_args.mlm_probability)
+            data = with_fixed_masks(data, self.processor, args.mlm_probability, args.whole_word_masking)
         return EncodedSplit(data, split.source, len(split.data), perplexity_of_losses)
 
     def make_collator(self) -> Collator:
-        return MaskingCollator(self.processor, self.data_args.mlm_probability)
+        return MaskingCollator(self.processor, self.data_args.mlm_probability, self.data_args.whole_word_masking)
 
     def preprocess_logits(self) -> PreprocessLogits:
         return token_losses

@@ -1,6 +1,8 @@
 """What the tasks of language models share: texts of one column, and the perplexity of their tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +16,10 @@ from ...validation import option
 from ..data.columns import Columns, find_columns
 from ..data.files import read_file
 from ..data.labels import LabelSet
-from ..data.splits import FileArguments, Split
-from ..data.text_files import read_text
+from ..data.splits import FileArguments, Split, read_splits
+from ..data.streams import stream_rows
+from ..data.text_files import TextFormat, read_text
+from ..data.texts import texts_of
 from ..metrics import MetricInfo
 from .task import IGNORED, Model, TextTask
 
@@ -27,6 +31,9 @@ class PlainTextArguments(FileArguments):
     """The files of texts, and their column."""
 
     text_column: str | None = option(None, "Column of the texts (default: by its name).")
+    streaming: bool = option(
+        False, "Read the training file while training, in its order, instead of before; needs `--max-steps`."
+    )
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -54,6 +61,34 @@ def perplexity_of_losses(prediction: EvalPrediction) -> dict[str, float]:
     return {"loss": loss, "perplexity": float(np.exp(loss))}
 
 
+def read_first_row(file: str, text_format: TextFormat) -> Dataset:
+    """Reads the first row of a file alone, by which its columns are found.
+
+    Args:
+        file: its path.
+        text_format: how it is written.
+
+    Raises:
+        ValueError: there is none, or the file cannot be read.
+    """
+    row = next(stream_rows(file, text_format), None)
+    if row is None:
+        raise ValueError(f"{file}: the file has no rows.")
+    return Dataset.from_list([row])
+
+
+def stream_texts(file: str, column: str, text_format: TextFormat) -> Iterator[str]:
+    """Yields the texts of a file that is read while the model trains; empty ones where there is none.
+
+    Args:
+        file: its path.
+        column: column of the texts.
+        text_format: how the file is written.
+    """
+    for number, row in enumerate(stream_rows(file, text_format)):
+        yield from (text or "" for text in texts_of([row.get(column)], column, file, number))
+
+
 class PlainTextTask(TextTask[Arguments]):
     """A task that reads the texts of one column, or of a .txt file with one text a line."""
 
@@ -70,6 +105,16 @@ class PlainTextTask(TextTask[Arguments]):
         if not lines:
             raise ValueError(f"{file}: the file has no texts.")
         return Dataset.from_dict({"text": lines})
+
+    def read_splits(self) -> dict[str, Split]:
+        """Reads all splits; of a training file that is streamed, the first row alone."""
+        args = self.data_args
+        if not args.streaming:
+            return super().read_splits()
+        files = replace(args, validation_file=None, test_file=None)
+        train = read_splits(files, partial(read_first_row, text_format=args.text_format))
+        others = {"validation": args.validation_file, "test": args.test_file}
+        return train | {name: Split(self.read(file), file) for name, file in others.items() if file is not None}
 
     def find_labels(self, train: Split) -> LabelSet | None:
         names = train.data.column_names

@@ -1,6 +1,6 @@
 """Train a backbone with feedback further on plain texts: words are masked, the model fills them in.
 
-    python examples/run_masked_lm.py --model BACKBONE --output-dir out --num-train-epochs 3 \\
+    python examples/run_mlm.py --model BACKBONE --output-dir out --num-train-epochs 3 \\
         --train-file examples/data/support_messages/train.csv \\
         --validation-file examples/data/support_messages/validation.csv
 
