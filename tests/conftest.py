@@ -1,11 +1,15 @@
 """Settings for the whole suite: no network, one thread a worker (or HF_FEEDBACK_TEST_THREADS), quiet logs."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 os.environ.update(
+    HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="hf_feedback_tests_"),  # of this run alone
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error",
     OMP_NUM_THREADS=os.environ.get("HF_FEEDBACK_TEST_THREADS", "1"),  # also of the processes that tests start
 )  # fmt: skip
@@ -15,6 +19,7 @@ import torch
 from transformers.utils import logging
 
 logging.disable_progress_bar()
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

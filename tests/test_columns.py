@@ -108,7 +108,7 @@ def test_texts_of_cells(case):
 @pytest.mark.parametrize("cell", [["a", "b"], {"a": "b"}, b"a", ("a",)], ids=str)
 def test_cells_that_are_no_texts(cell):
     with pytest.raises(ValueError, match=f"here: row 12: column 'body' must hold a text, got {type(cell).__name__} "):
-        texts_of(["a", cell], "body", "here", first_row=10)
+        texts_of(["a", cell], "body", "here", rows=[10, 11])
 
 
 # From training to predictions

@@ -3,11 +3,13 @@
 import pytest
 from datasets import Dataset
 from training_runs import train_command
+from transformers import PreTrainedConfig
 
 from hf_feedback.cli import main
+from hf_feedback.training.data.columns import Columns, find_columns
 from hf_feedback.training.data.duplicates import warn_of_repeated_ids
 from hf_feedback.training.data.files import read_file
-from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.data.labels import LabelSet, label_numbers
 from hf_feedback.training.data.splits import Split, load_hub_splits
 from hf_feedback.training.data.streams import stream_rows
 from hf_feedback.training.data.text_files import TextFormat
@@ -173,3 +175,21 @@ def test_options_of_the_command(backbone, tmp_path, capsys):
     assert list((tmp_path / "out").iterdir()) == []
     assert main([*command, "--encoding", "latin-1"]) == 0
     assert "train_loss" in capsys.readouterr().out
+
+
+def test_several_labels_in_a_cell():
+    """A list of its own stays one; a gap is refused as everywhere."""
+    data = Dataset.from_dict({"label": ["late; lost", "late", ";", "lost;"]})
+    labels = LabelSet.of(data, "label", "here", separator=";")
+    assert (labels.problem_type, labels.names) == ("multi_label_classification", ("late", "lost"))
+    assert label_numbers(Split(data, "here"), "label", labels, ";") == [[1, 1], [1, 0], [0, 0], [0, 1]]
+    with pytest.raises(ValueError, match="the label is missing in column 'label', row 2"):
+        LabelSet.of(Dataset.from_dict({"label": ["late;lost", ""]}), "label", "here", separator=";")
+
+
+def test_the_separator_is_kept_with_the_model():
+    config = PreTrainedConfig()
+    find_columns(["text", "label"], "here", label_separator=";").store_in(config)
+    found = find_columns(["text", "label"], "here", trained=Columns.of_model(config))
+    assert found == Columns("text", None, "label", ";")
+    assert str(found) == "texts in 'text', labels in 'label', separated by ';'"

@@ -1,16 +1,14 @@
 """What the result of a training run depends on, and what differs between two runs."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
-import pyarrow
 from datasets import Dataset, IterableDataset
 
 from ..configuration_base import OptionsConfig
 from .arguments import FeedbackTrainingArguments
 from .checkpoints import Record
+from .data.fingerprints import fingerprint_rows
 from .data.label_names import label_name
 
 # Options of training that change nothing in the weights, by the start of their names.
@@ -65,47 +63,6 @@ def model_options(config: OptionsConfig) -> Record:
     """
     options = {name: value for name, value in config.options().items() if name not in ("problem_type", "label2id")}
     return json.loads(json.dumps(options, default=str))
-
-
-def fingerprint_rows(data: Dataset) -> str:
-    """Returns the number of rows and a fingerprint of their contents.
-
-    Example:
-
-    ```python
-    >>> from datasets import Dataset
-    >>> same = [fingerprint_rows(Dataset.from_dict({"text": ["late", "lost"]})) for _ in range(2)]
-    >>> same[0] == same[1], same[0].split("(")[0]
-    (True, '2 rows ')
-
-    ```
-    """
-    digest = hashlib.blake2b(digest_size=6)
-    for table in data.with_format("arrow").iter(batch_size=1000):
-        sink = pyarrow.BufferOutputStream()
-        with pyarrow.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
-            writer.write_table(table.replace_schema_metadata(None).combine_chunks())
-        digest.update(sink.getvalue())
-    return f"{len(data)} rows ({digest.hexdigest()})"
-
-
-def fingerprint_file(file: Path, blocks: int = 64, size: int = 2**16) -> str:
-    """Returns the size of a file and a fingerprint of its contents; of a large one, of blocks all over it.
-
-    Args:
-        file: the file.
-        blocks: how many blocks count; the last is at the end.
-        size: bytes of a block.
-    """
-    length = file.stat().st_size
-    last = max(0, length - size)
-    starts = range(0, length, size) if length <= blocks * size else [last * i // (blocks - 1) for i in range(blocks)]
-    digest = hashlib.blake2b(digest_size=6)
-    with file.open("rb") as stream:
-        for start in starts:
-            stream.seek(start)
-            digest.update(stream.read(size))
-    return f"{length} bytes ({digest.hexdigest()})"
 
 
 def describe_differences(before: Record, now: Record) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..advice import advice_on_course, read_history
 from ..arguments import FeedbackTrainingArguments
 from ..data.splits import FileArguments
 from ..model_sources import check_source
@@ -96,7 +97,7 @@ def training_parser(
     )
     parser.describe_default("bf16", "where the machine is fast at it")
     parser.describe_default("use_cpu", "where there is no accelerator")
-    if _is_given(arguments, "--validation-file", "--dataset-name"):
+    if _is_given(arguments, "--validation-file", "--validation-split", "--dataset-name"):
         parser.set_defaults(eval_strategy="epoch")
     return parser
 
@@ -127,11 +128,17 @@ def run_training(
     if base_model is not None:
         check_source(base_model, task.model_args.revision)
     prepare_run(args)
-    metrics = run_task(task.prepare(announce=args.process_index == 0), base_model, args)
+    prepared = task.prepare(announce=args.process_index == 0)
+    metrics = run_task(prepared, base_model, args)
     if args.process_index == 0:
         reads_tokens = (Path(str(args.output_dir)) / "tokenizer_config.json").is_file()
         print(f"\nTrained from {base_model or 'scratch'}:")
         print(format_metrics(metrics))
+        course = advice_on_course(
+            read_history(Path(str(args.output_dir))), args.metric_for_best_model, args.greater_is_better
+        )
+        for advice in (*task.advise(prepared.splits), *course):
+            print(f"\nTo try next: {advice}")
         print(f"\nModel, {'tokenizer' if reads_tokens else 'processor'} and model card are in {args.output_dir}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # its threads may abort a process that ends under them

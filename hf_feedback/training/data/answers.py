@@ -15,6 +15,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from ...words import space_between_texts
 from .files import format_rows
 from .label_names import label_name
+from .row_encoder import IN_MEMORY, RowEncoder
 from .splits import Batch, Row, Split
 
 OUTSIDE = [-1, -1]  # offsets of a token that is not part of the text
@@ -53,10 +54,13 @@ class WindowEncoder:
         tokenizer: A fast one that pads to the right.
         max_length: tokens of a window, the question included.
         stride: tokens of the text that a window shares with the one before.
+        encoder: keeps the result on disk, or not.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> None:
-        self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int, encoder: RowEncoder = IN_MEMORY
+    ) -> None:
+        self.tokenizer, self.max_length, self.stride, self.encoder = tokenizer, max_length, stride, encoder
         self.space = space_between_texts(tokenizer)
 
     def encode(self, split: Split) -> Dataset:
@@ -80,10 +84,9 @@ class WindowEncoder:
             windows = [window for row, index in pairs for window in self._windows(row, index, split.source)]
             return {name: [window[name] for window in windows] for name in windows[0]}
 
-        names = split.data.column_names
-        return split.data.map(
-            encode_batch, batched=True, with_indices=True, remove_columns=names, load_from_cache_file=False
-        )
+        options = {"max_length": self.max_length, "stride": self.stride}
+        columns = ("question", "context", "answers")
+        return self.encoder.encode(split.data, columns, encode_batch, self.tokenizer, options)
 
     def _windows(self, row: Row, index: int, source: str) -> list[Row]:
         """The windows of one row."""

@@ -28,6 +28,8 @@ class Columns:
         text: column of the texts.
         text_pair: column of the second texts, for pairs.
         label: column of the labels.
+        label_separator: what stands between several labels of a text in one cell; `None` where a cell is one label or a
+            list.
 
     Example:
 
@@ -41,14 +43,20 @@ class Columns:
     text: str
     text_pair: str | None
     label: str | None
+    label_separator: str | None = None
 
     def __str__(self) -> str:
         pair = "" if self.text_pair is None else f" and {self.text_pair!r}"
-        return f"texts in {self.text!r}{pair}" + ("" if self.label is None else f", labels in {self.label!r}")
+        separator = "" if self.label_separator is None else f", separated by {self.label_separator!r}"
+        return f"texts in {self.text!r}{pair}" + (
+            "" if self.label is None else f", labels in {self.label!r}{separator}"
+        )
 
     def store_in(self, config: PreTrainedConfig) -> None:
         """Writes the columns into the config of a model that is trained on them."""
         config.data_columns = asdict(self)
+        if self.label_separator is None:
+            del config.data_columns["label_separator"]
 
     @classmethod
     def of_model(cls, config: PreTrainedConfig) -> "Columns | None":
@@ -115,6 +123,7 @@ def find_columns(
     label: str | None = None,
     needs_label: bool = True,
     trained: Columns | None = None,
+    label_separator: str | None = None,
 ) -> Columns:
     """Chooses the columns of texts and labels: by option, else as in training, else by their usual names.
 
@@ -126,6 +135,7 @@ def find_columns(
         label: column of the labels, if an option names it.
         needs_label: whether there has to be a column of labels.
         trained: the columns of training.
+        label_separator: what separates the labels of a cell, if an option says so.
 
     Raises:
         ValueError: A column is missing or cannot be chosen; the message lists all columns.
@@ -134,7 +144,7 @@ def find_columns(
 
     ```python
     >>> find_columns(["id", "review", "label"], "train.csv")
-    Columns(text='review', text_pair=None, label='label')
+    Columns(text='review', text_pair=None, label='label', label_separator=None)
 
     ```
     """
@@ -152,7 +162,8 @@ def find_columns(
             "No column of labels was found; name it with `--label-column`. One column must hold them, several labels "
             f'of a text as a list such as ["late", "lost"]. {_list_columns(names, source)}'
         )
-    return Columns(text, text_pair, label if label in names else None)
+    separator = label_separator or getattr(trained, "label_separator", None)
+    return Columns(text, text_pair, label if label in names else None, separator)
 
 
 def _choose(

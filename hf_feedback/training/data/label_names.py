@@ -112,10 +112,32 @@ def class_label_of(data: Dataset, column: str) -> ClassLabel | None:
     return inner if isinstance(inner, ClassLabel) else None
 
 
-def label_cells(data: Dataset, column: str) -> list[object]:
+def split_labels(cell: object, separator: str) -> object:
+    """Returns the labels of a cell as a list; a cell of the separator alone holds none, an empty one is a gap.
+
+    Example:
+
+    ```python
+    >>> split_labels("late; lost", ";"), split_labels(";", ";"), split_labels("", ";")
+    (['late', 'lost'], [], None)
+
+    ```
+    """
+    if isinstance(cell, list | tuple | dict | bytes) or cell is None:
+        return cell
+    parts = [part.strip() for part in str(cell).split(separator)]
+    return None if parts == [""] else [part for part in parts if part]
+
+
+def label_cells(data: Dataset, column: str, separator: str | None = None) -> list[object]:
     """Returns the labels of a column, by name where they are numbers of a `ClassLabel`.
 
     −1, the number of hidden test labels in data sets of the Hub, becomes `None`.
+
+    Args:
+        data: the rows.
+        column: column of the labels.
+        separator: what stands between several labels of a cell, if anything does.
 
     Example:
 
@@ -129,7 +151,7 @@ def label_cells(data: Dataset, column: str) -> list[object]:
     """
     feature = class_label_of(data, column)
     if feature is None:
-        return list(data[column])
+        return [cell if separator is None else split_labels(cell, separator) for cell in data[column]]
 
     def name_of(value: int | list[int] | None) -> object:
         if isinstance(value, list):

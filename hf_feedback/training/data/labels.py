@@ -85,7 +85,14 @@ class LabelSet:
         return cls(problem, () if problem == REGRESSION else names)
 
     @classmethod
-    def of(cls, data: Dataset, column: str, source: str, problem_type: ProblemType | None = None) -> "LabelSet":
+    def of(
+        cls,
+        data: Dataset,
+        column: str,
+        source: str,
+        problem_type: ProblemType | None = None,
+        separator: str | None = None,
+    ) -> "LabelSet":
         """Finds the labels of training rows.
 
         Lists mean several labels at once, numbers that are not whole mean regression, anything else means classes.
@@ -95,12 +102,13 @@ class LabelSet:
             column: column of the labels.
             source: data set, for messages.
             problem_type: type of the problem, instead of the one that the labels suggest.
+            separator: what stands between several labels of a cell, if anything does.
 
         Raises:
             ValueError: A label is missing, or there are fewer than two classes.
         """
         allow_lists = problem_type in (None, MULTI_LABEL)
-        values = normalize_labels(label_cells(data, column), column, source, allow_lists)
+        values = normalize_labels(label_cells(data, column, separator), column, source, allow_lists)
         check_no_label_missing(values, column, source)
         _check_not_multi_hot(data[column], values, column, source)
         _check_same_shape(values, column, source, problem_type)
@@ -243,14 +251,16 @@ def has_labels(split: Split, column: str) -> bool:
     return any(label is not None for label in normalize_labels(cells, column, split.source, allow_lists_in_text=False))
 
 
-def label_numbers(split: Split, column: str, labels: LabelSet) -> list[int] | list[float] | list[list[float]]:
+def label_numbers(
+    split: Split, column: str, labels: LabelSet, separator: str | None = None
+) -> list[int] | list[float] | list[list[float]]:
     """Returns the numbers of the labels in a column, see `LabelSet.encode`.
 
     Raises:
         ValueError: there is no such column, or a label is missing or unknown.
     """
     check_column(column, split.data.column_names, split.source, "label_column")
-    return labels.encode(label_cells(split.data, column), column, split.source)
+    return labels.encode(label_cells(split.data, column, separator), column, split.source)
 
 
 def single_label_set(split: Split, column: str) -> LabelSet:
@@ -261,3 +271,9 @@ def single_label_set(split: Split, column: str) -> LabelSet:
     """
     check_column(column, split.data.column_names, split.source, "label_column")
     return LabelSet.of(split.data, column, split.source, SINGLE_LABEL)
+
+
+def row_classes(split: Split, column: str) -> list[str]:
+    """Returns the class of every row, by name, where each row has one label."""
+    names = normalize_labels(label_cells(split.data, column), column, split.source, allow_lists_in_text=False)
+    return list(map(str, names))

@@ -1,40 +1,30 @@
 """The splits of a run: training, validation and test rows, from files or from a data set of the Hub."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ...validation import option
 from .files import read_file, root_cause
-from .text_files import TextFormat
+from .held_out import SamplingArguments, held_out_rows
+from .row_encoder import EncodingArguments
+from .text_files import TextFormatArguments
 
 Row: TypeAlias = dict[str, Any]
 Batch: TypeAlias = dict[str, list[Any]]
 
 
 @dataclass
-class FileArguments:
+class FileArguments(SamplingArguments, EncodingArguments, TextFormatArguments):
     """The files of a training run."""
 
     train_file: str | None = option(None, "File to train on.")
     validation_file: str | None = option(None, "File to validate on after every epoch.")
     test_file: str | None = option(None, "File to test the finished model on, once.")
-    delimiter: str | None = option(
-        None, "Separator of CSV and TSV files, \\t for a tab (default: that of their header)."
-    )
-    encoding: str = option("utf-8", "Encoding of CSV, TSV, JSON and text files.")
-
-    @property
-    def text_format(self) -> TextFormat:
-        """How the files are written.
-
-        Raises:
-            ValueError: `delimiter` or `encoding` is not as it must be.
-        """
-        return TextFormat(self.delimiter, self.encoding)
 
 
 @dataclass(frozen=True)
@@ -44,10 +34,21 @@ class Split:
     Args:
         data: the rows as they were read.
         source: file or data set that they come from, for messages and the model card.
+        rows: where the rows stand in the source, counted from 0; `None` where it has no others.
     """
 
     data: Dataset
     source: str
+    rows: Sequence[int] | None = None
+
+    def rows_of(self, indices: Sequence[int]) -> Sequence[int]:
+        """Returns where rows stand in the source, by their numbers in `data`."""
+        return indices if self.rows is None else [self.rows[i] for i in indices]
+
+    def select(self, indices: Sequence[int], share: str) -> "Split":
+        """Returns some of the rows; `share` says which, for messages."""
+        indices = sorted(int(i) for i in indices)
+        return Split(self.data.select(indices), f"{self.source} ({share})", self.rows_of(indices))
 
 
 def read_splits(args: FileArguments, read: Callable[[str], Dataset] = read_file) -> dict[str, Split]:
@@ -89,3 +90,48 @@ def load_hub_splits(name: str, configuration: str | None) -> dict[str, Split]:
     if "train" not in loaded:
         raise ValueError(f"`dataset_name`: {name} has no split to train on, only {', '.join(loaded)}.")
     return {split: Split(loaded[split], f"{name}/{split}") for split in loaded}
+
+
+def draw_rows(
+    splits: Mapping[str, Split], args: SamplingArguments, classes: Sequence[Hashable] | None
+) -> dict[str, Split]:
+    """Returns the splits with the rows that the options leave them.
+
+    Args:
+        splits: the splits by name, as they were read.
+        args: how many rows are used, and which share of the training rows validates.
+        classes: the class of every training row; `None` where rows have none.
+
+    Raises:
+        ValueError: there is a validation split already, or too few rows for two splits.
+    """
+    drawn = dict(splits)
+    if args.validation_split is not None:
+        drawn |= _hold_out(splits, args.validation_split, classes, args.split_seed)
+    for name, split in drawn.items():
+        most, count = args.max_train_samples if name == "train" else args.max_eval_samples, len(split.data)
+        if most is not None and most < count:
+            order = np.random.default_rng(args.split_seed).permutation(count)
+            drawn[name] = split.select(order[:most].tolist(), f"{most} of {count} rows")
+    return drawn
+
+
+def _hold_out(
+    splits: Mapping[str, Split], share: float, classes: Sequence[Hashable] | None, seed: int
+) -> dict[str, Split]:
+    """Divides the training rows into those that train and those that validate."""
+    train, count = splits["train"], len(splits["train"].data)
+    if "validation" in splits:
+        raise ValueError(
+            f"`validation_split` and {splits['validation'].source} exclude each other: both are to validate on; give "
+            "one."
+        )
+    held_out = held_out_rows([None] * count if classes is None else classes, share, seed)
+    if not held_out:
+        raise ValueError(
+            f"`validation_split`: {share:g} of the {count} rows of {train.source} leaves none to validate on; give "
+            "more, or a file (`--validation-file`)."
+        )
+    kept = sorted(set(range(count)) - set(held_out))
+    shares = {"train": f"{len(kept)} of {count} rows", "validation": f"{len(held_out)} of {count} rows"}
+    return {name: train.select(rows, shares[name]) for name, rows in (("train", kept), ("validation", held_out))}

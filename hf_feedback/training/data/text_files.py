@@ -4,6 +4,8 @@ import codecs
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...validation import option
+
 CHUNK = 2**16  # bytes
 TAB_NAMES = ("\\t", "tab")
 
@@ -56,6 +58,25 @@ class TextFormat:
 
 
 DEFAULT_FORMAT = TextFormat()
+
+
+@dataclass(kw_only=True)
+class TextFormatArguments:
+    """How files are written."""
+
+    delimiter: str | None = option(
+        None, "Separator of CSV and TSV files, \\t for a tab (default: that of their header)."
+    )
+    encoding: str = option("utf-8", "Encoding of CSV, TSV, JSON and text files.")
+
+    @property
+    def text_format(self) -> TextFormat:
+        """How the files are written.
+
+        Raises:
+            ValueError: `delimiter` or `encoding` is not as it must be.
+        """
+        return TextFormat(self.delimiter, self.encoding)
 
 
 def read_text(path: Path, text_format: TextFormat = DEFAULT_FORMAT) -> str:

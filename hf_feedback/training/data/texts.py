@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -12,19 +14,22 @@ from transformers.utils import logging
 from .columns import Columns
 from .files import format_rows
 from .labels import LabelSet, label_numbers
+from .row_encoder import IN_MEMORY, RowEncoder
 from .splits import Batch, Split
 
 logger = logging.get_logger(__name__)
 
+NUM_TOKENS, IS_EMPTY = "num_tokens", "is_empty"  # columns beside the tokens, until they are counted
 
-def texts_of(cells: Sequence[object], column: str, source: str, first_row: int = 0) -> list[str | None]:
+
+def texts_of(cells: Sequence[object], column: str, source: str, rows: Sequence[int] | None = None) -> list[str | None]:
     """Returns the texts of cells: numbers, dates and truth values as JSON spells them, `None` for a gap.
 
     Args:
         cells: cells of one column.
         column: name of the column, for messages.
         source: data set of the column, for messages.
-        first_row: row of the first cell, counted from 0.
+        rows: rows of the cells, counted from 0; by default the first ones.
 
     Raises:
         ValueError: A cell holds something else; the message names its row.
@@ -50,7 +55,98 @@ def texts_of(cells: Sequence[object], column: str, source: str, first_row: int =
             f"{cell!r:.80}; name another column or make texts of it."
         )
 
-    return [text_of(row, cell) for row, cell in enumerate(cells, first_row)]
+    return list(map(text_of, range(len(cells)) if rows is None else rows, cells))
+
+
+@dataclass(frozen=True)
+class TextLengths:
+    """How long the texts of a split are.
+
+    Args:
+        tokens: tokens of every text before it is cut.
+        max_length: texts are cut at this number of tokens.
+
+    Example:
+
+    ```python
+    >>> str(TextLengths(np.array([3, 5, 9, 9]), max_length=8))
+    'tokens: 7 in the median text, 9 in the longest; 2 texts (50.0%) are cut at 8'
+
+    ```
+    """
+
+    tokens: np.ndarray
+    max_length: int
+
+    @property
+    def cut(self) -> int:
+        """Number of texts that are cut."""
+        return int((self.tokens > self.max_length).sum())
+
+    def __str__(self) -> str:
+        share = self.cut / max(1, len(self.tokens))
+        cut = f"{self.cut} texts ({share:.1%}) are cut" if self.cut else "none is cut"
+        return (
+            f"tokens: {np.median(self.tokens):.0f} in the median text, {self.tokens.max()} in the longest; {cut} at "
+            f"{self.max_length}"
+        )
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts as token ids.
+
+    Args:
+        data: the encoded rows.
+        lengths: how long the texts are.
+        empty: number of texts without a character.
+    """
+
+    data: Dataset
+    lengths: TextLengths
+    empty: int
+
+
+def tokenize_texts(
+    split: Split,
+    columns: Columns,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    encoder: RowEncoder = IN_MEMORY,
+) -> EncodedTexts:
+    """Turns texts into token ids. An empty text remains as its special tokens.
+
+    Args:
+        split: the rows.
+        columns: columns of the texts.
+        tokenizer: tokenizer of the model.
+        max_length: texts are cut at this number of tokens.
+        encoder: keeps the result on disk, or not.
+
+    Raises:
+        ValueError: A cell is no text.
+    """
+    text_columns = [column for column in (columns.text, columns.text_pair) if column]
+
+    def tokenize(batch: Batch, rows: list[int]) -> Batch:
+        cells = [texts_of(batch[column], column, split.source, split.rows_of(rows)) for column in text_columns]
+        texts = [[text or "" for text in column] for column in cells]
+        encoding = tokenizer(*texts, truncation=True, max_length=max_length)
+        lengths = [len(ids) for ids in encoding["input_ids"]]
+        full = [row for row, length in enumerate(lengths) if length >= max_length]
+        if full:
+            whole = tokenizer(*([column[row] for row in full] for column in texts), verbose=False)["input_ids"]
+            lengths = [*map(dict(zip(full, map(len, whole), strict=True)).get, range(len(lengths)), lengths)]
+        return {
+            **_without_empty_rows(dict(encoding), tokenizer),
+            NUM_TOKENS: lengths,
+            IS_EMPTY: [not any(text.strip() for text in row) for row in zip(*texts, strict=True)],
+        }
+
+    options = {"columns": text_columns, "max_length": max_length}
+    encoded = encoder.encode(split.data, text_columns, tokenize, tokenizer, options)
+    lengths = TextLengths(np.asarray(encoded[NUM_TOKENS][:]), max_length)
+    return EncodedTexts(encoded.remove_columns([NUM_TOKENS, IS_EMPTY]), lengths, sum(encoded[IS_EMPTY]))
 
 
 def encode_texts(
@@ -62,7 +158,7 @@ def encode_texts(
 ) -> Dataset:
     """Turns texts (and labels) into token ids (and numbers).
 
-    Texts that are cut and texts that are empty are counted in a warning. An empty text remains as its special tokens.
+    Texts that are cut and texts that are empty are counted in a warning.
 
     Args:
         split: the rows.
@@ -77,27 +173,17 @@ def encode_texts(
     Raises:
         ValueError: A cell is no text, or a label is missing or unknown.
     """
-    text_columns = [column for column in (columns.text, columns.text_pair) if column]
-    counts = {"long": 0, "empty": 0}
+    return with_labels(tokenize_texts(split, columns, tokenizer, max_length), split, columns, labels)
 
-    def tokenize(batch: Batch, rows: list[int]) -> Batch:
-        cells = [texts_of(batch[column], column, split.source, rows[0]) for column in text_columns]
-        texts = [[text or "" for text in column] for column in cells]
-        counts["empty"] += sum(not any(text.strip() for text in row) for row in zip(*texts, strict=True))
-        encoding = tokenizer(*texts, truncation=True, max_length=max_length)
-        lengths = [len(ids) == max_length for ids in encoding["input_ids"]]
-        counts["long"] += sum(map(bool, [e.overflowing for e in encoding.encodings or ()] or lengths))
-        return _without_empty_rows(dict(encoding), tokenizer)
 
-    encoded = split.data.map(
-        tokenize, batched=True, with_indices=True, remove_columns=split.data.column_names, load_from_cache_file=False
-    )
-    warn_of_cut_texts(split, counts["long"], max_length)
-    if counts["empty"]:
-        logger.warning(f"{split.source}: {counts['empty']} of {len(split.data)} texts are empty.")
-    if labels is not None and columns.label is not None:
-        encoded = encoded.add_column("labels", label_numbers(split, columns.label, labels))
-    return encoded
+def with_labels(encoded: EncodedTexts, split: Split, columns: Columns, labels: LabelSet | None = None) -> Dataset:
+    """Adds the numbers of labels to texts, and warns of those that are cut or empty, see `encode_texts`."""
+    warn_of_cut_texts(split, encoded.lengths.cut, encoded.lengths.max_length)
+    if encoded.empty:
+        logger.warning(f"{split.source}: {encoded.empty} of {len(split.data)} texts are empty.")
+    if labels is None or columns.label is None:
+        return encoded.data
+    return encoded.data.add_column("labels", label_numbers(split, columns.label, labels, columns.label_separator))
 
 
 def _without_empty_rows(encoding: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:

@@ -85,7 +85,8 @@ class AudioClassification(MediaClassification[AudioArguments]):
             features = self.processor(wave, sampling_rate=rate)  # type: ignore[operator]
             return {name: values[0] for name, values in features.items()}
 
-        return data.map(extract, remove_columns=data.column_names, load_from_cache_file=False)
+        workers = self.encoder.num_workers
+        return data.map(extract, remove_columns=data.column_names, num_proc=workers, load_from_cache_file=False)
 
     def make_collator(self) -> Collator:
         return DataCollatorWithPadding(self.processor)  # type: ignore[arg-type]  # pads as a tokenizer does

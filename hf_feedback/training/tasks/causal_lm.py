@@ -189,7 +189,9 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
         """Yields the texts of a split that have words."""
         names, trained = split.data.column_names, getattr(self, "columns", None)
         column = find_columns(names, split.source, self.data_args.text_column, needs_label=False, trained=trained).text
-        return (text for text in texts_of(split.data[column], column, split.source) if text and text.strip())
+        return (
+            text for text in texts_of(split.data[column], column, split.source, split.rows) if text and text.strip()
+        )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token is None:

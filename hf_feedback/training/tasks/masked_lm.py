@@ -18,6 +18,7 @@ from transformers import (
 from ...modeling_feedback import FeedbackForMaskedLM
 from ...validation import option
 from ..data.columns import Columns, find_columns
+from ..data.row_encoder import IN_MEMORY, RowEncoder
 from ..data.splits import Batch, Row, Split
 from ..data.text_files import TextFormat
 from ..data.texts import texts_of
@@ -197,13 +198,16 @@ def adjacent_tokens(words: Sequence[int | None]) -> list[tuple[int, int]]:
     return spans
 
 
-def encode_pieces(split: Split, trained: Columns, encoder: PieceEncoder) -> Dataset:
+def encode_pieces(
+    split: Split, trained: Columns, encoder: PieceEncoder, row_encoder: RowEncoder = IN_MEMORY
+) -> Dataset:
     """Encodes the texts of a split.
 
     Args:
         split: the rows.
         trained: the columns of training.
         encoder: turns texts into pieces.
+        row_encoder: keeps the result on disk, or not.
 
     Raises:
         ValueError: the texts hold no words.
@@ -211,11 +215,10 @@ def encode_pieces(split: Split, trained: Columns, encoder: PieceEncoder) -> Data
     column = find_columns(split.data.column_names, split.source, needs_label=False, trained=trained).text
 
     def encode(batch: Batch, rows: list[int]) -> Batch:
-        return encoder([text or "" for text in texts_of(batch[column], column, split.source, rows[0])])
+        return encoder([text or "" for text in texts_of(batch[column], column, split.source, split.rows_of(rows))])
 
-    encoded = split.data.map(
-        encode, batched=True, with_indices=True, remove_columns=split.data.column_names, load_from_cache_file=False
-    )
+    options = {"column": column, "max_length": encoder.max_length, "whole_words": encoder.whole_words}
+    encoded = row_encoder.encode(split.data, [column], encode, encoder.tokenizer, options)
     if len(encoded) == 0:
         raise ValueError(f"{split.source}: column {column!r} holds no words.")
     return encoded
@@ -264,7 +267,7 @@ class MaskedLM(PlainTextTask[MaskingArguments]):
         if name == "train" and args.streaming:
             stream = {"file": split.source, "column": self.columns.text, "text_format": args.text_format}
             return EncodedSplit(IterableDataset.from_generator(encoder.stream, gen_kwargs=stream), split.source, None)
-        data = encode_pieces(split, self.columns, encoder)
+        data = encode_pieces(split, self.columns, encoder, self.encoder)
         if name != "train":
             data = with_fixed_masks(data, self.processor, args.mlm_probability, args.whole_word_masking)
         return EncodedSplit(data, split.source, len(split.data), perplexity_of_losses)

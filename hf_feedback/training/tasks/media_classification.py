@@ -1,14 +1,16 @@
 """What the classification of images and recordings has in common."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
 from datasets import Audio, Dataset, Image
 
 from ...validation import option
-from ..data.labels import SINGLE_LABEL, LabelSet, label_numbers, single_label_set
+from ..data.labels import SINGLE_LABEL, LabelSet, label_numbers, row_classes, single_label_set
 from ..data.media import check_media, read_media
+from ..data.overview import describe_rows
 from ..data.splits import FileArguments, Split
 from ..metrics import METRICS, make_compute_metrics
 from .task import EncodedSplit, Task
@@ -62,6 +64,13 @@ class MediaClassification(Task[Arguments]):
 
     def find_labels(self, train: Split) -> LabelSet:
         return single_label_set(train, self.data_args.label_column)
+
+    def classes_of(self, train: Split) -> list[str]:
+        return row_classes(train, self.data_args.label_column)
+
+    def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
+        column = self.data_args.label_column
+        return [describe_rows(name, split, column, self.labels) for name, split in splits.items()]
 
     def describe_data(self) -> str:
         return f"{self.media_name} in {self.media_column!r}, labels in {self.data_args.label_column!r}; {self.labels}"

@@ -11,7 +11,8 @@ from ...words import space_between_texts
 from ..data.columns import check_rows
 from ..data.label_names import label_name
 from ..data.labels import SINGLE_LABEL
-from ..data.splits import FileArguments, Row, Split
+from ..data.row_encoder import IN_MEMORY, RowEncoder
+from ..data.splits import Batch, FileArguments, Split
 from ..metrics import METRICS, make_compute_metrics
 from ..model_card import TaskCard
 from .task import Collator, EncodedSplit, TextTask
@@ -42,23 +43,32 @@ class ChoiceArguments(FileArguments):
     )
 
 
-def encode_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+def encode_choices(
+    data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, encoder: RowEncoder = IN_MEMORY
+) -> Dataset:
     """Pairs every choice with its context: token ids `(choices, tokens)` a row, and the number of the right choice.
 
     Args:
         data: rows of `context`, `choices` and `label`.
         tokenizer: tokenizer of the model.
         max_length: pairs are cut at this number of tokens.
+        encoder: keeps the result on disk, or not.
     """
-
     space = space_between_texts(tokenizer)
 
-    def tokenize(row: Row) -> Row:
-        contexts, choices = [row["context"]] * len(row["choices"]), [space + choice for choice in row["choices"]]
-        encoding = tokenizer(contexts, choices, truncation=True, max_length=max_length)
-        return {**encoding, "labels": int(label_name(row["label"]))}
+    def tokenize(batch: Batch, rows: list[int]) -> Batch:
+        pairs = zip(batch["context"], batch["choices"], strict=True)
+        encodings = [
+            tokenizer(
+                [context] * len(choices), [space + one for one in choices], truncation=True, max_length=max_length
+            )
+            for context, choices in pairs
+        ]
+        columns = {name: [encoding[name] for encoding in encodings] for name in encodings[0]}
+        return {**columns, "labels": [int(label_name(label)) for label in batch["label"]]}
 
-    return data.map(tokenize, remove_columns=data.column_names, load_from_cache_file=False)
+    options = {"max_length": max_length, "space": space}
+    return encoder.encode(data, ("context", "choices", "label"), tokenize, tokenizer, options)
 
 
 class MultipleChoice(TextTask[ChoiceArguments]):
@@ -104,7 +114,7 @@ class MultipleChoice(TextTask[ChoiceArguments]):
         self.card = replace(self.card, usage=usage_of(space_between_texts(tokenizer)))
 
     def encode(self, name: str, split: Split) -> EncodedSplit:
-        data = encode_choices(split.data, self.processor, self.max_length)
+        data = encode_choices(split.data, self.processor, self.max_length, self.encoder)
         return EncodedSplit(data, split.source, len(split.data), make_compute_metrics(SINGLE_LABEL, list(self.metrics)))
 
     def make_collator(self) -> Collator:

@@ -1,6 +1,6 @@
 """What the tasks of language models share: texts of one column, and the perplexity of their tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def stream_texts(file: str, column: str, text_format: TextFormat) -> Iterator[st
         text_format: how the file is written.
     """
     for number, row in enumerate(stream_rows(file, text_format)):
-        yield from (text or "" for text in texts_of([row.get(column)], column, file, number))
+        yield from (text or "" for text in texts_of([row.get(column)], column, file, [number]))
 
 
 class PlainTextTask(TextTask[Arguments]):
@@ -111,6 +111,12 @@ class PlainTextTask(TextTask[Arguments]):
         args = self.data_args
         if not args.streaming:
             return super().read_splits()
+        drawn = [name for name in ("validation_split", "max_train_samples") if getattr(args, name) is not None]
+        if drawn:
+            raise ValueError(
+                f"`{drawn[0]}` and `streaming` exclude each other: of a file that is read while training, rows cannot "
+                "be drawn before; give `--validation-file` or `--max-steps`."
+            )
         files = replace(args, validation_file=None, test_file=None)
         train = read_splits(files, partial(read_first_row, text_format=args.text_format))
         others = {"validation": args.validation_file, "test": args.test_file}
@@ -124,6 +130,10 @@ class PlainTextTask(TextTask[Arguments]):
 
     def describe_data(self) -> str:
         return str(self.columns)
+
+    def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
+        streamed = ("train",) if self.data_args.streaming else ()
+        return super().describe_splits({name: split for name, split in splits.items() if name not in streamed})
 
     def load(self) -> tuple[PreTrainedTokenizerBase, Model]:
         tokenizer, model = super().load()

@@ -151,7 +151,7 @@ class QuestionAnswering(TextTask[QuestionArguments]):
 
     def encode(self, name: str, split: Split) -> EncodedSplit:
         stride = self.max_length // 3 if self.data_args.stride is None else self.data_args.stride
-        windows = WindowEncoder(self.processor, self.max_length, stride).encode(split)
+        windows = WindowEncoder(self.processor, self.max_length, stride, self.encoder).encode(split)
         if name == "train":
             return EncodedSplit(windows, split.source, len(split.data))
         contexts, references = split.data["context"][:], [answers["text"] for answers in split.data["answers"]]

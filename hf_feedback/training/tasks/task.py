@@ -1,12 +1,13 @@
 """What every task has in common: the way from the options of a run to a model and encoded data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import (
     BaseImageProcessor,
@@ -21,7 +22,10 @@ from ...modeling_fnn import FNNForSequenceClassification
 from ..data.duplicates import warn_of_repeated_ids
 from ..data.files import read_file
 from ..data.labels import LabelSet
-from ..data.splits import FileArguments, Row, Split, read_splits
+from ..data.overview import describe_rows
+from ..data.row_encoder import RowEncoder
+from ..data.splits import FileArguments, Row, Split, draw_rows, read_splits
+from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_arguments import FNNArguments, ModelArguments
 from ..model_card import TaskCard
@@ -49,6 +53,7 @@ class EncodedSplit:
         compute_metrics: as in `Trainer`; `None` for the loss alone.
         answer_texts: what was predicted → the right answers, one list a question, and the answers, where these are
             texts.
+        lengths: how long the texts are, where they may be cut.
     """
 
     data: Dataset | IterableDataset
@@ -56,6 +61,7 @@ class EncodedSplit:
     count: int | None
     compute_metrics: ComputeMetrics | None = None
     answer_texts: AnswerTexts | None = None
+    lengths: TextLengths | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class Task(ABC, Generic[DataArguments]):
         keep_all_columns: whether the collator reads columns that `forward` does not name.
         peft_task_type: name of the task in PEFT.
         labels: labels of the training data; `None` for tasks without labels.
+        encoder: encodes the rows, once the options are checked.
         processor: tokenizer, image processor or feature extractor, once it is loaded.
         model: the model, once it is loaded.
     """
@@ -116,6 +123,7 @@ class Task(ABC, Generic[DataArguments]):
     peft_task_type: ClassVar[str | None] = None
 
     labels: LabelSet | None
+    encoder: RowEncoder
     processor: Processor
     model: Model
 
@@ -133,15 +141,23 @@ class Task(ABC, Generic[DataArguments]):
             UnsupportedBackboneError: the backbone cannot be looped exactly.
         """
         self.check_options()
+        self.data_args.check_sampling()
+        self.encoder = self.data_args.row_encoder
         splits = {name: self.check_split(split) for name, split in self.read_splits().items()}
         for split in splits.values():
             warn_of_repeated_ids(split)
         self.labels = self.find_labels(splits["train"])
-        description = self.describe_data()
+        description, source = self.describe_data(), splits["train"].source
+        splits = draw_rows(splits, self.data_args, self.classes_of(splits["train"]))
         if announce and description:
-            print(f"{splits['train'].source}: {description}", flush=True)
+            print("\n  ".join([f"{source}: {description}", *self.describe_splits(splits)]), flush=True)
         self.processor, self.model = self.load()
-        encoded = {name: self.encode(name, split) for name, split in splits.items()}
+        with PartialState().local_main_process_first():  # the others read what it keeps on disk
+            encoded = {name: self.encode(name, split) for name, split in splits.items()}
+        if announce:
+            for name, one in encoded.items():
+                if one is not None and one.lengths is not None:
+                    print(f"  {name}: {one.lengths}", flush=True)
         return PreparedTask(
             model=self.model,
             processor=self.processor,
@@ -174,9 +190,17 @@ class Task(ABC, Generic[DataArguments]):
         """Returns the labels of the training data."""
         return None
 
+    def classes_of(self, train: Split) -> Sequence[Hashable] | None:
+        """Returns the class of every training row; `None` where rows have none, or several."""
+        return None
+
     def describe_data(self) -> str | None:
         """Returns how the training data are read, in words."""
         return None
+
+    def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
+        """Returns what the splits hold, in words, one line each."""
+        return [describe_rows(name, split) for name, split in splits.items()]
 
     @abstractmethod
     def load(self) -> tuple[Processor, Model]:
@@ -201,6 +225,10 @@ class Task(ABC, Generic[DataArguments]):
     def preprocess_logits(self) -> PreprocessLogits | None:
         """Returns `preprocess_logits_for_metrics` of the Trainer."""
         return None
+
+    def advise(self, splits: Mapping[str, EncodedSplit]) -> list[str]:
+        """Returns what to try next, by the data of a run that is finished and by what the model predicts."""
+        return []
 
     def write_predictions(self, folder: Path) -> None:
         """Writes what the trained model answers into a folder, where an option asks for it."""

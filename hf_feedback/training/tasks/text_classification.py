@@ -1,5 +1,6 @@
 """The classification of whole texts, and the regression of values."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
@@ -14,10 +15,12 @@ from ...configuration_fnn import FNNConfig
 from ...modeling_feedback import FeedbackForSequenceClassification
 from ...modeling_fnn import FNNForSequenceClassification
 from ...validation import option
+from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..data.columns import Columns, find_columns
-from ..data.labels import MULTI_LABEL, REGRESSION, LabelSet, ProblemType, has_labels
+from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
+from ..data.overview import describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
-from ..data.texts import encode_texts
+from ..data.texts import tokenize_texts, with_labels
 from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics, predict_labels
 from ..model_arguments import FNNArguments
 from ..model_card import TaskCard, pipeline_usage
@@ -50,6 +53,9 @@ class LabelArguments(TextArguments):
     """The column of the labels, and the metrics."""
 
     label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    label_separator: str | None = option(
+        None, "What separates several labels of a text in one cell, such as ; (default: that of training, or none)."
+    )
     metrics: list[str] | None = option(
         None,
         "Metrics; the first, if it is one of ours, chooses the best epoch, else the loss (default: those "
@@ -81,9 +87,9 @@ def columns_of(split: Split, args: TextArguments, needs_label: bool = True, trai
     Raises:
         ValueError: A column is missing or cannot be chosen.
     """
-    label = getattr(args, "label_column", None)
-    names = split.data.column_names
-    return find_columns(names, split.source, args.text_column, args.text_pair_column, label, needs_label, trained)
+    label, separator = getattr(args, "label_column", None), getattr(args, "label_separator", None)
+    names, text, text_pair = split.data.column_names, args.text_column, args.text_pair_column
+    return find_columns(names, split.source, text, text_pair, label, needs_label, trained, separator)
 
 
 def predictions_of(logits: np.ndarray, labels: LabelSet) -> Iterator[Mapping[str, object]]:
@@ -166,15 +172,29 @@ class TextClassification(TextTask[TextDataArguments]):
     def find_labels(self, train: Split) -> LabelSet:
         self.columns = columns_of(train, self.data_args)
         problem_type = cast(ProblemType | None, self.data_args.problem_type)
-        labels = LabelSet.of(train.data, self.columns.label or "", train.source, problem_type)
+        labels = LabelSet.of(
+            train.data, self.columns.label or "", train.source, problem_type, self.columns.label_separator
+        )
         names = self.data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
         unknown = MetricInfo(greater_is_better=None)
         self.metrics = {name: METRICS.get(name, unknown) for name in names}
         self.compute_metrics = make_compute_metrics(labels.problem_type, names)
         return labels
 
+    def classes_of(self, train: Split) -> list[str] | None:
+        single = self.labels.problem_type == SINGLE_LABEL
+        return row_classes(train, self.columns.label or "") if single else None
+
     def describe_data(self) -> str:
         return f"{self.columns}; {self.labels}"
+
+    def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
+        columns = {name: columns_of(split, self.data_args, False, self.columns) for name, split in splits.items()}
+        rows = [
+            describe_rows(name, split, columns[name].label, self.labels, columns[name].label_separator)
+            for name, split in splits.items()
+        ]
+        return [*rows, *describe_duplicates(splits, columns)]
 
     def load(self) -> tuple[PreTrainedTokenizerBase, Model]:
         tokenizer, model = self.load_model()
@@ -199,8 +219,20 @@ class TextClassification(TextTask[TextDataArguments]):
         if name == "test" and not has_labels(split, columns.label or ""):
             logger.warning(f"{split.source} has no labels and is left out.")
             return None
-        data = encode_texts(split, columns, self.processor, self.max_length, LabelSet.of_model(self.model))
-        return EncodedSplit(data, split.source, len(split.data), self.compute_metrics)
+        encoded = tokenize_texts(split, columns, self.processor, self.max_length, self.encoder)
+        labels = LabelSet.of_model(self.model)
+        data, counter = with_labels(encoded, split, columns, labels), PredictionCounter(self.compute_metrics, labels)
+        return EncodedSplit(data, split.source, len(split.data), counter, lengths=encoded.lengths)
+
+    def advise(self, splits: Mapping[str, EncodedSplit]) -> list[str]:
+        train, validation = splits["train"], splits.get("validation")
+        labels, counts = LabelSet.of_model(self.model), Counter[str]()
+        if labels.problem_type == SINGLE_LABEL:
+            counts.update(labels.names[number] for number in train.data["labels"])
+        share = 0.0 if train.lengths is None else train.lengths.cut / len(train.lengths.tokens)
+        counter = None if validation is None else validation.compute_metrics
+        on_classes = advice_on_classes(counter) if isinstance(counter, PredictionCounter) else []
+        return [*on_classes, *advice_on_data(counts, share, self.max_length)]
 
 
 class NetworkTextClassification(TextClassification):

@@ -16,12 +16,14 @@ from ..data.columns import check_rows
 from ..data.files import format_rows
 from ..data.label_names import check_no_label_missing, label_cells, label_name, normalize_labels
 from ..data.labels import SINGLE_LABEL, LabelSet
+from ..data.row_encoder import IN_MEMORY, RowEncoder
 from ..data.splits import Batch, FileArguments, Split
 from ..data.texts import warn_of_cut_texts
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_card import TaskCard, pipeline_usage
 from .task import IGNORED, Collator, EncodedSplit, Model, PreprocessLogits, TextTask
 
+IS_CUT = "is_cut"  # a column beside the tokens, until it is counted
 ACCURACY = {"token_accuracy": MetricInfo(hub_name="accuracy")}
 ENTITY_METRICS = {
     "entity_f1": MetricInfo(hub_name="f1"),
@@ -170,6 +172,7 @@ def encode_words(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     label_piece: LabelPiece = "first",
+    encoder: RowEncoder = IN_MEMORY,
 ) -> Dataset:
     """Turns words and tags into token ids and labels; only one piece of a word has one.
 
@@ -181,30 +184,29 @@ def encode_words(
         tokenizer: A fast tokenizer that reads lists of words.
         max_length: texts are cut at this number of tokens; those that are cut are counted in a warning.
         label_piece: which piece of a word has its label, see `labelled_pieces`.
+        encoder: keeps the result on disk, or not.
 
     Raises:
         ValueError: A tag is not among `labels`.
     """
     numbers, space = labels.numbers, space_before_words(tokenizer)
     _check_tags(split, tags, labels)
-    cut = 0
 
     def tokenize(batch: Batch, rows: list[int]) -> Batch:
-        nonlocal cut
         words = [[space + word for word in row] for row in batch[column]]
         encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-        cut += sum(bool(one.overflowing) for one in encoding.encodings or ())
+        is_cut = [bool(one.overflowing) for one in encoding.encodings or ()]
         aligned = [
             align_labels(encoding.word_ids(i), [numbers[name] for name in tags[row]], label_piece)
             for i, row in enumerate(rows)
         ]
-        return {**encoding, "labels": aligned}
+        return {**encoding, "labels": aligned, IS_CUT: is_cut}
 
-    encoded = split.data.map(
-        tokenize, batched=True, with_indices=True, remove_columns=split.data.column_names, load_from_cache_file=False
-    )
-    warn_of_cut_texts(split, cut, max_length)
-    return encoded
+    options = {"column": column, "max_length": max_length, "label_piece": label_piece, "space": space}
+    options |= {"tags": [list(map(numbers.get, row)) for row in tags]}
+    encoded = encoder.encode(split.data, [column], tokenize, tokenizer, options)
+    warn_of_cut_texts(split, sum(encoded[IS_CUT]), max_length)
+    return encoded.remove_columns(IS_CUT)
 
 
 def usage_of(label_piece: LabelPiece) -> str:
@@ -280,7 +282,7 @@ class TokenClassification(TextTask[TagArguments]):
         self.metrics = {**(ENTITY_METRICS if all(map(is_bio, labels.names)) else {}), **ACCURACY}
         tags, column = self.tags_of(split), self.data_args.tokens_column
         label_piece = self.model.config.label_piece
-        data = encode_words(split, tags, labels, column, self.processor, self.max_length, label_piece)
+        data = encode_words(split, tags, labels, column, self.processor, self.max_length, label_piece, self.encoder)
         return EncodedSplit(data, split.source, len(split.data), make_tag_metrics(labels.names))
 
     def make_collator(self) -> Collator:

@@ -1,0 +1,97 @@
+"""What was understood of the data of a run, in words."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from .columns import Columns
+from .duplicates import repeated_rows
+from .files import format_rows
+from .label_names import RowLabels, label_cells, normalize_labels
+from .labels import MAX_SHOWN, MULTI_LABEL, REGRESSION, LabelSet
+from .splits import Split
+from .texts import texts_of
+
+
+def describe_rows(
+    name: str, split: Split, column: str | None = None, labels: LabelSet | None = None, separator: str | None = None
+) -> str:
+    """Returns the number of rows of a split, and how many have each label.
+
+    Args:
+        name: name of the split.
+        split: its rows.
+        column: column of the labels, if there is one.
+        labels: labels of the task.
+        separator: what stands between several labels of a cell, if anything does.
+    """
+    counts = f"{name}: {len(split.data)} rows from {split.source}"
+    if column is None or column not in split.data.column_names or labels is None:
+        return counts
+    cells, several = label_cells(split.data, column, separator), labels.problem_type == MULTI_LABEL
+    values = normalize_labels(cells, column, split.source, several)
+    if labels.problem_type == REGRESSION:
+        numbers = [float(str(value)) for value in values if value is not None]
+        return f"{counts}; values from {min(numbers):g} to {max(numbers):g}" if numbers else counts
+    return f"{counts}; {_describe_counts(label_counts(values), labels)}"
+
+
+def label_counts(values: Sequence[RowLabels]) -> Counter[str]:
+    """Returns how many rows have each label.
+
+    Example:
+
+    ```python
+    >>> label_counts(["late", ["late", "lost"], None])
+    Counter({'late': 2, 'lost': 1})
+
+    ```
+    """
+    several = (value if isinstance(value, list) else [value] for value in values)
+    return Counter(str(label) for row in several for label in row if label is not None)
+
+
+def _describe_counts(counts: Counter[str], labels: LabelSet) -> str:
+    """The most frequent labels first, those that no row has last."""
+    ordered = sorted(labels.numbers, key=lambda label: -counts[label])
+    shown = ", ".join(f"{label:.40} {counts[label]}" for label in ordered[:MAX_SHOWN])
+    rest = ordered[MAX_SHOWN:]
+    return shown + (f", … {len(rest)} more, {ordered[-1]:.40} {counts[ordered[-1]]} the least" if rest else "")
+
+
+def describe_duplicates(splits: Mapping[str, Split], columns: Mapping[str, Columns]) -> list[str]:
+    """Returns what is to be known of texts that stand there twice, in the training rows or in two splits.
+
+    Args:
+        splits: the splits by name.
+        columns: columns of their texts and labels.
+    """
+    texts = {name: _row_texts(split, columns[name]) for name, split in splits.items()}
+    train, lines = splits["train"], []
+    repeated = repeated_rows(texts["train"])
+    if repeated:
+        contradicting = _contradicting_rows(train, texts["train"], columns["train"].label)
+        contradiction = f", {len(contradicting)} of them with another label" if contradicting else ""
+        rows = format_rows(train.rows_of(contradicting or repeated))
+        lines.append(f"{len(repeated)} texts of train stand there before{contradiction}, such as {rows}")
+    known = set(texts["train"])
+    for name in [name for name in splits if name != "train"]:
+        shared = [row for row, text in enumerate(texts[name]) if text in known]
+        if shared:
+            rows = format_rows(splits[name].rows_of(shared))
+            lines.append(f"{len(shared)} texts of {name} are in train too, such as {rows}")
+    return lines
+
+
+def _row_texts(split: Split, columns: Columns) -> list[tuple[str | None, ...]]:
+    names = [name for name in (columns.text, columns.text_pair) if name in split.data.column_names]
+    return list(zip(*(texts_of(split.data[name], str(name), split.source) for name in names), strict=True))
+
+
+def _contradicting_rows(split: Split, texts: Sequence[tuple[str | None, ...]], column: str | None) -> list[int]:
+    """Rows whose text an earlier row has with another label."""
+    if column is None:
+        return []
+    first: dict[tuple[str | None, ...], object] = {}
+    return [
+        row for row, label in enumerate(label_cells(split.data, column)) if first.setdefault(texts[row], label) != label
+    ]
