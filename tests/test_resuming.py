@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hf_feedback.cli import main
 from hf_feedback.training.checkpoints import (
     best_checkpoint,
     checkpoint_fault,
+    checkpoints_in,
     finished_record,
     newest_checkpoint,
     read_manifest,
@@ -442,30 +444,26 @@ def test_killed_at_chosen_moments(backbone, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(backbone, tmp_path):
-    """Fresh processes, killed at any time; `KILLS=30 pytest tests/test_resuming.py -k random_moments` for more."""
-    command = [
-        *kill_command(backbone, tmp_path),
-        "--num-train-epochs",
-        "8",
-        "--save-steps",
-        "10",
-        "--eval-steps",
-        "10",
-    ]
+    """Fresh processes, killed at any time; `KILLS=20 pytest tests/test_resuming.py -k random_moments -s` for more."""
+    often = "--num-train-epochs 8 --save-steps 4 --eval-steps 4"
+    command = [*kill_command(backbone, tmp_path), *often.split()]
     whole, prepares, lasts = until_killed(in_folder(command, tmp_path / "whole"))
     assert whole == 0
-    most, kills, runs, draw = int(os.environ.get("KILLS", 1)), 0, 0, random.Random(0)
-    while kills < most:
-        folder, status = tmp_path / f"killed{runs}", -signal.SIGKILL
+    most, draw, found = int(os.environ.get("KILLS", 1)), random.Random(0), Counter()
+    while found["kills"] < most:
+        folder, status = tmp_path / f"killed{found['runs']}", -signal.SIGKILL
         while status == -signal.SIGKILL:
-            early = kills % 2 == 1
-            moment = draw.uniform(0, prepares if early else lasts / 4) if kills < most else None
+            early = found["kills"] % 4 == 1
+            moment = draw.uniform(0, prepares if early else lasts / 3) if found["kills"] < most else None
+            faults = [checkpoint_fault(path, 1, True) for path in checkpoints_in(folder)]
+            found["half-written checkpoints"] += any(faults)
+            found["resumptions from a checkpoint"] += None in faults
             status, _, _ = until_killed(in_folder(command, folder), moment, early)
-            kills += status == -signal.SIGKILL
+            found["kills"] += status == -signal.SIGKILL
         assert status == 0
         assert weights(folder) == weights(tmp_path / "whole")
-        runs += 1
-    print(f"{kills} kills in {runs} runs, each as the one of {lasts:.0f} s that nothing killed")
+        found["runs"] += 1
+    print(f"{dict(found)}; all runs ended with the weights of the one of {lasts:.0f} s that nothing killed")
 
 
 def until_killed(command, moment=None, early=False):

@@ -4,6 +4,7 @@ from typing import cast
 
 import datasets
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
@@ -29,6 +30,11 @@ def unused_parameters(trainer: Trainer) -> list[str]:
     return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
 
 
+def searches_unused(accelerator: Accelerator) -> bool:
+    """Whether DDP searches for unused parameters in each step; then none may be touched outside the forward pass."""
+    return accelerator.ddp_handler is not None and accelerator.ddp_handler.find_unused_parameters
+
+
 def skip_unused_search(trainer: Trainer) -> None:
     """Spares DDP its search for unused parameters in each step where the loss depends on all of them.
 
@@ -39,13 +45,12 @@ def skip_unused_search(trainer: Trainer) -> None:
         trainer: trainer of the model, with its data.
     """
     handler = trainer.accelerator.ddp_handler
-    fixed = getattr(trainer.args, "train_iterations", "fixed") == "fixed"
-    fixed = fixed and not getattr(trainer.args, "unfreezes", False)
     experts = any("expert" in name for name, _ in cast(nn.Module, trainer.model).named_parameters())
     once = isinstance(trainer.train_dataset, IterableDataset | datasets.IterableDataset)
-    if handler is None or once or trainer.args.ddp_find_unused_parameters is not None or not fixed or experts:
+    if handler is None or once or trainer.args.ddp_find_unused_parameters is not None or experts:
         return
     if handler.find_unused_parameters:
+        handler.find_unused_parameters = False  # as in the steps that it is about
         unused = torch.tensor(len(unused_parameters(trainer)), device=trainer.args.device)
         torch.distributed.all_reduce(unused)  # all processes have to do the same
         handler.find_unused_parameters = bool(unused)

@@ -1,9 +1,12 @@
 """What an evaluation during training leaves as it was, and what it counts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import find_batch_size
 from torch import nn
 
 from .model_parts import any_model_in
@@ -38,3 +41,24 @@ def count_iterations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         yield counts
     finally:
         hook.remove()
+
+
+def without_filling(accelerator: Accelerator, batch: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the last batch of an evaluation without the rows that only fill it up.
+
+    All processes read batches of the same size, the last of them with rows from the beginning.
+
+    Args:
+        accelerator: as it is while the batch is evaluated.
+        batch: the batch of this process.
+
+    Returns:
+        `None` where no process has such rows; the whole batch where all its rows are such, which no mean counts.
+    """
+    state = accelerator.gradient_state
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder < 1:
+        return None
+    size = find_batch_size(batch)
+    count = min(max(state.remainder - accelerator.process_index * size, 0), size) or size
+    whole = {name: isinstance(value, torch.Tensor) and len(value) == size for name, value in batch.items()}
+    return {name: value[:count] if whole[name] else value for name, value in batch.items()}

@@ -35,7 +35,8 @@ def check_step(trainer: Trainer, losses: Sequence[torch.Tensor], grad_norm: torc
     finite = torch.stack([loss.detach().float() for loss in losses]).isfinite()
     norm = torch.as_tensor(grad_norm)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # where the model is sharded
-    gradient_fails = trainer.accelerator.scaler is None and not bool(norm.isfinite())
+    scaled = trainer.args.fp16 or trainer.accelerator.scaler is not None
+    gradient_fails = not scaled and not bool(norm.isfinite())
     counts = torch.tensor([int((~finite).sum()), int(gradient_fails)], device=trainer.args.device)
     if trainer.args.world_size > 1:
         counts = trainer.accelerator.reduce(counts)

@@ -10,6 +10,7 @@ from torch import nn
 from ..modeling_base import FeedbackPreTrainedModel
 from .adversarial import AdversarialTraining
 from .batch_loss import BatchLoss, Inputs
+from .distributed import searches_unused
 from .loss_log import LossLog
 from .model_parts import any_model_in
 from .perturbation import word_embeddings_of
@@ -72,19 +73,21 @@ class Techniques:
     ) -> BatchLoss:
         """The loss of one forward pass."""
         loss, outputs = plain_loss(model, dict(inputs), True, num_items)
-        core = any_model_in(model)[1]
-        if inputs.get("num_iterations", core.config.num_iterations) == 1:
-            # distributed training refuses parameters that no gradient reaches
+        loss = loss * self._trainer.batch_weight
+        core, drawn = any_model_in(model)[1], self._trainer.args.train_iterations != "fixed"
+        unread = drawn or inputs.get("num_iterations", core.config.num_iterations) == 1
+        if unread and not searches_unused(self._trainer.accelerator):
+            # distributed training refuses parameters that no gradient reaches, and K decides which are read
             feedback = core.feedback.parameters() if isinstance(core, FeedbackPreTrainedModel) else ()
             unused = [parameter for parameter in feedback if parameter.requires_grad]
             loss = loss + sum(parameter.sum() for parameter in unused) * 0.0
         return BatchLoss(loss, outputs, share=self._share_of_batch(inputs, num_items))
 
     def _share_of_batch(self, inputs: Inputs, num_items: NumItems) -> float | torch.Tensor:
-        """What a mean over this batch counts for, where the loss is divided by the labels of all batches of a step."""
+        """What a mean over this batch counts for among the batches of a step."""
         trainer, labels = self._trainer, inputs.get("labels")
         if not self._divides_by_whole(num_items):
-            return 1.0
+            return trainer.batch_weight
         if num_items is None or labels is None:
             return 1.0 / trainer.current_gradient_accumulation_steps
         processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1

@@ -18,11 +18,12 @@ from transformers.training_args import ParallelMode
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackForCausalLM
 from .arguments import FeedbackTrainingArguments
+from .batch_weights import batch_weights
 from .callbacks import EpochCallback
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
 from .data_order import EpochOrder, SeededLengthGroups
 from .distributed import skip_unused_search
-from .evaluation_state import count_iterations, keep_weights
+from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
@@ -79,6 +80,7 @@ class FeedbackTrainer(SearchTrainer):
         check_early_stopping(args, args.early_stopping_patience)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
         self._techniques = Techniques(self)
+        self._batch_weights: torch.Tensor | None = None
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
@@ -149,6 +151,7 @@ class FeedbackTrainer(SearchTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers, in the stages that `args` asks for."""
+        self._losses, self._batch_weights = [], None
         with staged(self, self.args):
             return super()._inner_training_loop(*args, **kwargs)
 
@@ -202,11 +205,36 @@ class FeedbackTrainer(SearchTrainer):
         parts = self._techniques.log.read(self.accelerator) if "loss" in logs else {}
         super().log({**logs, **parts}, start_time)
 
+    @property
+    def batch_weight(self) -> torch.Tensor | float:
+        """What the loss of the running batch counts in the mean over the batches of its step; see `batch_weights`."""
+        return 1.0 if self._batch_weights is None else self._batch_weights[len(self._losses)]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """As in transformers; notes what each batch counts in its step."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._batch_weights = batch_weights(self, batches) if batches else None
+        return batches, items
+
     def _draw_iterations(self, mean: int) -> int:
         args, state = self.args, self.state
         limits = iteration_range(args.train_iterations, args.min_train_iterations, mean, args.max_train_iterations)
         progress = state.global_step / max(1, state.max_steps)
         return draw_iterations(args.train_iterations, limits, args.seed, state.global_step, progress)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """As in transformers; rows that fill up the last batch of a process have no part in the loss."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        counted = without_filling(self.accelerator, inputs)
+        if counted is not None and loss is not None:
+            loss = super().prediction_step(model, counted, True, ignore_keys)[0]
+        return loss, logits, labels
 
     def evaluation_loop(
         self,

@@ -1,0 +1,52 @@
+"""The weight of each batch of a step, with which the step's loss is the mean over all items of all its batches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from .tasks.task import IGNORED
+
+
+def count_items(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Returns the number of items that the loss of a batch is the mean of: labels that count, or else rows.
+
+    Example:
+
+    ```python
+    >>> count_items({"labels": torch.tensor([[3, 4, -100], [5, -100, -100]])})
+    tensor(3)
+    >>> count_items({"input_ids": torch.ones(2, 7), "start_positions": torch.tensor([1, 4])})
+    tensor(2)
+
+    ```
+    """
+    labels = batch.get("labels")
+    if isinstance(labels, torch.Tensor) and not labels.is_floating_point():
+        return (labels != IGNORED).sum()
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    return torch.tensor(len(tensors[0]) if tensors else 1)
+
+
+def batch_weights(trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+    """Returns the weights of the batches of a step in this process.
+
+    The mean over processes and accumulated batches of their losses, each times its weight, is the mean over all items:
+    batches may have different numbers of labels, and the last ones of an epoch fewer rows.
+
+    Args:
+        trainer: the trainer.
+        batches: those that this process accumulates.
+
+    Returns:
+        `None` where all weights are 1: for a single batch, and where the loss itself is divided by the number of items.
+    """
+    count, processes = len(batches), trainer.args.world_size
+    if count * processes < 2 or trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None:
+        return None
+    items = torch.stack([count_items(batch).to(trainer.args.device) for batch in batches])
+    total = items.sum()
+    if processes > 1:
+        total = trainer.accelerator.reduce(total)
+    return items * (count * processes) / total.clamp_min(1)
