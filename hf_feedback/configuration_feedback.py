@@ -124,6 +124,7 @@ class FeedbackConfig(OptionsConfig):
         "iteration_logits",
         "residuals",
         "iterations",
+        "jacobian_penalty",
         "past_key_values",
     ]
 

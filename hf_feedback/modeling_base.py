@@ -169,6 +169,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         fields: Keywords = {**self._collected(context, result), "iterations": result.iterations}
         if output_iterations:
             fields |= {**result.statistics(), "iteration_logits": tuple(logits)}
+        if result.penalty is not None:
+            fields["jacobian_penalty"] = result.penalty
         if labels is not None:
             losses = [self._loss(one, labels) for one in (logits if objective.needs_all_iterations else logits[-1:])]
             fields["loss"] = objective.combine(losses)

@@ -372,7 +372,8 @@ class FeedbackForMultipleChoice(FeedbackTextModel):
         return inputs, text.shape[1]
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, labels.to(logits.device))
+        loss_function = vars(self).get("_loss_function", F.cross_entropy)  # unless another one was set
+        return loss_function(logits, labels.to(logits.device))
 
 
 class MaskedLMHead(nn.Module):

@@ -49,6 +49,7 @@ class FeedbackTaskOutput(ModelOutput):
         logits: `(B, num_labels)`; for the shapes of other tasks see their classes.
         hidden_states, attentions, residuals, iterations: as in `FeedbackModelOutput`.
         iteration_logits: K tensors of the shape of `logits`, one an iteration, with `output_iterations=True`.
+        jacobian_penalty: scalar, without its weight, in training with that option; `loss` includes it.
     """
 
     loss: torch.Tensor | None = None
@@ -58,6 +59,7 @@ class FeedbackTaskOutput(ModelOutput):
     iteration_logits: tuple[torch.Tensor, ...] | None = None
     residuals: torch.Tensor | None = None
     iterations: torch.Tensor | None = None
+    jacobian_penalty: torch.Tensor | None = None
 
 
 @dataclass
@@ -90,6 +92,7 @@ class FeedbackQuestionAnsweringOutput(ModelOutput):
         start_logits, end_logits: `(B, T)`.
         hidden_states, attentions, residuals, iterations: as in `FeedbackModelOutput`.
         iteration_logits: K tensors `(B, T, 2)`, start and end after each iteration, with `output_iterations=True`.
+        jacobian_penalty: as in `FeedbackTaskOutput`.
     """
 
     loss: torch.Tensor | None = None
@@ -100,6 +103,7 @@ class FeedbackQuestionAnsweringOutput(ModelOutput):
     iteration_logits: tuple[torch.Tensor, ...] | None = None
     residuals: torch.Tensor | None = None
     iterations: torch.Tensor | None = None
+    jacobian_penalty: torch.Tensor | None = None
 
 
 # The fields of a backbone's output that are logits, or that a head reads.

@@ -429,7 +429,7 @@ def test_evaluation_and_what_follows_training_are_not_perturbed(tmp_path):
     plain = FeedbackTrainer(model=model, args=arguments(tmp_path), eval_dataset=tiny_data(8))
     trainer.train()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"])
-    assert trainer._techniques._adversarial is None
+    assert trainer.techniques._adversarial is None
 
 
 WRONG = {

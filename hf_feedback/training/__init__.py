@@ -2,7 +2,9 @@
 
 from .adversarial import FGM, PGD, SMART, FreeLB
 from .arguments import FeedbackTrainingArguments
+from .class_loss import ClassLoss, balanced_class_weights
 from .finite_steps import NonFiniteStepError
+from .objectives import DropoutAgreement, IterationAgreement, MaskedWords, Objectives
 from .parameter_groups import freeze_parameters, parameter_groups
 from .peft import from_peft, peft_options
 from .search import default_search_space, searched_feedback_options
@@ -13,12 +15,18 @@ __all__ = [
     "FGM",
     "PGD",
     "SMART",
+    "ClassLoss",
+    "DropoutAgreement",
     "FeedbackTrainer",
     "FeedbackTrainingArguments",
     "FreeLB",
     "GradualUnfreezing",
+    "IterationAgreement",
+    "MaskedWords",
     "NonFiniteStepError",
+    "Objectives",
     "UnfreezingCallback",
+    "balanced_class_weights",
     "default_search_space",
     "freeze_parameters",
     "from_peft",

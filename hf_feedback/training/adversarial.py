@@ -116,7 +116,7 @@ class FGM(AdversarialTraining):
         clean = passes.train()
         passes.perturbation.move(lambda _, gradient: scale_texts(gradient, self.epsilon))
         perturbed = passes.forward()
-        return _joined(clean, self.weight * perturbed.loss + clean.loss.detach(), perturbed.loss)
+        return _joined(clean, self.weight * perturbed.loss + clean.loss.detach(), perturbed.mean)
 
 
 class PGD(AdversarialTraining):
@@ -156,7 +156,7 @@ class PGD(AdversarialTraining):
             passes.attack()
             passes.perturbation.move(self._ascend)
         perturbed = passes.forward()
-        return _joined(perturbed, self.weight * perturbed.loss + self.clean_weight * clean, perturbed.loss)
+        return _joined(perturbed, self.weight * perturbed.loss + self.clean_weight * clean, perturbed.mean)
 
 
 class FreeLB(AdversarialTraining):
@@ -188,7 +188,7 @@ class FreeLB(AdversarialTraining):
             passes.perturbation.move(self._ascend)
         last = passes.forward()
         loss = torch.stack([*earlier, last.loss]).mean()
-        return _joined(last, loss, loss)
+        return _joined(last, loss, replace(last, loss=loss).mean)
 
 
 class SMART(AdversarialTraining):

@@ -14,10 +14,10 @@ METHODS = ("none", *ADVERSARIAL)
 
 @dataclass
 class AdversarialArguments:
-    """Options of `FGM`, `PGD`, `FreeLB` and `SMART`.
+    """Adversarial training on the word embeddings.
 
     Args:
-        adversarial: the method, one of `METHODS`.
+        adversarial: the method, one of `METHODS`: see `FGM`, `PGD`, `FreeLB` and `SMART`.
         adversarial_epsilon: largest length of the perturbation of a text's word embeddings.
         adversarial_step_size: length of a step of the perturbation.
         adversarial_steps: number of steps of the perturbation.

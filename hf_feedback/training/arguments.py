@@ -11,6 +11,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
 from .adversarial_arguments import AdversarialArguments
+from .objective_arguments import ObjectiveArguments
 from .resume_arguments import ResumeArguments
 from .sampling import ITERATION_RULES
 from .staging import StagingArguments, check_unfreezing
@@ -45,9 +46,11 @@ def read_json(option: str, text: str, example: str) -> Any:
 
 
 @dataclass
-class FeedbackTrainingArguments(AdversarialArguments, StagingArguments, ResumeArguments, TrainingArguments):
+class FeedbackTrainingArguments(
+    AdversarialArguments, ObjectiveArguments, StagingArguments, ResumeArguments, TrainingArguments
+):
     """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations`,
-    `AdversarialArguments`, `StagingArguments` and `ResumeArguments`.
+    `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments` and `ResumeArguments`.
 
     Args:
         freeze: parts, layers or regular expressions that do not train.
@@ -122,6 +125,7 @@ class FeedbackTrainingArguments(AdversarialArguments, StagingArguments, ResumeAr
         if self.unfreezes:
             check_unfreezing(self)
         self.check_adversarial()
+        self.check_objectives()
         check_choice("train_iterations", self.train_iterations, ITERATION_RULES)
         check_integer("min_train_iterations", self.min_train_iterations, 1, "the least K that is drawn")
         if self.max_train_iterations is not None:

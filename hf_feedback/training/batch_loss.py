@@ -32,6 +32,12 @@ class BatchLoss:
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
     share: float | torch.Tensor = 1.0
 
+    @property
+    def mean(self) -> torch.Tensor:
+        """The loss as a mean over this batch, without a graph."""
+        share = torch.as_tensor(self.share, dtype=self.loss.dtype, device=self.loss.device)
+        return self.loss.detach() / share.clamp_min(torch.finfo(share.dtype).tiny)
+
 
 # A model and what it takes → the loss.
 ComputeLoss: TypeAlias = Callable[[nn.Module, Inputs], BatchLoss]

@@ -12,14 +12,16 @@ class LossLog:
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
 
-    def add(self, parts: Mapping[str, torch.Tensor]) -> None:
+    def add(self, parts: Mapping[str, torch.Tensor], share: float | torch.Tensor = 1.0) -> None:
         """Adds the parts of one batch.
 
         Args:
             parts: scalars without a graph, by name.
+            share: what the batch counts for.
         """
         for name, value in parts.items():
-            pair = torch.stack((value.double(), torch.ones_like(value, dtype=torch.float64)))
+            weight = torch.as_tensor(share, dtype=torch.float64, device=value.device)
+            pair = torch.stack((weight * value.double(), weight))
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
@@ -31,6 +33,6 @@ class LossLog:
         sums, self._sums = self._sums, {}
         means = {}
         for name in sorted(sums):
-            total, count = accelerator.reduce(sums[name], "sum").tolist()
-            means[name] = total / count
+            total, weight = accelerator.reduce(sums[name], "sum").tolist()
+            means[name] = total / weight if weight else 0.0
         return means

@@ -58,7 +58,7 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     interrupt = InterruptCallback()
     trainer = _make_trainer(task, args, interrupt)
-    record = trainer.run_record = _record_of(task, args)
+    record = trainer.run_record = {**_record_of(task, args), **trainer.techniques.record}
     if resumes_newest(args) and is_finished(folder, record):
         warn_once(args, f"{folder}: this run is finished; nothing is left to train.")
         return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))

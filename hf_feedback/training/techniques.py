@@ -9,10 +9,14 @@ from torch import nn
 
 from ..modeling_base import FeedbackPreTrainedModel
 from .adversarial import AdversarialTraining
-from .batch_loss import BatchLoss, Inputs
+from .batch_loss import BatchLoss, ComputeLoss, Inputs
+from .checkpoints import Record
+from .class_loss import ClassLoss
+from .class_loss_setup import make_class_loss
 from .distributed import searches_unused
 from .loss_log import LossLog
 from .model_parts import any_model_in
+from .objectives import Objectives
 from .perturbation import word_embeddings_of
 
 if TYPE_CHECKING:
@@ -29,19 +33,40 @@ class Techniques:
 
     Attributes:
         log: the parts of the losses since they were last logged.
+        class_loss: what takes the place of the model's cross-entropy, if anything does.
     """
 
     def __init__(self, trainer: "FeedbackTrainer") -> None:
         self._trainer, self.log = trainer, LossLog()
         self._adversarial: AdversarialTraining | None = None
+        self._objectives: Objectives | None = None
+        self.class_loss: ClassLoss | None = None
 
-    def check_model(self) -> None:
-        """Raises `ValueError` where the model cannot be trained as the arguments say."""
-        if self._trainer.args.adversarial != "none":
-            word_embeddings_of(any_model_in(cast(nn.Module, self._trainer.model))[1])
+    def set_up(self) -> None:
+        """Makes what the arguments choose for the trainer's model.
+
+        Raises:
+            ValueError: the model cannot be trained with it.
+        """
+        trainer = self._trainer
+        model = cast(nn.Module, trainer.model)
+        if trainer.args.adversarial != "none":
+            word_embeddings_of(any_model_in(model)[1])
+        self._objectives = trainer.args.make_objectives(trainer.processing_class)
+        if self._objectives is not None:
+            self._objectives.check_model(model)
+        self.class_loss = make_class_loss(trainer)
+
+    @property
+    def record(self) -> Record:
+        """What the run depends on and is found out from its data, by name."""
+        weights = None if self.class_loss is None else self.class_loss.class_weights
+        return {} if weights is None else {"weights of the classes": weights}
 
     def start(self) -> None:
-        """Begins training: until then, and after its end, losses are computed without further passes."""
+        """Begins training, with the arguments as they are now: a search changes them. Until then, and after its end,
+        nothing is perturbed."""
+        self.set_up()
         self._adversarial, self.log = self._trainer.args.make_adversarial(), LossLog()
 
     def end(self) -> None:
@@ -59,13 +84,15 @@ class Techniques:
             num_items: `num_items_in_batch` of the trainer.
             plain_loss: `compute_loss` of transformers' Trainer.
         """
-        compute_loss = partial(self._task_loss, num_items=num_items, plain_loss=plain_loss)
+        compute_loss: ComputeLoss = partial(self._task_loss, num_items=num_items, plain_loss=plain_loss)
+        if self._objectives is not None:
+            compute_loss = partial(self._objectives.compute_loss, compute_loss=compute_loss)
         if self._adversarial is None:
             result = compute_loss(model, inputs)
         else:
             backward = partial(self._backward, num_items=num_items)
             result = self._adversarial.compute_loss(model, inputs, compute_loss, backward)
-        self.log.add(result.parts)
+        self.log.add(result.parts, result.share)
         return result
 
     def _task_loss(
@@ -81,7 +108,9 @@ class Techniques:
             feedback = core.feedback.parameters() if isinstance(core, FeedbackPreTrainedModel) else ()
             unused = [parameter for parameter in feedback if parameter.requires_grad]
             loss = loss + sum(parameter.sum() for parameter in unused) * 0.0
-        return BatchLoss(loss, outputs, share=self._share_of_batch(inputs, num_items))
+        penalty = outputs.get("jacobian_penalty")
+        parts = {} if penalty is None else {"loss_jacobian": penalty.detach()}
+        return BatchLoss(loss, outputs, parts, self._share_of_batch(inputs, num_items))
 
     def _share_of_batch(self, inputs: Inputs, num_items: NumItems) -> float | torch.Tensor:
         """What a mean over this batch counts for among the batches of a step."""

@@ -16,11 +16,11 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_check
 from transformers.training_args import ParallelMode
 
 from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_feedback import FeedbackForCausalLM
 from .arguments import FeedbackTrainingArguments
 from .batch_weights import batch_weights
 from .callbacks import EpochCallback
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
+from .class_loss_setup import use_loss
 from .data_order import EpochOrder, SeededLengthGroups
 from .distributed import skip_unused_search
 from .evaluation_state import count_iterations, keep_weights, without_filling
@@ -46,6 +46,7 @@ class FeedbackTrainer(SearchTrainer):
     Attributes:
         card_facts: facts of the run for the model card; `None` for the card of transformers.
         run_record: what the training depends on, for the manifest of each checkpoint.
+        techniques: adversarial training and objectives beside the loss of the task.
 
     Raises:
         ValueError: A part or pattern matches no parameter, or the loss leaves out what the model adds to its own.
@@ -79,39 +80,33 @@ class FeedbackTrainer(SearchTrainer):
         self._paused: list[nn.Parameter] = []
         check_early_stopping(args, args.early_stopping_patience)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
-        self._techniques = Techniques(self)
         self._batch_weights: torch.Tensor | None = None
+        self.techniques = Techniques(self)
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
         if hasattr(self.data_collator, "start_epoch"):
             self.add_callback(EpochCallback(self.data_collator))
         self.add_callback(EpochOrder())
+        self.techniques.set_up()
         self._check_loss()
-        self._techniques.check_model()
 
     def _check_loss(self) -> None:
         """Refuses a loss of the last logits that would leave out what the model adds to its own."""
-        core = any_model_in(cast(nn.Module, self.model))[1]
-        config = core.config
-        if self.label_smoother is not None and config.problem_type == "regression":
-            raise ValueError(
-                f"`label_smoothing_factor`={self.args.label_smoothing_factor} smooths classes, and the model predicts "
-                "values; leave it out."
-            )
-        if self.label_smoother is not None and isinstance(core, FeedbackForCausalLM):
-            raise ValueError(
-                f"`label_smoothing_factor`={self.args.label_smoothing_factor} would compare each prediction with the "
-                "token that it is made at, not the next one; leave it out."
-            )
-        if self.label_smoother is None and self.compute_loss_func is None:
+        if self.compute_loss_func is None:
+            self.label_smoother = None  # the model's own loss smooths, at every iteration
             return
-        option = "compute_loss_func" if self.label_smoother is None else "label_smoothing_factor"
+        config = any_model_in(cast(nn.Module, self.model))[1].config
         for name, plain in (("iteration_loss", "last"), ("jacobian_penalty", 0.0)):
             if getattr(config, name, plain) != plain:
                 raise ValueError(
-                    f"`{name}`={getattr(config, name)!r} is part of the model's own loss, which `{option}` replaces; "
-                    "leave one out."
+                    f"`{name}`={getattr(config, name)!r} is part of the model's own loss, which `compute_loss_func` "
+                    "replaces; leave one out."
+                )
+        for name in ("class_weights", "focal_gamma"):
+            if getattr(self.args, name):
+                raise ValueError(
+                    f"`{name}` changes the model's own loss, which `compute_loss_func` replaces; leave one out."
                 )
 
     def call_model_init(self, trial: Trial = None) -> nn.Module:
@@ -141,17 +136,17 @@ class FeedbackTrainer(SearchTrainer):
                 self._pause_unused_feedback(self.model)
                 if self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self.is_fsdp_enabled:
                     skip_unused_search(self)
-            self._techniques.start()
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for parameter in self._paused:
                 parameter.requires_grad_(True)
             self._paused = []
-            self._techniques.end()
+            self.techniques.end()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers, in the stages that `args` asks for."""
         self._losses, self._batch_weights = [], None
+        self.techniques.start()
         with staged(self, self.args):
             return super()._inner_training_loop(*args, **kwargs)
 
@@ -192,17 +187,18 @@ class FeedbackTrainer(SearchTrainer):
     ) -> Any:
         """As in transformers, with the K that `args.train_iterations` draws, and the techniques that `args` chooses."""
         plain_loss = super().compute_loss
-        if not model.training:
-            return plain_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.args.train_iterations != "fixed" and "num_iterations" not in inputs:
-            mean = any_model_in(model)[1].config.num_iterations
-            inputs = {**inputs, "num_iterations": self._draw_iterations(mean)}
-        result = self._techniques.compute_loss(model, inputs, num_items_in_batch, plain_loss)
+        with use_loss(model, self.techniques.class_loss):
+            if not model.training:
+                return plain_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self.args.train_iterations != "fixed" and "num_iterations" not in inputs:
+                mean = any_model_in(model)[1].config.num_iterations
+                inputs = {**inputs, "num_iterations": self._draw_iterations(mean)}
+            result = self.techniques.compute_loss(model, inputs, num_items_in_batch, plain_loss)
         return (result.loss, result.outputs) if return_outputs else result.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in transformers; beside the loss are its parts, without their weights."""
-        parts = self._techniques.log.read(self.accelerator) if "loss" in logs else {}
+        parts = self.techniques.log.read(self.accelerator) if "loss" in logs else {}
         super().log({**logs, **parts}, start_time)
 
     @property

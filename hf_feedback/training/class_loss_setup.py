@@ -1,0 +1,108 @@
+"""The class weights, focal loss and label smoothing of a training run, for the model that it trains."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from datasets import Dataset
+from torch import nn
+from transformers import Trainer
+
+from ..modeling_feedback import (
+    FeedbackForCausalLM,
+    FeedbackForMaskedLM,
+    FeedbackForMultipleChoice,
+    FeedbackForQuestionAnswering,
+)
+from .class_loss import ClassLoss, balanced_class_weights
+from .data.labels import MULTI_LABEL, REGRESSION
+from .model_parts import any_model_in
+from .objective_arguments import BALANCED, ObjectiveArguments
+
+OPTIONS = ("class_weights", "focal_gamma", "label_smoothing_factor")
+
+
+def make_class_loss(trainer: Trainer) -> ClassLoss | None:
+    """Returns the loss that takes the place of the model's cross-entropy; `None` if no option asks for one.
+
+    Args:
+        trainer: the trainer, with its model, arguments and training data.
+
+    Raises:
+        ValueError: the model has no classes that it could weight, or another number of them.
+    """
+    args: Any = trainer.args
+    given = [name for name in OPTIONS if getattr(args, name)]
+    if not given:
+        return None
+    core = any_model_in(cast(nn.Module, trainer.model))[1]
+    for name in given:
+        if reason := _why_not(core, name):
+            raise ValueError(f"`{name}`={getattr(args, name)!r} {reason}; leave it out.")
+    weights, num_classes = cast(ObjectiveArguments, args).read_class_weights(), len(core.config.id2label or {})
+    if weights == BALANCED:
+        weights = balanced_class_weights(_labels_of(trainer.train_dataset), num_classes)
+    if weights is not None and len(weights) != num_classes:
+        raise ValueError(
+            f"`class_weights` must be {num_classes} numbers, one a class in the order of `id2label`, got "
+            f"{len(weights)}."
+        )
+    return ClassLoss(cast(Sequence[float] | None, weights), args.focal_gamma, args.label_smoothing_factor)
+
+
+def _why_not(core: nn.Module, option: str) -> str | None:
+    """Why a model cannot have an option; `None` if it can."""
+    config: Any = core.config
+    verb = "smooths" if option == "label_smoothing_factor" else "weights"
+    if isinstance(core, FeedbackForCausalLM):
+        if option == "label_smoothing_factor":
+            return "would compare each prediction with the token that it is made at, not the next one"
+        return f"{verb} classes, and the model predicts tokens"
+    if isinstance(core, FeedbackForQuestionAnswering):
+        return f"{verb} classes, and the model predicts where answers start and end"
+    if isinstance(core, FeedbackForMaskedLM | FeedbackForMultipleChoice):
+        named = "words" if isinstance(core, FeedbackForMaskedLM) else "choices"
+        return None if option == "label_smoothing_factor" else f"{verb} classes, and the model predicts {named}"
+    if config.problem_type == REGRESSION or config.num_labels == 1:
+        return f"{verb} classes, and the model predicts values"
+    if config.problem_type == MULTI_LABEL:
+        return f"{verb} classes that exclude each other, and the model predicts several labels at once"
+    return None
+
+
+def _labels_of(data: object) -> Iterator[int]:
+    """The class numbers of the training data, of texts or of tokens."""
+    if not isinstance(data, Sequence | Dataset) or isinstance(data, str):
+        raise ValueError(
+            f"`class_weights`='balanced' counts the labels of `train_dataset`, which must have a length, got "
+            f"{type(data).__name__}; give a list of numbers."
+        )
+    if isinstance(data, Dataset):
+        name = next((name for name in ("labels", "label") if name in data.column_names), None)
+        column: Iterable[Any] = data[name] if name is not None else ()
+    else:
+        column = [row["labels" if "labels" in row else "label"] for row in data]
+    for label in column:
+        yield from map(int, label) if hasattr(label, "__len__") else (int(label),)
+
+
+@contextmanager
+def use_loss(model: nn.Module, loss: ClassLoss | None) -> Iterator[None]:
+    """Context in which a model uses another loss for its labels.
+
+    Args:
+        model: a feedback model, wrapped or not.
+        loss: the loss; `None` for the model's own.
+    """
+    core = any_model_in(model)[1]
+    if loss is None:
+        yield
+        return
+    before = vars(core).get("_loss_function")
+    core.loss_function = loss
+    try:
+        yield
+    finally:
+        del core._loss_function
+        if before is not None:
+            core.loss_function = before
