@@ -35,6 +35,17 @@ RECIPES = {
             "feedback_activation": "linear",
         },
     ),
+    "depth-on-demand": Recipe(
+        "a shallow model that takes as many steps as K has iterations",
+        {
+            "num_iterations": 4,
+            "feedback_type": "additive",
+            "feedback_topology": "top",
+            "feedback_layers": [0, 0],
+            "feedback_rank": None,
+            "feedback_activation": "linear",
+        },
+    ),
 }
 
 

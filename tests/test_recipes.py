@@ -8,7 +8,11 @@ from hf_feedback import FeedbackConfig, FeedbackForCausalLM, FeedbackForTokenCla
 from hf_feedback.recipes import RECIPES
 from hf_feedback.training.model_arguments import ModelArguments
 
-FITTING = {"decoder-tagging": FeedbackForTokenClassification, "carried-state": FeedbackForCausalLM}
+FITTING = {
+    "decoder-tagging": FeedbackForTokenClassification,
+    "carried-state": FeedbackForCausalLM,
+    "depth-on-demand": FeedbackForTokenClassification,
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -24,7 +28,9 @@ def test_the_command_line_takes_a_recipe_and_options_beside_it():
     assert ModelArguments(model="m", recipe="decoder-tagging").config_options() == recipe
     given = ModelArguments(model="m", recipe="decoder-tagging", feedback_rank="16").config_options()
     assert given == {**recipe, "feedback_rank": 16}
-    with pytest.raises(ValueError, match="`recipe` must be one of 'decoder-tagging', 'carried-state', got 'magic'"):
+    with pytest.raises(
+        ValueError, match="`recipe` must be one of 'decoder-tagging', 'carried-state', 'depth-on-demand', got 'magic'"
+    ):
         ModelArguments(model="m", recipe="magic").config_options()
 
 

@@ -1,5 +1,6 @@
 """The studies run to their tables on a handful of texts; what they draw has the answer that a plain reader finds."""
 
+import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -51,3 +52,38 @@ def test_segment_memory(module, tmp_path, monkeypatch, capsys):
         assert "| hops: 2 |" in output
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert len(lines) == 3 * len(study.ARMS)  # two rates with the first seed, one with the second; none of them again
+
+
+@pytest.mark.parametrize("longest", [1, 4])
+def test_chains_are_answered_by_following_them(module, longest):
+    study, args = module("depth_on_demand"), argparse.Namespace(num_facts=6, num_symbols=14)
+    ids, answers, hops = study.draw(args, 20, longest, torch.Generator().manual_seed(0))
+    assert ids.shape == (20, 2 + 6 + 3 * 6)
+    assert ids.max() < study.FIRST_SYMBOL + 14
+    for text, found, needed in zip(ids.tolist(), answers.mT.tolist(), hops.tolist(), strict=True):
+        facts = dict(zip(text[8::3], text[9::3], strict=True))
+        assert sorted(facts) == sorted(text[1:7])
+        for key, values, count in zip(text[1:7], found, needed, strict=True):
+            chain = [key]
+            while chain[-1] in facts:
+                chain.append(facts[chain[-1]])
+            assert count == len(chain) - 1 <= longest
+            assert [value + study.FIRST_SYMBOL for value in values] == [
+                chain[min(k, count)] for k in range(1, longest + 1)
+            ]
+
+
+def test_depth_on_demand(module, tmp_path, monkeypatch, capsys):
+    study = module("depth_on_demand")
+    monkeypatch.setattr(study, "ITERATIONS", (4, 5))
+    monkeypatch.setattr(study, "draw_lengths", lambda num_facts, *_: [num_facts])  # so that few texts have all hops
+    tiny = (
+        "--num-facts 12 --num-symbols 16 --hidden-size 16 --steps 1 --batch-size 2 --pretraining-steps 1 "
+        "--test-texts 8 --learning-rates 1e-3"
+    )
+    monkeypatch.setattr(sys, "argv", ["depth_on_demand", "--work", str(tmp_path), *tiny.split(), "--seeds", "0", "1"])
+    study.main()
+    output = capsys.readouterr().out
+    for arm, its in study.ARMS.items():
+        assert output.count(f"| {arm} |") == (2 if its.options else 1)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2 * len(study.ARMS)
