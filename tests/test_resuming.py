@@ -409,6 +409,8 @@ def test_a_checkpoint_from_before_there_were_manifests(copied, caplog, capsys):
 # Kills
 
 MOMENTS = (
+    "transformers.trainer:Trainer.training_step:3",  # during a step
+    "hf_feedback.training.trainer:FeedbackTrainer.prediction_step:1",  # during an evaluation
     "transformers.modeling_utils:safe_save_file:1:half",  # the weights of the first checkpoint
     "torch:save:6:half",  # the optimizer of the second
     "hf_feedback.training.trainer:rotate_checkpoints:1",  # before the first is removed

@@ -569,3 +569,33 @@ def test_a_loss_in_place_of_the_models_is_refused(option, tmp_path):
     with pytest.raises(ValueError, match="which `compute_loss_func` replaces"):
         FeedbackTrainer(model=make(**option), args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None)
     FeedbackTrainer(model=make(**option), args=arguments(tmp_path, label_smoothing_factor=0.1))
+
+
+def test_smaller_batches_begin_as_the_first_ones(tmp_path):
+    """Memory that is used up in the third step: the run is that of the smaller batch from its beginning, to the bit."""
+
+    class SmallMemory(FeedbackTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            sizes.append(len(inputs["input_ids"]))
+            if self.args.auto_find_batch_size and sizes[-1] > 2 and self.state.global_step == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    found = []
+    for options in (dict(auto_find_batch_size=True), dict(per_device_train_batch_size=2)):
+        drawn, sizes = [], []
+        torch.manual_seed(0)
+        model = make(num_iterations=3)
+        model.register_forward_pre_hook(lambda _, args, given: drawn.append(given["num_iterations"]), with_kwargs=True)  # noqa: B023
+        args = arguments(tmp_path, train_iterations="uniform", layer_lr_decay=0.5, head_lr=1e-2, **options)
+        trainer = SmallMemory(model=model, args=args, train_dataset=tiny_data())
+        torch.manual_seed(1)
+        trainer.train()
+        rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+        found.append((drawn[-6:], sizes[-6:], rates, [p.detach().clone() for p in model.parameters()]))
+        if trainer.args.auto_find_batch_size:
+            assert sizes[:2] == [4, 4]
+    (*restarted, weights), (*small, expected) = found
+    assert restarted == small
+    assert small[1] == [2] * 6
+    assert all(torch.equal(p, q) for p, q in zip(weights, expected, strict=True))

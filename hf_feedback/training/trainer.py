@@ -29,6 +29,7 @@ from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
+from .restarts import TrainingStart
 from .sampling import draw_iterations, iteration_range
 from .search import SearchTrainer, Trial
 from .staging import check_early_stopping, has_stopped_early, staged
@@ -82,6 +83,7 @@ class FeedbackTrainer(SearchTrainer):
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
         self._batch_weights: torch.Tensor | None = None
         self.techniques = Techniques(self)
+        self._start: TrainingStart | None = None
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
@@ -136,6 +138,7 @@ class FeedbackTrainer(SearchTrainer):
                 self._pause_unused_feedback(self.model)
                 if self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self.is_fsdp_enabled:
                     skip_unused_search(self)
+            self._start = None
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for parameter in self._paused:
@@ -147,8 +150,19 @@ class FeedbackTrainer(SearchTrainer):
         """As in transformers, in the stages that `args` asks for."""
         self._losses, self._batch_weights = [], None
         self.techniques.start()
+        if self.args.auto_find_batch_size:
+            self._begin_alike()
         with staged(self, self.args):
             return super()._inner_training_loop(*args, **kwargs)
+
+    def _begin_alike(self) -> None:
+        """Has a training that begins again, with smaller batches, begin as the first time."""
+        model = cast(nn.Module, self.model)
+        if self._start is None:
+            self._start = TrainingStart(model)
+            return
+        self._start.restore(model)
+        self.optimizer = None
 
     def _pause_unused_feedback(self, model: nn.Module) -> None:
         core = any_model_in(model)[1]
