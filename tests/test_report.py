@@ -19,10 +19,10 @@ from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClass
 from hf_feedback.cli import main
 from hf_feedback.evaluation.diagnostics import Answers
 from hf_feedback.evaluation.labelled_examples import load_examples
-from hf_feedback.evaluation.message_recorder import MessageRecord
 from hf_feedback.evaluation.observation import Observation, observe
 from hf_feedback.evaluation.report import ItemChange, Step
 from hf_feedback.evaluation.report_building import choose_examples, f1_scores, make_report
+from hf_feedback.training.message_recorder import MessageRecord
 
 HOSTILE = "<script>alert('parcel')</script> & \"refund\""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

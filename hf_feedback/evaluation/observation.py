@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 
 from ..backbone_probe import evaluating
 from ..modeling_base import FeedbackPreTrainedModel
+from ..training.message_recorder import MessageRecord, record_messages
 from ..training.tasks.task import IGNORED
 from ..validation import Keywords
 from .diagnostics import Answers
-from .message_recorder import MessageRecord, record_messages
 
 Batches = Iterable[Mapping[str, torch.Tensor]]
 

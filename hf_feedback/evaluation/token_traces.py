@@ -10,8 +10,8 @@ import torch
 from ..backbone_probe import evaluating
 from ..collected_states import UnknownCollectionError
 from ..modeling_base import FeedbackPreTrainedModel
+from ..training.message_recorder import record_attention
 from ..validation import Keywords
-from .message_recorder import record_attention
 from .observation import without_halting
 
 

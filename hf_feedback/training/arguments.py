@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from ..validation import check_choice, check_integer, option
 from .adversarial_arguments import AdversarialArguments
 from .objective_arguments import ObjectiveArguments
+from .report_arguments import ReportArguments
 from .resume_arguments import ResumeArguments
 from .sampling import ITERATION_RULES
 from .staging import StagingArguments, check_unfreezing
@@ -47,10 +48,10 @@ def read_json(option: str, text: str, example: str) -> Any:
 
 @dataclass
 class FeedbackTrainingArguments(
-    AdversarialArguments, ObjectiveArguments, StagingArguments, ResumeArguments, TrainingArguments
+    AdversarialArguments, ObjectiveArguments, StagingArguments, ResumeArguments, ReportArguments, TrainingArguments
 ):
     """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations`,
-    `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments` and `ResumeArguments`.
+    `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments`, `ResumeArguments` and `ReportArguments`.
 
     Args:
         freeze: parts, layers or regular expressions that do not train.
@@ -120,6 +121,7 @@ class FeedbackTrainingArguments(
         self.check_staging()
         if self.early_stopping_patience is not None:
             self.restore_callback_states_from_checkpoint = True  # how many evaluations were no better
+        self.check_report()
         self.resume_from_checkpoint = self.checkpoint_setting(self.resume_from_checkpoint)
         super().__post_init__()
         if self.unfreezes:

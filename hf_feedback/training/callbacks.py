@@ -18,6 +18,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from .iteration_curves import CURVES
+
 
 class InterruptCallback(TrainerCallback):
     """Ends training after the running step on Ctrl-C, with a complete checkpoint to resume from.
@@ -95,7 +97,7 @@ class EpochCallback(TrainerCallback):
 
 
 def format_logs(logs: Mapping[str, object]) -> str:
-    """Returns logged values as one line.
+    """Returns logged values as one line, without those of single edges.
 
     Example:
 
@@ -108,7 +110,7 @@ def format_logs(logs: Mapping[str, object]) -> str:
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in logs.items()
-        if name != "total_flos"
+        if name != "total_flos" and not name.startswith(CURVES)
     )
 
 

@@ -14,7 +14,7 @@ from .data.label_names import label_name
 # Options of training that change nothing in the weights, by the start of their names.
 HARMLESS_OPTIONS = (
     *("output_dir", "overwrite_output_dir", "resume", "do_", "local_rank", "use_cpu", "use_cache"),
-    *("logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "hub_", "push_to_hub"),
+    *("logging_", "log_", "disable_tqdm", "report_", "run_name", "project", "trackio_", "hub_", "push_to_hub"),
     *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
     *("batch_eval_metrics", "include_", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "eval_on_start"),
     *("save_only_model", "save_on_each_node", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),

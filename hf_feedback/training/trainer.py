@@ -25,6 +25,7 @@ from .data_order import EpochOrder, SeededLengthGroups
 from .distributed import skip_unused_search
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
+from .iteration_curves import IterationCurves
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
@@ -91,6 +92,9 @@ class FeedbackTrainer(SearchTrainer):
             self.add_callback(EpochCallback(self.data_collator))
         self.add_callback(EpochOrder())
         self.techniques.set_up()
+        self._curves = IterationCurves(self) if self.args.report_to else None
+        if self._curves is not None:
+            self.add_callback(self._curves)
         self._check_loss()
 
     def _check_loss(self) -> None:
@@ -174,9 +178,11 @@ class FeedbackTrainer(SearchTrainer):
             for parameter in unused:
                 parameter.requires_grad_(False)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in transformers."""
-        loss = super().training_step(*args, **kwargs)
+        if self._curves is not None and self._curves.batch is None:
+            self._curves.batch = dict(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         self._losses.append(loss)
         return loss
 
@@ -211,8 +217,10 @@ class FeedbackTrainer(SearchTrainer):
         return (result.loss, result.outputs) if return_outputs else result.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers; beside the loss are its parts, without their weights."""
+        """As in transformers; beside the loss are its parts, without their weights, and reports of the edges."""
         parts = self.techniques.log.read(self.accelerator) if "loss" in logs else {}
+        if self._curves is not None and "loss" in logs:
+            parts |= self._curves.of_edges()
         super().log({**logs, **parts}, start_time)
 
     @property
