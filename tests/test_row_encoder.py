@@ -7,9 +7,12 @@ from datasets import Dataset
 
 from hf_feedback.training.data.columns import Columns
 from hf_feedback.training.data.fingerprints import fingerprint_rows
+from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.row_encoder import EncodingArguments, RowEncoder, tokenizer_state
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.texts import tokenize_texts
+from hf_feedback.training.tasks.multiple_choice import tokenize_choices
+from hf_feedback.training.tasks.token_classification import encode_words, tokenize_words
 
 COLUMNS = Columns("text", None, None)
 TEXTS = ["where is my parcel", "the refund", "", "please help it " * 20]
@@ -84,3 +87,24 @@ def test_options():
     with pytest.raises(ValueError, match="`preprocessing_num_workers` must be an integer of at least 1, got 0"):
         EncodingArguments(preprocessing_num_workers=0).row_encoder  # noqa: B018
     assert tokenizer_state(None) is None
+
+
+def test_lengths_are_those_before_cutting():
+    """Of texts, pairs, words and choices alike, whatever `max_length` leaves of them."""
+    tokenizer, words = tiny_tokenizer(), ["where", "is", "my", "parcel"]
+    split = Split(Dataset.from_dict({"text": ["where is my parcel", "it"], "b": ["the refund", "it"]}), "here")
+    for columns, lengths in ((COLUMNS, [6, 3]), (Columns("text", "b", None), [9, 5])):
+        found = tokenize_texts(split, columns, tokenizer, 5).lengths
+        assert (found.tokens.tolist(), found.cut) == (lengths, sum(length > 5 for length in lengths))
+    tagged = Split(Dataset.from_dict({"tokens": [words, ["it"]]}), "here")
+    labels = LabelSet("single_label_classification", ("O", "B-X"))
+    found = tokenize_words(tagged, [["O"] * 4, ["O"]], labels, "tokens", tokenizer, 5)
+    assert found.lengths.tokens.tolist() == [6, 3]
+    assert (
+        found.data.column_names == encode_words(tagged, [["O"] * 4, ["O"]], labels, "tokens", tokenizer, 5).column_names
+    )
+    rows = {"context": ["where is it"] * 2, "choices": [["my parcel", "it"], ["it", "it"]], "label": [1, 0]}
+    choices = tokenize_choices(Dataset.from_dict(rows), tokenizer, 6)
+    assert (choices.lengths.tokens.tolist(), choices.lengths.cut) == ([8, 7], 2)
+    assert [list(map(len, row)) for row in choices.data["input_ids"]] == [[6, 6], [6, 6]]
+    assert choices.data["labels"][:] == [1, 0]

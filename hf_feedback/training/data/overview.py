@@ -7,7 +7,7 @@ from .columns import Columns
 from .duplicates import repeated_rows
 from .files import format_rows
 from .label_names import RowLabels, label_cells, normalize_labels
-from .labels import MAX_SHOWN, MULTI_LABEL, REGRESSION, LabelSet
+from .labels import MAX_SHOWN, MULTI_LABEL, REGRESSION, LabelSet, is_number
 from .splits import Split
 from .texts import texts_of
 
@@ -30,7 +30,7 @@ def describe_rows(
     cells, several = label_cells(split.data, column, separator), labels.problem_type == MULTI_LABEL
     values = normalize_labels(cells, column, split.source, several)
     if labels.problem_type == REGRESSION:
-        numbers = [float(str(value)) for value in values if value is not None]
+        numbers = [float(str(value)) for value in values if is_number(value)]
         return f"{counts}; values from {min(numbers):g} to {max(numbers):g}" if numbers else counts
     return f"{counts}; {_describe_counts(label_counts(values), labels)}"
 
@@ -84,7 +84,7 @@ def describe_duplicates(splits: Mapping[str, Split], columns: Mapping[str, Colum
 
 def _row_texts(split: Split, columns: Columns) -> list[tuple[str | None, ...]]:
     names = [name for name in (columns.text, columns.text_pair) if name in split.data.column_names]
-    return list(zip(*(texts_of(split.data[name], str(name), split.source) for name in names), strict=True))
+    return list(zip(*(texts_of(split.data[name], str(name), split.source, split.rows) for name in names), strict=True))
 
 
 def _contradicting_rows(split: Split, texts: Sequence[tuple[str | None, ...]], column: str | None) -> list[int]:

@@ -1,7 +1,7 @@
 """Cells of a column as texts, and texts as token ids."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -104,7 +104,7 @@ class EncodedTexts:
 
     data: Dataset
     lengths: TextLengths
-    empty: int
+    empty: int = 0
 
 
 def tokenize_texts(
@@ -132,14 +132,11 @@ def tokenize_texts(
         cells = [texts_of(batch[column], column, split.source, split.rows_of(rows)) for column in text_columns]
         texts = [[text or "" for text in column] for column in cells]
         encoding = tokenizer(*texts, truncation=True, max_length=max_length)
-        lengths = [len(ids) for ids in encoding["input_ids"]]
-        full = [row for row, length in enumerate(lengths) if length >= max_length]
-        if full:
-            whole = tokenizer(*([column[row] for row in full] for column in texts), verbose=False)["input_ids"]
-            lengths = [*map(dict(zip(full, map(len, whole), strict=True)).get, range(len(lengths)), lengths)]
         return {
             **_without_empty_rows(dict(encoding), tokenizer),
-            NUM_TOKENS: lengths,
+            NUM_TOKENS: whole_lengths(
+                encoding["input_ids"], max_length, lambda *some: tokenizer(*some, verbose=False), texts
+            ),
             IS_EMPTY: [not any(text.strip() for text in row) for row in zip(*texts, strict=True)],
         }
 
@@ -147,6 +144,29 @@ def tokenize_texts(
     encoded = encoder.encode(split.data, text_columns, tokenize, tokenizer, options)
     lengths = TextLengths(np.asarray(encoded[NUM_TOKENS][:]), max_length)
     return EncodedTexts(encoded.remove_columns([NUM_TOKENS, IS_EMPTY]), lengths, sum(encoded[IS_EMPTY]))
+
+
+def whole_lengths(
+    cut: Sequence[Sequence[int]],
+    max_length: int,
+    tokenize: Callable[..., Mapping[str, Sequence[Sequence[int]]]],
+    texts: Sequence[Sequence[object]],
+) -> list[int]:
+    """Returns how many tokens texts have before they are cut; only those that may be cut are tokenized once more.
+
+    Args:
+        cut: token ids after cutting.
+        max_length: tokens at which texts are cut.
+        tokenize: tokenizes without cutting.
+        texts: the texts, and the second texts of pairs.
+    """
+    lengths = [len(ids) for ids in cut]
+    full = [row for row, length in enumerate(lengths) if length >= max_length]
+    if full:
+        whole = tokenize(*([column[row] for row in full] for column in texts))["input_ids"]
+        for row, ids in zip(full, whole, strict=True):
+            lengths[row] = len(ids)
+    return lengths
 
 
 def encode_texts(

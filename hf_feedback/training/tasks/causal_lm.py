@@ -17,9 +17,9 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForCausalLM
 from ...validation import check_integer, option
 from ..data.columns import find_columns
-from ..data.splits import Row, Split
+from ..data.splits import Batch, Row, Split
 from ..data.text_files import TextFormat
-from ..data.texts import texts_of, warn_of_cut_texts
+from ..data.texts import TextLengths, texts_of, warn_of_cut_texts
 from ..model_card import TaskCard, pipeline_usage
 from ..model_setup import resolve_max_length
 from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, stream_texts, token_losses
@@ -69,9 +69,11 @@ class TextBlocks:
 
     def rows_of(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """Yields rows of token ids; none of a single token, of which nothing is to be predicted."""
-        rows = (
-            self._join(self.tokens_of(texts)) if self.packing else (ids[: self.length] for ids in self.tokens_of(texts))
-        )
+        return self.rows_from(self.tokens_of(texts))
+
+    def rows_from(self, tokens: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields rows of token ids, of texts that are tokens already."""
+        rows = self._join(tokens) if self.packing else (ids[: self.length] for ids in tokens)
         return (row for row in rows if len(row) > 1)
 
     def tokens_of(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
@@ -185,13 +187,15 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
         file = self.data_args.prompt_file
         self.prompts = [] if file is None else list(self.texts_of(Split(self.read(file), file)))
 
+    def text_column_of(self, split: Split) -> str:
+        """Returns the column of the texts of a split."""
+        names, trained = split.data.column_names, getattr(self, "columns", None)
+        return find_columns(names, split.source, self.data_args.text_column, needs_label=False, trained=trained).text
+
     def texts_of(self, split: Split) -> Iterator[str]:
         """Yields the texts of a split that have words."""
-        names, trained = split.data.column_names, getattr(self, "columns", None)
-        column = find_columns(names, split.source, self.data_args.text_column, needs_label=False, trained=trained).text
-        return (
-            text for text in texts_of(split.data[column], column, split.source, split.rows) if text and text.strip()
-        )
+        column = self.text_column_of(split)
+        return (text for text in texts_of(split.data[column], column, split.source) if text and text.strip())
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token is None:
@@ -218,14 +222,27 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
             }
             data = IterableDataset.from_generator(stream_blocks, gen_kwargs=stream)
             return EncodedSplit(data, split.source, None)
-        rows = list(blocks.rows_of(self.texts_of(split)))
+        tokens = self.tokenize(split, blocks)
+        rows = list(blocks.rows_from(tokens))
         if not rows:
             raise ValueError(f"{split.source}: column {self.columns.text!r} holds no words.")
+        lengths = None
         if not blocks.packing:
-            cut = sum(len(ids) > self.max_length for ids in blocks.tokens_of(self.texts_of(split)))
-            warn_of_cut_texts(split, cut, self.max_length)
+            lengths = TextLengths(np.array(list(map(len, tokens))), self.max_length)
+            warn_of_cut_texts(split, lengths.cut, self.max_length)
         data = Dataset.from_dict({"input_ids": rows})
-        return EncodedSplit(data, split.source, len(split.data), perplexity_of_losses)
+        return EncodedSplit(data, split.source, len(split.data), perplexity_of_losses, lengths=lengths)
+
+    def tokenize(self, split: Split, blocks: TextBlocks) -> list[np.ndarray]:
+        """Returns the tokens of each text of a split that has words."""
+        column = self.text_column_of(split)
+
+        def encode(batch: Batch, rows: list[int]) -> Batch:
+            texts = texts_of(batch[column], column, split.source, split.rows_of(rows))
+            return {"input_ids": list(blocks.tokens_of(text or "" for text in texts))}
+
+        encoded = self.encoder.encode(split.data, [column], encode, self.processor, {"column": column})
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]] if len(encoded) else []
 
     def make_collator(self) -> Collator:
         return NextTokenCollator(self.processor)

@@ -1,7 +1,10 @@
 """The choice of the text that goes on best."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorForMultipleChoice, PreTrainedTokenizerBase
 
@@ -13,9 +16,12 @@ from ..data.label_names import label_name
 from ..data.labels import SINGLE_LABEL
 from ..data.row_encoder import IN_MEMORY, RowEncoder
 from ..data.splits import Batch, FileArguments, Split
+from ..data.texts import NUM_TOKENS, EncodedTexts, TextLengths, warn_of_cut_texts, whole_lengths
 from ..metrics import METRICS, make_compute_metrics
 from ..model_card import TaskCard
 from .task import Collator, EncodedSplit, TextTask
+
+T = TypeVar("T")
 
 
 def usage_of(space: str = "") -> str:
@@ -43,9 +49,14 @@ class ChoiceArguments(FileArguments):
     )
 
 
-def encode_choices(
+def encode_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Pairs every choice with its context, see `tokenize_choices`."""
+    return tokenize_choices(data, tokenizer, max_length).data
+
+
+def tokenize_choices(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, encoder: RowEncoder = IN_MEMORY
-) -> Dataset:
+) -> EncodedTexts:
     """Pairs every choice with its context: token ids `(choices, tokens)` a row, and the number of the right choice.
 
     Args:
@@ -53,22 +64,34 @@ def encode_choices(
         tokenizer: tokenizer of the model.
         max_length: pairs are cut at this number of tokens.
         encoder: keeps the result on disk, or not.
+
+    Returns:
+        The rows; a row is as long as its longest pair.
     """
     space = space_between_texts(tokenizer)
 
     def tokenize(batch: Batch, rows: list[int]) -> Batch:
-        pairs = zip(batch["context"], batch["choices"], strict=True)
-        encodings = [
-            tokenizer(
-                [context] * len(choices), [space + one for one in choices], truncation=True, max_length=max_length
-            )
-            for context, choices in pairs
-        ]
-        columns = {name: [encoding[name] for encoding in encodings] for name in encodings[0]}
-        return {**columns, "labels": [int(label_name(label)) for label in batch["label"]]}
+        groups = batch["choices"]
+        contexts = [context for context, choices in zip(batch["context"], groups, strict=True) for _ in choices]
+        pairs = [contexts, [space + choice for choices in groups for choice in choices]]
+        encoding = tokenizer(*pairs, truncation=True, max_length=max_length)
+        lengths = whole_lengths(encoding["input_ids"], max_length, lambda *some: tokenizer(*some, verbose=False), pairs)
+        return {
+            **{name: _by_row(encoding[name], groups) for name in encoding},
+            "labels": [int(label_name(label)) for label in batch["label"]],
+            NUM_TOKENS: list(map(max, _by_row(lengths, groups))),
+        }
 
     options = {"max_length": max_length, "space": space}
-    return encoder.encode(data, ("context", "choices", "label"), tokenize, tokenizer, options)
+    encoded = encoder.encode(data, ("context", "choices", "label"), tokenize, tokenizer, options)
+    lengths = TextLengths(np.asarray(encoded[NUM_TOKENS][:]), max_length)
+    return EncodedTexts(encoded.remove_columns(NUM_TOKENS), lengths)
+
+
+def _by_row(values: Iterable[T], groups: Sequence[Sequence[str]]) -> list[list[T]]:
+    """Groups what stands for every choice by row."""
+    remaining = iter(values)
+    return [[next(remaining) for _ in choices] for choices in groups]
 
 
 class MultipleChoice(TextTask[ChoiceArguments]):
@@ -114,8 +137,10 @@ class MultipleChoice(TextTask[ChoiceArguments]):
         self.card = replace(self.card, usage=usage_of(space_between_texts(tokenizer)))
 
     def encode(self, name: str, split: Split) -> EncodedSplit:
-        data = encode_choices(split.data, self.processor, self.max_length, self.encoder)
-        return EncodedSplit(data, split.source, len(split.data), make_compute_metrics(SINGLE_LABEL, list(self.metrics)))
+        encoded = tokenize_choices(split.data, self.processor, self.max_length, self.encoder)
+        warn_of_cut_texts(split, encoded.lengths.cut, self.max_length)
+        metrics = make_compute_metrics(SINGLE_LABEL, list(self.metrics))
+        return EncodedSplit(encoded.data, split.source, len(split.data), metrics, lengths=encoded.lengths)
 
     def make_collator(self) -> Collator:
         return DataCollatorForMultipleChoice(self.processor)

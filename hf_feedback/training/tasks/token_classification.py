@@ -1,6 +1,6 @@
 """Tags of words: entities such as names and dates, or parts of speech."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -16,14 +16,14 @@ from ..data.columns import check_rows
 from ..data.files import format_rows
 from ..data.label_names import check_no_label_missing, label_cells, label_name, normalize_labels
 from ..data.labels import SINGLE_LABEL, LabelSet
+from ..data.overview import describe_rows
 from ..data.row_encoder import IN_MEMORY, RowEncoder
 from ..data.splits import Batch, FileArguments, Split
-from ..data.texts import warn_of_cut_texts
+from ..data.texts import NUM_TOKENS, EncodedTexts, TextLengths, warn_of_cut_texts, whole_lengths
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_card import TaskCard, pipeline_usage
 from .task import IGNORED, Collator, EncodedSplit, Model, PreprocessLogits, TextTask
 
-IS_CUT = "is_cut"  # a column beside the tokens, until it is counted
 ACCURACY = {"token_accuracy": MetricInfo(hub_name="accuracy")}
 ENTITY_METRICS = {
     "entity_f1": MetricInfo(hub_name="f1"),
@@ -172,8 +172,21 @@ def encode_words(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     label_piece: LabelPiece = "first",
-    encoder: RowEncoder = IN_MEMORY,
 ) -> Dataset:
+    """Turns words and tags into token ids and labels, see `tokenize_words`."""
+    return tokenize_words(split, tags, labels, column, tokenizer, max_length, label_piece).data
+
+
+def tokenize_words(
+    split: Split,
+    tags: Sequence[Sequence[str]],
+    labels: LabelSet,
+    column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    label_piece: LabelPiece = "first",
+    encoder: RowEncoder = IN_MEMORY,
+) -> EncodedTexts:
     """Turns words and tags into token ids and labels; only one piece of a word has one.
 
     Args:
@@ -195,18 +208,24 @@ def encode_words(
     def tokenize(batch: Batch, rows: list[int]) -> Batch:
         words = [[space + word for word in row] for row in batch[column]]
         encoding = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-        is_cut = [bool(one.overflowing) for one in encoding.encodings or ()]
+        lengths = whole_lengths(
+            encoding["input_ids"],
+            max_length,
+            lambda some: tokenizer(some, is_split_into_words=True, verbose=False),
+            [words],
+        )
         aligned = [
             align_labels(encoding.word_ids(i), [numbers[name] for name in tags[row]], label_piece)
             for i, row in enumerate(rows)
         ]
-        return {**encoding, "labels": aligned, IS_CUT: is_cut}
+        return {**encoding, "labels": aligned, NUM_TOKENS: lengths}
 
     options = {"column": column, "max_length": max_length, "label_piece": label_piece, "space": space}
     options |= {"tags": [list(map(numbers.get, row)) for row in tags]}
     encoded = encoder.encode(split.data, [column], tokenize, tokenizer, options)
-    warn_of_cut_texts(split, sum(encoded[IS_CUT]), max_length)
-    return encoded.remove_columns(IS_CUT)
+    lengths = TextLengths(np.asarray(encoded[NUM_TOKENS][:]), max_length)
+    warn_of_cut_texts(split, lengths.cut, max_length)
+    return EncodedTexts(encoded.remove_columns(NUM_TOKENS), lengths)
 
 
 def usage_of(label_piece: LabelPiece) -> str:
@@ -268,6 +287,9 @@ class TokenClassification(TextTask[TagArguments]):
     def find_labels(self, train: Split) -> LabelSet:
         return tag_set(self.tags_of(train), train.source)
 
+    def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
+        return [describe_rows(name, split, self.data_args.tags_column, self.labels) for name, split in splits.items()]
+
     def describe_data(self) -> str:
         args = self.data_args
         return f"words in {args.tokens_column!r}, tags in {args.tags_column!r}; {self.labels}"
@@ -282,8 +304,11 @@ class TokenClassification(TextTask[TagArguments]):
         self.metrics = {**(ENTITY_METRICS if all(map(is_bio, labels.names)) else {}), **ACCURACY}
         tags, column = self.tags_of(split), self.data_args.tokens_column
         label_piece = self.model.config.label_piece
-        data = encode_words(split, tags, labels, column, self.processor, self.max_length, label_piece, self.encoder)
-        return EncodedSplit(data, split.source, len(split.data), make_tag_metrics(labels.names))
+        encoded = tokenize_words(
+            split, tags, labels, column, self.processor, self.max_length, label_piece, self.encoder
+        )
+        metrics = make_tag_metrics(labels.names)
+        return EncodedSplit(encoded.data, split.source, len(split.data), metrics, lengths=encoded.lengths)
 
     def make_collator(self) -> Collator:
         return DataCollatorForTokenClassification(self.processor)
