@@ -1,10 +1,13 @@
 """Encoded rows are kept on disk and found again, and never taken for those of other rows, tokenizers or options."""
 
+from types import SimpleNamespace
+
 import datasets
 import pytest
 from builders import tiny_tokenizer
 from datasets import Dataset
 
+from hf_feedback.training.data import row_encoder
 from hf_feedback.training.data.columns import Columns
 from hf_feedback.training.data.fingerprints import fingerprint_rows
 from hf_feedback.training.data.labels import LabelSet
@@ -108,3 +111,19 @@ def test_lengths_are_those_before_cutting():
     assert (choices.lengths.tokens.tolist(), choices.lengths.cut) == ([8, 7], 2)
     assert [list(map(len, row)) for row in choices.data["input_ids"]] == [[6, 6], [6, 6]]
     assert choices.data["labels"][:] == [1, 0]
+
+
+@pytest.mark.parametrize(("is_first", "order"), [(True, ["encodes", "waits"]), (False, ["waits", "encodes"])])
+def test_one_process_goes_first_also_where_it_fails(is_first, order, monkeypatch):
+    happened = []
+    state = SimpleNamespace(is_local_main_process=is_first, wait_for_everyone=lambda: happened.append("waits"))
+    monkeypatch.setattr(row_encoder, "PartialState", lambda: state)
+
+    @row_encoder.one_process_first()
+    def encode():
+        happened.append("encodes")
+        raise ValueError("a wrong label")
+
+    with pytest.raises(ValueError, match="a wrong label"):
+        encode()
+    assert happened == order

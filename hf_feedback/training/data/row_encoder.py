@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import datasets
 import tokenizers
 import transformers
+from accelerate import PartialState
 from datasets import Dataset
 from pyarrow import ArrowException
 from transformers import PreTrainedTokenizerBase
@@ -110,6 +112,22 @@ class EncodingArguments:
         if self.preprocessing_num_workers is not None:
             check_integer("preprocessing_num_workers", self.preprocessing_num_workers, 1, "processes")
         return RowEncoder(self.preprocessing_num_workers, keeps=True, overwrites=self.overwrite_cache)
+
+
+@contextmanager
+def one_process_first() -> Iterator[None]:
+    """Lets one process of each machine go first, so that the others find on disk what it keeps.
+
+    Unlike accelerate's own, it also lets the others go on where the first one fails; they meet the same error.
+    """
+    state = PartialState()
+    if not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if state.is_local_main_process:
+            state.wait_for_everyone()
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, object] | None:

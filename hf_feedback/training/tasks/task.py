@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import (
     BaseImageProcessor,
@@ -23,7 +22,7 @@ from ..data.duplicates import warn_of_repeated_ids
 from ..data.files import read_file
 from ..data.labels import LabelSet
 from ..data.overview import describe_rows
-from ..data.row_encoder import RowEncoder
+from ..data.row_encoder import RowEncoder, one_process_first
 from ..data.splits import FileArguments, Row, Split, draw_rows, read_splits
 from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
@@ -152,7 +151,7 @@ class Task(ABC, Generic[DataArguments]):
         if announce and description:
             print("\n  ".join([f"{source}: {description}", *self.describe_splits(splits)]), flush=True)
         self.processor, self.model = self.load()
-        with PartialState().local_main_process_first():  # the others read what it keeps on disk
+        with one_process_first():
             encoded = {name: self.encode(name, split) for name, split in splits.items()}
         if announce:
             for name, one in encoded.items():
