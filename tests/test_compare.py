@@ -307,6 +307,18 @@ def test_arms_together(folders, tmp_path):
     assert lengths[1] == 2 * lengths[0]
 
 
+def test_r_drop_joins_what_it_is_named_with(folders, tmp_path):
+    options = ["--variants", '{"full": {}, "full+r-drop": {}}', "--arms", "plain", "r-drop"]
+    comparison = comparison_of(folders, tmp_path, *options)
+    trainers = {name: ArmTrainer(comparison, Job(name, 0, 1.0), Budget(500)).trainer for name in comparison.arms}
+    weights = {name: trainer.args.dropout_agreement_weight for name, trainer in trainers.items()}
+    assert weights == {"plain": 0.0, "r-drop": 1.0, "full": 0.0, "full+r-drop": 1.0}
+    trained = {name: trained_parameters(trainer) for name, trainer in trainers.items()}
+    assert trained["r-drop"] == trained["plain"]
+    assert trained["full+r-drop"] == trained["full"]
+    assert "r-drop" not in comparison_of(folders, tmp_path).arms
+
+
 def test_feedback_is_trained_in_whatever_it_is_joined_with(folders, tmp_path):
     names = ["a+unmasked", "a+repeated", "bottom-up+unmasked"]
     variants = '{"a": {}, "a+unmasked": {}, "a+repeated": {}}'

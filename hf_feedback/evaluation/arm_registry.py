@@ -1,6 +1,6 @@
 """All ways to train that feedback can be compared with. A further one is a class and a row here."""
 
-from .arms import Arm, BottomUp, Duplicated, HeadOnly, LoopOnly, LoRA, Plain, PlainLonger, Repeated, Unmasked
+from .arms import Arm, BottomUp, Duplicated, HeadOnly, LoopOnly, LoRA, Plain, PlainLonger, RDrop, Repeated, Unmasked
 from .long_text_arms import ToBERT, Truncated, WholeText, Windows
 
 # By their names in the option `arms`.
@@ -8,6 +8,7 @@ ARMS: dict[str, Arm] = {
     "head-only": HeadOnly(),
     "plain": Plain(),
     "plain-longer": PlainLonger(),
+    "r-drop": RDrop(),
     "lora": LoRA(),
     "bottom-up": BottomUp(),
     "duplicated": Duplicated(),

@@ -264,6 +264,8 @@ class ArmTrainer:
         args.load_best_model_at_end = args.push_to_hub = False
         args.report_to, args.disable_tqdm = [], True
         args.freeze = self.arm.freeze(self.comparison.freeze)
+        for name, value in self.arm.training_options().items():
+            setattr(args, name, value)
         args.num_train_epochs = self.arm.epochs(args.num_train_epochs, budget)
         steps = most_steps(args, num_examples, self.comparison.most_steps)
         args.max_steps = -1 if steps is None else max(1, round(self.arm.epochs(steps, budget)))

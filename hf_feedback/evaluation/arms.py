@@ -50,11 +50,13 @@ class Arm:
         description: what it is, in a few words.
         is_feedback: whether it is what the others are compared with.
         trains_new_parts_only: whether only parameters that start at random are trained, at the rate of these.
+        is_default: whether it is compared where no arms are named.
     """
 
     description: str
     is_feedback: bool = False
     trains_new_parts_only: bool = False
+    is_default: bool = True
 
     def model_options(self) -> Options:
         """Feedback options of its model, beside those of the command."""
@@ -76,6 +78,10 @@ class Arm:
 
     def data_options(self, budget: Budget) -> Options:
         """Options of its data, beside those of the command."""
+        return {}
+
+    def training_options(self) -> Options:
+        """Options of its training, beside those of the command."""
         return {}
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
@@ -131,6 +137,19 @@ class PlainLonger(Plain):
 
     def epochs(self, epochs: float, budget: Budget) -> float:
         return epochs * budget.flops
+
+
+class RDrop(Plain):
+    """The backbone reads every text twice, with other dropout masks, and its two answers are to agree.
+
+    Source: Liang et al. 2021, R-Drop: Regularized Dropout for Neural Networks, arXiv 2106.14448.
+    """
+
+    description = "plain fine-tuning with R-Drop"
+    is_default = False
+
+    def training_options(self) -> Options:
+        return {"dropout_agreement_weight": 1.0}
 
 
 class HeadOnly(Arm):
@@ -357,6 +376,9 @@ class Together(Arm):
 
     def data_options(self, budget: Budget) -> Options:
         return {name: value for part in self.parts for name, value in part.data_options(budget).items()}
+
+    def training_options(self) -> Options:
+        return {name: value for part in self.parts for name, value in part.training_options().items()}
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
         wrapped: nn.Module = model

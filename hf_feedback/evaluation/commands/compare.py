@@ -41,7 +41,7 @@ class CompareArguments:
     task: str = option("text-classification", "The task.", choices=TASK_NAMES)
     arms: list[str] | None = option(
         None,
-        f"Alternatives to compare with (default: all that apply): {', '.join(ARMS)}; several at once with a plus, as "
+        f"Alternatives to compare with (default: all that apply, without r-drop): {', '.join(ARMS)}; several at once with a plus, as "
         "in lora+unmasked.",
     )
     variants: str | None = option(
@@ -140,7 +140,8 @@ def together(parts: Sequence[Arm]) -> Arm:
 
 def find_arms(args: CompareArguments) -> dict[str, Arm]:
     """The arms by name, those with feedback last."""
-    names = args.arms or (QUICK_ARMS if args.quick else tuple(ARMS))
+    default = QUICK_ARMS if args.quick else [name for name, arm in ARMS.items() if arm.is_default]
+    names = args.arms or default
     return {
         **{name: together([ARMS[part] for part in name.split("+")]) for name in names},
         **read_variants(args.variants),
