@@ -55,6 +55,7 @@ RUNS = {
     ),
     "segments": (f"{DATA} {MODEL} {WORK} {FAST} --segment-length 4 --max-length 8 --test", "| whole |"),
     "dial": (f"{DATA} {MODEL} {WORK} {FAST}", "linear loss, K drawn from 1 to 5"),
+    "techniques": (f"{DATA} {MODEL} {WORK} --train-texts 8 --also-test {{0}}/texts/test.csv", "gradual unfreezing"),
     "halting": (f"{DATA} {MODEL} {WORK} {FAST} --repeats 1", "confidence|patience"),
     "finetune": (f"{DATA} {MODEL} {FAST}", "K = 2"),
     "fnn": (f"{DATA} --tokenizer {{0}}/backbone {FAST} --seeds 0 --hidden-size 8 --embedding-size 8", "LSTM"),

@@ -26,15 +26,19 @@ from hf_feedback.training.run import bf16_is_fast
 SPLITS = ("train", "validation", "test")
 
 
-def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+def parser(description: str | None, many_folders: bool = False, **defaults: Any) -> argparse.ArgumentParser:
     """The options of a benchmark that fine-tunes a backbone on a folder of data.
 
     Args:
         description: docstring of the benchmark.
+        many_folders: whether it takes several folders.
         **defaults: other defaults than these.
     """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", type=Path, required=True, help="folder with train.csv, validation.csv and test.csv")
+    nargs, words = ("+", "folders") if many_folders else (None, "folder")
+    made.add_argument(
+        "--data", type=Path, nargs=nargs, required=True, help=f"{words} with train.csv, validation.csv and test.csv"
+    )
     made.add_argument("--model", required=True, help="hub id or folder of a backbone")
     made.add_argument("--work", type=Path, required=True, help="folder of the results")
     made.add_argument("--backbone-layers", type=int, nargs="+", help="layers of the backbone to keep")

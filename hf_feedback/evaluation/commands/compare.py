@@ -41,8 +41,8 @@ class CompareArguments:
     task: str = option("text-classification", "The task.", choices=TASK_NAMES)
     arms: list[str] | None = option(
         None,
-        f"Alternatives to compare with (default: all that apply, without r-drop): {', '.join(ARMS)}; several at once with a plus, as "
-        "in lora+unmasked.",
+        f"Alternatives to compare with (default: all that apply, without r-drop): {', '.join(ARMS)}; several at once "
+        "with a plus, as in lora+unmasked.",
     )
     variants: str | None = option(
         None,
