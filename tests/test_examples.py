@@ -24,6 +24,7 @@ from fresh_processes import run_ranks
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from scipy.io import wavfile
+from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
@@ -497,6 +498,19 @@ def test_training_masks_depend_on_text_seed_and_epoch_alone():
     assert masked(3, 1, [0, 1, 2]) != first
     assert masked(4, 0, [0, 1, 2]) != first
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_workers_that_outlive_an_epoch_mask_anew():
+    tokenizer = letters()
+    texts = ["where is my red fan", "it is late", "a fan is red and late"] * 3
+    data = Dataset.from_dict(dict(tokenizer(texts, return_special_tokens_mask=True))).to_list()
+    collator = MaskingCollator(tokenizer, 0.5)
+    loader = DataLoader(data, 3, collate_fn=collator, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        collator.start_epoch(0, epoch)
+        found = torch.cat([batch["labels"].flatten() for batch in loader])
+        expected = torch.cat([collator(data[i : i + 3])["labels"].flatten() for i in range(0, 9, 3)])
+        assert torch.equal(found, expected)
 
 
 def test_whole_words_are_masked():

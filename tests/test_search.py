@@ -6,6 +6,7 @@ from optuna.trial import FixedTrial
 from training_runs import arguments, make, tiny_data
 
 from hf_feedback.training import FeedbackTrainer, default_search_space, searched_feedback_options
+from hf_feedback.training.search import objective_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -83,6 +84,12 @@ def test_trials_of_another_search_are_not_written_over(tmp_path):
         Search(tmp_path).trainer.hyperparameter_search(n_trials=1)
     Search(tmp_path, overwrite_output_dir=True).trainer.hyperparameter_search(n_trials=1)
     assert not (tmp_path / "run-0" / "checkpoint-9").exists()
+
+
+def test_the_loss_is_the_objective_where_no_metric_chooses(tmp_path):
+    objective, direction = objective_of(arguments(tmp_path))
+    assert objective({"eval_accuracy": 0.1, "eval_loss": 2.0}) == 2.0
+    assert direction == "minimize"
 
 
 def test_objective_and_space_of_ones_own(tmp_path):

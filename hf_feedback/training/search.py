@@ -74,17 +74,17 @@ def default_search_space(trial: "BaseTrial") -> dict[str, float]:
     }
 
 
-def objective_of(args: TrainingArguments) -> tuple[Objective | None, str]:
+def objective_of(args: TrainingArguments) -> tuple[Objective, str]:
     """Returns what a search optimizes by default, and in which direction: the metric that chooses the best model.
 
     Args:
         args: the training arguments.
 
     Returns:
-        Metrics → objective; `None`, for that of transformers, if no metric chooses. And "maximize" or "minimize".
+        Metrics → objective, the loss if no metric chooses; and "maximize" or "minimize".
     """
     if args.metric_for_best_model is None:
-        return None, "minimize"
+        return lambda metrics: metrics["eval_loss"], "minimize"
     name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
     return lambda metrics: metrics[name], "maximize" if args.greater_is_better else "minimize"
 
@@ -112,7 +112,7 @@ def continue_study(folder: Path, overwrite: bool, n_trials: int, study_options: 
             states = [trial.state for trial in study.trials]
         except KeyError:  # it begins
             pass
-    runs = sorted(folder.glob("run-*"))
+    runs = sorted(folder.glob("run-[0-9]*"))
     if runs and not states and not overwrite:
         raise ValueError(
             f"`output_dir`: {folder} holds {runs[0].name} of another search; go on with that one (give its `storage` "
@@ -142,7 +142,8 @@ class SearchTrainer(Trainer):
 
         Args:
             hp_space: the training arguments of a trial; by default those of `default_search_space`.
-            compute_objective: metrics → objective; by default the metric that `args.metric_for_best_model` names.
+            compute_objective: metrics → objective; by default the metric that `args.metric_for_best_model` names, or
+                the validation loss.
             n_trials: number of all trials, those of an earlier call with the same `storage` included.
             direction: "minimize" or "maximize"; by default that of the metric.
             backend: as in transformers.

@@ -107,11 +107,11 @@ class MaskingCollator:
         self.probability, self.whole_words = probability, whole_words
         self.mask = make_masker(tokenizer, probability, whole_words)
         self.pad = DataCollatorForTokenClassification(tokenizer)
-        self.start_epoch(0, 0)
+        self._seed_and_epoch = torch.zeros(2, dtype=torch.long).share_memory_()  # with workers that outlive an epoch
 
     def start_epoch(self, seed: int, epoch: int) -> None:
         """Sets what the masks depend on besides the text."""
-        self._seed_and_epoch = (seed, epoch)
+        self._seed_and_epoch.copy_(torch.tensor((seed, epoch)))
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         if "labels" in rows[0]:
@@ -123,7 +123,7 @@ class MaskingCollator:
         return self.pad(masked)
 
     def _mask(self, rows: list[Row], attempt: int) -> list[Row]:
-        key = np.array([*self._seed_and_epoch, attempt], dtype=np.int64).tobytes()
+        key = np.array([*self._seed_and_epoch.tolist(), attempt], dtype=np.int64).tobytes()
         digests = [
             blake2b(np.asarray(row["input_ids"], dtype=np.int64).tobytes(), digest_size=7, key=key) for row in rows
         ]
