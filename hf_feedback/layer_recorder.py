@@ -245,6 +245,12 @@ def run_uncompiled(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+def is_replaying() -> bool:
+    """Whether layers that are called now run for a later iteration than the first."""
+    record = _WHILE_COMPILING.record if torch.compiler.is_compiling() else _RECORD.get()
+    return record is not None and record.is_replaying
+
+
 def _current_record() -> SegmentRecord | None:
     record = _WHILE_COMPILING.record if torch.compiler.is_compiling() else _RECORD.get()
     return None if record is None or record.is_replaying else record

@@ -70,6 +70,7 @@ RUNS = {
         "--model {0}/decoder --speed --rounds 1 --prompt-tokens 4 --new-tokens 3 --lowest-target 2 --feedback-rank 4",
         "| K = 3 |",
     ),
+    "prefix_cache": (f"{DATA} {MODEL} --num-train-epochs 2 --frozen-layers 2", "| backbone frozen"),
     "memory": ("--iterations 1 2 --batch-size 2 --length 8", "implicit"),
     "cost": (f"{MODEL} --iterations 1 2 --rounds 1 --batch-size 2 --tokens 8", "K = 2"),
 }

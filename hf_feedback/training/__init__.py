@@ -4,6 +4,7 @@ from .adversarial import FGM, PGD, SMART, FreeLB
 from .arguments import FeedbackTrainingArguments
 from .class_loss import ClassLoss, balanced_class_weights
 from .finite_steps import NonFiniteStepError
+from .frozen_prefix import FrozenPrefix
 from .objectives import DropoutAgreement, IterationAgreement, MaskedWords, Objectives
 from .parameter_groups import freeze_parameters, parameter_groups
 from .peft import from_peft, peft_options
@@ -20,6 +21,7 @@ __all__ = [
     "FeedbackTrainer",
     "FeedbackTrainingArguments",
     "FreeLB",
+    "FrozenPrefix",
     "GradualUnfreezing",
     "IterationAgreement",
     "MaskedWords",

@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from ..validation import check_choice, check_integer, option
 from .adversarial_arguments import AdversarialArguments
 from .objective_arguments import ObjectiveArguments
+from .prefix_arguments import PrefixArguments, check_prefix
 from .report_arguments import ReportArguments
 from .resume_arguments import ResumeArguments
 from .sampling import ITERATION_RULES
@@ -48,10 +49,17 @@ def read_json(option: str, text: str, example: str) -> Any:
 
 @dataclass
 class FeedbackTrainingArguments(
-    AdversarialArguments, ObjectiveArguments, StagingArguments, ResumeArguments, ReportArguments, TrainingArguments
+    AdversarialArguments,
+    ObjectiveArguments,
+    StagingArguments,
+    PrefixArguments,
+    ResumeArguments,
+    ReportArguments,
+    TrainingArguments,
 ):
     """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations`,
-    `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments`, `ResumeArguments` and `ReportArguments`.
+    `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments`, `PrefixArguments`, `ResumeArguments` and
+    `ReportArguments`.
 
     Args:
         freeze: parts, layers or regular expressions that do not train.
@@ -126,6 +134,7 @@ class FeedbackTrainingArguments(
         super().__post_init__()
         if self.unfreezes:
             check_unfreezing(self)
+        check_prefix(self, self)
         self.check_adversarial()
         self.check_objectives()
         check_choice("train_iterations", self.train_iterations, ITERATION_RULES)

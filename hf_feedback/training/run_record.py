@@ -19,7 +19,7 @@ HARMLESS_OPTIONS = (
     *("batch_eval_metrics", "include_", "prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "eval_on_start"),
     *("save_only_model", "save_on_each_node", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
     *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_", "debug"),
-    *("skip_memory_metrics", "torch_empty_cache_steps", "save_total_limit"),
+    *("skip_memory_metrics", "torch_empty_cache_steps", "save_total_limit", "cache_prefix_gigabytes"),
 )
 # Options that may change when a run resumes; a warning follows, as its result is not that of one run.
 RESUMABLE_CHANGES = {

@@ -30,6 +30,7 @@ from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
+from .prefix_arguments import frozen_prefix
 from .restarts import TrainingStart
 from .sampling import draw_iterations, iteration_range
 from .search import SearchTrainer, Trial
@@ -151,12 +152,12 @@ class FeedbackTrainer(SearchTrainer):
             self.techniques.end()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers, in the stages that `args` asks for."""
+        """As in transformers, in the stages that `args` asks for; frozen layers make no noise."""
         self._losses, self._batch_weights = [], None
         self.techniques.start()
         if self.args.auto_find_batch_size:
             self._begin_alike()
-        with staged(self, self.args):
+        with frozen_prefix(self, self.args), staged(self, self.args):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _begin_alike(self) -> None:

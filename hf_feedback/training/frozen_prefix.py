@@ -1,0 +1,172 @@
+"""What no trained tensor reaches: it runs without dropout, and its states may be read instead of computed."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self, TypeAlias
+
+import torch
+from torch import nn
+
+from ..collected_states import asks_for_states
+from ..layer_recorder import LayerOutput, first_argument, hidden_of, is_replaying, with_hidden
+from ..switches import is_feedback_disabled
+from ..validation import Keywords
+from .model_parts import feedback_model_in, parts_of
+from .prefix_cache import PrefixCache, TextStates
+
+LayerStates: TypeAlias = dict[int, torch.Tensor]
+
+
+@dataclass
+class BackboneCall:
+    """One call of the backbone.
+
+    Args:
+        depth: number of layers, from below, that no trained tensor reaches in iteration 1.
+        is_resting: whether the backbone is out of training mode until then.
+        texts: where the cache has the texts of the batch; `None` if nothing is to be read or written.
+        stored: layer → its states, if the cache has all of the batch.
+        computed: layer → its states, to be written to the cache.
+        position: of the layer that is called next.
+    """
+
+    depth: int
+    is_resting: bool
+    texts: TextStates | None = None
+    stored: LayerStates | None = None
+    computed: LayerStates = field(default_factory=dict)
+    position: int = 0
+
+
+class FrozenPrefix:
+    """Context in which what no trained tensor reaches runs without dropout: the embeddings and lower layers that are
+    frozen, in iteration 1; the whole iteration if the backbone is frozen. Later iterations read messages, which train.
+
+    A frozen layer has no graph in any case. What trains may change at any time.
+
+    Args:
+        model: A feedback model with a backbone, wrapped or not.
+        cache: keeps the states of these layers, and is read instead of computing them.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import FrozenPrefix, freeze_parameters
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
+    >>> _ = freeze_parameters(model, ["embeddings", "layers:0"])
+    >>> with FrozenPrefix(model) as prefix:
+    ...     prefix.depth()  # and train
+    1
+
+    ```
+    """
+
+    def __init__(self, model: nn.Module, cache: PrefixCache | None = None) -> None:
+        self._core, self._cache = feedback_model_in(model)[1], cache
+        parts = parts_of(model)
+        self._parameters: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            self._parameters.setdefault(parts[name], []).append(parameter)
+        self._calls: list[BackboneCall] = []
+        self._outputs: dict[int, LayerOutput] = {}  # of each layer without its states: what else it returns
+        self._undo = ExitStack()
+
+    def depth(self) -> int | None:
+        """Returns how many layers no trained tensor reaches in iteration 1; `None` if one is below the layers."""
+        if any(parameter.requires_grad for parameter in self._parameters.get("embeddings", ())):
+            return None
+        feedback, (first, last) = self._core.feedback, self._core.layout.segment
+        limit = first if feedback.acts_in_first_iteration and not is_feedback_disabled(self._core) else last + 1
+        trained = (layer for layer in range(limit) if self._trains(layer))
+        return next(trained, limit)
+
+    def _trains(self, layer: int) -> bool:
+        return any(parameter.requires_grad for parameter in self._core.layers[layer].parameters())
+
+    def __enter__(self) -> Self:
+        backbone, layers = self._core.backbone, self._core.layers
+        handles = [
+            backbone.register_forward_pre_hook(self._begin, with_kwargs=True),
+            backbone.register_forward_hook(self._end, always_call=True),
+        ]
+        for layer in dict.fromkeys(layers):
+            handles.append(layer.register_forward_pre_hook(self._before_layer))
+            # before the hook of the loop, inside of which the later iterations run
+            handles.append(layer.register_forward_hook(self._after_layer, prepend=True))
+            if self._cache is not None:
+                if "forward" in layer.__dict__:  # another library's, which comes back afterwards
+                    self._undo.callback(setattr, layer, "forward", layer.forward)
+                self._undo.callback(layer.__dict__.pop, "forward")
+                layer.forward = partial(self._run_layer, layer, layer.forward)
+        for handle in handles:
+            self._undo.callback(handle.remove)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+        self._calls.clear()
+
+    # Hooks
+
+    def _begin(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: Keywords) -> None:
+        depth = self.depth()
+        call = BackboneCall(depth or 0, is_resting=backbone.training and depth is not None)
+        self._calls.append(call)
+        if call.is_resting:
+            backbone.eval()
+        if self._cache is None or depth != self._cache.depth or args or asks_for_states(kwargs):
+            return
+        call.texts = self._cache.find(kwargs)
+        if call.texts is not None and len(self._outputs) == depth:
+            call.stored = self._cache.read(call.texts)
+
+    def _end(self, backbone: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        call = self._calls.pop()
+        self._wake(call)
+        if self._cache is not None and call.texts is not None and call.stored is None and output is not None:
+            self._cache.write(call.texts, call.computed)
+
+    def _before_layer(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._calls and not is_replaying() and self._calls[-1].position == self._calls[-1].depth:
+            self._wake(self._calls[-1])
+
+    def _after_layer(self, layer: nn.Module, args: tuple[Any, ...], output: LayerOutput) -> None:
+        if self._calls and not is_replaying():
+            call = self._calls[-1]
+            call.position += 1
+            if call.position == call.depth:
+                self._wake(call)
+
+    def _wake(self, call: BackboneCall) -> None:
+        if call.is_resting:
+            self._core.backbone.train()
+            call.is_resting = False
+
+    def _run_layer(
+        self, layer: nn.Module, forward: Callable[..., LayerOutput], *args: Any, **kwargs: Any
+    ) -> LayerOutput:
+        """A layer's `forward`, or its states from the cache."""
+        call = self._calls[-1] if self._calls else None
+        if call is None or call.texts is None or is_replaying() or call.position >= call.depth:
+            return forward(*args, **kwargs)
+        hidden = args[0] if args else kwargs[first_argument(layer)]
+        if call.stored is not None:
+            return with_hidden(self._outputs[call.position], call.stored.get(call.position, hidden))
+        if hidden.requires_grad:  # somebody differentiates what enters the layers
+            call.texts = None
+            return forward(*args, **kwargs)
+        output = forward(*args, **kwargs)
+        call.computed[call.position] = hidden_of(output)
+        self._outputs[call.position] = _without_states(output, type(layer).__name__)
+        return output
+
+
+def _without_states(output: LayerOutput, name: str) -> LayerOutput:
+    if isinstance(output, tuple | list) and any(part is not None for part in output[1:]):
+        raise ValueError(f"`cache_prefix`: {name} returns more than hidden states, which are not kept; leave it out.")
+    return with_hidden(output, torch.empty(0))

@@ -1,0 +1,101 @@
+"""What the training arguments say of frozen layers whose states are the same in every epoch."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+from transformers import Trainer, TrainingArguments
+
+from ..modeling_base import FeedbackPreTrainedModel
+from ..validation import is_number, option
+from .frozen_prefix import FrozenPrefix
+from .model_parts import any_model_in, parts_of
+from .prefix_cache import PrefixCache, fingerprint_parameters
+
+
+@dataclass
+class PrefixArguments:
+    """What frozen layers cost.
+
+    Args:
+        cache_prefix: whether to keep the states of the layers that no trained tensor reaches, in memory-mapped files in
+            the output folder, and to read them from the second epoch on; see `FrozenPrefix`.
+        cache_prefix_gigabytes: size of these files at most.
+    """
+
+    cache_prefix: bool = option(
+        False, "Compute what frozen layers make of a text once, and read it from a file in all later epochs."
+    )
+    cache_prefix_gigabytes: float = option(10.0, "Size of that file at most.")
+
+
+def check_prefix(args: TrainingArguments, prefix: PrefixArguments) -> None:
+    """Raises `ValueError` where states cannot be kept while training lasts."""
+    gigabytes = prefix.cache_prefix_gigabytes
+    if not is_number(gigabytes) or gigabytes <= 0:
+        raise ValueError(f"`cache_prefix_gigabytes` must be a number above 0, got {gigabytes!r}.")
+    changes = {
+        "adversarial": getattr(args, "adversarial", "none") != "none",
+        "neftune_noise_alpha": args.neftune_noise_alpha is not None,
+        "unfreeze_every": getattr(args, "unfreezes", False),
+        "torch_compile": args.torch_compile,
+        "fsdp": bool(args.fsdp),
+        "deepspeed": args.deepspeed is not None,
+    }
+    if prefix.cache_prefix and (found := [name for name, is_set in changes.items() if is_set]):
+        raise ValueError(
+            f"`cache_prefix` needs layers that always make the same of a text; it does not go with `{found[0]}`: leave "
+            "one out."
+        )
+
+
+def frozen_prefix(trainer: Trainer, args: PrefixArguments) -> AbstractContextManager[object]:
+    """Returns the context of one training in which frozen layers cost what they should.
+
+    Args:
+        trainer: the trainer.
+        args: its training arguments.
+
+    Raises:
+        ValueError: states are to be kept, and there are none, or too many.
+    """
+    model, core = cast(nn.Module, trainer.model), any_model_in(cast(nn.Module, trainer.model))[1]
+    has_noise = trainer.args.torch_compile or trainer.args.neftune_noise_alpha is not None
+    if not isinstance(core, FeedbackPreTrainedModel) or has_noise:
+        return nullcontext()
+    depth = FrozenPrefix(model).depth()
+    if not args.cache_prefix:
+        return nullcontext() if depth is None and not getattr(args, "unfreezes", False) else FrozenPrefix(model)
+    if not depth or core.layout.batch_dim != 0 or core.config.feedback_span == "segment":
+        raise ValueError(
+            "`cache_prefix` keeps the states of frozen layers, of texts that are not cut; freeze 'embeddings' and the "
+            "lowest layers ('layers:0-3') or the 'backbone', or leave it out."
+        )
+    return FrozenPrefix(model, _make_cache(trainer, core, model, depth, args.cache_prefix_gigabytes))
+
+
+def _make_cache(
+    trainer: Trainer, core: FeedbackPreTrainedModel, model: nn.Module, depth: int, gigabytes: float
+) -> PrefixCache:
+    kept = {depth - 1, core.layout.segment[0] - 1, *map(int, core.feedback.sources)}
+    layers = sorted(layer for layer in kept if 0 <= layer < depth)
+    parts = parts_of(model)
+    below = {"embeddings", *(f"layer {layer}" for layer in range(depth))}
+    weights = fingerprint_parameters(p for name, p in model.named_parameters() if parts[name] in below)
+    folder = Path(str(trainer.args.output_dir)) / "prefix_states" / f"{weights}-{'-'.join(map(str, layers))}"
+    width = core.config.hidden_size
+    return PrefixCache(folder, _rows_of(trainer), depth, layers, width, gigabytes)
+
+
+def _rows_of(trainer: Trainer) -> Iterator[Mapping[str, Any]]:
+    """The rows to train on and to validate on."""
+    others = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+    for data in (trainer.train_dataset, *others.values()):
+        if isinstance(data, IterableDataset) or type(data).__name__ == "IterableDataset":
+            raise ValueError("`cache_prefix` keeps states of rows that are known before training; leave out streaming.")
+        if data is not None:
+            yield from cast(Iterable[Mapping[str, Any]], cast(Dataset, data))

@@ -1,0 +1,200 @@
+"""States of frozen layers on disk: computed once for each text, and read from memory-mapped files afterwards."""
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..validation import Keywords
+
+# What the backbone may be given besides flags: anything else may change the states.
+TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+TOLERANCE = 1e-3  # relative to the largest state, between batches of different shapes
+BYTES_OF_A_NUMBER = 4
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Where the states of the texts of a batch are.
+
+    Args:
+        numbers: number of each text in the cache.
+        lengths: its tokens.
+        batch_length: tokens of the batch, with padding on the right.
+        device: of the batch.
+    """
+
+    numbers: list[int]
+    lengths: list[int]
+    batch_length: int
+    device: torch.device
+
+
+def key_of_text(ids: Any, types: Any = None) -> bytes:
+    """Returns a key of the content of a text.
+
+    Args:
+        ids: its tokens, without padding.
+        types: their types, if the backbone reads these.
+    """
+    digest = blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16)
+    if types is not None:
+        digest.update(np.asarray(types, dtype=np.int64).tobytes())
+    return digest.digest()
+
+
+def fingerprint_parameters(parameters: Iterable[nn.Parameter]) -> str:
+    """Returns a fingerprint of weights."""
+    digest = blake2b(digest_size=8)
+    for parameter in parameters:
+        tensor = parameter.detach().cpu().contiguous()
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class PrefixCache:
+    """The states of some layers for every text of some rows, in memory-mapped files that processes and runs may share.
+
+    Args:
+        folder: of the files. It belongs to the weights below the states, see `fingerprint_parameters`.
+        rows: rows of `input_ids` and, where the backbone reads them, `token_type_ids`.
+        depth: number of layers, from below, that are not run.
+        layers: those whose states are kept.
+        width: d, of the states.
+        most_gigabytes: size of the files at most.
+
+    Raises:
+        ValueError: the rows are no texts, or the files would be larger, also than the disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Iterable[Mapping[str, Any]],
+        depth: int,
+        layers: Sequence[int],
+        width: int,
+        most_gigabytes: float,
+    ) -> None:
+        self.folder, self.depth, self.layers, self.width = folder, depth, list(layers), width
+        self._numbers: dict[bytes, int] = {}
+        lengths: list[int] = []
+        for row in rows:
+            ids = row.get("input_ids")
+            if ids is None or np.ndim(ids) != 1:
+                raise ValueError("`cache_prefix` keeps states of texts, rows of `input_ids`; these rows hold none.")
+            mask = row.get("attention_mask")
+            length = len(ids) if mask is None else int(np.sum(np.asarray(mask)))
+            types = row.get("token_type_ids")
+            key = key_of_text(ids[:length], None if types is None else types[:length])
+            if self._numbers.setdefault(key, len(lengths)) == len(lengths):
+                lengths.append(length)
+        self._starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        self._check_size(most_gigabytes)
+        self._states: torch.Tensor | None = None
+        self._is_written = torch.zeros(0, dtype=torch.uint8)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts, without padding."""
+        return int(self._starts[-1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files, in float32."""
+        return self.num_tokens * len(self.layers) * self.width * BYTES_OF_A_NUMBER
+
+    def _check_size(self, most_gigabytes: float) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = sum(file.stat().st_size for file in self.folder.iterdir())
+        free = shutil.disk_usage(self.folder).free + there
+        if self.num_bytes > min(most_gigabytes * 1e9, free):
+            raise ValueError(
+                f"`cache_prefix` would keep {self.num_tokens:,} tokens × {len(self.layers)} layers × {self.width} "
+                f"numbers = {self.num_bytes / 1e9:.3g} GB; `cache_prefix_gigabytes` allows {most_gigabytes:g}, and "
+                f"{free / 1e9:.3g} are free at {self.folder}. Raise it, freeze otherwise, or leave `cache_prefix` out."
+            )
+
+    def find(self, inputs: Keywords) -> TextStates | None:
+        """Returns where the texts of a batch are; `None` if one is no text of the cache.
+
+        Args:
+            inputs: what the backbone is called with.
+
+        Raises:
+            ValueError: the batch is not padded on the right.
+        """
+        tensors = {name for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        if "input_ids" not in tensors or not tensors <= TEXT_INPUTS:
+            return None
+        ids, types = inputs["input_ids"], inputs.get("token_type_ids")
+        mask = inputs.get("attention_mask", torch.ones_like(ids))
+        if mask.shape != ids.shape:
+            return None
+        real = (mask != 0).to(ids)
+        lengths = real.sum(1).tolist()
+        if not torch.equal(real, real.cummin(1).values):
+            raise ValueError("`cache_prefix` needs batches that are padded on the right (`padding_side`='right').")
+        numbers = []
+        rows, row_types = ids.cpu().numpy(), None if types is None else types.cpu().numpy()
+        for row, length in enumerate(lengths):
+            key = key_of_text(rows[row, :length], None if row_types is None else row_types[row, :length])
+            number = self._numbers.get(key)
+            if number is None:
+                return None
+            numbers.append(number)
+        return TextStates(numbers, lengths, ids.shape[1], ids.device)
+
+    def read(self, texts: TextStates) -> dict[int, torch.Tensor] | None:
+        """Returns layer → states `(B, T, d)`, zeros at padding; `None` unless those of all texts are there."""
+        if self._states is None or not self._is_written[texts.numbers].all():
+            return None
+        shape = (len(self.layers), len(texts.numbers), texts.batch_length, self.width)
+        batch = torch.zeros(shape, dtype=self._states.dtype)
+        for row, (number, length) in enumerate(zip(texts.numbers, texts.lengths, strict=True)):
+            start = int(self._starts[number])
+            batch[:, row, :length] = self._states[:, start : start + length]
+        return dict(zip(self.layers, batch.to(texts.device), strict=True))
+
+    def write(self, texts: TextStates, states: Mapping[int, torch.Tensor]) -> None:
+        """Keeps the states of a batch.
+
+        Args:
+            texts: where.
+            states: layer → states `(B, T, d)`.
+
+        Raises:
+            ValueError: a text that is there has other states now.
+        """
+        found = torch.stack([states[layer].detach() for layer in self.layers]).cpu()
+        if self._states is None:
+            self._states = self._open(found.dtype)
+        kept = self._states
+        for row, (number, length) in enumerate(zip(texts.numbers, texts.lengths, strict=True)):
+            start, new = int(self._starts[number]), found[:, row, :length]
+            if not self._is_written[number]:
+                kept[:, start : start + length] = new
+                self._is_written[number] = 1
+            elif (kept[:, start : start + length] - new).abs().max() > TOLERANCE * new.abs().max():
+                raise ValueError(
+                    "`cache_prefix`: the backbone has other states for the same text in another batch, so that they "
+                    "cannot be kept; leave it out."
+                )
+
+    def _open(self, dtype: torch.dtype) -> torch.Tensor:
+        """The states of all texts, `(layers, tokens, d)`."""
+        shape = (len(self.layers), self.num_tokens, self.width)
+        texts = blake2b(b"".join(self._numbers), digest_size=8).hexdigest()
+        name = f"{texts}-{str(dtype).removeprefix('torch.')}"
+        size = int(np.prod(shape))
+        states = torch.from_file(str(self.folder / f"{name}.states"), shared=True, size=size, dtype=dtype)
+        file = str(self.folder / f"{name}.written")
+        self._is_written = torch.from_file(file, shared=True, size=len(self._starts) - 1, dtype=torch.uint8)
+        return states.view(shape)

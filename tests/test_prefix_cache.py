@@ -1,0 +1,206 @@
+"""What no trained tensor reaches: no dropout there, and states that are computed once."""
+
+import pytest
+import torch
+from families import speak
+from training_runs import arguments, make
+
+from hf_feedback.training import FeedbackTrainer, FrozenPrefix, freeze_parameters
+
+LENGTHS = [3, 9, 5, 7, 4, 9, 6, 8]
+
+
+def texts(lengths=LENGTHS):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"input_ids": torch.randint(5, 90, (length,), generator=generator).tolist(), "labels": i % 3}
+        for i, length in enumerate(lengths)
+    ]
+
+
+def pad(rows, left=False):
+    length = max(len(row["input_ids"]) for row in rows)
+    lines = [row["input_ids"] for row in rows]
+    ids = [[1] * (length - len(line)) + line if left else line + [1] * (length - len(line)) for line in lines]
+    mask = [[0] * (length - len(line)) + [1] * len(line) for line in lines]
+    mask = mask if left else [line[::-1] for line in mask]
+    labels = [row["labels"] for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "labels": torch.tensor(labels)}
+
+
+def fresh_model(family="bert", **options):
+    torch.manual_seed(0)
+    model = make(family, classifier_dropout=0.3, **{"num_iterations": 3, **options})
+    for module in model.backbone.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    return speak(model)
+
+
+class Calls:
+    """Counts how often the `forward` of a layer really runs."""
+
+    def __init__(self, model, layer=0):
+        self.count, self.outputs = 0, []
+        submodule = next(m for m in model.layers[layer].modules() if isinstance(m, torch.nn.Linear))
+        submodule.register_forward_hook(self.add)
+
+    def add(self, module, args, output):
+        self.count += 1
+
+
+def outputs_of(model, layer, batch):
+    """What a layer returns in each iteration of one call."""
+    found = []
+    handle = model.layers[layer].register_forward_hook(lambda *call: found.append(call[-1]), prepend=True)
+    model(**batch)
+    handle.remove()
+    return [output[0] if isinstance(output, tuple) else output for output in found]
+
+
+DEPTHS = {  # what is frozen: how many layers no trained tensor reaches in iteration 1
+    "nothing": ([], {}, None),
+    "layers alone": (["layers:0-3"], {}, None),
+    "embeddings": (["embeddings"], {}, 0),
+    "two layers": (["embeddings", "layers:0-1"], {}, 2),
+    "a layer with a trained one below": (["embeddings", "layers:1-3"], {}, 0),
+    "backbone": (["backbone"], {}, 4),
+    "backbone, layers above the loop": (["backbone"], dict(feedback_edges=[[2, 1]]), 3),
+    "messages in iteration 1": (["backbone"], dict(feedback_type="joint", feedback_layers=[1, 2]), 1),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHS)
+def test_only_what_no_trained_tensor_reaches_runs_without_dropout(case):
+    freeze, options, depth = DEPTHS[case]
+    model, batch = fresh_model(**options), pad(texts())
+    freeze_parameters(model, freeze)
+    model.train()
+    with FrozenPrefix(model) as prefix:
+        assert prefix.depth() == depth
+        for layer in range(4):
+            once, again = outputs_of(model, layer, batch), outputs_of(model, layer, batch)
+            assert torch.equal(once[0], again[0]) == (depth is not None and layer < depth)
+            assert once[0].requires_grad == (depth is None or layer >= depth)
+            assert not any(torch.equal(a, b) for a, b in zip(once[1:], again[1:], strict=True))
+        assert all(module.training for module in model.modules())
+        quiet = outputs_of(model.eval(), max(0, (depth or 1) - 1), batch)[0]
+    assert not any(module.training for module in model.modules())
+    assert not depth or torch.equal(quiet, outputs_of(model, depth - 1, batch)[0])
+    freeze_parameters(model.train(), freeze)
+    assert not torch.equal(*(outputs_of(model, 0, batch)[0] for _ in range(2)))  # outside of the context
+
+
+def train(folder, model, rows=None, cache=True, collator=pad, **options):
+    options = {"num_train_epochs": 3, "max_steps": -1, "freeze": ["embeddings", "layers:0-1"], **options}
+    args = arguments(folder, cache_prefix=cache, **options)
+    rows = texts() if rows is None else rows
+    trainer = FeedbackTrainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=rows[:3], data_collator=collator,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+SAME = {
+    "lower layers": {},
+    "feedback above them": dict(model=dict(feedback_edges=[[3, 2]])),
+    "feedback from them": dict(model=dict(feedback_edges=[[1, 0], [3, 1]])),
+    "frozen backbone, every source": dict(model=dict(feedback_topology="dense"), freeze=["backbone"]),
+    "layers above the loop": dict(model=dict(feedback_edges=[[2, 1]]), freeze=["backbone"]),
+    "messages in iteration 1": dict(model=dict(feedback_type="joint", feedback_layers=[1, 2]), freeze=["backbone"]),
+    "one iteration": dict(model=dict(num_iterations=1)),
+    "drawn iterations": dict(train_iterations="uniform", min_train_iterations=1),
+    "one shared layer": dict(family="albert", freeze=["backbone"]),
+    "rotary positions": dict(family="llama", freeze=["backbone"]),
+    "activation checkpointing": dict(activation_checkpointing=True),
+    "accumulation": dict(gradient_accumulation_steps=2),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_cache_changes_nothing(case, tmp_path):
+    # plain SGD: Adam would divide gradients that are zero but for rounding by themselves
+    options = {"per_device_train_batch_size": 3, "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1}
+    options |= SAME[case]
+    family, model_options = options.pop("family", "bert"), options.pop("model", {})
+    found, counts = {}, {}
+    for cache in (True, False):
+        model = fresh_model(family, **model_options)
+        calls = Calls(model)
+        torch.manual_seed(0)
+        trainer = train(tmp_path / str(cache), model, cache=cache, eval_strategy="epoch", **options)
+        counts[cache] = calls.count
+        losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+        found[cache] = losses, trainer.model.state_dict()
+    assert counts[True] < counts[False]
+    assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
+    for name, weight in found[True][1].items():
+        torch.testing.assert_close(weight, found[False][1][name], rtol=0, atol=1e-5)
+
+
+def test_the_same_batches_give_the_same_bits(tmp_path):
+    weights = {}
+    for cache in (True, False):
+        model = fresh_model()
+        train(tmp_path / str(cache), model, cache=cache, train_sampling_strategy="sequential")
+        weights[cache] = model.state_dict()
+    assert all(torch.equal(weight, weights[False][name]) for name, weight in weights[True].items())
+
+
+def test_layers_run_once_for_each_text(tmp_path):
+    """8 texts, 2 batches an epoch, 3 epochs: layer 1, which the loop does not repeat, runs in the first epoch alone."""
+    counts = []
+    for _ in range(2):
+        model = fresh_model(feedback_edges=[[3, 2]])
+        calls = Calls(model, layer=1)
+        train(tmp_path, model)
+        counts.append(calls.count)
+    assert counts == [2, 1]  # another run finds the files, and looks at one batch whether they are right
+    assert not any("forward" in layer.__dict__ for layer in model.layers)
+
+
+def test_states_of_other_weights_are_not_read(tmp_path):
+    first, second = fresh_model(feedback_edges=[[3, 2]]), fresh_model(feedback_edges=[[3, 2]])
+    train(tmp_path, first)
+    with torch.no_grad():
+        next(second.layers[0].parameters()).mul_(2)
+    calls = Calls(second, layer=1)
+    train(tmp_path, second)
+    assert calls.count == 2
+
+
+def test_states_that_depend_on_the_batch_are_not_kept(tmp_path):
+    model = fresh_model()
+    model.layers[0].register_forward_hook(lambda layer, args, output: output + args[0].shape[1])
+    with pytest.raises(ValueError, match="other states for the same text in another batch"):
+        train(tmp_path, model, rows=texts([3, 3]) + texts([3, 9]), per_device_train_batch_size=2,
+              train_sampling_strategy="sequential")  # fmt: skip
+
+
+def test_size_is_estimated_and_limited(tmp_path):
+    with pytest.raises(ValueError, match=r"keep 51 tokens × 1 layers × 32 numbers = 6.53e-06 GB.* allows 1e-06"):
+        train(tmp_path, fresh_model(), cache_prefix_gigabytes=1e-6)
+    train(tmp_path, fresh_model())
+    (file,) = tmp_path.glob("prefix_states/*/*.states")
+    assert file.stat().st_size == 51 * 32 * 4
+
+
+WRONG = {
+    "no limit": (dict(cache_prefix_gigabytes=0), "`cache_prefix_gigabytes` must be a number above 0"),
+    "nothing frozen": (dict(freeze=["head"]), "freeze 'embeddings' and the lowest layers"),
+    "embeddings alone": (dict(freeze=["embeddings"]), "freeze 'embeddings' and the lowest layers"),
+    "noise": (dict(neftune_noise_alpha=5.0), "it does not go with `neftune_noise_alpha`"),
+    "adversarial": (dict(adversarial="fgm"), "it does not go with `adversarial`"),
+    "stages": (dict(unfreeze_every="1 step"), "it does not go with `unfreeze_every`"),
+    "padding on the left": (dict(collator=lambda rows: pad(rows, left=True)), "padded on the right"),
+    "no texts": (dict(rows=[{"pixel_values": [0.0], "labels": 0}]), "these rows hold none"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_kept_is_refused(case, tmp_path):
+    options, words = WRONG[case]
+    model = fresh_model()
+    with pytest.raises(ValueError, match=words):
+        train(tmp_path, model, **options)
