@@ -89,6 +89,21 @@ def test_a_gradient_that_is_no_number(tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_batch_without_labels_counts_nothing(tmp_path, accumulation):
+    """The mean over no labels is not a number: such a batch, as masking may draw it, is no reason to stop."""
+    rows = tiny_data()
+    for row in rows[4:8]:
+        row["labels"] = -100
+    options = dict(train_sampling_strategy="sequential", gradient_accumulation_steps=accumulation, max_steps=2)
+    trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path, **options), train_dataset=rows)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert (losses[1] == 0) == (accumulation == 1)
+    assert losses[0] > 0.5
+
+
 def test_infinite_gradients_are_part_of_scaling(tmp_path):
     """As with fp16: steps whose scaled gradient overflows are left out until the scale is found."""
     args = arguments(tmp_path, max_grad_norm=0.0)

@@ -10,6 +10,7 @@ from torch import nn
 from ..modeling_base import FeedbackPreTrainedModel
 from .adversarial import AdversarialTraining
 from .batch_loss import BatchLoss, ComputeLoss, Inputs
+from .batch_weights import count_items
 from .checkpoints import Record
 from .class_loss import ClassLoss
 from .class_loss_setup import make_class_loss
@@ -100,7 +101,8 @@ class Techniques:
     ) -> BatchLoss:
         """The loss of one forward pass."""
         loss, outputs = plain_loss(model, dict(inputs), True, num_items)
-        loss = loss * self._trainer.batch_weight
+        # the mean over no labels at all is not a number, though its gradient is 0
+        loss = torch.where(count_items(inputs).to(loss.device) > 0, loss, 0.0) * self._trainer.batch_weight
         core, drawn = any_model_in(model)[1], self._trainer.args.train_iterations != "fixed"
         unread = drawn or inputs.get("num_iterations", core.config.num_iterations) == 1
         if unread and not searches_unused(self._trainer.accelerator):
