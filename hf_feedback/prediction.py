@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .backbone_layout import max_positions
 from .backbone_probe import evaluating
@@ -140,6 +140,9 @@ class TokenPredictor(Predictor):
     Args:
         model, processor, batch_size: as in `Predictor`.
         max_length: texts are cut at so many tokens; by default where training cut them.
+
+    Attributes:
+        num_cut: number of texts that were cut.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class TokenPredictor(Predictor):
         super().__init__(model, processor, batch_size)
         self.tokenizer = with_padding_token(self.processor)
         self.max_length = resolve_max_length(max_length, self.tokenizer, model)
+        self.num_cut = 0
 
     @property
     def padding_side(self) -> str:
@@ -159,8 +163,14 @@ class TokenPredictor(Predictor):
         encoding = self.tokenizer(
             *map(list, texts), truncation=True, max_length=self.max_length, verbose=False, **options
         )
+        self.count_cut(encoding)
         rows = [{name: encoding[name][i] for name in encoding} for i in range(len(encoding["input_ids"]))]
         return [row if row["input_ids"] else self._filler_row(row) for row in rows]
+
+    def count_cut(self, encoding: BatchEncoding) -> None:
+        """Counts the texts that were cut; a slow tokenizer does not tell those of just that length apart."""
+        full = [len(ids) == self.max_length for ids in encoding["input_ids"]]
+        self.num_cut += sum(map(bool, [one.overflowing for one in encoding.encodings or ()] or full))
 
     def _filler_row(self, row: Keywords) -> Keywords:
         """One token for a text that a tokenizer without special tokens leaves empty."""

@@ -64,6 +64,7 @@ class TagPredictor(TokenPredictor):
         space = space_before_words(self.tokenizer)
         words = [[space + word for word in self.words_of(example)] or [FILLER] for example in examples]
         encoding = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
+        self.count_cut(encoding)
         names = list(encoding)
         return [
             [{**{name: encoding[name][i] for name in names}, "word_ids": encoding.word_ids(i)}]

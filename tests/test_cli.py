@@ -110,7 +110,7 @@ def test_regression_pairs_and_several_labels(backbone, tmp_path, capsys):
         main(["predict", "--model", str(tmp_path / "r"), "--file", train, "--output", str(tmp_path / "r.jsonl")]) == 0
     )
     line = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
-    assert set(line) == {"text", "text_pair", "value"}
+    assert set(line) == {"text_a", "text_b", "label", "value"}
 
     several = [{"text": r["text"], "label": [r["label"], "any"] if i % 2 else []} for i, r in enumerate(rows())]
     train = write(tmp_path, "several.jsonl", several)
@@ -280,10 +280,11 @@ def test_options_from_a_file_and_k_at_evaluation(backbone, tmp_path, capsys):
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 2 * 2  # the defaults of the command hold: 16 texts a batch
     capsys.readouterr()
-    losses = set()
+    losses, results = set(), tmp_path / "results.json"
     for k in ("1", "3", "6"):
-        assert main(["evaluate", "--model", str(tmp_path / "out"), "--file", train, "--num-iterations", k]) == 0
-        losses.add(next(line for line in capsys.readouterr().out.splitlines() if "eval_loss" in line))
+        evaluate = ["evaluate", "--model", str(tmp_path / "out"), "--file", train, "--num-iterations", k]
+        assert main([*evaluate, "--output", str(results), "--force"]) == 0
+        losses.add(json.loads(results.read_text())["metrics"]["eval_loss"])
     assert len(losses) == 3
 
 

@@ -177,7 +177,7 @@ def test_predictions_need_no_label_and_keep_gaps(trained, caplog):
         trained, "new.jsonl", '{"text": "where is it"}\n{"text": null}\n{"text": true}\n{"text": 7}'
     )
     assert status == 0
-    assert [line["text"] for line in found] == ["where is it", None, "true", "7"]
+    assert [line["text"] for line in found] == ["where is it", None, True, 7]
     assert "1 of 4 texts are empty" in caplog.text
 
 
@@ -193,7 +193,7 @@ def test_pairs_keep_their_gaps(trained):
     command = ["predict", "--model", str(trained / "out"), "--file", str(file), "--output", str(output)]
     assert main([*command, "--text-pair-column", "reply"]) == 0
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(line["text"], line["text_pair"]) for line in lines] == [("where", None), (None, "here")]
+    assert [(line["text"], line["reply"]) for line in lines] == [("where", None), (None, "here")]
 
 
 def test_texts_are_cut_where_training_cut_them(trained, caplog, capsys):

@@ -109,7 +109,8 @@ def test_completion_without_shtab(capsys, monkeypatch):
 def test_options_of_every_command_from_a_file(command, tmp_path, capsys):
     data = "train_file" if command in ("train", "compare") else "file"
     options = {"model": str(tmp_path / "missing"), data: "texts.csv", "seed": 1, "output_dir": str(tmp_path / "out")}
-    options = options if data == "train_file" else {"model": options["model"], data: "texts.csv"}
+    (tmp_path / "texts.csv").write_text("text,label\na,b\n")
+    options = options if data == "train_file" else {"model": options["model"], data: str(tmp_path / "texts.csv")}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
     assert main([command, str(tmp_path / "options.yaml")]) == 2
     assert f"there is no folder {tmp_path / 'missing'}" in capsys.readouterr().err

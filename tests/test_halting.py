@@ -20,7 +20,8 @@ from hf_feedback import (
 )
 from hf_feedback.batch_rows import IndivisibleError, find_batch_axes, select_rows
 from hf_feedback.halting import confidence_of
-from hf_feedback.training.inference import TextInference
+from hf_feedback.training.labelled_file import LabelledFile
+from hf_feedback.training.trained_model import TrainedModel
 
 HALTS = dict(halting="convergence", num_iterations=12)
 
@@ -379,7 +380,7 @@ def test_in_a_pipeline_and_in_evaluation(minilm, tmp_path):
         }
     file = tmp_path / "data.csv"
     file.write_text("text,label\n" + "".join(f"{text},LABEL_{i % 2}\n" for i, text in enumerate(texts)))
-    values = TextInference(str(tmp_path), str(file)).evaluate()
+    values = LabelledFile.load(TrainedModel(str(tmp_path)), str(file)).predict().metrics
     assert values["eval_mean_iterations"] == pytest.approx(found.iterations.float().mean().item())
 
 

@@ -10,7 +10,8 @@ from training_runs import rows, write
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation import iteration_choice
 from hf_feedback.evaluation.iteration_choice import IterationChoice, candidates, choose, measure_choice
-from hf_feedback.training.inference import TextInference
+from hf_feedback.training.labelled_file import LabelledFile
+from hf_feedback.training.trained_model import TrainedModel
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def few(monkeypatch):
 
 
 def test_every_candidate_is_measured_as_the_model_answers(folder, few):
-    trainer, data = TextInference(str(folder / "model"), str(folder / "validation.csv")).load_labelled()
+    labelled = LabelledFile.load(TrainedModel(str(folder / "model")), str(folder / "validation.csv"))
+    trainer, data = labelled.trainer, labelled.data
     model = FeedbackForSequenceClassification.from_pretrained(folder / "model").eval()
     rows_ = [{name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")} for row in data]
     labels = torch.tensor(data["labels"])

@@ -115,12 +115,23 @@ def mcnemar(num_fixed: int, num_broken: int) -> float:
 
 
 def calibration(answers: Answers, k: int, num_bins: int = CALIBRATION_BINS) -> Calibration:
-    """Compares how sure the answers of an iteration are with how often they are right.
+    """Compares how sure the answers of an iteration are with how often they are right, see `calibrate`.
 
     Args:
         answers: of all iterations.
         k: the iteration.
         num_bins: bins of equal width of the probability of the top class.
+    """
+    return calibrate(answers.probabilities[k - 1].max(-1), answers.is_right[k - 1], num_bins)
+
+
+def calibrate(confidence: np.ndarray, right: np.ndarray, num_bins: int = CALIBRATION_BINS) -> Calibration:
+    """Compares how sure answers are with how often they are right.
+
+    Args:
+        confidence: probability of each answer, `(N,)`.
+        right: whether it is right, `(N,)`.
+        num_bins: bins of equal width of the confidence.
 
     Returns:
         The expected calibration error, Σ (items in the bin / N) · |accuracy − confidence|, the mean confidence, and the
@@ -128,7 +139,6 @@ def calibration(answers: Answers, k: int, num_bins: int = CALIBRATION_BINS) -> C
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599.
     """
-    confidence, right = answers.probabilities[k - 1].max(-1), answers.is_right[k - 1]
     edges = np.linspace(0.0, 1.0, num_bins + 1)
     number = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
     bins, error = [], 0.0

@@ -146,13 +146,13 @@ def new_network(args: FNNArguments, labels: LabelSet) -> tuple[PreTrainedTokeniz
 
 
 def trained_network(
-    args: ModelArguments, labels: LabelSet
+    args: ModelArguments, labels: LabelSet | None
 ) -> tuple[PreTrainedTokenizerBase, FNNForSequenceClassification]:
-    """Returns a tokenizer, and its feedback network to train further.
+    """Returns a tokenizer, and its trained feedback network.
 
     Args:
         args: which model; only its K can be changed.
-        labels: labels of the data.
+        labels: labels of the data, which the network has to have; `None` for any.
 
     Raises:
         ValueError: another option is given, or the labels are others.
@@ -163,7 +163,8 @@ def trained_network(
         if option != "num_iterations":
             raise ValueError(f"`{option}`: {args.model} is a trained feedback network; leave the option out.")
         model.set_num_iterations(value)
-    check_labels(model, args.model, labels)
+    if labels is not None:
+        check_labels(model, args.model, labels)
     return load_tokenizer(args.model, args.revision), model
 
 

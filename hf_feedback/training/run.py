@@ -57,7 +57,7 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
         raise ValueError("`streaming` reads a file whose length is not known; say how long to train with `max_steps`.")
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     interrupt = InterruptCallback()
-    trainer = _make_trainer(task, args, interrupt)
+    trainer = make_trainer(task, args, interrupt)
     record = trainer.run_record = {**_record_of(task, args), **trainer.techniques.record}
     if resumes_newest(args) and is_finished(folder, record):
         warn_once(args, f"{folder}: this run is finished; nothing is left to train.")
@@ -76,7 +76,14 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     return metrics
 
 
-def _make_trainer(task: PreparedTask, args: FeedbackTrainingArguments, interrupt: InterruptCallback) -> FeedbackTrainer:
+def make_trainer(task: PreparedTask, args: FeedbackTrainingArguments, interrupt: InterruptCallback) -> FeedbackTrainer:
+    """Returns the trainer of a run, and prints the size and cost of the feedback.
+
+    Args:
+        task: model, processor and encoded data.
+        args: the training arguments.
+        interrupt: stops the run by Ctrl-C.
+    """
     validation = task.splits.get("validation")
     if task.keep_all_columns:
         args.remove_unused_columns = False

@@ -1,15 +1,17 @@
 """`hf-feedback choose-iterations`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
 from ...configuration_feedback import FeedbackConfig
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.commands.options import OptionParser, options_from_file
-from ...training.inference import TextInference
+from ...training.labelled_file import LabelledFile
+from ...training.tasks import TextClassification
 from ...training.tasks.text_classification import LabelArguments
+from ...training.trained_model import TrainedModel
 from ...validation import check_integer, option
 from ..comparison_result import markdown_table
 from ..iteration_choice import candidates, choose, measure_choice, save_choice
@@ -55,8 +57,12 @@ def run(arguments: Sequence[str]) -> int:
         arguments: those after the name of the command.
     """
     args, label_args = make_parser().parse(options_from_file(arguments))
-    inference = TextInference(args.model, args.file, label_args, args.revision, batch_size=args.batch_size)
-    trainer, data = inference.load_labelled()
+    trained = TrainedModel(args.model, args.revision, batch_size=args.batch_size)
+    if not issubclass(trained.task(), TextClassification):
+        raise ValueError(f"`model`: {args.model} is {trained.task().card.model_with_article}, and no text classifier.")
+    options = {name: value for name, value in asdict(label_args).items() if value is not None}
+    labelled = LabelledFile.load(trained, args.file, options)
+    trainer, data = labelled.trainer, labelled.data
     model = cast(FeedbackPreTrainedModel, trainer.model)
     if not isinstance(model.config, FeedbackConfig):
         raise ValueError(f"`model`: {args.model} has no pretrained backbone, and does not halt by itself.")

@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ...validation import option
 from ..advice import advice_on_course, read_history
 from ..arguments import FeedbackTrainingArguments
 from ..data.splits import FileArguments
+from ..dry_run import dry_run
 from ..model_sources import check_source
 from ..resuming import prepare_run
 from ..run import bf16_is_fast, run_task
@@ -18,7 +21,15 @@ from .options import OptionParser, options_from_file
 
 DESCRIPTION = """Fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch with
 `--fnn`. A YAML or JSON file of options may be the first argument; options of the command line win over it."""
+
 NOT_SHOWN = ("_flos", "_per_second", "_preparation_time", "epoch")
+
+
+@dataclass
+class RunArguments:
+    """What the command does."""
+
+    dry_run: bool = option(False, "Print model, groups, data and cost, and end; nothing is trained or written.")
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
@@ -123,10 +134,15 @@ def run_training(
         ValueError: an option, a file or a label is not as it must be.
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
-    task, args = parse_training(arguments, task_class, prog, description)
+    parser = training_parser(arguments, task_class, prog, description, (RunArguments,))
+    model_args, data_args, args, run_args = parser.parse(arguments)
+    task = task_class(model_args, data_args)
     base_model: str | None = task.model_args.model
     if base_model is not None:
         check_source(base_model, task.model_args.revision)
+    if run_args.dry_run:
+        print(f"\n{dry_run(task.prepare(keeps_rows=False), args)}")
+        return 0
     prepare_run(args)
     prepared = task.prepare(announce=args.process_index == 0)
     metrics = run_task(prepared, base_model, args)
@@ -155,7 +171,7 @@ def make_parser(arguments: Sequence[str]) -> OptionParser:
     Args:
         arguments: those after the name of the command; `--fnn` decides which others there are.
     """
-    return training_parser(arguments, _task_of(arguments), "hf-feedback train", DESCRIPTION)
+    return training_parser(arguments, _task_of(arguments), "hf-feedback train", DESCRIPTION, (RunArguments,))
 
 
 def run(arguments: Sequence[str]) -> int:

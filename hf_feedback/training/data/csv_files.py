@@ -35,7 +35,7 @@ def read_csv(path: Path, text_format: TextFormat) -> Dataset:
             more or fewer cells than the header; the message names the line.
     """
     text, is_tsv = read_text(path, text_format), path.suffix.lower() == ".tsv"
-    delimiter = text_format.delimiter or _delimiter_of(text, "\t" if is_tsv else ",")
+    delimiter = text_format.delimiter or delimiter_of(text, "\t" if is_tsv else ",")
     parse = _parse_tsv if is_tsv else _parse_csv
     header, *rows = parse(path, text, delimiter) or [CsvRow(1, [])]
     names = header.cells
@@ -47,8 +47,8 @@ def read_csv(path: Path, text_format: TextFormat) -> Dataset:
     return Dataset.from_dict({name: [row.cells[i] for row in rows] for i, name in enumerate(names)})
 
 
-def _delimiter_of(text: str, usual: str) -> str:
-    """The separator that stands in the header."""
+def delimiter_of(text: str, usual: str) -> str:
+    """Returns the separator that stands in the header, the usual one if none does."""
     header = FIRST_LINE.match(text)[1]  # type: ignore[index]  # matches anything
     return next((mark for mark in (usual, ";", "\t", ",") if mark in header), usual)
 

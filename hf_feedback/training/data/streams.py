@@ -1,22 +1,28 @@
-"""Files that are read row by row while a model trains, however large they are."""
+"""Files that are read row by row, however large they are."""
 
 import csv
+import gzip
 import json
-from collections.abc import Callable, Iterator
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from pyarrow import ArrowException, parquet
 
-from .csv_files import LONGEST_CELL
+from .csv_files import LONGEST_CELL, QUOTED_CELL, delimiter_of
 from .files import format_rows, root_cause
 from .splits import Row
 from .text_files import DEFAULT_FORMAT, TextFormat, decoding_error
 
 
 def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[Row]:
-    """Reads a .txt file of one text a line, or a JSON-lines, CSV, TSV or parquet file, row by row.
+    """Reads a .txt file of one text a line, or a JSON-lines, CSV, TSV or parquet file, row by row; all but the last may
+    be compressed (.csv.gz).
 
-    Cells of CSV and TSV files are kept as text; in TSV files quotes are part of it. Empty lines are left out.
+    Cells of CSV and TSV files are kept as text. In a TSV file quotes are part of it, unless every cell with a quote is
+    quoted as a whole. Empty lines are left out.
 
     Args:
         file: path of the file; its suffix decides how it is read.
@@ -38,7 +44,7 @@ def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator
     ```
     """
     path = Path(file)
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(file_type(path))
     if reader is None:
         raise ValueError(f"`streaming`: {file} is of another type than {', '.join(READERS)}; convert it.")
     if not path.is_file():
@@ -48,25 +54,68 @@ def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator
         for row in reader(path, text_format):
             count += 1
             yield row
-    except UnicodeDecodeError as error:
-        raise decoding_error(path, text_format) from error
-    except (ArrowException, OSError, ValueError, csv.Error) as error:
+    except (ArrowException, OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+        if isinstance(error, UnicodeDecodeError) and not is_compressed(path):
+            raise decoding_error(path, text_format) from error
         raise ValueError(f"{file}: {format_rows([count])} cannot be read ({root_cause(error)}).") from error
 
 
+def stream_standard_input() -> Iterator[Row]:
+    """Reads standard input row by row: JSON objects if the first line is one, else one text a line.
+
+    Raises:
+        ValueError: a line cannot be read; the message names the row.
+    """
+    count = 0
+    try:
+        lines = (line for line in sys.stdin if line.strip())
+        first = next(lines, "")
+        read = _json_rows if first.lstrip().startswith("{") else _text_rows
+        for row in read(line for part in ([first] if first else [], lines) for line in part):
+            count += 1
+            yield row
+    except ValueError as error:
+        raise ValueError(f"standard input: {format_rows([count])} cannot be read ({root_cause(error)}).") from error
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file is compressed by gzip, by its name."""
+    return path.suffix.lower() == ".gz"
+
+
+def file_type(path: Path) -> str:
+    """Returns the ending that says how a file is read: `.csv` of `texts.csv.gz`."""
+    return Path(path.stem if is_compressed(path) else path).suffix.lower()
+
+
+def open_text(path: Path, text_format: TextFormat, newline: str | None = None) -> TextIO:
+    """Opens a text file that may be compressed."""
+    if is_compressed(path):
+        return gzip.open(path, "rt", encoding=text_format.codec, newline=newline)
+    return path.open(encoding=text_format.codec, newline=newline)
+
+
+def _text_rows(lines: Iterable[str]) -> Iterator[Row]:
+    return ({"text": line.rstrip("\n")} for line in lines if line.strip())
+
+
+def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
+    for line in lines:
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f'it must be an object such as {{"text": "…"}}, got {row!r:.80}')
+            yield row
+
+
 def _stream_lines(path: Path, text_format: TextFormat) -> Iterator[Row]:
-    with path.open(encoding=text_format.codec) as lines:
-        yield from ({"text": line.rstrip("\n")} for line in lines if line.strip())
+    with open_text(path, text_format) as lines:
+        yield from _text_rows(lines)
 
 
 def _stream_json(path: Path, text_format: TextFormat) -> Iterator[Row]:
-    with path.open(encoding=text_format.codec) as lines:
-        for line in lines:
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f'it must be an object such as {{"text": "…"}}, got {row!r:.80}')
-                yield row
+    with open_text(path, text_format) as lines:
+        yield from _json_rows(lines)
 
 
 class TsvDialect(csv.excel_tab):
@@ -77,14 +126,25 @@ class TsvDialect(csv.excel_tab):
 
 def _stream_csv(path: Path, text_format: TextFormat) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_CELL)
-    with path.open(encoding=text_format.codec, newline="") as lines:
-        dialect: type[csv.Dialect] = TsvDialect if path.suffix.lower() == ".tsv" else csv.excel
-        delimiter = text_format.delimiter or dialect.delimiter
-        rows = csv.DictReader(lines, dialect=dialect, delimiter=delimiter, strict=True)
+    dialect: type[csv.Dialect] = csv.excel
+    if file_type(path) == ".tsv":
+        dialect = csv.excel_tab if _has_quoted_cells(path, text_format) else TsvDialect
+    with open_text(path, text_format, newline="") as lines:
+        header = next((line for line in lines if line.strip()), "")
+        delimiter = text_format.delimiter or delimiter_of(header, dialect.delimiter)
+        all_lines = (line for part in ([header], lines) for line in part)
+        rows = csv.DictReader(all_lines, dialect=dialect, delimiter=delimiter, strict=True)
         for row in rows:
             if None in row or None in row.values():
                 raise ValueError(f"it has not as many cells as the header, {len(rows.fieldnames or ())}")
             yield row
+
+
+def _has_quoted_cells(path: Path, text_format: TextFormat) -> bool:
+    """Whether cells of a TSV file that hold a quote are all quoted as a whole."""
+    with open_text(path, text_format) as lines:
+        cells = [cell for line in lines if '"' in line for cell in line.rstrip("\n").split("\t") if '"' in cell][:1000]
+    return bool(cells) and all(map(QUOTED_CELL.fullmatch, cells))
 
 
 def _stream_parquet(path: Path, text_format: TextFormat) -> Iterator[Row]:

@@ -128,6 +128,13 @@ class PlainTextTask(TextTask[Arguments]):
         self.columns = Columns(columns.text, None, None)
         return None
 
+    def load_trained(self, split: Split) -> None:
+        self.processor, self.model = super().load()
+        requested, names = self.data_args.text_column, split.data.column_names
+        trained = Columns.of_model(self.model.config)
+        text = find_columns(names, split.source, requested, needs_label=False, trained=trained).text
+        self.columns = Columns(text, None, None)
+
     def describe_data(self) -> str:
         return str(self.columns)
 

@@ -140,6 +140,10 @@ class QuestionAnswering(TextTask[QuestionArguments]):
         self.may_be_empty = any(not answers["text"] for answers in train.data["answers"])
         return None
 
+    def load_trained(self, split: Split) -> None:
+        super().load_trained(split)
+        self.find_labels(split)
+
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.padding_side = "right"  # answers are counted by the positions of tokens, the same in every batch
         self.card = replace(self.card, usage=usage_of(space_between_texts(tokenizer)))

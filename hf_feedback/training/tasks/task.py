@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
@@ -22,7 +22,7 @@ from ..data.duplicates import warn_of_repeated_ids
 from ..data.files import read_file
 from ..data.labels import LabelSet
 from ..data.overview import describe_rows
-from ..data.row_encoder import RowEncoder, one_process_first
+from ..data.row_encoder import IN_MEMORY, RowEncoder, one_process_first
 from ..data.splits import FileArguments, Row, Split, draw_rows, read_splits
 from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
@@ -129,11 +129,12 @@ class Task(ABC, Generic[DataArguments]):
     def __init__(self, model_args: ModelArguments, data_args: DataArguments) -> None:
         self.model_args, self.data_args = model_args, data_args
 
-    def prepare(self, announce: bool = True) -> PreparedTask:
+    def prepare(self, announce: bool = True, keeps_rows: bool = True) -> PreparedTask:
         """Reads and checks the data, loads processor and model, and encodes the data.
 
         Args:
             announce: whether to print how the training data are read.
+            keeps_rows: whether encoded rows are kept on disk.
 
         Raises:
             ValueError: an option, a file or a label is not as it must be.
@@ -141,7 +142,7 @@ class Task(ABC, Generic[DataArguments]):
         """
         self.check_options()
         self.data_args.check_sampling()
-        self.encoder = self.data_args.row_encoder
+        self.encoder = replace(self.data_args.row_encoder, keeps=keeps_rows)
         splits = {name: self.check_split(split) for name, split in self.read_splits().items()}
         for split in splits.values():
             warn_of_repeated_ids(split)
@@ -169,6 +170,29 @@ class Task(ABC, Generic[DataArguments]):
             dataset=getattr(self.data_args, "dataset_name", None),
             write_predictions=self.write_predictions,
         )
+
+    def prepare_trained(self, file: str) -> EncodedSplit:
+        """Loads a trained processor and model, and encodes a file of examples to evaluate them on.
+
+        Args:
+            file: path of the file.
+
+        Raises:
+            ValueError: an option, the file or a label is not as it must be, or there are no labels.
+        """
+        self.check_options()
+        self.encoder = IN_MEMORY
+        split = self.check_split(Split(self.read(file), file))
+        self.labels = None  # they are those of the model
+        self.load_trained(split)
+        encoded = self.encode("test", split)
+        if encoded is None:
+            raise ValueError(f"{file}: it has no labels to compare answers with.")
+        return encoded
+
+    def load_trained(self, split: Split) -> None:
+        """Loads processor and model, and finds out what else is needed to encode a split."""
+        self.processor, self.model = self.load()
 
     def check_options(self) -> None:
         """Raises `ValueError` where an option of the data has a value that is not allowed."""

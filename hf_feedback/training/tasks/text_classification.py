@@ -1,13 +1,10 @@
 """The classification of whole texts, and the regression of values."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
 
-import numpy as np
-import torch
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -17,11 +14,11 @@ from ...modeling_fnn import FNNForSequenceClassification
 from ...validation import option
 from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..data.columns import Columns, find_columns
-from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
+from ..data.labels import SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
 from ..data.overview import describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
 from ..data.texts import tokenize_texts, with_labels
-from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics, predict_labels
+from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics
 from ..model_arguments import FNNArguments
 from ..model_card import TaskCard, pipeline_usage
 from ..model_setup import (
@@ -92,44 +89,6 @@ def columns_of(split: Split, args: TextArguments, needs_label: bool = True, trai
     return find_columns(names, split.source, text, text_pair, label, needs_label, trained, separator)
 
 
-def predictions_of(logits: np.ndarray, labels: LabelSet) -> Iterator[Mapping[str, object]]:
-    """Turns logits into predictions by name.
-
-    Args:
-        logits: outputs of a classifier, `(N, C)`.
-        labels: labels of the classifier.
-
-    Yields:
-        For each text its `value`, its `label` with `score` and `probabilities`, or its `labels` with `probabilities`.
-
-    Example:
-
-    ```python
-    >>> next(predictions_of(np.array([[0.0, 0.0]]), LabelSet("single_label_classification", ("late", "lost"))))
-    {'label': 'late', 'score': 0.5, 'probabilities': {'late': 0.5, 'lost': 0.5}}
-
-    ```
-    """
-    predicted = predict_labels(logits, labels.problem_type)
-    if labels.problem_type == REGRESSION:
-        yield from ({"value": float(value)} for value in predicted)
-        return
-    scores = torch.as_tensor(logits).float()
-    several = labels.problem_type == MULTI_LABEL
-    probabilities = scores.sigmoid() if several else F.softmax(scores, -1)
-    for prediction, row in zip(predicted, probabilities.tolist(), strict=True):
-        probability_of = {name: round(p, 6) for name, p in zip(labels.names, row, strict=True)}
-        if several:
-            chosen = [name for name, yes in zip(labels.names, prediction, strict=True) if yes]
-            yield {"labels": chosen, "probabilities": probability_of}
-        else:
-            yield {
-                "label": labels.names[int(prediction)],
-                "score": max(probability_of.values()),
-                "probabilities": probability_of,
-            }
-
-
 class TextClassification(TextTask[TextDataArguments]):
     """Predicts one class, several labels or a value of each text.
 
@@ -175,11 +134,19 @@ class TextClassification(TextTask[TextDataArguments]):
         labels = LabelSet.of(
             train.data, self.columns.label or "", train.source, problem_type, self.columns.label_separator
         )
+        self._choose_metrics(labels)
+        return labels
+
+    def _choose_metrics(self, labels: LabelSet) -> None:
         names = self.data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
         unknown = MetricInfo(greater_is_better=None)
         self.metrics = {name: METRICS.get(name, unknown) for name in names}
         self.compute_metrics = make_compute_metrics(labels.problem_type, names)
-        return labels
+
+    def load_trained(self, split: Split) -> None:
+        self.processor, self.model = self.load_model()
+        self._choose_metrics(LabelSet.of_model(self.model))
+        self.max_length = resolve_max_length(self.data_args.max_length, self.processor, self.model)
 
     def classes_of(self, train: Split) -> list[str] | None:
         single = self.labels.problem_type == SINGLE_LABEL

@@ -1,0 +1,109 @@
+"""`hf-feedback evaluate`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from transformers import EvalPrediction
+
+from ...feedback_checkpoint import whole_file
+from ...training.commands.options import OptionParser, options_from_file
+from ...training.commands.predict import TrainedModelArguments
+from ...training.commands.train import format_metrics
+from ...training.data.labels import LabelSet
+from ...training.labelled_file import LabelledFile
+from ...training.model_arguments import HaltingArguments
+from ...training.output_folder import check_writable
+from ...validation import option
+from ..class_report import format_report, report_of
+from ..confusion_picture import draw_confusion
+from ..diagnostics import finite
+
+DESCRIPTION = """Measure a trained model of any task, which is known from the model, on labelled examples: the metrics
+of training, precision, recall and F1 of each class with their averages, and calibration."""
+
+
+@dataclass
+class LabelledArguments:
+    """The labelled examples, and how they are read; which options there are depends on the task."""
+
+    file: str = field(
+        metadata={"help": "CSV, TSV, JSON-lines or parquet file of examples; a folder of images or recordings."}
+    )
+    text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
+    text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
+    label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    tokens_column: str | None = option(None, "Column of the words to tag (default: tokens).")
+    tags_column: str | None = option(None, "Column of the tags (default: tags).")
+    image_column: str | None = option(None, "Column of the images (default: image).")
+    audio_column: str | None = option(None, "Column of the recordings (default: audio).")
+    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as in training).")
+    stride: int | None = option(None, "Tokens that windows of a text share (default: a third of a window).")
+    max_answer_length: int | None = option(None, "Tokens of an answer at most (default: 30).")
+    mlm_probability: float | None = option(None, "Share of the tokens to predict (default: 0.15).")
+    packing: bool | None = option(None, "Join texts into blocks (default: true).")
+    max_seconds: float | None = option(None, "Cut recordings at so many seconds (default: 20).")
+    metrics: list[str] | None = option(None, "Metrics of classes or values (default: those that suit the labels).")
+    delimiter: str | None = option(
+        None, "Separator of CSV and TSV files, \\t for a tab (default: that of their header)."
+    )
+    encoding: str | None = option(None, "Encoding of CSV, TSV, JSON and text files (default: utf-8).")
+
+
+@dataclass
+class ResultArguments:
+    """Where the results are written."""
+
+    output: str | None = option(None, "JSON file to write metrics and report to.")
+    confusion_matrix: str | None = option(None, "Picture of the confusion matrix to write, such as confusion.png.")
+    force: bool = option(False, "Write over files that exist.")
+
+    def check(self) -> None:
+        """Raises `ValueError` where a file cannot be written, or would be lost."""
+        for name in ("output", "confusion_matrix"):
+            file = getattr(self, name)
+            if file is None:
+                continue
+            check_writable(str(Path(file).parent), name)
+            if Path(file).is_dir():
+                raise ValueError(f"`{name}`: {file} is a folder; name a file.")
+            if Path(file).exists() and not self.force:
+                raise ValueError(f"`{name}`: {file} is there already; name another, or write over it (`--force`).")
+
+
+def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
+    """Returns the parser of the command."""
+    parts = (TrainedModelArguments, LabelledArguments, ResultArguments, HaltingArguments)
+    return OptionParser(parts, "hf-feedback evaluate", DESCRIPTION)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `hf-feedback evaluate` and returns the exit status.
+
+    Args:
+        arguments: those after the name of the command.
+    """
+    model, data, results, halting = make_parser().parse(options_from_file(arguments))
+    results.check()
+    options = {name: value for name, value in asdict(data).items() if value is not None and name != "file"}
+    labelled = LabelledFile.load(model.trained(halting), data.file, options)
+    found = labelled.predict()
+    report = report_of(labelled.task, EvalPrediction(found.predictions, cast(np.ndarray, found.label_ids)))
+    if results.confusion_matrix is not None and "confusion" not in (report or {}):
+        raise ValueError(
+            f"`confusion_matrix`: {model.model} does not answer with one class for each item; leave the option out."
+        )
+    print(format_metrics(found.metrics or {}))
+    if report is not None:
+        print(f"\n{format_report(report)}")
+    if results.output is not None:
+        content = {"model": model.model, "file": data.file, "metrics": found.metrics, "report": report}
+        with whole_file(Path(results.output)) as partial:
+            partial.write_text(json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if results.confusion_matrix is not None and report is not None:
+        names = LabelSet.of_model(labelled.task.model).names
+        draw_confusion(report["confusion"], names, results.confusion_matrix)
+    return 0

@@ -1,0 +1,44 @@
+"""The confusion matrix as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+MOST_NUMBERS = 30  # classes up to which the cells hold their counts
+
+
+def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], file: str) -> None:
+    """Draws how often each label got each answer.
+
+    Args:
+        counts: labels in rows, answers in columns, `(C, C)`.
+        names: names of the classes.
+        file: the picture to write; its ending decides the format.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: there is no such format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matrix = np.asarray(counts)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = min(4 + 0.35 * len(names), 40)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    supported = FigureCanvasAgg(figure).get_supported_filetypes()
+    if Path(file).suffix.lower().removeprefix(".") not in supported:
+        raise ValueError(f"`confusion_matrix`: {file} must end with one of .{', .'.join(sorted(supported))}.")
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ticks, shown = range(len(names)), [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+    axes.set_xticks(ticks, shown, rotation=90)
+    axes.set_yticks(ticks, shown)
+    axes.set(xlabel="answer", ylabel="label")
+    if len(names) <= MOST_NUMBERS:
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color)
+    figure.colorbar(image, label="share of the label", shrink=0.8)
+    figure.savefig(file, dpi=150)

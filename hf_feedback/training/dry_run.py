@@ -1,0 +1,142 @@
+"""What a training run would do and cost: model, groups, data, and one batch measured; nothing is trained or written."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from math import ceil
+from typing import cast
+
+import torch
+from datasets import IterableDataset
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..validation import Keywords
+from .arguments import FeedbackTrainingArguments
+from .callbacks import InterruptCallback
+from .run import keep_best_epoch, make_trainer
+from .tasks.task import PreparedTask
+from .trainer import FeedbackTrainer
+
+MOMENTS = 2  # that Adam keeps of every trained parameter
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a batch costs, forward and backward.
+
+    Args:
+        flops: of its matrix products, attention included.
+        activations: bytes that are kept for the backward pass.
+        seconds: that it took on this machine.
+    """
+
+    flops: int
+    activations: int
+    seconds: float
+
+
+def measure_step(trainer: FeedbackTrainer, batch: Keywords) -> StepCost:
+    """Runs a batch twice, forward and backward: once to count, once to take the time. Nothing is trained.
+
+    Args:
+        trainer: the model, and how it is trained.
+        batch: a batch of the training data.
+    """
+    model, saved = cast(nn.Module, trainer.model), dict[int, int]()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    trainer.current_gradient_accumulation_steps = 1
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        trainer.training_step(model, dict(batch))
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        started = time.perf_counter()
+        trainer.training_step(model, dict(batch))
+        seconds = time.perf_counter() - started
+    model.zero_grad()
+    return StepCost(counter.get_total_flops(), sum(saved.values()), seconds)
+
+
+def dry_run(task: PreparedTask, args: FeedbackTrainingArguments) -> str:
+    """Prints the model and the groups of a run, and returns data and cost in words.
+
+    Args:
+        task: model, processor and encoded data.
+        args: the training arguments; their output folder is left alone.
+    """
+    keep_best_epoch(args, task.metrics, "validation" in task.splits)
+    with tempfile.TemporaryDirectory() as folder:
+        args.output_dir = folder  # transformers makes it
+        trainer = make_trainer(task, args, InterruptCallback())
+        trainer.create_optimizer()
+        batches = trainer.get_train_dataloader()
+        cost = measure_step(trainer, next(iter(batches)))
+        streams = isinstance(task.splits["train"].data, IterableDataset)
+        num_batches = None if streams else len(batches)
+    return "\n".join([*_describe_data(task), *_describe_cost(cast(nn.Module, trainer.model), args, cost, num_batches)])
+
+
+def _describe_data(task: PreparedTask) -> list[str]:
+    return [
+        f"{name}: {split.source}, " + ("read while training" if split.count is None else f"{split.count} examples")
+        for name, split in task.splits.items()
+    ]
+
+
+def _describe_cost(
+    model: nn.Module, args: FeedbackTrainingArguments, cost: StepCost, num_batches: int | None
+) -> list[str]:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    updates = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    count, accumulated = sum(parameter.numel() for parameter in model.parameters()), args.gradient_accumulation_steps
+    steps = count_steps(args, num_batches)
+    batch = args.per_device_train_batch_size * accumulated
+    total = weights + (1 + MOMENTS) * updates + cost.activations
+    return [
+        f"parameters: {count:,}, of which {sum(parameter.numel() for parameter in trained):,} train",
+        f"steps: {steps:,} of {batch} examples a process",
+        f"a step: {accumulated * cost.flops:.3g} FLOPs of matrix products, {accumulated * cost.seconds:.2f} s on this "
+        f"machine (from one batch; about {_duration(steps * accumulated * cost.seconds)} in all, evaluation aside)",
+        f"memory: at least {_megabytes(total)}: weights {_megabytes(weights)}, gradients and Adam's moments "
+        f"{_megabytes((1 + MOMENTS) * updates)}, activations of a batch {_megabytes(cost.activations)}",
+        "Nothing was trained or written (`--dry-run`).",
+    ]
+
+
+def count_steps(args: FeedbackTrainingArguments, num_batches: int | None) -> int:
+    """Returns how many steps a run takes.
+
+    Args:
+        args: the training arguments.
+        num_batches: batches of an epoch; `None` if unknown.
+
+    Example:
+
+    ```python
+    >>> count_steps(FeedbackTrainingArguments("out", num_train_epochs=3, gradient_accumulation_steps=2), 5)
+    9
+
+    ```
+    """
+    if args.max_steps > 0 or num_batches is None:
+        return args.max_steps
+    return ceil(args.num_train_epochs * max(1, ceil(num_batches / args.gradient_accumulation_steps)))
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,228 @@
+"""Predictions for rows of any number: read, answered and written in chunks."""
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..prediction import Predictor
+from .checkpoints import Record
+from .data.files import read_file
+from .data.splits import Row
+from .data.streams import READERS, file_type, stream_rows, stream_standard_input
+from .data.text_files import DEFAULT_FORMAT, TextFormat
+from .example_readers import EXAMPLE_READERS, ExampleReader, MediaReader
+from .model_arguments import Options
+from .predictions_file import STANDARD_OUTPUT, PredictionsFile, merge_row
+from .run_record import model_options
+from .tasks.task import Model, Processor, Task
+from .trained_model import TrainedModel
+
+logger = logging.get_logger(__name__)
+
+BATCHES_AT_ONCE = 16  # are read, sorted by length, answered and written together
+STANDARD_INPUT = "-"
+LIST_TYPE = ".json"
+
+
+@dataclass(frozen=True)
+class PredictionRows:
+    """The rows to be answered: those of a file, a folder of files, standard input, or texts.
+
+    Args:
+        file: file of rows, `-` for standard input, or a folder of images or recordings.
+        texts: texts, instead of a file.
+        text_pairs: second texts, for pairs.
+        text_format: separator and encoding of the file.
+
+    Raises:
+        ValueError: there is no file and no text, or both; there are not as many second texts; the file is missing or of
+            another type.
+    """
+
+    file: str | None = None
+    texts: list[str] | None = None
+    text_pairs: list[str] | None = None
+    text_format: TextFormat = DEFAULT_FORMAT
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (self.texts is None):
+            raise ValueError("Give `--file` (`-` is standard input) or `--text`, one of them.")
+        if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
+            raise ValueError(
+                f"`text_pair` must be as many texts as `text`, {len(self.texts or ())}, got {len(self.text_pairs)}."
+            )
+        if self.file is None or self.file == STANDARD_INPUT or Path(self.file).is_dir():
+            return
+        if not self._is_list and file_type(Path(self.file)) not in READERS:
+            known = ", ".join((*READERS, LIST_TYPE))
+            raise ValueError(f"{self.file}: unknown type of file; use one of {known}, or one with .gz.")
+        if not Path(self.file).is_file():
+            raise ValueError(f"{self.file}: there is no such file.")
+        if Path(self.file).stat().st_size == 0:
+            raise ValueError(f"{self.file}: the file is empty.")
+
+    @property
+    def _is_list(self) -> bool:
+        """Whether the file is one list of objects, which is read at once."""
+        return self.file is not None and Path(self.file).suffix.lower() == LIST_TYPE
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, for messages."""
+        if self.file is None:
+            return "`--text`"
+        return "standard input" if self.file == STANDARD_INPUT else self.file
+
+    def __iter__(self) -> Iterator[Row]:
+        if self.texts is not None:
+            pairs = [{}] * len(self.texts) if self.text_pairs is None else [{"text_pair": t} for t in self.text_pairs]
+            return ({"text": text, **pair} for text, pair in zip(self.texts, pairs, strict=True))
+        if self._is_list:
+            return iter(read_file(str(self.file), self.text_format))
+        return stream_standard_input() if self.file == STANDARD_INPUT else stream_rows(str(self.file), self.text_format)
+
+    def files_of_folder(self, column: str) -> Iterator[Row] | None:
+        """Returns a row for each file of a folder, in order, with its path in a column; `None` if this is no folder."""
+        folder = Path(str(self.file))
+        if self.file in (None, STANDARD_INPUT) or not folder.is_dir():
+            return None
+        files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
+        return ({column: str(file.relative_to(folder.parent))} for file in files)
+
+    def fingerprint(self) -> Record | None:
+        """Returns what the rows are recognized by; `None` if they cannot be read a second time."""
+        if self.file is None or self.file == STANDARD_INPUT or Path(self.file).is_dir():
+            return None
+        with Path(self.file).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return {"file": digest, "delimiter": self.text_format.delimiter, "encoding": self.text_format.encoding}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A trained model and the rows that it answers.
+
+    Args:
+        trained: the model.
+        rows: the rows.
+        options: options of the columns and of the predictor by name.
+    """
+
+    trained: TrainedModel
+    rows: PredictionRows
+    options: Options = field(default_factory=dict)
+
+    def write(self, output: str, force: bool = False) -> int:
+        """Answers all rows and writes them with their answers.
+
+        Args:
+            output: the file to write, see `PredictionsFile`; `-` for standard output.
+            force: whether to write over a file that exists.
+
+        Returns:
+            The number of rows in the file.
+
+        Raises:
+            ValueError: the model, a row or the output is not as it must be.
+        """
+        file = PredictionsFile(output, force, self.rows.file)
+        task, model, processor = self.trained.load()
+        reader_class = _reader_of(model, self.trained.name)
+        self._check_options(model, reader_class, task)
+        predictor = self._make_predictor(model, processor)
+        fingerprint = self.rows.fingerprint()
+        record = None if fingerprint is None else {**fingerprint, **self._record(model, reader_class)}
+        rows = self._read(reader_class)
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(f"{self.rows.source}: the file has no rows.")
+        reader = reader_class(model.config, processor, list(first), self.rows.source, self.options)
+        with file.opened(record):
+            if file.num_rows:
+                print(f"{file.partial}: going on after {file.num_rows} rows.", file=sys.stderr)
+            answered = self._answer(chain([first], rows), predictor, reader, file.num_rows)
+            for some in tqdm(answered, unit=" chunks", disable=None if output != STANDARD_OUTPUT else True):
+                file.write(some)
+        self._warn(predictor, reader, file.num_rows)
+        return file.num_rows
+
+    def _warn(self, predictor: Predictor, reader: ExampleReader, count: int) -> None:
+        """Warns of texts that are empty or were cut."""
+        if cut := getattr(predictor, "num_cut", 0):
+            longest = predictor.max_length  # type: ignore[attr-defined]  # it cuts
+            logger.warning(f"{self.rows.source}: {cut} of {count} texts are longer than {longest} tokens and were cut.")
+        if reader.num_empty:
+            logger.warning(f"{self.rows.source}: {reader.num_empty} of {count} texts are empty.")
+
+    def _answer(
+        self, rows: Iterable[Row], predictor: Predictor, reader: ExampleReader, skipped: int
+    ) -> Iterator[list[Row]]:
+        """Yields chunks of rows with their answers, after those that were answered before."""
+        remaining, number = islice(rows, skipped, None), skipped
+        while some := list(islice(remaining, BATCHES_AT_ONCE * self.trained.batch_size)):
+            examples = [reader.read(row, i) for i, row in enumerate(some, number)]
+            try:
+                with torch.autocast(predictor.model.device.type, torch.bfloat16, enabled=self.trained.bf16):
+                    answers = predictor(examples)
+            except ValueError as error:
+                raise ValueError(f"{self.rows.source}: rows {number + 1} to {number + len(some)}: {error}") from error
+            yield [merge_row(reader.kept(row), answer) for row, answer in zip(some, answers, strict=True)]
+            number += len(some)
+
+    def _read(self, reader_class: type[ExampleReader]) -> Iterator[Row]:
+        if issubclass(reader_class, MediaReader):
+            column = self.options.get(reader_class.column_option, reader_class.column_option.removesuffix("_column"))
+            files = self.rows.files_of_folder(column)
+            if files is not None:
+                return files
+        if self.rows.file is not None and Path(self.rows.file).is_dir():
+            raise ValueError(f"`file`: {self.rows.file} is a folder; name a file.")
+        return iter(self.rows)
+
+    def _check_options(self, model: Model, reader_class: type[ExampleReader], task: type[Task]) -> None:
+        known = {*reader_class.options_read, *_options_of(model)}
+        unknown = next((name for name in self.options if name not in known), None)
+        if unknown is not None:
+            raise ValueError(
+                f"`{unknown}`: {self.trained.name} is {task.card.model_with_article}; leave the option out."
+            )
+
+    def _make_predictor(self, model: Model, processor: Processor) -> Predictor:
+        options = {name: value for name, value in self.options.items() if name in _options_of(model)}
+        return model.predictor(model, processor, self.trained.batch_size, **options)  # type: ignore[misc]
+
+    def _record(self, model: Model, reader_class: type[ExampleReader]) -> Record:
+        """What the answers depend on, beside the rows."""
+        names = sorted({*reader_class.options_read, *_options_of(model)} - {"model", "processor", "batch_size"})
+        options = {name: self.options.get(name) for name in names}
+        return {"weights": fingerprint_of(model), **model_options(model.config), **options, "bf16": self.trained.bf16}
+
+
+def _reader_of(model: Model, name: str) -> type[ExampleReader]:
+    for predictor in getattr(model.predictor, "__mro__", ()):
+        if predictor in EXAMPLE_READERS:
+            return EXAMPLE_READERS[predictor]
+    raise ValueError(f"`model`: {name} has a head of its own, whose examples cannot be read from a file.")
+
+
+def _options_of(model: Model) -> Mapping[str, inspect.Parameter]:
+    """The options of a model's predictor."""
+    return inspect.signature(model.predictor).parameters  # type: ignore[arg-type]  # there is one
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """Returns what the weights of a model are recognized by."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

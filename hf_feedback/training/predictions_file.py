@@ -1,0 +1,189 @@
+"""Files of predictions: JSON lines, CSV or TSV by their ending, written in chunks, and resumed after an interruption.
+
+While a file is not complete it is called `NAME.partial`, and `NAME.partial.json` says what its rows depend on and how
+many whole ones there are. The same command goes on after them; another model, file or option is refused.
+"""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import Record
+from .data.splits import Row
+from .output_folder import check_writable
+from .run_record import describe_differences
+
+STANDARD_OUTPUT = "-"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def merge_row(row: Row, answer: Row) -> Row:
+    """Returns a row with its answer; a column that has the name of a part of the answer becomes `given_…`.
+
+    Example:
+
+    ```python
+    >>> merge_row({"id": 7, "label": "late"}, {"label": "lost"})
+    {'id': 7, 'given_label': 'late', 'label': 'lost'}
+
+    ```
+    """
+    return {**{f"given_{name}" if name in answer else name: value for name, value in row.items()}, **answer}
+
+
+class RowWriter:
+    """Turns rows into lines.
+
+    Args:
+        output: name of the file; its ending decides how it is written.
+        columns: columns of a CSV file that is gone on with.
+    """
+
+    def __init__(self, output: str, columns: Sequence[str] | None = None) -> None:
+        self.delimiter = DELIMITERS.get(Path(output).suffix.lower())
+        self.columns = columns
+
+    def format(self, rows: Sequence[Row]) -> str:
+        """Returns whole lines.
+
+        Raises:
+            ValueError: the columns of a row are not those of the first.
+        """
+        if self.delimiter is None:
+            return "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
+        text, flat = StringIO(newline=""), [_flatten(row) for row in rows]
+        writer = csv.writer(text, delimiter=self.delimiter, lineterminator="\n")
+        if self.columns is None and flat:
+            self.columns = list(flat[0])
+            writer.writerow(self.columns)
+        for row in flat:
+            if row.keys() != set(self.columns or ()):
+                raise ValueError(
+                    f"`output`: a row has the columns {', '.join(row)}, and the first had "
+                    f"{', '.join(self.columns or ())}; write JSON lines (.jsonl)."
+                )
+            writer.writerow([row[name] for name in self.columns or ()])
+        return text.getvalue()
+
+
+def _flatten(row: Row) -> Row:
+    """A column for each probability, and JSON for other lists."""
+    cells: Row = {}
+    for name, value in row.items():
+        if name == "probabilities" and isinstance(value, dict):
+            cells |= {f"probability_{label}": probability for label, probability in value.items()}
+        else:
+            cells[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    return cells
+
+
+class PredictionsFile:
+    """A file of predictions.
+
+    Args:
+        output: its name; `-` is standard output.
+        force: whether to write over a file that exists, and to begin anew.
+        source: the file of rows, which is not written over.
+
+    Raises:
+        ValueError: the file exists, is a folder or cannot be written.
+    """
+
+    def __init__(self, output: str, force: bool = False, source: str | None = None) -> None:
+        self.output, self.force, self.path = output, force, Path(output)
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.record_file = self.path.with_name(f"{self.path.name}.partial.json")
+        self.writer, self.num_rows = RowWriter(output), 0
+        self.record: Record | None = None
+        self.stream: Any = None
+        if output != STANDARD_OUTPUT:
+            self._check(source)
+
+    def _check(self, source: str | None) -> None:
+        check_writable(str(self.path.parent), "output")
+        if self.path.is_dir():
+            raise ValueError(f"`output`: {self.output} is a folder; name a file.")
+        if self.path.suffix.lower() == ".gz":
+            raise ValueError(f"`output`: {self.output} would be compressed, which is not supported; leave .gz out.")
+        if self.path.exists() and not self.force:
+            itself = source is not None and Path(source).exists() and self.path.samefile(source)
+            which = "the file of texts itself" if itself else "there already"
+            raise ValueError(f"`output`: {self.output} is {which}; name another, or write over it (`--force`).")
+
+    @contextmanager
+    def opened(self, record: Record | None) -> Iterator["PredictionsFile"]:
+        """Opens the file; it gets its name when the block ends without an error.
+
+        Args:
+            record: what the rows depend on; `None` if the rows cannot be read a second time.
+
+        Raises:
+            ValueError: a file that was cut off depends on something else.
+        """
+        if self.output == STANDARD_OUTPUT:
+            self.stream = sys.stdout
+            yield self
+            return
+        self.record = record
+        self._resume()
+        try:
+            with self.partial.open("ab") as self.stream:
+                yield self
+        except BaseException:
+            if self.record is None or self.num_rows == 0:  # nothing to go on with
+                self.partial.unlink(missing_ok=True)
+            raise
+        self.partial.replace(self.path)
+        self.record_file.unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        """Cuts what was begun at its last whole row, or removes it."""
+        begun = None if self.force or self.record is None else self._read_record()
+        if begun is None:
+            self.partial.unlink(missing_ok=True)
+            self.record_file.unlink(missing_ok=True)
+            return
+        differences = describe_differences(begun["record"], self.record or {})
+        if differences:
+            raise ValueError(
+                f"`output`: {self.partial} was begun with something else ({'; '.join(differences.values())}); give the "
+                "same, or begin anew (`--force`)."
+            )
+        os.truncate(self.partial, begun["bytes"])
+        self.num_rows = begun["rows"]
+        self.writer.columns = begun["columns"]
+
+    def _read_record(self) -> dict[str, Any] | None:
+        """What was begun; `None` if there is nothing to go on with."""
+        try:
+            begun = json.loads(self.record_file.read_text(encoding="utf-8"))
+            return begun if self.partial.stat().st_size >= begun["bytes"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Writes rows, and that they are whole."""
+        text = self.writer.format(rows)
+        self.num_rows += len(rows)
+        if self.output == STANDARD_OUTPUT:
+            self.stream.write(text)
+            self.stream.flush()
+            return
+        self.stream.write(text.encode("utf-8", "surrogatepass"))
+        self.stream.flush()
+        if self.record is not None:
+            begun = {
+                "rows": self.num_rows,
+                "bytes": self.stream.tell(),
+                "columns": self.writer.columns,
+                "record": self.record,
+            }
+            new = self.record_file.with_suffix(".new")
+            new.write_text(json.dumps(begun), encoding="utf-8")
+            new.replace(self.record_file)

@@ -1,0 +1,85 @@
+"""A trained model by folder or hub id: its task, the model as commands use it, and its processor."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..configuration_feedback import FeedbackConfig
+from ..configuration_fnn import FNNConfig
+from ..validation import check_integer
+from .model_arguments import Options
+from .model_setup import load_tokenizer, set_options
+from .model_sources import check_source, hub_options
+from .tasks import TASKS, Task, TextClassification
+from .tasks.task import Model, Processor, TextTask
+
+HEADLESS = ("FeedbackModel", "FNNModel")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Which trained model answers, and how.
+
+    Args:
+        name: folder or hub id.
+        revision: branch, tag or commit of the hub repository.
+        num_iterations: K; the model's own by default.
+        halting: options of halting by name; the model's own by default.
+        batch_size: examples of a batch.
+        bf16: whether to compute in bfloat16.
+
+    Example:
+
+    ```python
+    >>> TrainedModel("out", batch_size=0)
+    Traceback (most recent call last):
+    ValueError: `batch_size` must be an integer of at least 1, got 0 (examples a batch).
+
+    ```
+    """
+
+    name: str
+    revision: str | None = None
+    num_iterations: int | None = None
+    halting: Options = field(default_factory=dict)
+    batch_size: int = 32
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("batch_size", self.batch_size, 1, "examples a batch")
+
+    def task(self) -> type[Task]:
+        """Returns the task that the model was trained for.
+
+        Raises:
+            ValueError: it is missing or damaged, is no feedback model, or has no head.
+        """
+        config = check_source(self.name, self.revision)
+        if config.get("model_type") not in (FeedbackConfig.model_type, FNNConfig.model_type):
+            raise ValueError(f"`model`: {self.name} is no feedback model; make one with `hf-feedback train`.")
+        architectures = config.get("architectures") or ()
+        if headless := next((one for one in architectures if one in HEADLESS), None):
+            raise ValueError(
+                f"`model`: {self.name} was saved as a model without a head ({headless}), which answers nothing; train "
+                "it for a task."
+            )
+        # a class of another name is a user's own
+        return next((TASKS[one] for one in architectures if one in TASKS), TextClassification)
+
+    def load(self) -> tuple[type[Task], Model, Processor]:
+        """Returns the task, the model on the accelerator, if there is one, and its processor.
+
+        Raises:
+            ValueError: as `task`; or the model does not have an option.
+        """
+        task, hub = self.task(), hub_options(self.revision)
+        model = task.model_class.from_pretrained(self.name, **hub)
+        if self.num_iterations is not None:
+            model.set_num_iterations(self.num_iterations)
+        if self.halting:
+            set_options(model, self.name, self.halting)
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+        if issubclass(task, TextTask):
+            return task, model, load_tokenizer(self.name, self.revision, of_words=task.reads_words)
+        return task, model, model.predictor.auto_class.from_pretrained(self.name, **hub)

@@ -1,0 +1,59 @@
+"""`hf-feedback train --dry-run`: model, groups, data and cost, and nothing else."""
+
+import re
+
+import pytest
+import torch
+from builders import fresh
+from families import tiny_batch
+from training_runs import arguments, rows, tiny_data, train_command, write
+
+from hf_feedback.cli import main
+from hf_feedback.training import FeedbackTrainer
+from hf_feedback.training.dry_run import measure_step
+
+
+def test_it_prints_and_writes_nothing(backbone, tmp_path, capsys):
+    train, validation = write(tmp_path, "train.csv", rows()), write(tmp_path, "validation.csv", rows(6))
+    before = {*tmp_path.rglob("*")}
+    more = ["--dry-run", "--gradient-accumulation-steps", "2", "--freeze", "embeddings"]
+    assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=validation)) == 0
+    assert {*tmp_path.rglob("*")} == before
+    printed = capsys.readouterr().out
+    for words in (
+        "parameters of feedback",
+        "layer 3",  # a group
+        f"train: {train}, 24 examples",
+        f"validation: {validation}, 6 examples",
+        "steps: 4 of 16 examples",
+        "FLOPs of matrix products",
+        "memory: at least",
+    ):
+        assert words in printed, words
+    found = re.search(r"parameters: (.*), of which (.*) train", printed)
+    count, trained = (int(one.replace(",", "")) for one in found.groups())
+    assert 0 < trained < count
+
+
+def test_what_is_wrong_is_said_before_a_run(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", rows())
+    more = ["--dry-run", "--freeze", "bakbone"]
+    assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=None)) == 2
+    assert "'bakbone' matches no parameter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_cost_is_that_of_a_step(tmp_path, k):
+    model = fresh("SequenceClassification", num_iterations=k)
+    trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data(4))
+    batch = {**tiny_batch(), "labels": torch.tensor([0, 1])}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cost = measure_step(trainer, batch)
+    forward_only = torch.utils.flop_counter.FlopCounterMode(display=False)
+    with forward_only, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
+        model(**batch)
+    assert 2 * forward_only.get_total_flops() < cost.flops <= 3 * forward_only.get_total_flops()
+    assert cost.activations > 0
+    assert cost.seconds > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,283 @@
+"""`hf-feedback predict` for every task: what is read and written, in chunks, and after an interruption."""
+
+import csv
+import gzip
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from builders import LABELS, fnn_model, fresh, labelled_model, signs, tiny_tokenizer
+from PIL import Image
+from scipy.io import wavfile
+from transformers import ViTImageProcessorPil, Wav2Vec2FeatureExtractor
+
+from hf_feedback import FeedbackModel
+from hf_feedback.cli import main
+from hf_feedback.prediction import TokenPredictor
+from hf_feedback.training import predicting
+from hf_feedback.training.trained_model import TrainedModel
+
+TEXTS = ["where is my parcel", "help", "the refund has not come", "please help it"]
+PROCESSORS = {
+    "ImageClassification": lambda: ViTImageProcessorPil(size={"height": 8, "width": 8}),
+    "AudioClassification": lambda: Wav2Vec2FeatureExtractor(return_attention_mask=True),
+    "CausalLM": signs,
+}
+
+
+def save(folder, name):
+    """A folder with a model of the task."""
+    if name == "Network":
+        model = fnn_model(head=True, dtype=torch.float32)
+    else:
+        labelled = name in ("SequenceClassification", "TokenClassification")
+        model = fresh(name, **(LABELS if labelled else {}))
+    processor = PROCESSORS.get(name, tiny_tokenizer)()
+    if name == "MaskedLM":
+        processor.mask_token = "[UNK]"
+    if name == "CausalLM":
+        processor.pad_token = processor.eos_token
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    saved = {}
+
+    def folder(name):
+        if name not in saved:
+            saved[name] = save(tmp_path_factory.mktemp(name), name)
+        return saved[name]
+
+    return folder
+
+
+def predict(*options):
+    return main(["predict", *map(str, options)])
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+QUESTION = {"question": "where is it", "context": "the parcel has not come"}
+EXAMPLES = {
+    # rows of a file, what `model.predict` gets
+    "SequenceClassification": ([{"id": 7, "text": text} for text in TEXTS], TEXTS),
+    "Network": ([{"sentence": text} for text in TEXTS], TEXTS),
+    "TokenClassification": ([{"tokens": text.split(), "id": "a"} for text in TEXTS], [text.split() for text in TEXTS]),
+    "QuestionAnswering": ([QUESTION], [QUESTION]),
+    "MultipleChoice": (
+        [{"context": "where", "choices": ["is it", "help"], "label": 1}],
+        [{"context": "where", "choices": ["is it", "help"]}],
+    ),
+    "MaskedLM": ([{"text": "where is [UNK]"}], ["where is [UNK]"]),
+    "CausalLM": ([{"text": "where is"}, {"text": "a"}], ["where is", "a"]),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_rows_are_written_with_the_answers_of_the_model(folders, tmp_path, name, capsys):
+    rows, examples = EXAMPLES[name]
+    file, output = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert predict("--model", folders(name), "--file", file, "--output", output) == 0
+    assert f"{len(rows)} predictions are in {output}" in capsys.readouterr().out
+    _, model, processor = TrainedModel(folders(name)).load()
+    for line, row, answer in zip(lines(output), rows, model.predict(examples, processor), strict=True):
+        assert answer.items() <= line.items()
+        assert {name: value for name, value in row.items() if name not in answer}.items() <= line.items()
+    assert {*tmp_path.iterdir()} == {file, output}
+
+
+def test_images_and_recordings(folders, tmp_path):
+    (tmp_path / "images" / "red").mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (9, 9), (90 * i, 0, 0)).save(tmp_path / "images" / "red" / f"{i}.png")
+    model = folders("ImageClassification")
+    assert predict("--model", model, "--file", tmp_path / "images", "--output", tmp_path / "i.jsonl") == 0
+    found = lines(tmp_path / "i.jsonl")
+    assert [line["image"] for line in found] == [f"images/red/{i}.png" for i in range(3)]
+    assert len({line["score"] for line in found}) == 3
+    (tmp_path / "paths.csv").write_text("id,image\n7,images/red/2.png\n")
+    assert predict("--model", model, "--file", tmp_path / "paths.csv", "--output", tmp_path / "p.jsonl") == 0
+    assert lines(tmp_path / "p.jsonl")[0] == {"id": "7", **found[2]}
+    (tmp_path / "paths.csv").write_text("id,image\n7,images/red/9.png\n")
+    assert predict("--model", model, "--file", tmp_path / "paths.csv", "--output", tmp_path / "q.jsonl") == 2
+
+    wavfile.write(tmp_path / "a.wav", 16000, np.sin(np.arange(3000) / 9).astype(np.float32))
+    (tmp_path / "waves.csv").write_text("sound\na.wav\n")
+    command = ["--model", folders("AudioClassification"), "--file", tmp_path / "waves.csv", "--audio-column", "sound"]
+    assert predict(*command, "--output", tmp_path / "a.jsonl", "--max-seconds", "0.1") == 0
+    assert set(lines(tmp_path / "a.jsonl")[0]) == {"sound", "label", "score", "probabilities"}
+
+
+def standard_output(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_texts_come_from_anywhere(folders, tmp_path, capsys, monkeypatch):
+    model = folders("SequenceClassification")
+    assert predict("--model", model, "--output", "-", "--text", *TEXTS) == 0
+    expected = standard_output(capsys)
+    assert [line["text"] for line in expected] == TEXTS
+    (tmp_path / "t.txt").write_text("\n".join(TEXTS))
+    with gzip.open(tmp_path / "t.csv.gz", "wt") as file:
+        file.write("text\n" + "\n".join(TEXTS))
+    (tmp_path / "t.tsv").write_text("text;n\n" + "".join(f"{text};1\n" for text in TEXTS))
+    for name in ("t.txt", "t.csv.gz", "t.tsv"):
+        assert predict("--model", model, "--output", "-", "--file", tmp_path / name) == 0
+        assert [{**line, "n": 0} for line in standard_output(capsys)] == [{**line, "n": 0} for line in expected]
+    for lines_in in ("\n".join(TEXTS), "\n".join(json.dumps({"text": text}) for text in TEXTS)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"\n{lines_in}\n"))
+        assert predict("--model", model, "--output", "-", "--file", "-") == 0
+        assert standard_output(capsys) == expected
+    assert predict("--model", model, "--output", "-", "--text", "a", "--text-pair", "b") == 0
+    assert standard_output(capsys)[0]["text_pair"] == "b"
+    pair = ["--text", QUESTION["question"], "--text-pair", QUESTION["context"]]
+    assert predict("--model", folders("QuestionAnswering"), "--output", "-", *pair) == 0
+    assert standard_output(capsys)[0]["answer"] in QUESTION["context"]
+    assert predict("--model", folders("TokenClassification"), "--output", "-", "--text", "where is it?") == 0
+    assert standard_output(capsys)[0]["words"] == ["where", "is", "it", "?"]
+
+
+def test_csv_by_its_ending(folders, tmp_path):
+    (tmp_path / "t.csv").write_text('id,text,label\n1,"where, is\nit",late\n2,help,lost\n')
+    model = folders("SequenceClassification")
+    assert predict("--model", model, "--file", tmp_path / "t.csv", "--output", tmp_path / "out.csv") == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    probabilities = [f"probability_{name}" for name in ("late", "lost", "fine")]
+    names = ["id", "text", "given_label", "label", "score", *probabilities]
+    assert list(found[0]) == names
+    assert [(row["id"], row["text"], row["given_label"]) for row in found] == [
+        ("1", "where, is\nit", "late"),
+        ("2", "help", "lost"),
+    ]
+    assert predict("--model", folders("TokenClassification"), "--text", "it is", "--output", tmp_path / "tags.tsv") == 0
+    assert '"[""it"", ""is""]"' in (tmp_path / "tags.tsv").read_text()
+
+
+@pytest.fixture
+def many(tmp_path):
+    file = tmp_path / "many.csv"
+    file.write_text("id,text\n" + "".join(f'{i},"{TEXTS[i % 4]}\n{i}"\n' for i in range(100)))
+    return file
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_file_that_was_cut_off_is_gone_on_with(folders, many, tmp_path, monkeypatch, capsys, ending):
+    command = ["--model", folders("SequenceClassification"), "--file", many, "--batch-size", "2"]  # 32 rows a chunk
+    assert predict(*command, "--output", tmp_path / f"whole.{ending}") == 0
+    answered, call = [], TokenPredictor.__call__
+
+    def interrupted(self, examples):
+        if len(answered) == 64:
+            raise KeyboardInterrupt
+        answered.extend(examples)
+        return call(self, examples)
+
+    output = tmp_path / f"part.{ending}"
+    monkeypatch.setattr(TokenPredictor, "__call__", interrupted)
+    assert predict(*command, "--output", output) == 130
+    assert not output.exists()
+    partial = tmp_path / f"{output.name}.partial"
+    with partial.open("a") as file:
+        file.write('{"id": "64", "te')  # as a kill may leave it
+
+    def counted(self, examples):
+        answered.extend(examples)
+        return call(self, examples)
+
+    monkeypatch.setattr(TokenPredictor, "__call__", counted)
+    assert predict(*command, "--output", output, "--max-length", "9") == 2
+    assert "was begun with something else (`max_length` was null, is 9)" in capsys.readouterr().err
+    assert predict(*command, "--output", output, "--num-iterations", "1") == 2
+    assert "was begun with something else (`num_iterations` was 3, is 1)" in capsys.readouterr().err
+    assert len(answered) == 64
+    assert predict(*command, "--output", output) == 0
+    assert "going on after 64 rows" in capsys.readouterr().err
+    assert len(answered) == 100
+    assert output.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} == {"many.csv", f"whole.{ending}", output.name}
+
+
+def test_another_file_begins_anew_by_force_alone(folders, many, tmp_path, monkeypatch, capsys):
+    output, call = tmp_path / "out.jsonl", TokenPredictor.__call__
+    command = ["--model", folders("SequenceClassification"), "--file", many, "--batch-size", "2", "--output", output]
+    calls = []
+
+    def interrupted(self, examples):
+        calls.append(len(examples))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return call(self, examples)
+
+    monkeypatch.setattr(TokenPredictor, "__call__", interrupted)
+    assert predict(*command) == 130
+    many.write_text(many.read_text().replace("help", "a"))
+    assert predict(*command) == 2
+    assert "was begun with something else (`file` was " in capsys.readouterr().err
+    assert predict(*command, "--force") == 0
+    assert len(lines(output)) == 100
+
+
+def test_rows_are_read_as_they_are_answered(folders, tmp_path, monkeypatch):
+    read, most, call = [], [], TokenPredictor.__call__
+
+    def rows(file, text_format):
+        for i in range(200):
+            read.append(i)
+            yield {"text": TEXTS[i % 4]}
+
+    def measured(self, examples):
+        most.append(len(read) - 32 * len(most))
+        return call(self, examples)
+
+    monkeypatch.setattr(predicting, "stream_rows", rows)
+    monkeypatch.setattr(TokenPredictor, "__call__", measured)
+    (tmp_path / "t.csv").write_text("text\na\n")
+    command = ["--model", folders("SequenceClassification"), "--file", tmp_path / "t.csv", "--batch-size", "2"]
+    assert predict(*command, "--output", tmp_path / "out.jsonl") == 0
+    assert most == [32] * 6 + [8]
+
+
+WRONG = {
+    # task, options, words of the message
+    "nothing": ("SequenceClassification", [], "Give `--file` (`-` is standard input) or `--text`, one of them"),
+    "both": ("SequenceClassification", ["--file", "t.csv", "--text", "a"], "Give `--file`"),
+    "uneven pairs": ("SequenceClassification", ["--text", "a", "--text-pair", "b", "c"], "`text_pair` must be as many"),
+    "a missing file": ("SequenceClassification", ["--file", "no.csv"], "no.csv: there is no such file"),
+    "an unknown type": ("SequenceClassification", ["--file", "t.doc"], "t.doc: unknown type of file"),
+    "an option of another task": (
+        "SequenceClassification",
+        ["--text", "a", "--stride", "3"],
+        "`stride`: {model} is a text classifier; leave the option out",
+    ),
+    "a text without its question": ("QuestionAnswering", ["--text", "a"], "there is no column 'question'"),
+    "no choices": ("MultipleChoice", ["--text", "a"], "there is no column 'context'"),
+    "no mask": ("MaskedLM", ["--text", "a"], "rows 1 to 1: `examples`: number 1 has no mask"),
+    "a folder": ("SequenceClassification", ["--file", "."], "is a folder; name a file"),
+    "compressed output": ("SequenceClassification", ["--text", "a", "--output", "o.csv.gz"], "leave .gz out"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_refused(folders, tmp_path, monkeypatch, capsys, case):
+    name, options, words = WRONG[case]
+    monkeypatch.chdir(tmp_path)
+    assert predict("--model", folders(name), *options) == 2
+    assert words.format(model=folders(name)) in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_head(tmp_path, capsys):
+    FeedbackModel.from_backbone(labelled_model().backbone).save_pretrained(tmp_path)
+    assert predict("--model", tmp_path, "--text", "a") == 2
+    assert "a model without a head (FeedbackModel), which answers nothing; train it for a task" in (
+        capsys.readouterr().err
+    )
