@@ -36,6 +36,7 @@ CASES = {
     "groups of similar length": ("texts", 24, dict(train_sampling_strategy="group_by_length")),
     "labels of tokens": ("tokens", 21, ACCUMULATED),
     "language model": ("next tokens", 21, ACCUMULATED),
+    "perturbed words and agreement": ("texts", 21, {**ACCUMULATED, "adversarial": "fgm", "agreement_weight": 0.5}),
 }
 
 

@@ -404,7 +404,7 @@ def test_accumulated_batches_are_one_batch(method, tmp_path, monkeypatch):
     found = []
     for size, steps in ((8, 1), (4, 2)):
         torch.manual_seed(0)
-        options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=2, seed=1)
+        options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=1, seed=1)
         found.append(run(tmp_path, without_dropout(make()), adversarial=method, **options))
     for one, other in zip(*found, strict=True):
         for name in ("loss", "loss_adversarial", "grad_norm"):
@@ -416,9 +416,9 @@ def test_all_passes_of_a_batch_have_one_k(tmp_path):
     model.register_forward_pre_hook(
         lambda module, args, kwargs: drawn.append(kwargs["num_iterations"]), with_kwargs=True
     )
-    run(tmp_path, model, adversarial="pgd", train_iterations="uniform", min_train_iterations=1, max_steps=8)
-    assert len(drawn) == 8 * 4
-    assert all(len({*drawn[i : i + 4]}) == 1 for i in range(0, 32, 4))
+    run(tmp_path, model, adversarial="fgm", train_iterations="uniform", min_train_iterations=1, max_steps=6)
+    assert len(drawn) == 6 * 2
+    assert drawn[::2] == drawn[1::2]
     assert len({*drawn}) > 1
 
 

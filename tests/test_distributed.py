@@ -9,6 +9,9 @@ import torch
 from distributed_runs import CASES, GLOBAL_BATCH, TRAINED, collate, make, rows, trainer_of, weights
 from fresh_processes import run_ranks
 
+from hf_feedback.training import FGM, IterationAgreement, Objectives
+from hf_feedback.training.batch_loss import model_loss
+
 PROGRAM = Path(__file__).parent / "distributed_runs.py"
 RELATIVE = 1e-6
 pytestmark = pytest.mark.xdist_group("distributed")  # the run is shared: with `--dist loadgroup`, by one worker
@@ -29,6 +32,14 @@ def global_batches(ranks, name):
     return [[row for _, read in step for row in read] for _, step in groupby(batches, key=lambda batch: batch[0])]
 
 
+def perturbed_loss(model, batch):
+    return FGM().compute_loss(model, batch, Objectives([IterationAgreement(0.5)]).compute_loss)
+
+
+# How the loss of a case is computed where it is not the model's own.
+PASSES = {"perturbed words and agreement": perturbed_loss}
+
+
 def train_alone(folder, name, batches, drawn):
     """The losses and weights of a plain loop over these batches in one process."""
     head, count, options = CASES[name]
@@ -37,7 +48,8 @@ def train_alone(folder, name, batches, drawn):
     trainer.create_optimizer_and_scheduler(len(batches))
     losses = []
     for read, k in zip(batches, drawn, strict=True):
-        loss = model.train()(**collate([data[row] for row in read]), num_iterations=k).loss
+        compute_loss = PASSES.get(name, model_loss)
+        loss = compute_loss(model.train(), {**collate([data[row] for row in read]), "num_iterations": k}).loss
         loss.backward()
         for parameter in model.parameters():  # a drawn K of 1 reads no feedback, whose gradient is 0 then
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
