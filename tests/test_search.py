@@ -6,6 +6,7 @@ from optuna.trial import FixedTrial
 from training_runs import arguments, make, tiny_data
 
 from hf_feedback.training import FeedbackTrainer, default_search_space, searched_feedback_options
+from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.search import objective_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -89,7 +90,25 @@ def test_trials_of_another_search_are_not_written_over(tmp_path):
 def test_the_loss_is_the_objective_where_no_metric_chooses(tmp_path):
     objective, direction = objective_of(arguments(tmp_path))
     assert objective({"eval_accuracy": 0.1, "eval_loss": 2.0}) == 2.0
+    assert objective({"eval_one_loss": 2.0, "eval_other_loss": 1.0, "eval_other_accuracy": 0.1}) == 3.0
     assert direction == "minimize"
+
+
+def test_what_a_trial_freezes_is_frozen_in_its_model(tmp_path):
+    search, parts = Search(tmp_path, freeze=["head"]), iter((["feedback"], ["backbone"]))
+    frozen = []
+
+    def note(model, *_, **__):
+        frozen.append({part for name, part in parts_of(model).items() if not model.get_parameter(name).requires_grad})
+        raise optuna.TrialPruned
+
+    search.trainer.compute_loss = note
+    with pytest.raises(ValueError, match="No trials are completed"):
+        search.trainer.hyperparameter_search(lambda _: {"freeze": next(parts)}, n_trials=2)
+    assert frozen == [
+        {"feedback"},
+        {part for part in parts_of(search.models[0]).values() if part not in ("feedback", "head")},
+    ]
 
 
 def test_objective_and_space_of_ones_own(tmp_path):

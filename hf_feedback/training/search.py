@@ -81,10 +81,10 @@ def objective_of(args: TrainingArguments) -> tuple[Objective, str]:
         args: the training arguments.
 
     Returns:
-        Metrics → objective, the loss if no metric chooses; and "maximize" or "minimize".
+        Metrics → objective, the loss if no metric chooses, summed over evaluation sets; and "maximize" or "minimize".
     """
     if args.metric_for_best_model is None:
-        return lambda metrics: metrics["eval_loss"], "minimize"
+        return lambda metrics: sum(v for name, v in metrics.items() if name.endswith("_loss")), "minimize"
     name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
     return lambda metrics: metrics[name], "maximize" if args.greater_is_better else "minimize"
 
@@ -112,7 +112,7 @@ def continue_study(folder: Path, overwrite: bool, n_trials: int, study_options: 
             states = [trial.state for trial in study.trials]
         except KeyError:  # it begins
             pass
-    runs = sorted(folder.glob("run-[0-9]*"))
+    runs = sorted(run for run in folder.glob("run-*") if run.name.removeprefix("run-").isdecimal())
     if runs and not states and not overwrite:
         raise ValueError(
             f"`output_dir`: {folder} holds {runs[0].name} of another search; go on with that one (give its `storage` "

@@ -117,11 +117,21 @@ class FeedbackTrainer(SearchTrainer):
                 )
 
     def call_model_init(self, trial: Trial = None) -> nn.Module:
-        """As in transformers; what `args.freeze` names in the new model is frozen."""
+        """As in transformers; what `args.freeze` names in the new model is frozen, once the trial's options are set."""
         model = super().call_model_init(trial)
+        if trial is None:
+            self._freeze(model)
+        return model
+
+    def _hp_search_setup(self, trial: Trial) -> None:
+        """As in transformers, called where a trial has its model already."""
+        super()._hp_search_setup(trial)
+        if trial is not None:
+            self._freeze(cast(nn.Module, self.model))
+
+    def _freeze(self, model: nn.Module) -> None:
         freeze_parameters(model, self.args.freeze)
         self._pause_unused_feedback(model)
-        return model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; `resume_from_checkpoint=True` takes the newest complete checkpoint.
