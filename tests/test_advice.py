@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
-from training_runs import train_command, write
+from training_runs import arguments, make, tiny_data, train_command, write
 from transformers import EvalPrediction
 
 from hf_feedback.cli import main
+from hf_feedback.training import FeedbackTrainer
 from hf_feedback.training.advice import (
     PredictionCounter,
     advice_on_classes,
     advice_on_course,
     advice_on_data,
+    read_history,
 )
 from hf_feedback.training.data.labels import LabelSet
 
@@ -87,3 +89,17 @@ def test_the_command_ends_with_it(backbone, tmp_path, capsys):
     assert "To try next: All 4 predictions are" in printed
     assert "To try next: 100.0% of the texts are cut at 32 tokens" in printed
     assert printed.index("eval_accuracy") < printed.index("To try next") < printed.index("Model, tokenizer")
+
+
+def test_the_evaluation_after_training_is_no_part_of_the_course(tmp_path):
+    """A run whose last epoch is the best evaluates the same model twice: in the end as the one that is kept."""
+    options = dict(num_train_epochs=3, max_steps=-1, eval_strategy="epoch", learning_rate=1e-2)
+    trainer = FeedbackTrainer(
+        make(), arguments(tmp_path, **options), train_dataset=tiny_data(), eval_dataset=tiny_data()
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_state()
+    evaluations = [entry["epoch"] for entry in read_history(tmp_path) if "eval_loss" in entry]
+    assert evaluations == [1, 2, 3]
+    assert "Validation is best at the last evaluation" in advice_on_course(read_history(tmp_path), None, False)[0]

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer
 from hf_feedback.training.checkpoints import checkpoint_fault
-from hf_feedback.training.finite_steps import NonFiniteStepError
+from hf_feedback.training.finite_steps import NonFiniteStepError, check_step
 
 BAD_ROW, MARK = 13, 89  # the row whose loss is NaN, and the token by which it is known
 
@@ -102,6 +102,16 @@ def test_a_batch_without_labels_counts_nothing(tmp_path, accumulation):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert (losses[1] == 0) == (accumulation == 1)
     assert losses[0] > 0.5
+
+
+def test_deepspeed_has_made_the_step(tmp_path):
+    """It makes its step with the gradients, and does not know their norm at first."""
+    trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path), train_dataset=tiny_data())
+    check_step(trainer, [torch.tensor(1.0)], None)
+    trainer.callback_handler.train_dataloader = trainer.get_train_dataloader()
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(NonFiniteStepError, match="This step may be in the weights, but nothing was saved since"):
+        check_step(trainer, [torch.tensor(torch.nan)], None)
 
 
 def test_infinite_gradients_are_part_of_scaling(tmp_path):

@@ -78,8 +78,13 @@ def advice_on_classes(counter: PredictionCounter) -> list[str]:
 
 
 def read_history(folder: Path) -> LogHistory:
-    """Returns the log of a finished run, `log_history` of its trainer."""
-    return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    """Returns the log of a finished run, `log_history` of its trainer, without the last evaluation.
+
+    That one is of the model that is kept, after training; it is no step of the course.
+    """
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    evaluations = [i for i, entry in enumerate(history) if "eval_runtime" in entry]
+    return history[: evaluations[-1]] if evaluations else history
 
 
 def advice_on_course(history: LogHistory, metric: str | None, greater_is_better: bool | None) -> list[str]:

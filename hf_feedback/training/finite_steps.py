@@ -13,27 +13,32 @@ from .checkpoints import checkpoints_in
 from .data_order import rows_of_batch
 
 MOST_ROWS = 64  # that a message names
+NOT_IN_WEIGHTS = "Nothing of this step is in the weights, and"
 
 
 class NonFiniteStepError(ValueError):
-    """The loss or gradient of a step is infinite or not a number; weights and checkpoints are as before the step."""
+    """The loss or gradient of a step is infinite or not a number; checkpoints are as before the step.
+
+    So are weights, unless DeepSpeed has changed them.
+    """
 
 
-def check_step(trainer: Trainer, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor | float) -> None:
+def check_step(trainer: Trainer, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor | float | None) -> None:
     """Refuses a step whose loss or gradient is not finite; all processes refuse it together.
 
-    With fp16, infinite gradients are part of finding the scale of the loss: only the loss counts.
+    With fp16, infinite gradients are part of finding the scale of the loss: only the loss counts. DeepSpeed has changed
+    the weights by then.
 
     Args:
         trainer: the trainer, before its optimizer has used the gradient.
         losses: the losses of the batches that this process has accumulated.
-        grad_norm: norm of the gradient.
+        grad_norm: norm of the gradient; `None` where DeepSpeed does not know it: only the loss counts.
 
     Raises:
         NonFiniteStepError: one of them is infinite or not a number.
     """
     finite = torch.stack([loss.detach().float() for loss in losses]).isfinite()
-    norm = torch.as_tensor(grad_norm)
+    norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # where the model is sharded
     scaled = trainer.args.fp16 or trainer.accelerator.scaler is not None
     gradient_fails = not scaled and not bool(norm.isfinite())
@@ -90,7 +95,5 @@ def _advice(trainer: Trainer) -> str:
         "raise `warmup_steps`",
         *(f"leave out `{half}`" for half in ("fp16", "bf16") if getattr(args, half)),
     ]
-    return (
-        f"Nothing of this step is in the weights, and nothing was saved since: {kept}. Look at these rows; or "
-        f"{', '.join(changes)}."
-    )
+    weights = "This step may be in the weights, but" if trainer.is_deepspeed_enabled else NOT_IN_WEIGHTS
+    return f"{weights} nothing was saved since: {kept}. Look at these rows; or {', '.join(changes)}."

@@ -59,12 +59,11 @@ def count_right(model: FeedbackPreTrainedModel, batches: Iterable[Batch]) -> tor
                 return None
             by_iteration = model(**batch, output_iterations=True).iteration_logits
             missing = model.config.num_iterations - len(by_iteration)  # a fixed point was reached before
-            logits = torch.stack([*by_iteration, *[by_iteration[-1]] * missing])
-            if logits.shape[1:-1] != labels.shape:
+            if by_iteration[0].shape[:-1] != labels.shape:
                 return None
             counted = labels != IGNORED
-            right = ((logits.argmax(-1) == labels) & counted).flatten(1).sum(1)
-            counts = torch.cat((right, counted.sum()[None]))
+            right = [((logits.argmax(-1) == labels) & counted).sum() for logits in by_iteration]
+            counts = torch.stack([*right, *right[-1:] * missing, counted.sum()])
             total = counts if total is None else total + counts
     return total
 

@@ -12,7 +12,7 @@ class ResumeArguments:
     Args:
         resume: `"auto"` goes on with the run in the output folder, begins it if there is none, and trains nothing if it
             is finished: one command from the first start on. A folder is the checkpoint to go on from. It is a short
-            name of `resume_from_checkpoint`, `"true"` there.
+            name of `resume_from_checkpoint`, `"true"` there, and counts in `FeedbackTrainer.train()` too.
 
     Raises:
         ValueError: `resume_from_checkpoint` has another value.

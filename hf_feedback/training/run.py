@@ -118,7 +118,7 @@ def _train(trainer: FeedbackTrainer, checkpoint: str | None, interrupt: Interrup
         warn_once(trainer.args, f"{checkpoint}: all steps are trained; the model is evaluated and saved.")
         return {}
     with interrupt:
-        output = trainer.train(resume_from_checkpoint=checkpoint)
+        output = trainer.train(resume_from_checkpoint=checkpoint or False)
     if interrupt.stopped:
         step = trainer.state.global_step
         raise Interrupted(

@@ -136,18 +136,24 @@ class FeedbackTrainer(SearchTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; `resume_from_checkpoint=True` takes the newest complete checkpoint.
 
+        Where it is left out, `args.resume` counts, but not in a search; of a finished run, the state is loaded.
+
         With K = 1 in every step nothing reads the feedback, and distributed training refuses unused parameters: the
         feedback is frozen while training lasts.
 
         Raises:
             ValueError: no checkpoint is complete.
         """
-        if resume_from_checkpoint is True:
-            folder = Path(str(self.args.output_dir))
-            newest = newest_checkpoint(folder, self.args.world_size, self.args.load_best_model_at_end)
-            if newest is None:
-                raise ValueError(f"`resume_from_checkpoint`: {folder} has no complete checkpoint.")
-            resume_from_checkpoint = str(newest)
+        if resume_from_checkpoint is None and self.args.resume is not None and self.hp_search_backend is None:
+            resume_from_checkpoint = self.args.resume
+            if self.args.resume == "auto":
+                resume_from_checkpoint = self._newest_checkpoint()
+            if resume_from_checkpoint is not None and self.load_finished(resume_from_checkpoint):
+                return TrainOutput(self.state.global_step, 0.0, {})
+        elif resume_from_checkpoint is True:
+            resume_from_checkpoint = self._newest_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(f"`resume_from_checkpoint`: {self.args.output_dir} has no complete checkpoint.")
         try:
             if self.model is not None:  # in a search, each trial makes its own
                 self._pause_unused_feedback(self.model)
@@ -161,6 +167,11 @@ class FeedbackTrainer(SearchTrainer):
             self._paused = []
             self.techniques.end()
 
+    def _newest_checkpoint(self) -> str | None:
+        folder, args = Path(str(self.args.output_dir)), self.args
+        newest = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end)
+        return None if newest is None else str(newest)
+
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers, in the stages that `args` asks for; frozen layers make no noise."""
         self._losses, self._batch_weights = [], None
@@ -172,12 +183,10 @@ class FeedbackTrainer(SearchTrainer):
 
     def _begin_alike(self) -> None:
         """Has a training that begins again, with smaller batches, begin as the first time."""
-        model = cast(nn.Module, self.model)
         if self._start is None:
-            self._start = TrainingStart(model)
-            return
-        self._start.restore(model)
-        self.optimizer = None
+            self._start = TrainingStart(self)
+        else:
+            self._start.restore(self)
 
     def _pause_unused_feedback(self, model: nn.Module) -> None:
         core = any_model_in(model)[1]
@@ -296,6 +305,8 @@ class FeedbackTrainer(SearchTrainer):
         """As in transformers. The checkpoint is complete with its manifest; older ones are removed only then."""
         run_folder, limit = self._get_output_dir(trial), self.args.save_total_limit
         folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
+        if self._start is not None:
+            self._start.checkpoints.append(folder)
         if self.args.should_save:
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
         self.args.save_total_limit = None
