@@ -325,7 +325,7 @@ def test_all_passes_have_the_same_dropout():
     torch.manual_seed(4)
     torch.randint(2**62, ())
     torch.testing.assert_close(model(**LABELLED).loss, result.parts["loss_adversarial"])
-    assert torch.rand(()) == after  # what follows is as without perturbation
+    assert torch.rand(()) == after  # what follows is as without perturbation, but for that one number
 
 
 def test_a_scaled_loss_changes_no_perturbation():

@@ -31,6 +31,7 @@ from hf_feedback.training import (
     MaskedWords,
     Objectives,
     balanced_class_weights,
+    class_loss_setup,
 )
 from hf_feedback.training.divergence import symmetric_divergence
 
@@ -308,17 +309,29 @@ def test_the_loss_of_classes_counts_at_every_iteration(rule, tmp_path):
     torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, batch["labels"]))
 
 
+@pytest.mark.parametrize("form", ["lists", "torch", "rows"])
 @pytest.mark.parametrize("tokens", [False, True])
-def test_balanced_weights_are_counted_in_the_training_data(tokens, tmp_path):
+def test_balanced_weights_are_counted_in_the_training_data(tokens, form, tmp_path):
     if tokens:
         model, labels = fresh("TokenClassification"), [[-100, 0, 0, 1, 2], [0, 0, 1, -100, -100]]
     else:
         model, labels = make(), [0] * 4 + [1] * 2 + [2]
     data = Dataset.from_dict({"input_ids": [[5, 6, 7, 8, 9]] * len(labels), "labels": labels})
+    if form != "lists":
+        data = data.with_format("torch")
+    if form == "rows":
+        data = list(data)
     args = arguments(tmp_path, class_weights=["balanced"])
     trainer = FeedbackTrainer(model=model, args=args, train_dataset=data)
     assert trainer.techniques.record == {"weights of the classes": pytest.approx([7 / 12, 7 / 6, 7 / 3])}
     assert args.class_weights == ["balanced"]
+
+
+def test_labels_are_counted_once(tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(class_loss_setup, "_labels_of", lambda data: reads.append(data) or [0, 1, 2])
+    run(tmp_path, make(), max_steps=1, class_weights=["balanced"])
+    assert len(reads) == 1
 
 
 def test_smoothing_of_choices_and_masked_words():
@@ -329,6 +342,14 @@ def test_smoothing_of_choices_and_masked_words():
         output = model(**batch)
         flat = F.cross_entropy(output.logits.flatten(0, -2), batch["labels"].flatten(), label_smoothing=0.1)
         torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), flat)
+
+
+@pytest.mark.parametrize(
+    "option", [dict(class_weights=[1, 2, 3]), dict(focal_gamma=1.0), dict(label_smoothing_factor=0.1)], ids=str
+)
+def test_a_loss_in_place_of_the_models_is_refused(option, tmp_path):
+    with pytest.raises(ValueError, match=f"`{min(option)}` changes the model's own loss, which `compute_loss_func`"):
+        FeedbackTrainer(model=make(), args=arguments(tmp_path, **option), compute_loss_func=lambda *_, **__: None)
 
 
 VALUES = dict(num_labels=1, problem_type="regression")
@@ -350,6 +371,10 @@ WRONG = {
     "gradient": (
         lambda: make(gradient="one_step"), dict(agreement_weight=0.5),
         r"`agreement_weight`=0.5 needs a gradient of every iteration, and `gradient`='one_step'",
+    ),
+    "one iteration": (
+        lambda: make(num_iterations=1), dict(agreement_weight=0.5),
+        r"`agreement_weight`=0.5 compares the answers of iterations, `num_iterations`=1 gives only one",
     ),
     "no tokenizer": (
         make, dict(masked_lm_weight=0.5), "needs a tokenizer with a mask token as `processing_class`, got NoneType"

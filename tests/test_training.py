@@ -564,6 +564,15 @@ def test_wrong_draws(case, tmp_path):
         FeedbackTrainer(model=make(), args=arguments(tmp_path, **options), train_dataset=tiny_data()).train()
 
 
+def test_groups_of_similar_length_are_ordered_by_the_seed_of_the_data(tmp_path):
+    orders = []
+    for seeds in (dict(seed=1, data_seed=7), dict(seed=2, data_seed=7), dict(seed=2)):
+        args = arguments(tmp_path, train_sampling_strategy="group_by_length", **seeds)
+        trainer = FeedbackTrainer(model=make(), args=args, train_dataset=tiny_data())
+        orders.append(list(trainer._get_train_sampler()))
+    assert orders[0] == orders[1] != orders[2]
+
+
 @pytest.mark.parametrize("option", [dict(iteration_loss="uniform"), dict(jacobian_penalty=0.1)], ids=str)
 def test_a_loss_in_place_of_the_models_is_refused(option, tmp_path):
     with pytest.raises(ValueError, match="which `compute_loss_func` replaces"):

@@ -15,10 +15,10 @@ from .perturbation import project_texts, scale_texts
 class AdversarialTraining(ABC):
     """Training on texts whose word embeddings are perturbed in the direction that raises the loss most.
 
-    All passes of a batch have the same dropout masks, and the random numbers after it are those of training without
-    perturbation. Lengths are those of whole texts, padding left out, so that a text's perturbation does not depend on
-    what stands beside it in the batch. Under `DistributedDataParallel` gradients are summed up over the processes once
-    a step, in the last backward pass.
+    All passes of a batch have the same dropout masks; one random number more is drawn than without perturbation.
+    Lengths are those of whole texts, padding left out, so that a text's perturbation does not depend on what stands
+    beside it in the batch. Under `DistributedDataParallel` gradients are summed up over the processes once a step, in
+    the last backward pass.
 
     Args:
         epsilon: largest length of a text's perturbation.

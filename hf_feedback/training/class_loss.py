@@ -1,7 +1,7 @@
 """The loss of classes that are uneven, or not quite certain: class weights, focal loss, label smoothing."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from .data.labels import SINGLE_LABEL
 IGNORED = -100
 
 
-def balanced_class_weights(labels: Iterable[int], num_classes: int) -> list[float]:
+def balanced_class_weights(labels: Iterable[int] | Mapping[int, int], num_classes: int) -> list[float]:
     """The weights with which all classes count the same, `N / (C · N_c)`; 1 for a class without examples.
 
     Args:
-        labels: class numbers; −100 is left out.
+        labels: class numbers, or how often each of them occurs; −100 is left out.
         num_classes: C is the number of classes that have examples, of so many.
 
     Raises:
@@ -30,7 +30,8 @@ def balanced_class_weights(labels: Iterable[int], num_classes: int) -> list[floa
 
     ```
     """
-    counts = Counter(label for label in map(int, labels) if label != IGNORED)
+    counts = Counter(labels if isinstance(labels, Mapping) else map(int, labels))
+    counts.pop(IGNORED, None)
     if not counts:
         raise ValueError("`class_weights`='balanced' counts labels, and the training data have none; give a list.")
     total = sum(counts.values())

@@ -1,9 +1,11 @@
 """The class weights, focal loss and label smoothing of a training run, for the model that it trains."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer
@@ -19,20 +21,42 @@ from .data.labels import MULTI_LABEL, REGRESSION
 from .model_parts import any_model_in
 from .objective_arguments import BALANCED, ObjectiveArguments
 
-OPTIONS = ("class_weights", "focal_gamma", "label_smoothing_factor")
+CLASS_LOSS_OPTIONS = ("class_weights", "focal_gamma", "label_smoothing_factor")
 
 
-def make_class_loss(trainer: Trainer) -> ClassLoss | None:
+class LabelCounter:
+    """How often each label occurs in training data, counted once as long as the data are the same object."""
+
+    def __init__(self) -> None:
+        self._data: object = None
+        self._counts: Counter[int] | None = None
+
+    def count(self, data: object) -> Counter[int]:
+        """Returns the number of examples of each class number.
+
+        Args:
+            data: the training data, of texts or of tokens.
+
+        Raises:
+            ValueError: they have no length.
+        """
+        if self._counts is None or data is not self._data:
+            self._data, self._counts = data, Counter(_labels_of(data))
+        return self._counts
+
+
+def make_class_loss(trainer: Trainer, counter: LabelCounter) -> ClassLoss | None:
     """Returns the loss that takes the place of the model's cross-entropy; `None` if no option asks for one.
 
     Args:
         trainer: the trainer, with its model, arguments and training data.
+        counter: counts their labels.
 
     Raises:
         ValueError: the model has no classes that it could weight, or another number of them.
     """
     args: Any = trainer.args
-    given = [name for name in OPTIONS if getattr(args, name)]
+    given = [name for name in CLASS_LOSS_OPTIONS if getattr(args, name)]
     if not given:
         return None
     core = any_model_in(cast(nn.Module, trainer.model))[1]
@@ -41,7 +65,7 @@ def make_class_loss(trainer: Trainer) -> ClassLoss | None:
             raise ValueError(f"`{name}`={getattr(args, name)!r} {reason}; leave it out.")
     weights, num_classes = cast(ObjectiveArguments, args).read_class_weights(), len(core.config.id2label or {})
     if weights == BALANCED:
-        weights = balanced_class_weights(_labels_of(trainer.train_dataset), num_classes)
+        weights = balanced_class_weights(counter.count(trainer.train_dataset), num_classes)
     if weights is not None and len(weights) != num_classes:
         raise ValueError(
             f"`class_weights` must be {num_classes} numbers, one a class in the order of `id2label`, got "
@@ -83,7 +107,7 @@ def _labels_of(data: object) -> Iterator[int]:
     else:
         column = [row["labels" if "labels" in row else "label"] for row in data]
     for label in column:
-        yield from map(int, label) if hasattr(label, "__len__") else (int(label),)
+        yield from map(int, torch.as_tensor(label).flatten().tolist())
 
 
 @contextmanager

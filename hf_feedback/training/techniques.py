@@ -13,7 +13,7 @@ from .batch_loss import BatchLoss, ComputeLoss, Inputs
 from .batch_weights import count_items
 from .checkpoints import Record
 from .class_loss import ClassLoss
-from .class_loss_setup import make_class_loss
+from .class_loss_setup import LabelCounter, make_class_loss
 from .distributed import searches_unused
 from .loss_log import LossLog
 from .model_parts import any_model_in
@@ -42,6 +42,7 @@ class Techniques:
         self._adversarial: AdversarialTraining | None = None
         self._objectives: Objectives | None = None
         self.class_loss: ClassLoss | None = None
+        self._label_counter = LabelCounter()
 
     def set_up(self) -> None:
         """Makes what the arguments choose for the trainer's model.
@@ -56,7 +57,13 @@ class Techniques:
         self._objectives = trainer.args.make_objectives(trainer.processing_class)
         if self._objectives is not None:
             self._objectives.check_model(model)
-        self.class_loss = make_class_loss(trainer)
+        weight, fixed = trainer.args.agreement_weight, trainer.args.train_iterations == "fixed"
+        if weight and fixed and any_model_in(model)[1].config.num_iterations == 1:
+            raise ValueError(
+                f"`agreement_weight`={weight} compares the answers of iterations, `num_iterations`=1 gives only one; "
+                "raise it, or leave the weight out."
+            )
+        self.class_loss = make_class_loss(trainer, self._label_counter)
 
     @property
     def record(self) -> Record:

@@ -20,7 +20,7 @@ from .arguments import FeedbackTrainingArguments
 from .batch_weights import batch_weights
 from .callbacks import EpochCallback
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
-from .class_loss_setup import use_loss
+from .class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
 from .data_order import EpochOrder, SeededLengthGroups
 from .distributed import skip_unused_search
 from .evaluation_state import count_iterations, keep_weights, without_filling
@@ -110,7 +110,7 @@ class FeedbackTrainer(SearchTrainer):
                     f"`{name}`={getattr(config, name)!r} is part of the model's own loss, which `compute_loss_func` "
                     "replaces; leave one out."
                 )
-        for name in ("class_weights", "focal_gamma"):
+        for name in CLASS_LOSS_OPTIONS:
             if getattr(self.args, name):
                 raise ValueError(
                     f"`{name}` changes the model's own loss, which `compute_loss_func` replaces; leave one out."
@@ -216,7 +216,9 @@ class FeedbackTrainer(SearchTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As in transformers; also groups of similar length have an order that a resumed run repeats."""
         sampler = super()._get_train_sampler(train_dataset)
-        return SeededLengthGroups(sampler, self.args.seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        return SeededLengthGroups(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def compute_loss(
         self,
