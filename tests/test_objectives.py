@@ -20,10 +20,12 @@ from test_adversarial import LABELLED, Logged, alone, classifier, parameter_grad
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from training_runs import arguments, make, tiny_data
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training import (
+    SMART,
     ClassLoss,
     DropoutAgreement,
     FeedbackTrainer,
@@ -249,24 +251,44 @@ def test_logs_hold_every_part(tmp_path):
         assert log["loss"] == pytest.approx(log["loss_task"] + parts, rel=1e-3)
 
 
-@pytest.mark.parametrize("head", ["classes", "next tokens"])
-def test_accumulated_batches_are_one_batch(head, tmp_path):
-    """Also where the loss is divided by the labels of all batches of a step."""
-    found = []
+class Gradients(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.found = parameter_gradients(model)
+
+
+def partly_labelled(name):
+    """A model, and 8 rows of which most have few labels or none."""
+    torch.manual_seed(0)
+    data = tiny_data(8)
+    if name == "SequenceClassification":
+        labels = [row["labels"] if i in (0, 3, 5) else -100 for i, row in enumerate(data)]
+    else:
+        labels = [torch.where(torch.arange(9) < max(0, i - 2), torch.arange(9) % 3, -100) for i in range(8)]
+    return speak(without_dropout(fresh(name, first_head(name))).double()), [
+        {**row, "labels": label} for row, label in zip(data, labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("options", [dict(agreement_weight=5.0, adversarial="fgm"), dict(adversarial="smart")], ids=str)
+@pytest.mark.parametrize("name", ["SequenceClassification", "TokenClassification", "CausalLM"])
+def test_accumulated_batches_are_one_batch(name, options, tmp_path, monkeypatch):
+    """Also with uneven classes, and where batches have few labels; `smart` counts texts and tokens without labels."""
+    ramp = torch.linspace(-0.01, 0.01, 32)  # noise is drawn for each batch anew
+    monkeypatch.setattr(SMART, "_start", lambda self, zeros, real, generator: zeros + real * ramp)
+    if name != "CausalLM":
+        options = {**options, "class_weights": [1.0, 2.0, 0.5]}
+    logs, gradients = [], []
     for size, steps in ((8, 1), (4, 2)):
-        torch.manual_seed(0)
-        if head == "classes":
-            model, data = make(num_iterations=2), tiny_data()
-        else:
-            model = fresh("CausalLM", num_iterations=2)
-            rows = [tiny_batch(seed, "none")["input_ids"][0] for seed in range(16)]
-            data = [{"input_ids": row, "labels": row} for row in rows]
-        speak(model)
-        options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=2, seed=1)
-        found.append(run(tmp_path, without_dropout(model), data, agreement_weight=5.0, adversarial="fgm", **options)[1])
-    for one, other in zip(*found, strict=True):
-        for name in ("loss", "loss_agreement", "loss_task", "loss_adversarial", "grad_norm"):
-            assert one[name] == pytest.approx(other[name], rel=2e-3, abs=1e-5)
+        model, data = partly_labelled(name)
+        batches = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=1, seed=1)
+        callbacks = [Logged(), Gradients()]
+        args = arguments(tmp_path, max_grad_norm=1e9, **batches, **options)
+        FeedbackTrainer(model=model, args=args, train_dataset=data, callbacks=callbacks).train()
+        logs.append({key: value for key, value in callbacks[0].logs[0].items() if "loss" in key})
+        gradients.append(callbacks[1].found)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+    assert {"loss", "loss_adversarial"} <= logs[0].keys()
 
 
 def test_the_jacobian_penalty_is_logged_by_its_name(tmp_path):

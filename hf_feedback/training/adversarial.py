@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -30,6 +31,9 @@ class AdversarialTraining(ABC):
         ValueError: an option has a value that is not allowed.
     """
 
+    # Whether its loss is a mean over all answers of a batch, those without labels too.
+    counts_all_answers: ClassVar[bool] = False
+
     def __init__(self, epsilon: float, step_size: float, steps: int, weight: float) -> None:
         self.epsilon, self.step_size, self.steps, self.weight = epsilon, step_size, steps, weight
         for name in ("epsilon", "step_size", "weight"):
@@ -44,6 +48,7 @@ class AdversarialTraining(ABC):
         inputs: Inputs,
         compute_loss: ComputeLoss = model_loss,
         backward: Backward = torch.Tensor.backward,
+        answer_share: float | torch.Tensor = 1.0,
     ) -> BatchLoss:
         """All passes of a batch but the last backward pass, which is the caller's: `compute_loss(…).loss.backward()`.
 
@@ -56,6 +61,7 @@ class AdversarialTraining(ABC):
             compute_loss: the loss to raise; the model's own by default.
             backward: runs the earlier backward passes. It gets a loss and perhaps `inputs`, as `torch.Tensor.backward`
                 does; a scaler or accelerator has its own, and a part of an accumulated batch divides the loss.
+            answer_share: as `BatchLoss.share`, of a mean over all answers of the batch, those without labels too.
 
         Returns:
             The loss, with `"loss_adversarial"` among its parts.
@@ -63,7 +69,7 @@ class AdversarialTraining(ABC):
         Raises:
             ValueError: the model or the batch has no word embeddings.
         """
-        return self._run(Passes(model, inputs, compute_loss, backward, self._start))
+        return self._run(Passes(model, inputs, compute_loss, backward, self._start, answer_share))
 
     @abstractmethod
     def _run(self, passes: Passes) -> BatchLoss:
@@ -213,6 +219,8 @@ class SMART(AdversarialTraining):
     1911.03437, equations 2 and 3, algorithm 1; Miyato et al. 2017, as in `FGM`, for texts without labels.
     """
 
+    counts_all_answers = True
+
     def __init__(
         self,
         epsilon: float = 1.0,
@@ -236,7 +244,7 @@ class SMART(AdversarialTraining):
             passes.attack(lambda: self._divergence(passes, target.detach()))
             passes.perturbation.move(self._ascend)
         divergence = self._divergence(passes, target)
-        return _joined(clean, clean.loss + self.weight * clean.share * divergence, divergence)
+        return _joined(clean, clean.loss + self.weight * passes.answer_share * divergence, divergence)
 
     def _divergence(self, passes: Passes, target: torch.Tensor) -> torch.Tensor:
         return mean_divergence(target, passes.answers(), passes.model, passes.inputs, labelled_only=False)

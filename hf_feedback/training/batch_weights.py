@@ -1,6 +1,6 @@
 """The weight of each batch of a step, with which the step's loss is the mean over all items of all its batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,11 +42,29 @@ def batch_weights(trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> tor
     Returns:
         `None` where all weights are 1: for a single batch, and where the loss itself is divided by the number of items.
     """
-    count, processes = len(batches), trainer.args.world_size
-    if count * processes < 2 or trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None:
+    if trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None:
         return None
-    items = torch.stack([count_items(batch).to(trainer.args.device) for batch in batches])
+    return weights_by(trainer, batches, count_items)
+
+
+def weights_by(
+    trainer: Trainer, batches: Sequence[Mapping[str, Any]], count: Callable[[Mapping[str, Any]], torch.Tensor]
+) -> torch.Tensor | None:
+    """Returns the weights with which means over the items of each batch have the mean over all items of a step as mean.
+
+    Args:
+        trainer: the trainer.
+        batches: those that this process accumulates.
+        count: number of items of a batch.
+
+    Returns:
+        `None` for a single batch, whose weight is 1.
+    """
+    number, processes = len(batches), trainer.args.world_size
+    if number * processes < 2:
+        return None
+    items = torch.stack([count(batch).to(trainer.args.device) for batch in batches])
     total = items.sum()
     if processes > 1:
         total = trainer.accelerator.reduce(total)
-    return items * (count * processes) / total.clamp_min(1)
+    return items * (number * processes) / total.clamp_min(1)

@@ -85,8 +85,8 @@ def answers_in(logits: torch.Tensor, model: nn.Module, inputs: Inputs) -> torch.
     Args:
         logits: of one iteration.
         model: a feedback model, wrapped or not.
-        inputs: the batch that they belong to. Of tokens those with labels count, as in the loss; without labels those
-            that are not padding.
+        inputs: the batch that they belong to. Those with labels count, as in the loss; without labels all, and of
+            tokens those that are not padding.
 
     Returns:
         `(N, C)`: of texts, of tokens, or of the starts and ends of answers, which are tokens.
@@ -98,13 +98,24 @@ def answers_in(logits: torch.Tensor, model: nn.Module, inputs: Inputs) -> torch.
             logits = logits.masked_fill((mask == 0)[..., None], PADDING_LOGIT)
         return logits.transpose(1, 2).flatten(0, 1)
     if not isinstance(core, FeedbackForTokenClassification | FeedbackForMaskedLM | FeedbackForCausalLM):
-        return logits
+        has_classes = labels is not None and labels.shape == logits.shape[:1] and not labels.is_floating_point()
+        return logits[labels != -100] if has_classes else logits
     counts = mask != 0 if mask is not None else logits.new_ones(logits.shape[:2], dtype=torch.bool)
     if labels is not None:
         counts = labels != -100
     if isinstance(core, FeedbackForCausalLM):  # the answer at a token is the next one
         logits, counts = logits[:, :-1], counts[:, 1:]
     return logits[counts]
+
+
+def count_answers(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """The number of answers in a batch, of texts or of tokens that are not padding, whether they have labels or not.
+
+    Args:
+        model: a feedback model, wrapped or not.
+        inputs: the batch, with `input_ids`.
+    """
+    return torch.tensor(len(answers_in(inputs["input_ids"][..., None], model, without_labels(inputs))))
 
 
 def mean_divergence(
@@ -116,7 +127,7 @@ def mean_divergence(
         first, second: logits of one iteration each, as the model gives them.
         model: a feedback model, wrapped or not.
         inputs: the batch that they belong to.
-        labelled_only: whether, of tokens, those with labels count, or all that are not padding.
+        labelled_only: whether those with labels count, or all, and of tokens all that are not padding.
     """
     batch = inputs if labelled_only else without_labels(inputs)
     p, q = (answers_in(logits, model, batch) for logits in (first, second))

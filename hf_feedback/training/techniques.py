@@ -1,6 +1,6 @@
 """The loss of a training step of `FeedbackTrainer`: that of the task with the techniques that its arguments choose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -10,11 +10,12 @@ from torch import nn
 from ..modeling_base import FeedbackPreTrainedModel
 from .adversarial import AdversarialTraining
 from .batch_loss import BatchLoss, ComputeLoss, Inputs
-from .batch_weights import count_items
+from .batch_weights import count_items, weights_by
 from .checkpoints import Record
 from .class_loss import ClassLoss
 from .class_loss_setup import LabelCounter, make_class_loss
 from .distributed import searches_unused
+from .divergence import count_answers
 from .loss_log import LossLog
 from .model_parts import any_model_in
 from .objectives import Objectives
@@ -40,6 +41,7 @@ class Techniques:
     def __init__(self, trainer: "FeedbackTrainer") -> None:
         self._trainer, self.log = trainer, LossLog()
         self._adversarial: AdversarialTraining | None = None
+        self._answer_weights: torch.Tensor | None = None
         self._objectives: Objectives | None = None
         self.class_loss: ClassLoss | None = None
         self._label_counter = LabelCounter()
@@ -81,6 +83,13 @@ class Techniques:
         """Ends training."""
         self._adversarial = None
 
+    def begin_step(self, batches: Sequence[Inputs]) -> None:
+        """Notes what each batch that this process accumulates counts in means over all answers of the step."""
+        self._answer_weights = None
+        if batches and self._adversarial is not None and self._adversarial.counts_all_answers:
+            count = partial(count_answers, cast(nn.Module, self._trainer.model))
+            self._answer_weights = weights_by(self._trainer, batches, count)
+
     def compute_loss(
         self, model: nn.Module, inputs: Inputs, num_items: NumItems, plain_loss: Callable[..., Any]
     ) -> BatchLoss:
@@ -97,10 +106,14 @@ class Techniques:
             compute_loss = partial(self._objectives.compute_loss, compute_loss=compute_loss)
         if self._adversarial is None:
             result = compute_loss(model, inputs)
-        else:
-            backward = partial(self._backward, num_items=num_items)
-            result = self._adversarial.compute_loss(model, inputs, compute_loss, backward)
-        self.log.add(result.parts, result.share)
+            self.log.add(result.parts, result.share)
+            return result
+        backward, share = partial(self._backward, num_items=num_items), self._share_of_answers(num_items)
+        result = self._adversarial.compute_loss(model, inputs, compute_loss, backward, share)
+        parts = dict(result.parts)
+        if self._adversarial.counts_all_answers:
+            self.log.add({"loss_adversarial": parts.pop("loss_adversarial")}, share)
+        self.log.add(parts, result.share)
         return result
 
     def _task_loss(
@@ -130,6 +143,13 @@ class Techniques:
             return 1.0 / trainer.current_gradient_accumulation_steps
         processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
         return (labels[..., 1:] != -100).sum() * processes / num_items
+
+    def _share_of_answers(self, num_items: NumItems) -> float | torch.Tensor:
+        """The same of a mean over all answers of this batch, those without labels too."""
+        weight = 1.0 if self._answer_weights is None else self._answer_weights[self._trainer.batch_number]
+        return (
+            weight / self._trainer.current_gradient_accumulation_steps if self._divides_by_whole(num_items) else weight
+        )
 
     def _divides_by_whole(self, num_items: NumItems) -> bool:
         """Whether the trainer leaves it to the loss to divide by the whole of an accumulated batch."""

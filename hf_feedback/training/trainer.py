@@ -246,14 +246,20 @@ class FeedbackTrainer(SearchTrainer):
         super().log({**logs, **parts}, start_time)
 
     @property
+    def batch_number(self) -> int:
+        """Number of the running batch in its step, counted from 0."""
+        return len(self._losses)
+
+    @property
     def batch_weight(self) -> torch.Tensor | float:
         """What the loss of the running batch counts in the mean over the batches of its step; see `batch_weights`."""
-        return 1.0 if self._batch_weights is None else self._batch_weights[len(self._losses)]
+        return 1.0 if self._batch_weights is None else self._batch_weights[self.batch_number]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """As in transformers; notes what each batch counts in its step."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._batch_weights = batch_weights(self, batches) if batches else None
+        self.techniques.begin_step(batches)
         return batches, items
 
     def _draw_iterations(self, mean: int) -> int:
