@@ -14,7 +14,7 @@ from test_predicting import QUESTION, TEXTS, save
 from transformers import EvalPrediction
 
 from hf_feedback.cli import main
-from hf_feedback.evaluation.class_report import ClassAnswers, format_report, report_of
+from hf_feedback.evaluation.class_report import ClassAnswers, format_report, has_confusion, report_of
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.labelled_file import LabelledFile
 from hf_feedback.training.trained_model import TrainedModel
@@ -123,7 +123,7 @@ def test_texts(folders, tmp_path, capsys):
     assert "is a text classifier; leave the option out" in capsys.readouterr().err
 
 
-def test_values(tmp_path, capsys):
+def test_values(tmp_path, capsys, monkeypatch):
     model = fresh("SequenceClassification", num_labels=1)
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
@@ -133,6 +133,7 @@ def test_values(tmp_path, capsys):
     values = [answer["value"] for answer in model.predict(TEXTS, tiny_tokenizer())]
     assert report["mean_absolute_error"] == pytest.approx(np.abs(np.array(values) - np.arange(4) / 7).mean(), abs=1e-5)
     assert "eval_pearson" in capsys.readouterr().out
+    monkeypatch.delattr(LabelledFile, "predict")  # refused before anything is computed
     assert evaluate(tmp_path / "model", tmp_path / "rows.jsonl", "--confusion-matrix", tmp_path / "c.png") == 2
     assert "does not answer with one class for each item" in capsys.readouterr().err
 
@@ -149,6 +150,8 @@ def test_tags_and_entities(folders, tmp_path):
     labelled = LabelledFile.load(TrainedModel(folders("TokenClassification")), write_rows(tmp_path, rows))
     found = labelled.predict()
     report = report_of(labelled.task, EvalPrediction(found.predictions, found.label_ids))
+    assert has_confusion(labelled.task)
+    assert "confusion" in report
     answers = labelled.task.model.predict([row["tokens"] for row in rows], labelled.task.processor)
     labels, tags = ([tag for row in part for tag in row["tags"]] for part in (rows, answers))
     assert report["accuracy"] == found.metrics["eval_token_accuracy"] == np.mean(np.array(labels) == tags)
@@ -173,12 +176,14 @@ def test_answers_choices_and_language_models(folders, tmp_path):
     found = LabelledFile.load(TrainedModel(folders("QuestionAnswering")), file)
     assert set(found.predict().metrics) >= {"eval_exact_match", "eval_f1"}
     assert report_of(found.task, None) is None
+    assert not has_confusion(found.task)
 
     file = write_rows(tmp_path, [{"context": "where", "choices": ["is it", "help"], "label": 1}])
     found = LabelledFile.load(TrainedModel(folders("MultipleChoice")), file)
     prediction = found.predict()
     report = report_of(found.task, EvalPrediction(prediction.predictions, prediction.label_ids))
     assert set(report) == {"accuracy", "calibration"}
+    assert not has_confusion(found.task)
     assert report["accuracy"] == prediction.metrics["eval_accuracy"]
 
     file = write_rows(tmp_path, [{"text": text} for text in TEXTS])

@@ -114,6 +114,15 @@ def test_deepspeed_has_made_the_step(tmp_path):
         check_step(trainer, [torch.tensor(torch.nan)], None)
 
 
+def test_a_loss_of_ones_own_may_train_on_rows_without_labels(tmp_path):
+    rows = [{**row, "labels": -100} for row in tiny_data(4)]
+    trainer = FeedbackTrainer(
+        model=make(), args=arguments(tmp_path, max_steps=1), train_dataset=rows,
+        compute_loss_func=lambda outputs, labels, num_items_in_batch: outputs.logits.square().mean() + 1,
+    )  # fmt: skip
+    assert trainer.train().training_loss > 1
+
+
 def test_infinite_gradients_are_part_of_scaling(tmp_path):
     """As with fp16: steps whose scaled gradient overflows are left out until the scale is found."""
     args = arguments(tmp_path, max_grad_norm=0.0)

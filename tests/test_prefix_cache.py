@@ -1,11 +1,17 @@
 """What no trained tensor reaches: no dropout there, and states that are computed once."""
 
+import errno
+import os
+import shutil
+
 import pytest
 import torch
 from families import speak
-from training_runs import arguments, make
+from training_runs import arguments, make, rows, train_command, write
 
+from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, FrozenPrefix, freeze_parameters
+from hf_feedback.training.prefix_cache import PrefixCache
 
 LENGTHS = [3, 9, 5, 7, 4, 9, 6, 8]
 
@@ -182,8 +188,81 @@ def test_size_is_estimated_and_limited(tmp_path):
     with pytest.raises(ValueError, match=r"keep 51 tokens × 1 layers × 32 numbers = 6.53e-06 GB.* allows 1e-06"):
         train(tmp_path, fresh_model(), cache_prefix_gigabytes=1e-6)
     train(tmp_path, fresh_model())
-    (file,) = tmp_path.glob("prefix_states/*/*.states")
-    assert file.stat().st_size == 51 * 32 * 4
+    (file,) = tmp_path.glob("_prefix_states/*/*.states")
+    assert file.stat().st_size == 51 * 32 * 4 <= file.stat().st_blocks * 512
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(OSError, match=r"`cache_prefix`: .*states has no room for 6.53e-06 GB \(No space left"):
+        train(tmp_path, fresh_model())
+
+
+def test_files_of_other_texts_are_no_room(tmp_path, monkeypatch):
+    options = dict(folder=tmp_path, depth=1, layers=[0], width=32, most_gigabytes=1.0)
+    (tmp_path / "0-float32.states").write_bytes(bytes(10**6))
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    with pytest.raises(ValueError, match="and 0 are free"):
+        PrefixCache(rows=texts(), **options)
+
+
+def test_what_the_backbone_does_not_read_is_no_part_of_a_text(tmp_path, caplog):
+    """DistilBERT knows no types of tokens, which its tokenizer may give."""
+    rows = [{**row, "token_type_ids": [0] * len(row["input_ids"])} for row in texts()]
+
+    def collate(rows):
+        batch = pad(rows)
+        return {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+
+    counts = {}
+    for family in ("bert", "distilbert"):
+        model = fresh_model(family, feedback_edges=[[3, 2]])
+        calls = Calls(model, layer=1)
+        train(tmp_path / family, model, rows=rows, collator=collate)
+        counts[family] = calls.count
+    assert counts == {"bert": 2, "distilbert": 2}
+    assert not caplog.records
+
+
+def test_texts_that_are_no_rows_are_warned_of_once(tmp_path, caplog):
+    def cut(rows):
+        return pad([{**row, "input_ids": row["input_ids"][:2]} for row in rows])
+
+    train(tmp_path, fresh_model(), collator=cut)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("`cache_prefix`: a batch of training is computed anew in every epoch: a text")
+
+
+def test_states_of_another_precision_are_not_read(tmp_path):
+    counts = []
+    for bf16 in (False, True, True):
+        model = fresh_model(feedback_edges=[[3, 2]])
+        calls = Calls(model, layer=1)
+        train(tmp_path, model, bf16=bf16)
+        counts.append(calls.count)
+    assert counts == [2, 2, 1]
+
+
+def test_modules_out_of_training_mode_stay_so():
+    model, batch = fresh_model(), pad(texts())
+    freeze_parameters(model, ["backbone"])
+    model.train().layers[2].eval()
+    with FrozenPrefix(model):
+        model(**batch)
+    assert not any(module.training for module in model.layers[2].modules())
+    assert model.layers[1].training
+    assert model.backbone.training
+
+
+def test_the_command_removes_the_states_at_the_end(backbone, tmp_path):
+    command = train_command(backbone, tmp_path / "out", train=write(tmp_path, "train.csv", rows(6)), validation=None)
+    assert main([*command, "--freeze", "embeddings", "layers:0", "--cache-prefix", "true"]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not list((tmp_path / "out").glob("*prefix*"))
 
 
 WRONG = {

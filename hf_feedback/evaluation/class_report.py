@@ -79,6 +79,17 @@ class ClassAnswers:
         return report
 
 
+def has_confusion(task: Task) -> bool:
+    """Whether the report of a task has a confusion matrix: whether it answers with one class for each item.
+
+    Args:
+        task: the task, with its model.
+    """
+    if isinstance(task, TokenClassification | MultipleChoice) or not task.card.labelled:
+        return isinstance(task, TokenClassification)
+    return LabelSet.of_model(task.model).problem_type not in (MULTI_LABEL, REGRESSION)
+
+
 def report_of(task: Task, prediction: EvalPrediction) -> Report | None:
     """Returns the report of a task's answers.
 

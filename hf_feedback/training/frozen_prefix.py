@@ -8,6 +8,7 @@ from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from ..collected_states import asks_for_states
 from ..layer_recorder import LayerOutput, first_argument, hidden_of, is_replaying, with_hidden
@@ -15,6 +16,8 @@ from ..switches import is_feedback_disabled
 from ..validation import Keywords
 from .model_parts import feedback_model_in, parts_of
 from .prefix_cache import PrefixCache, TextStates
+
+logger = logging.get_logger(__name__)
 
 LayerStates: TypeAlias = dict[int, torch.Tensor]
 
@@ -25,7 +28,7 @@ class BackboneCall:
 
     Args:
         depth: number of layers, from below, that no trained tensor reaches in iteration 1.
-        is_resting: whether the backbone is out of training mode until then.
+        resting: modules of the backbone that are out of training mode until then.
         texts: where the cache has the texts of the batch; `None` if nothing is to be read or written.
         stored: layer → its states, if the cache has all of the batch.
         computed: layer → its states, to be written to the cache.
@@ -33,7 +36,7 @@ class BackboneCall:
     """
 
     depth: int
-    is_resting: bool
+    resting: list[nn.Module]
     texts: TextStates | None = None
     stored: LayerStates | None = None
     computed: LayerStates = field(default_factory=dict)
@@ -74,6 +77,7 @@ class FrozenPrefix:
             self._parameters.setdefault(parts[name], []).append(parameter)
         self._calls: list[BackboneCall] = []
         self._outputs: dict[int, LayerOutput] = {}  # of each layer without its states: what else it returns
+        self._has_missed = False
         self._undo = ExitStack()
 
     def depth(self) -> int | None:
@@ -115,15 +119,16 @@ class FrozenPrefix:
 
     def _begin(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: Keywords) -> None:
         depth = self.depth()
-        call = BackboneCall(depth or 0, is_resting=backbone.training and depth is not None)
+        call = BackboneCall(depth or 0, [] if depth is None else [one for one in backbone.modules() if one.training])
         self._calls.append(call)
-        if call.is_resting:
-            backbone.eval()
-        if self._cache is None or depth != self._cache.depth or args or asks_for_states(kwargs):
-            return
-        call.texts = self._cache.find(kwargs)
-        if call.texts is not None and len(self._outputs) == depth:
-            call.stored = self._cache.read(call.texts)
+        if self._cache is not None and depth == self._cache.depth and not args and not asks_for_states(kwargs):
+            call.texts = self._cache.find(kwargs)
+            if call.texts is not None and len(self._outputs) == depth:
+                call.stored = self._cache.read(call.texts)
+        if self._cache is not None and call.texts is None and backbone.training:
+            self._warn_of_miss(f"a text in it is none of the rows as they are, or more than texts: {sorted(kwargs)}")
+        for module in call.resting:
+            module.training = False
 
     def _end(self, backbone: nn.Module, args: tuple[Any, ...], output: object) -> None:
         call = self._calls.pop()
@@ -143,9 +148,18 @@ class FrozenPrefix:
                 self._wake(call)
 
     def _wake(self, call: BackboneCall) -> None:
-        if call.is_resting:
-            self._core.backbone.train()
-            call.is_resting = False
+        for module in call.resting:
+            module.training = True
+        call.resting = []
+
+    def _warn_of_miss(self, reason: str) -> None:
+        """Warns at the first batch of training that is not kept."""
+        if not self._has_missed:
+            logger.warning(
+                f"`cache_prefix`: a batch of training is computed anew in every epoch: {reason}; change that, or leave "
+                "`cache_prefix` out."
+            )
+        self._has_missed = True
 
     def _run_layer(
         self, layer: nn.Module, forward: Callable[..., LayerOutput], *args: Any, **kwargs: Any
@@ -159,6 +173,7 @@ class FrozenPrefix:
             return with_hidden(self._outputs[call.position], call.stored.get(call.position, hidden))
         if hidden.requires_grad:  # somebody differentiates what enters the layers
             call.texts = None
+            self._warn_of_miss("what enters the layers needs gradients")
             return forward(*args, **kwargs)
         output = forward(*args, **kwargs)
         call.computed[call.position] = hidden_of(output)

@@ -14,7 +14,7 @@ from ..modeling_base import FeedbackPreTrainedModel
 from ..validation import is_number, option
 from .frozen_prefix import FrozenPrefix
 from .model_parts import any_model_in, parts_of
-from .prefix_cache import PrefixCache, fingerprint_parameters
+from .prefix_cache import TEXT_INPUTS, PrefixCache, fingerprint_parameters
 
 
 @dataclass
@@ -23,7 +23,8 @@ class PrefixArguments:
 
     Args:
         cache_prefix: whether to keep the states of the layers that no trained tensor reaches, in memory-mapped files in
-            the output folder, and to read them from the second epoch on; see `FrozenPrefix`.
+            the output folder, and to read them from the second epoch on; see `FrozenPrefix`. `run_task` removes them at
+            the end, `FeedbackTrainer` leaves them to its next training.
         cache_prefix_gigabytes: size of these files at most.
     """
 
@@ -31,6 +32,9 @@ class PrefixArguments:
         False, "Compute what frozen layers make of a text once, and read it from a file in all later epochs."
     )
     cache_prefix_gigabytes: float = option(10.0, "Size of that file at most.")
+
+
+PREFIX_FOLDER = "_prefix_states"  # in the output folder; what begins with _ is not pushed to the hub
 
 
 def check_prefix(args: TrainingArguments, prefix: PrefixArguments) -> None:
@@ -86,9 +90,11 @@ def _make_cache(
     parts = parts_of(model)
     below = {"embeddings", *(f"layer {layer}" for layer in range(depth))}
     weights = fingerprint_parameters(p for name, p in model.named_parameters() if parts[name] in below)
-    folder = Path(str(trainer.args.output_dir)) / "prefix_states" / f"{weights}-{'-'.join(map(str, layers))}"
-    width = core.config.hidden_size
-    return PrefixCache(folder, _rows_of(trainer), depth, layers, width, gigabytes)
+    name = f"{weights}-{'-'.join(map(str, layers))}-{trainer.accelerator.mixed_precision}"
+    folder = Path(str(trainer.args.output_dir)) / PREFIX_FOLDER / name
+    names = TEXT_INPUTS & core.layout.arguments
+    rows = ({name: row[name] for name in names & row.keys()} for row in _rows_of(trainer))
+    return PrefixCache(folder, rows, depth, layers, core.config.hidden_size, gigabytes)
 
 
 def _rows_of(trainer: Trainer) -> Iterator[Mapping[str, Any]]:

@@ -1,5 +1,6 @@
 """States of frozen layers on disk: computed once for each text, and read from memory-mapped files afterwards."""
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..validation import Keywords
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 TOLERANCE = 1e-3  # relative to the largest state, between batches of different shapes
 BYTES_OF_A_NUMBER = 4
+BYTES_OF_A_BLOCK = 512  # of `st_blocks`, on any disk
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class PrefixCache:
 
     Args:
         folder: of the files. It belongs to the weights below the states, see `fingerprint_parameters`.
-        rows: rows of `input_ids` and, where the backbone reads them, `token_type_ids`.
+        rows: rows of `input_ids` and, only where the backbone reads them, `token_type_ids`.
         depth: number of layers, from below, that are not run.
         layers: those whose states are kept.
         width: d, of the states.
@@ -97,6 +99,7 @@ class PrefixCache:
             if self._numbers.setdefault(key, len(lengths)) == len(lengths):
                 lengths.append(length)
         self._starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        self._name = blake2b(b"".join(self._numbers), digest_size=8).hexdigest()
         self._check_size(most_gigabytes)
         self._states: torch.Tensor | None = None
         self._is_written = torch.zeros(0, dtype=torch.uint8)
@@ -113,8 +116,8 @@ class PrefixCache:
 
     def _check_size(self, most_gigabytes: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        there = sum(file.stat().st_size for file in self.folder.iterdir())
-        free = shutil.disk_usage(self.folder).free + there
+        own = sum(file.stat().st_blocks * BYTES_OF_A_BLOCK for file in self.folder.glob(f"{self._name}-*"))
+        free = shutil.disk_usage(self.folder).free + own
         if self.num_bytes > min(most_gigabytes * 1e9, free):
             raise ValueError(
                 f"`cache_prefix` would keep {self.num_tokens:,} tokens × {len(self.layers)} layers × {self.width} "
@@ -171,6 +174,7 @@ class PrefixCache:
             states: layer → states `(B, T, d)`.
 
         Raises:
+            OSError: the disk is full.
             ValueError: a text that is there has other states now.
         """
         found = torch.stack([states[layer].detach() for layer in self.layers]).cpu()
@@ -191,10 +195,22 @@ class PrefixCache:
     def _open(self, dtype: torch.dtype) -> torch.Tensor:
         """The states of all texts, `(layers, tokens, d)`."""
         shape = (len(self.layers), self.num_tokens, self.width)
-        texts = blake2b(b"".join(self._numbers), digest_size=8).hexdigest()
-        name = f"{texts}-{str(dtype).removeprefix('torch.')}"
-        size = int(np.prod(shape))
-        states = torch.from_file(str(self.folder / f"{name}.states"), shared=True, size=size, dtype=dtype)
-        file = str(self.folder / f"{name}.written")
-        self._is_written = torch.from_file(file, shared=True, size=len(self._starts) - 1, dtype=torch.uint8)
+        name = f"{self._name}-{str(dtype).removeprefix('torch.')}"
+        states = _map_file(self.folder / f"{name}.states", int(np.prod(shape)), dtype)
+        self._is_written = _map_file(self.folder / f"{name}.written", len(self._starts) - 1, torch.uint8)
         return states.view(shape)
+
+
+def _map_file(file: Path, size: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in a file, whose room on the disk is taken at once: writing where there is none kills the process."""
+    file.touch()
+    try:
+        with file.open("r+b") as opened:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(opened.fileno(), 0, size * dtype.itemsize)
+    except OSError as error:
+        raise OSError(
+            f"`cache_prefix`: {file} has no room for {size * dtype.itemsize / 1e9:.3g} GB ({error.strerror}); make "
+            "room, or leave it out."
+        ) from error
+    return torch.from_file(str(file), shared=True, size=size, dtype=dtype)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .data.fingerprints import fingerprint_file
 from .metrics import MetricInfo
 from .model_card import RunFacts
 from .output_folder import mark_unfinished, remove_checkpoints
+from .prefix_arguments import PREFIX_FOLDER
 from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_once
 from .run_record import run_record
 from .tasks.task import EncodedSplit, PreparedTask
@@ -153,7 +155,8 @@ def _card_facts(
 
 
 def _save(trainer: FeedbackTrainer, metrics: dict[str, float]) -> None:
-    """Writes model, card, state and metrics into the output folder, and last of all the manifest."""
+    """Writes model, card, state and metrics into the output folder, and last of all the manifest; states of frozen
+    layers are removed."""
     folder, first = Path(str(trainer.args.output_dir)), trainer.is_world_process_zero()
     with mark_unfinished(folder) if first else contextlib.nullcontext():
         trainer.save_model()
@@ -161,6 +164,7 @@ def _save(trainer: FeedbackTrainer, metrics: dict[str, float]) -> None:
         trainer.save_state()
         trainer.save_metrics("all", metrics)
         if first:
+            shutil.rmtree(folder / PREFIX_FOLDER, ignore_errors=True)
             write_manifest(folder, trainer.run_record, RESULT_FILES)
 
 

@@ -121,8 +121,10 @@ class Techniques:
     ) -> BatchLoss:
         """The loss of one forward pass."""
         loss, outputs = plain_loss(model, dict(inputs), True, num_items)
-        # the mean over no labels at all is not a number, though its gradient is 0
-        loss = torch.where(count_items(inputs).to(loss.device) > 0, loss, 0.0) * self._trainer.batch_weight
+        if self._trainer.compute_loss_func is None:
+            # the mean over no labels at all is not a number, though its gradient is 0
+            loss = torch.where(count_items(inputs).to(loss.device) > 0, loss, 0.0)
+        loss = loss * self._trainer.batch_weight
         core, drawn = any_model_in(model)[1], self._trainer.args.train_iterations != "fixed"
         unread = drawn or inputs.get("num_iterations", core.config.num_iterations) == 1
         if unread and not searches_unused(self._trainer.accelerator):

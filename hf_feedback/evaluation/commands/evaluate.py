@@ -18,7 +18,7 @@ from ...training.labelled_file import LabelledFile
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
 from ...validation import option
-from ..class_report import format_report, report_of
+from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import draw_confusion
 from ..diagnostics import finite
 
@@ -90,12 +90,12 @@ def run(arguments: Sequence[str]) -> int:
     results.check()
     options = {name: value for name, value in asdict(data).items() if value is not None and name != "file"}
     labelled = LabelledFile.load(model.trained(halting), data.file, options)
-    found = labelled.predict()
-    report = report_of(labelled.task, EvalPrediction(found.predictions, cast(np.ndarray, found.label_ids)))
-    if results.confusion_matrix is not None and "confusion" not in (report or {}):
+    if results.confusion_matrix is not None and not has_confusion(labelled.task):
         raise ValueError(
             f"`confusion_matrix`: {model.model} does not answer with one class for each item; leave the option out."
         )
+    found = labelled.predict()
+    report = report_of(labelled.task, EvalPrediction(found.predictions, cast(np.ndarray, found.label_ids)))
     print(format_metrics(found.metrics or {}))
     if report is not None:
         print(f"\n{format_report(report)}")
