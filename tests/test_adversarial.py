@@ -294,9 +294,7 @@ def test_adapters_train_under_perturbation():
     assert all("lora" in name or "modules_to_save" in name for name in gradients)
 
 
-@pytest.mark.parametrize(
-    "method", [FGM(0.5), PGD(0.5), FixedFreeLB(0.5), FixedSMART(0.5)], ids=lambda one: type(one).__name__
-)
+@pytest.mark.parametrize("method", [PGD(0.5), FixedFreeLB(0.5), FixedSMART(0.5)], ids=lambda one: type(one).__name__)
 def test_checkpointed_activations_change_nothing(method):
     model = classifier()
     expected = trained(model, method)
@@ -354,9 +352,7 @@ def alone(tmp_path):
     destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "method", [FGM(0.5), PGD(0.5), FixedFreeLB(0.5), FixedSMART(0.5)], ids=lambda one: type(one).__name__
-)
+@pytest.mark.parametrize("method", [PGD(0.5), FixedFreeLB(0.5), FixedSMART(0.5)], ids=lambda one: type(one).__name__)
 def test_gradients_are_reduced_once_a_step(method, alone):
     model = classifier()
     expected = trained(model, method)[1]
@@ -416,8 +412,8 @@ def test_all_passes_of_a_batch_have_one_k(tmp_path):
     model.register_forward_pre_hook(
         lambda module, args, kwargs: drawn.append(kwargs["num_iterations"]), with_kwargs=True
     )
-    run(tmp_path, model, adversarial="fgm", train_iterations="uniform", min_train_iterations=1, max_steps=6)
-    assert len(drawn) == 6 * 2
+    run(tmp_path, model, adversarial="fgm", train_iterations="uniform", min_train_iterations=1, max_steps=3)
+    assert len(drawn) == 3 * 2
     assert drawn[::2] == drawn[1::2]
     assert len({*drawn}) > 1
 
