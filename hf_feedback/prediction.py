@@ -17,6 +17,8 @@ from .validation import Keywords, check_integer
 Answer: TypeAlias = Keywords
 """What a model answers to one example, by name."""
 
+BATCHES_AT_ONCE = 16  # are encoded, sorted by length and answered together
+
 
 def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """Returns how many tokens a text may have.
@@ -83,8 +85,20 @@ class Predictor(ABC):
         self.processor = load_processor(model, self.auto_class) if processor is None else processor
 
     @abstractmethod
+    def check(self, examples: Sequence[Any]) -> None:
+        """Refuses examples that the head cannot read, before any is answered.
+
+        Raises:
+            ValueError: one cannot be read; the message has its number.
+        """
+
+    @abstractmethod
     def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        """Returns the rows of each example, usually one."""
+        """Returns the rows of each of some examples, usually one.
+
+        Raises:
+            ValueError: one is too long, or has nothing to answer; the message shows it.
+        """
 
     @abstractmethod
     def collate(self, rows: list[Keywords]) -> Keywords:
@@ -114,19 +128,26 @@ class Predictor(ABC):
 
     def __call__(self, examples: Sequence[Any]) -> list[Answer]:
         """Returns the answers to examples, in their order."""
+        self.check(examples)
+        size = BATCHES_AT_ONCE * self.batch_size
+        parts = (examples[start : start + size] for start in range(0, len(examples), size))
+        with evaluating(self.model):
+            return [answer for part in parts for answer in self._answer(part)]
+
+    def _answer(self, examples: Sequence[Any]) -> list[Answer]:
+        """The answers to as many examples as are held at once."""
         rows_of = self.encode(examples)
         rows = [row for rows in rows_of for row in rows]
         keys = [(self.group_of(row), self.length_of(row)) for row in rows]
         order = sorted(range(len(rows)), key=keys.__getitem__)
         outputs: dict[int, torch.Tensor] = {}
-        with evaluating(self.model):
-            for _, group in groupby(order, lambda i: keys[i][0]):
-                numbers = list(group)
-                for start in range(0, len(numbers), self.batch_size):
-                    chosen = numbers[start : start + self.batch_size]
-                    batch = self.collate([rows[i] for i in chosen])
-                    tensors = {name: value.to(self.model.device) for name, value in batch.items()}
-                    outputs |= zip(chosen, self.run(tensors), strict=True)
+        for _, group in groupby(order, lambda i: keys[i][0]):
+            numbers = list(group)
+            for start in range(0, len(numbers), self.batch_size):
+                chosen = numbers[start : start + self.batch_size]
+                batch = self.collate([rows[i] for i in chosen])
+                tensors = {name: value.to(self.model.device) for name, value in batch.items()}
+                outputs |= zip(chosen, self.run(tensors), strict=True)
         in_order = iter([outputs[i] for i in range(len(rows))])
         return [
             self.decode(example, own, [next(in_order) for _ in own])

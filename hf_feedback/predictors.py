@@ -17,13 +17,16 @@ from .prediction import (
     classify,
     label_names,
     log_total,
-    probabilities_of,
 )
 from .spans import best_span, context_offsets, span_scores
 from .validation import Keywords, check_integer
 from .words import labelled_pieces, space_before_words, space_between_texts, split_words
 
 FILLER = "."  # what is read in the place of a text without words
+
+
+def _is_text(example: Any) -> bool:
+    return isinstance(example, str)
 
 
 def _is_pair(example: Any) -> bool:
@@ -34,12 +37,14 @@ class TextPredictor(TokenPredictor):
     """Reads texts, or pairs of texts; answers with `label`, `score` and `probabilities`, with `labels` and
     `probabilities`, or with a `value`."""
 
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        pairs = bool(examples) and _is_pair(examples[0])
+    def check(self, examples: Sequence[Any]) -> None:
+        pairs = len(examples) > 0 and _is_pair(examples[0])
         what = "a pair of texts, as the first one is" if pairs else "a text"
-        check_examples(examples, _is_pair if pairs else lambda example: isinstance(example, str), what)
-        texts: list[Sequence[str]] = list(zip(*examples, strict=True)) if pairs else [examples]
-        return [[row] for row in self.encode_texts(*texts)] if examples else []
+        check_examples(examples, _is_pair if pairs else _is_text, what)
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        texts: list[Sequence[str]] = [examples] if _is_text(examples[0]) else list(zip(*examples, strict=True))
+        return [[row] for row in self.encode_texts(*texts)]
 
     def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
         return classify(outputs[0], label_names(self.model), self.model.config.problem_type)
@@ -53,14 +58,13 @@ class TagPredictor(TokenPredictor):
         """The words of an example."""
         return [example[a:b] for a, b in split_words(example)] if isinstance(example, str) else list(example)
 
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+    def check(self, examples: Sequence[Any]) -> None:
         def is_right(example: Any) -> bool:
-            words = isinstance(example, list | tuple) and all(isinstance(word, str) for word in example)
-            return words or isinstance(example, str)
+            return _is_text(example) or (isinstance(example, list | tuple) and all(map(_is_text, example)))
 
         check_examples(examples, is_right, "a text or a list of words")
-        if not examples:
-            return []
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
         space = space_before_words(self.tokenizer)
         words = [[space + word for word in self.words_of(example)] or [FILLER] for example in examples]
         encoding = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
@@ -121,13 +125,15 @@ class SpanPredictor(TokenPredictor):
         """The question and the text of an example."""
         return (example["question"], example["context"]) if isinstance(example, Mapping) else tuple(example)
 
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+    def check(self, examples: Sequence[Any]) -> None:
         def is_right(example: Any) -> bool:
             if isinstance(example, Mapping):
                 return all(isinstance(example.get(name), str) for name in ("question", "context"))
             return _is_pair(example)
 
         check_examples(examples, is_right, "a question and its text, as a pair or by `question` and `context`")
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
         return [self._windows(*self.question_of(example)) for example in examples]
 
     def _windows(self, question: str, context: str) -> list[Keywords]:
@@ -184,7 +190,7 @@ class ChoicePredictor(TokenPredictor):
     """Reads a text and the texts that may go on with it, by `context` and `choices`; answers with the number of the
     best `choice`, its `text`, its `score` and the `probabilities` of all."""
 
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+    def check(self, examples: Sequence[Any]) -> None:
         def is_right(example: Any) -> bool:
             choices = example.get("choices") if isinstance(example, Mapping) and "context" in example else None
             if not isinstance(choices, list | tuple) or len(choices) < 2:
@@ -192,6 +198,8 @@ class ChoicePredictor(TokenPredictor):
             return all(isinstance(text, str) for text in (example["context"], *choices))
 
         check_examples(examples, is_right, "a `context` with at least two `choices`")
+
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
         space = space_between_texts(self.tokenizer)
 
         def encode_choices(context: str, choices: Sequence[str]) -> list[Keywords]:
@@ -220,23 +228,30 @@ class MaskPredictor(TokenPredictor):
     """Reads texts with masks, written as the mask token of the tokenizer; answers with the most probable `tokens`,
     their `scores` and the `filled` text."""
 
+    def check(self, examples: Sequence[Any]) -> None:
+        check_examples(examples, _is_text, "a text")
+
     def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        check_examples(examples, lambda example: isinstance(example, str), "a text")
-        rows = self.encode_texts(examples) if examples else []
-        mask = self.tokenizer.mask_token_id
+        rows, mask = self.encode_texts(examples), self.tokenizer.mask_token_id
         missing = next((i for i, row in enumerate(rows) if mask not in row["input_ids"]), None)
         if missing is not None:
             raise ValueError(
-                f"`examples`: number {missing + 1} has no mask among its first {self.max_length} tokens; write "
+                f"`examples`: {examples[missing]!r:.60} has no mask among its first {self.max_length} tokens; write "
                 f"{self.tokenizer.mask_token} where a word is to be filled in."
             )
         return [[row] for row in rows]
 
+    def run(self, batch: Keywords) -> Sequence[torch.Tensor]:
+        """Returns the score and the number of the best token at each mask of a row."""
+        masked = batch["input_ids"] == self.tokenizer.mask_token_id
+        scores, tokens = self.model(**batch).logits[masked].float().softmax(-1).max(-1)
+        best = torch.stack((scores.cpu().double(), tokens.cpu().double()), -1)
+        return best.split(masked.sum(-1).tolist())
+
     def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
         ids = torch.tensor(rows[0]["input_ids"])
-        masked = ids == self.tokenizer.mask_token_id
-        scores, tokens = self.without_padding(rows[0], outputs[0])[masked].softmax(-1).max(-1)
-        ids[masked] = tokens
+        scores, tokens = outputs[0][:, 0], outputs[0][:, 1].long()
+        ids[ids == self.tokenizer.mask_token_id] = tokens
         return {
             "tokens": [str(self.tokenizer.decode([token])).strip() for token in tokens.tolist()],
             "scores": [round(score, 6) for score in scores.tolist()],
@@ -268,12 +283,11 @@ class ContinuationPredictor(TokenPredictor):
     def padding_side(self) -> str:
         return "left"  # a continuation stands at the right
 
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        def is_right(example: Any) -> bool:
-            return isinstance(example, str) and bool(example.strip())
+    def check(self, examples: Sequence[Any]) -> None:
+        check_examples(examples, lambda example: _is_text(example) and bool(example.strip()), "a text that has words")
 
-        check_examples(examples, is_right, "a text that has words")
-        return [[row] for row in self.encode_texts(examples, return_token_type_ids=False)] if examples else []
+    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
+        return [[row] for row in self.encode_texts(examples, return_token_type_ids=False)]
 
     def run(self, batch: Keywords) -> Sequence[torch.Tensor]:
         tokens = cast(Any, self.model).generate(
@@ -290,9 +304,12 @@ class ContinuationPredictor(TokenPredictor):
 
 
 class ImagePredictor(Predictor):
-    """Reads images, or names of their files; answers with `label`, `score` and `probabilities`."""
+    """Reads images, or names of their files; answers as `TextPredictor` does."""
 
     auto_class: ClassVar[Any] = AutoImageProcessor
+
+    def check(self, examples: Sequence[Any]) -> None:
+        check_examples(examples, lambda example: True, "an image or recording, or the name of its file")
 
     def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
         images = [load_image(example).convert("RGB") for example in examples]
@@ -302,14 +319,12 @@ class ImagePredictor(Predictor):
         return {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
 
     def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
-        probabilities = probabilities_of(outputs[0], label_names(self.model))
-        label = label_names(self.model)[int(outputs[0].argmax())]
-        return {"label": label, "score": probabilities[label], "probabilities": probabilities}
+        return classify(outputs[0], label_names(self.model), self.model.config.problem_type)
 
 
 class AudioPredictor(ImagePredictor):
     """Reads recordings: waves `(samples,)` at the sampling rate of the feature extractor, or names of files; answers
-    with `label`, `score` and `probabilities`."""
+    as `TextPredictor` does."""
 
     auto_class: ClassVar[Any] = AutoFeatureExtractor
 

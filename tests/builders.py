@@ -11,7 +11,7 @@ import torch
 from families import speak, tiny_backbone, tiny_batch, tiny_config
 from fresh_processes import run_python
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
 from hf_feedback import (
     FeedbackConfig,
@@ -187,6 +187,31 @@ def signs():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="[END]", unk_token="[UNK]", model_max_length=48
     )
+
+
+# Models of every task, as users save them
+
+PROCESSORS = {
+    "ImageClassification": lambda: ViTImageProcessorPil(size={"height": 8, "width": 8}),
+    "AudioClassification": lambda: Wav2Vec2FeatureExtractor(return_attention_mask=True),
+    "CausalLM": signs,
+}
+
+
+def save_task_model(folder, name):
+    """Saves a model of a task, "Network" for a network from scratch, with its processor; returns the folder."""
+    if name == "Network":
+        model = fnn_model(head=True, dtype=torch.float32)
+    else:
+        model = fresh(name, **(LABELS if name in ("SequenceClassification", "TokenClassification") else {}))
+    processor = PROCESSORS.get(name, tiny_tokenizer)()
+    if name == "MaskedLM":
+        processor.mask_token = "[UNK]"
+    if name == "CausalLM":
+        processor.pad_token = processor.eos_token
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
 
 
 def run_without_package(code: str, folder: Path) -> str:

@@ -52,6 +52,21 @@ def backbone(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Name of a task → folder of a tiny model of it with its processor, saved when it is first asked for."""
+    from builders import save_task_model
+
+    saved = {}
+
+    def folder(name):
+        if name not in saved:
+            saved[name] = save_task_model(tmp_path_factory.mktemp(name), name)
+        return saved[name]
+
+    return folder
+
+
 # The compatibility table: pytest tests/test_{equality,refusals,heads}.py --write-backbones examples/guides/backbones.md
 
 

@@ -42,6 +42,25 @@ def test_what_is_wrong_is_said_before_a_run(backbone, tmp_path, capsys):
     assert "'bakbone' matches no parameter" in capsys.readouterr().err
 
 
+def test_the_cost_has_what_training_adds_to_a_step(tmp_path):
+    model, costs = fresh("SequenceClassification"), {}
+    for name, options in {
+        "plain": {},
+        "pgd": {"adversarial": "pgd"},
+        "bf16": {"bf16": True},
+        "checkpointing": {"activation_checkpointing": True},
+    }.items():
+        trainer = FeedbackTrainer(model=model, args=arguments(tmp_path, **options), train_dataset=tiny_data(4))
+        costs[name] = measure_step(trainer, {**tiny_batch(), "labels": torch.tensor([0, 1])})
+        assert trainer.techniques._adversarial is None
+    assert not model.is_activation_checkpointing
+    plain = costs["plain"]
+    assert 3 * plain.flops < costs["pgd"].flops <= 4 * plain.flops  # the backward passes of its steps end at the words
+    assert costs["bf16"].activations < plain.activations
+    assert costs["checkpointing"].flops > plain.flops
+    assert costs["checkpointing"].activations < plain.activations
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_cost_is_that_of_a_step(tmp_path, k):
     model = fresh("SequenceClassification", num_iterations=k)

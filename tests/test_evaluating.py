@@ -6,11 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from builders import fresh, tiny_tokenizer
+from builders import fresh, labelled_model, tiny_tokenizer
 from PIL import Image
 from scipy.io import wavfile
 from sklearn.metrics import classification_report
-from test_predicting import QUESTION, TEXTS, save
+from test_predicting import QUESTION, TEXTS
 from transformers import EvalPrediction
 
 from hf_feedback.cli import main
@@ -20,18 +20,6 @@ from hf_feedback.training.labelled_file import LabelledFile
 from hf_feedback.training.trained_model import TrainedModel
 
 NAMES = ("late", "lost", "fine")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    saved = {}
-
-    def folder(name):
-        if name not in saved:
-            saved[name] = save(tmp_path_factory.mktemp(name), name)
-        return saved[name]
-
-    return folder
 
 
 def write_rows(folder, rows):
@@ -113,6 +101,8 @@ def test_texts(folders, tmp_path, capsys):
     assert Image.open(picture).size[0] > 300
     assert evaluate(model, file, "--output", output) == 2
     assert "is there already; name another, or write over it (`--force`)" in capsys.readouterr().err
+    assert evaluate(model, file, "--output", file, "--force") == 2
+    assert f"`output`: {file} is the file of rows itself; name another" in capsys.readouterr().err
     assert evaluate(model, file, "--confusion-matrix", tmp_path / "confusion.doc") == 2
     assert "must end with one of" in capsys.readouterr().err
     assert evaluate(model, write_rows(tmp_path, [{"text": "a", "label": "odd"}])) == 2
@@ -121,6 +111,15 @@ def test_texts(folders, tmp_path, capsys):
     assert "it has no labels to compare answers with" in capsys.readouterr().err
     assert evaluate(model, file, "--stride", "2") == 2
     assert "is a text classifier; leave the option out" in capsys.readouterr().err
+
+
+def test_several_labels_in_a_cell(tmp_path):
+    labelled_model(problem_type="multi_label_classification").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    file = write_rows(tmp_path, [{"text": "a", "label": "late;fine"}, {"text": "it", "label": "lost"}])
+    assert evaluate(tmp_path / "model", file, "--label-separator", ";", "--output", tmp_path / "m.json") == 0
+    classes = json.loads((tmp_path / "m.json").read_text())["report"]["classes"]
+    assert [classes[name]["support"] for name in NAMES] == [1, 1, 1]
 
 
 def test_values(tmp_path, capsys, monkeypatch):
@@ -187,9 +186,8 @@ def test_answers_choices_and_language_models(folders, tmp_path):
     assert report["accuracy"] == prediction.metrics["eval_accuracy"]
 
     file = write_rows(tmp_path, [{"text": text} for text in TEXTS])
-    for name in ("MaskedLM", "CausalLM"):
-        metrics = LabelledFile.load(TrainedModel(folders(name)), file, {"max_length": 12}).predict().metrics
-        assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]), rel=1e-4)
+    metrics = LabelledFile.load(TrainedModel(folders("MaskedLM")), file, {"max_length": 12}).predict().metrics
+    assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]), rel=1e-4)
     model, tokenizer = TrainedModel(folders("CausalLM")).load()[1:]
     ids = [*tokenizer(TEXTS[1])["input_ids"], tokenizer.eos_token_id]
     file = write_rows(tmp_path, [{"text": TEXTS[1]}])

@@ -1,5 +1,7 @@
 """Data that are not as they should be: each fault has one message, with the row or the line, or one stated reading."""
 
+import tracemalloc
+
 import pytest
 from datasets import Dataset
 from training_runs import train_command
@@ -92,6 +94,15 @@ def test_another_delimiter(delimiter, mark, tmp_path):
     text_format = TextFormat(delimiter=delimiter)
     assert read_file(tmp_path / "t.csv", text_format)[0] == {"text": "a,b", "label": "x"}
     assert next(stream_rows(str(tmp_path / "t.csv"), text_format)) == {"text": "a,b", "label": "x"}
+
+
+def test_quoted_cells_are_looked_for_in_the_first_rows(tmp_path):
+    (tmp_path / "t.tsv").write_text("text\n" + '"a b"\n' * 50_000)
+    tracemalloc.start()
+    assert next(stream_rows(str(tmp_path / "t.tsv"))) == {"text": "a b"}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000
 
 
 @pytest.mark.parametrize("delimiter", ["", "ab", '"', "\n"])

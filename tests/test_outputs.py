@@ -142,14 +142,18 @@ def test_predictions_are_not_written_over_a_file(trained, tmp_path, capsys):
     texts = tmp_path / "new.jsonl"
     texts.write_text(json.dumps({"text": "where is my parcel"}))
     (tmp_path / "p.jsonl").write_text("mine")
-    for output, words in ((texts, "is the file of texts itself"), (tmp_path / "p.jsonl", "is there already")):
-        before = output.read_bytes()
-        command = ["predict", "--model", out, "--file", str(texts), "--output", str(output)]
-        assert main(command) == 2
-        assert f"`output`: {output} {words}; name another, or write over it (`--force`)" in capsys.readouterr().err
-        assert output.read_bytes() == before
-        assert main([*command, "--force"]) == 0
-        assert "probabilities" in output.read_text()
+    command, output = ["predict", "--model", out, "--file", str(texts), "--output"], tmp_path / "p.jsonl"
+    for force in ([], ["--force"]):
+        before = texts.read_bytes()
+        assert main([*command, str(texts), *force]) == 2
+        assert f"`output`: {texts} is the file of rows itself; name another" in capsys.readouterr().err
+        assert texts.read_bytes() == before
+    assert main([*command, str(output)]) == 2
+    words = f"`output`: {output} is there already; name another, or write over it (`--force`)"
+    assert words in capsys.readouterr().err
+    assert output.read_text() == "mine"
+    assert main([*command, str(output), "--force"]) == 0
+    assert "probabilities" in output.read_text()
 
 
 # Full disks

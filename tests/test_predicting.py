@@ -7,53 +7,17 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from builders import LABELS, fnn_model, fresh, labelled_model, signs, tiny_tokenizer
+from builders import labelled_model
 from PIL import Image
 from scipy.io import wavfile
-from transformers import ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
 from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
 from hf_feedback.prediction import TokenPredictor
-from hf_feedback.training import predicting
+from hf_feedback.training import predicting, predictions_file
 from hf_feedback.training.trained_model import TrainedModel
 
 TEXTS = ["where is my parcel", "help", "the refund has not come", "please help it"]
-PROCESSORS = {
-    "ImageClassification": lambda: ViTImageProcessorPil(size={"height": 8, "width": 8}),
-    "AudioClassification": lambda: Wav2Vec2FeatureExtractor(return_attention_mask=True),
-    "CausalLM": signs,
-}
-
-
-def save(folder, name):
-    """A folder with a model of the task."""
-    if name == "Network":
-        model = fnn_model(head=True, dtype=torch.float32)
-    else:
-        labelled = name in ("SequenceClassification", "TokenClassification")
-        model = fresh(name, **(LABELS if labelled else {}))
-    processor = PROCESSORS.get(name, tiny_tokenizer)()
-    if name == "MaskedLM":
-        processor.mask_token = "[UNK]"
-    if name == "CausalLM":
-        processor.pad_token = processor.eos_token
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    saved = {}
-
-    def folder(name):
-        if name not in saved:
-            saved[name] = save(tmp_path_factory.mktemp(name), name)
-        return saved[name]
-
-    return folder
 
 
 def predict(*options):
@@ -162,21 +126,43 @@ def test_csv_by_its_ending(folders, tmp_path):
     assert '"[""it"", ""is""]"' in (tmp_path / "tags.tsv").read_text()
 
 
+def test_csv_of_rows_with_different_columns(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(predicting, "BATCHES_AT_ONCE", 2)
+    warnings = []
+    monkeypatch.setattr(predictions_file.logger, "warning_once", warnings.append)
+    rows = [
+        {"text": "a"},
+        {"text": "help", "id": 1},
+        {"id": 2, "text": "it"},
+        {"text": "is", "day": 3, "label": "late"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["--model", folders("SequenceClassification"), "--file", tmp_path / "rows.jsonl", "--batch-size", "1"]
+    assert predict(*command, "--output", tmp_path / "out.csv") == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["text"], row["id"]) for row in found] == [("a", ""), ("help", "1"), ("it", "2"), ("is", "")]
+    assert all(row["label"] and row["score"] for row in found)
+    assert ["day, given_label of later rows are no columns of the first ones" in words for words in warnings] == [True]
+
+
 @pytest.fixture
-def many(tmp_path):
+def many(tmp_path, monkeypatch):
+    """A file of twelve rows, of which four are answered at once in batches of 2."""
+    monkeypatch.setattr(predicting, "BATCHES_AT_ONCE", 2)
     file = tmp_path / "many.csv"
-    file.write_text("id,text\n" + "".join(f'{i},"{TEXTS[i % 4]}\n{i}"\n' for i in range(100)))
+    file.write_text("id,text\n" + "".join(f'{i},"{TEXTS[i % 4]}\n{i}"\n' for i in range(12)))
     return file
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_file_that_was_cut_off_is_gone_on_with(folders, many, tmp_path, monkeypatch, capsys, ending):
-    command = ["--model", folders("SequenceClassification"), "--file", many, "--batch-size", "2"]  # 32 rows a chunk
+    command = ["--model", folders("SequenceClassification"), "--file", many, "--batch-size", "2"]
     assert predict(*command, "--output", tmp_path / f"whole.{ending}") == 0
     answered, call = [], TokenPredictor.__call__
 
     def interrupted(self, examples):
-        if len(answered) == 64:
+        if len(answered) == 8:
             raise KeyboardInterrupt
         answered.extend(examples)
         return call(self, examples)
@@ -187,26 +173,21 @@ def test_a_file_that_was_cut_off_is_gone_on_with(folders, many, tmp_path, monkey
     assert not output.exists()
     partial = tmp_path / f"{output.name}.partial"
     with partial.open("a") as file:
-        file.write('{"id": "64", "te')  # as a kill may leave it
+        file.write('{"id": "8", "te')  # as a kill may leave it
 
     def counted(self, examples):
         answered.extend(examples)
         return call(self, examples)
 
     monkeypatch.setattr(TokenPredictor, "__call__", counted)
-    assert predict(*command, "--output", output, "--max-length", "9") == 2
-    assert "was begun with something else (`max_length` was null, is 9)" in capsys.readouterr().err
-    assert predict(*command, "--output", output, "--num-iterations", "1") == 2
-    assert "was begun with something else (`num_iterations` was 3, is 1)" in capsys.readouterr().err
-    assert len(answered) == 64
     assert predict(*command, "--output", output) == 0
-    assert "going on after 64 rows" in capsys.readouterr().err
-    assert len(answered) == 100
+    assert "going on after 8 rows" in capsys.readouterr().err
+    assert len(answered) == 12
     assert output.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
     assert {file.name for file in tmp_path.iterdir()} == {"many.csv", f"whole.{ending}", output.name}
 
 
-def test_another_file_begins_anew_by_force_alone(folders, many, tmp_path, monkeypatch, capsys):
+def test_what_was_begun_otherwise_begins_anew_by_force_alone(folders, many, tmp_path, monkeypatch, capsys):
     output, call = tmp_path / "out.jsonl", TokenPredictor.__call__
     command = ["--model", folders("SequenceClassification"), "--file", many, "--batch-size", "2", "--output", output]
     calls = []
@@ -219,31 +200,37 @@ def test_another_file_begins_anew_by_force_alone(folders, many, tmp_path, monkey
 
     monkeypatch.setattr(TokenPredictor, "__call__", interrupted)
     assert predict(*command) == 130
+    assert predict(*command, "--max-length", "9") == 2
+    assert "was begun with something else (`max_length` was null, is 9)" in capsys.readouterr().err
+    assert predict(*command, "--num-iterations", "1") == 2
+    assert "was begun with something else (`num_iterations` was 3, is 1)" in capsys.readouterr().err
+    assert len(calls) == 2
     many.write_text(many.read_text().replace("help", "a"))
     assert predict(*command) == 2
     assert "was begun with something else (`file` was " in capsys.readouterr().err
     assert predict(*command, "--force") == 0
-    assert len(lines(output)) == 100
+    assert len(lines(output)) == 12
 
 
 def test_rows_are_read_as_they_are_answered(folders, tmp_path, monkeypatch):
     read, most, call = [], [], TokenPredictor.__call__
 
     def rows(file, text_format):
-        for i in range(200):
+        for i in range(14):
             read.append(i)
             yield {"text": TEXTS[i % 4]}
 
     def measured(self, examples):
-        most.append(len(read) - 32 * len(most))
+        most.append(len(read) - 4 * len(most))
         return call(self, examples)
 
+    monkeypatch.setattr(predicting, "BATCHES_AT_ONCE", 2)
     monkeypatch.setattr(predicting, "stream_rows", rows)
     monkeypatch.setattr(TokenPredictor, "__call__", measured)
     (tmp_path / "t.csv").write_text("text\na\n")
     command = ["--model", folders("SequenceClassification"), "--file", tmp_path / "t.csv", "--batch-size", "2"]
     assert predict(*command, "--output", tmp_path / "out.jsonl") == 0
-    assert most == [32] * 6 + [8]
+    assert most == [4, 4, 4, 2]
 
 
 WRONG = {
@@ -260,7 +247,7 @@ WRONG = {
     ),
     "a text without its question": ("QuestionAnswering", ["--text", "a"], "there is no column 'question'"),
     "no choices": ("MultipleChoice", ["--text", "a"], "there is no column 'context'"),
-    "no mask": ("MaskedLM", ["--text", "a"], "rows 1 to 1: `examples`: number 1 has no mask"),
+    "no mask": ("MaskedLM", ["--text", "a"], "rows 1 to 1: `examples`: 'a' has no mask"),
     "a folder": ("SequenceClassification", ["--file", "."], "is a folder; name a file"),
     "compressed output": ("SequenceClassification", ["--text", "a", "--output", "o.csv.gz"], "leave .gz out"),
 }

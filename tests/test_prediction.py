@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from builders import fnn_model, fresh, labelled_model, run_without_package, signs, tiny_tokenizer
+from builders import fnn_model, fresh, labelled_model, signs, tiny_tokenizer
 from PIL import Image
 from transformers import AutoTokenizer, ViTImageProcessorPil, Wav2Vec2FeatureExtractor, pipeline
 
 from hf_feedback import FeedbackForQuestionAnswering, FeedbackForSequenceClassification, FeedbackModel
-from hf_feedback.prediction import classify
+from hf_feedback.prediction import BATCHES_AT_ONCE, classify
+from hf_feedback.predictors import MaskPredictor, TextPredictor
 from hf_feedback.spans import best_span, span_scores
 
 TEXTS = ["where is my parcel", "help", "the refund has not come please help it", "a parcel"]
@@ -137,15 +138,20 @@ def test_choices_of_several_numbers(tokenizer):
         assert answer["choice"] == int(logits.argmax())
 
 
-def test_masks(tokenizer):
+def test_masks(tokenizer, monkeypatch):
     tokenizer.mask_token = "[UNK]"
-    model = fresh("MaskedLM", head="backbone")
+    model, sizes = fresh("MaskedLM", head="backbone"), []
+    run = MaskPredictor.run
+    monkeypatch.setattr(
+        MaskPredictor, "run", lambda *arguments: [sizes.append(one.numel()) or one for one in run(*arguments)]
+    )
     answers = model.predict(["where is [UNK]", "[UNK] has not [UNK] please help"], tokenizer)
     probabilities = plainly(model, "where is [UNK]", tokenizer=tokenizer).logits[0, 3].softmax(-1)
     assert answers[0]["scores"] == pytest.approx([float(probabilities.max())], abs=1e-5)
     assert answers[0]["tokens"] == [tokenizer.decode([int(probabilities.argmax())])]
     assert len(answers[1]["tokens"]) == 2
-    with pytest.raises(ValueError, match=r"number 2 has no mask among its first 32 tokens; write \[UNK\]"):
+    assert sizes == [2, 4]  # of each mask, the best token and its score are kept
+    with pytest.raises(ValueError, match=r"'help' has no mask among its first 32 tokens; write \[UNK\]"):
         model.predict(["[UNK]", "help"], tokenizer)
 
 
@@ -164,11 +170,16 @@ def test_images_and_recordings(tmp_path):
     model, processor = fresh("ImageClassification"), ViTImageProcessorPil(size={"height": 8, "width": 8})
     image = Image.new("RGB", (20, 20), "red")
     image.save(tmp_path / "red.png")
-    answers = model.predict([Image.new("L", (9, 9)), image, str(tmp_path / "red.png")], processor, batch_size=2)
+    examples = [Image.new("L", (9, 9)), image, str(tmp_path / "red.png")]
+    answers = model.predict(examples, processor, batch_size=2)
     assert answers[1] == answers[2] != answers[0]
     with torch.no_grad():
         logits = model(**processor(image, return_tensors="pt")).logits[0]
     assert list(answers[1]["probabilities"].values()) == pytest.approx(logits.softmax(-1).tolist(), abs=1e-5)
+    for problem_type in ("multi_label_classification", "regression"):
+        model.config.problem_type = problem_type
+        expected = classify(logits, ["LABEL_0", "LABEL_1", "LABEL_2"], problem_type)
+        assert model.predict([image], processor)[0].keys() == expected.keys()
 
     model, extractor = fresh("AudioClassification"), Wav2Vec2FeatureExtractor(return_attention_mask=True)
     waves = [np.sin(np.arange(length) / 9).astype(np.float32) for length in (4000, 2000, 3000)]
@@ -177,6 +188,20 @@ def test_images_and_recordings(tmp_path):
         with torch.no_grad():
             logits = model(**extractor(wave, sampling_rate=16000, return_tensors="pt")).logits[0]
         assert list(answer["probabilities"].values()) == pytest.approx(logits.softmax(-1).tolist(), abs=1e-4)
+
+
+def test_few_examples_are_held_at_once(monkeypatch, tokenizer):
+    model, held = labelled_model(), []
+    encode = TextPredictor.encode
+    monkeypatch.setattr(
+        TextPredictor, "encode", lambda self, examples: held.append(len(examples)) or encode(self, examples)
+    )
+    answers = model.predict(["help"] * 5 + ["a"] * 16, tokenizer, batch_size=1)
+    assert held == [BATCHES_AT_ONCE, 5]
+    assert [answer["score"] for answer in answers[:5]] == [answers[0]["score"]] * 5
+    with pytest.raises(ValueError, match="number 20 is 3"):
+        model.predict([*["a"] * 19, 3], tokenizer, batch_size=1)
+    assert held == [BATCHES_AT_ONCE, 5]  # nothing was encoded
 
 
 def test_the_tokenizer_is_found_beside_the_model_or_its_backbone(tmp_path, tokenizer):
@@ -215,19 +240,3 @@ def test_nothing_is_answered_to_nothing_and_by_no_head(tokenizer):
     assert labelled_model().predict([], tokenizer) == []
     with pytest.raises(ValueError, match="needs a model with a head, and FeedbackModel has none"):
         FeedbackModel.from_backbone(labelled_model().backbone).predict(TEXTS, tokenizer)
-
-
-@pytest.mark.slow
-def test_predictions_travel_with_saved_models(tmp_path, tokenizer):
-    model = labelled_model()
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    printed = run_without_package(
-        """
-        from transformers import AutoModelForSequenceClassification
-        model = AutoModelForSequenceClassification.from_pretrained("model", trust_remote_code=True)
-        print([answer["label"] for answer in model.predict(["where is my parcel", "help"])])
-        """,
-        tmp_path,
-    )
-    assert printed.strip() == str([answer["label"] for answer in model.predict(TEXTS[:2], tokenizer)])

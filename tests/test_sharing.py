@@ -362,12 +362,13 @@ def test_folder_works_without_the_package(tmp_path):
         config = AutoConfig.from_pretrained("out", trust_remote_code=True)
         model = AutoModelForSequenceClassification.from_pretrained("out", trust_remote_code=True)
         first = model(**batch).logits
+        (answer,) = model.predict(["where?"])
         assert type(AutoModel.from_pretrained("out", trust_remote_code=True)).__name__ == "FeedbackModel"
         model.save_pretrained("again")
         model = AutoModelForSequenceClassification.from_pretrained("again", trust_remote_code=True)
         torch.save([first, model(**batch).logits], "found.pt")
         classify = pipeline("text-classification", "out", trust_remote_code=True)
-        print(config.num_iterations, classify("where?")[0]["label"])
+        print(config.num_iterations, classify("where?")[0]["label"], answer["label"])
         """,
         tmp_path,
     )
@@ -375,6 +376,7 @@ def test_folder_works_without_the_package(tmp_path):
         assert_exact(found, model(**tiny_batch()).logits)
     assert printed.split()[0] == "3"
     assert printed.split()[1] in ("late", "lost", "fine")
+    assert printed.split()[2] == printed.split()[1]  # `model.predict`, with the tokenizer beside the model
 
 
 def test_only_what_is_needed_travels(tmp_path):

@@ -15,7 +15,6 @@ from ..training.data.files import read_file
 from ..training.data.labels import SINGLE_LABEL, LabelSet
 from ..training.data.splits import Split
 from ..training.data.texts import encode_texts, texts_of
-from ..training.inference import load_classifier
 from ..training.model_arguments import ModelArguments
 from ..training.model_setup import resolve_max_length
 from ..training.model_sources import check_source
@@ -29,6 +28,7 @@ from ..training.tasks import (
 )
 from ..training.tasks.task import IGNORED, Collator, Processor, Task
 from ..training.tasks.text_classification import LabelArguments, columns_of
+from ..training.trained_model import load_classifier
 from ..words import space_before_words
 
 SUPPORTED: tuple[type[Task], ...] = (

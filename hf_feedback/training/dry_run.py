@@ -2,6 +2,8 @@
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from typing import cast
@@ -12,10 +14,12 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from ..validation import Keywords
 from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback
+from .prefix_arguments import frozen_prefix
 from .run import keep_best_epoch, make_trainer
 from .tasks.task import PreparedTask
 from .trainer import FeedbackTrainer
@@ -38,6 +42,28 @@ class StepCost:
     seconds: float
 
 
+@contextmanager
+def as_in_training(trainer: FeedbackTrainer) -> Iterator[None]:
+    """Context in which a step does what it does in training: techniques, precision, checkpointing, frozen layers.
+
+    Args:
+        trainer: the model, and how it is trained.
+    """
+    args, model = trainer.args, cast(PreTrainedModel, trainer.model)
+    if args.activation_checkpointing:
+        options = dict(cast(Keywords, args.activation_checkpointing_kwargs or {}))
+        every, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
+        model.activation_checkpointing_enable(options or None, every_n_layers=every, offload=offload)
+    trainer.techniques.start()
+    try:
+        with frozen_prefix(trainer, args), trainer.accelerator.autocast():
+            yield
+    finally:
+        trainer.techniques.end()
+        if args.activation_checkpointing:
+            model.activation_checkpointing_disable()
+
+
 def measure_step(trainer: FeedbackTrainer, batch: Keywords) -> StepCost:
     """Runs a batch twice, forward and backward: once to count, once to take the time. Nothing is trained.
 
@@ -55,12 +81,13 @@ def measure_step(trainer: FeedbackTrainer, batch: Keywords) -> StepCost:
         return tensor
 
     trainer.current_gradient_accumulation_steps = 1
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        trainer.training_step(model, dict(batch))
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        started = time.perf_counter()
-        trainer.training_step(model, dict(batch))
-        seconds = time.perf_counter() - started
+    with as_in_training(trainer):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            trainer.training_step(model, dict(batch))
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            started = time.perf_counter()
+            trainer.training_step(model, dict(batch))
+            seconds = time.perf_counter() - started
     model.zero_grad()
     return StepCost(counter.get_total_flops(), sum(saved.values()), seconds)
 

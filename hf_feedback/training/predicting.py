@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..prediction import Predictor
+from ..prediction import BATCHES_AT_ONCE, Predictor
 from .checkpoints import Record
 from .data.files import read_file
 from .data.splits import Row
@@ -28,7 +28,6 @@ from .trained_model import TrainedModel
 
 logger = logging.get_logger(__name__)
 
-BATCHES_AT_ONCE = 16  # are read, sorted by length, answered and written together
 STANDARD_INPUT = "-"
 LIST_TYPE = ".json"
 

@@ -14,10 +14,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from .checkpoints import Record
 from .data.splits import Row
 from .output_folder import check_writable
 from .run_record import describe_differences
+
+logger = logging.get_logger(__name__)
 
 STANDARD_OUTPUT = "-"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -37,6 +41,21 @@ def merge_row(row: Row, answer: Row) -> Row:
     return {**{f"given_{name}" if name in answer else name: value for name, value in row.items()}, **answer}
 
 
+def check_other_file(output: str, source: str | None, option: str = "output") -> None:
+    """Refuses to write over the file that is read.
+
+    Args:
+        output: the file to write.
+        source: the file that is read, if it is one.
+        option: name of the option of `output`.
+
+    Raises:
+        ValueError: they are the same.
+    """
+    if source is not None and Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+        raise ValueError(f"`{option}`: {output} is the file of rows itself; name another.")
+
+
 class RowWriter:
     """Turns rows into lines.
 
@@ -50,25 +69,21 @@ class RowWriter:
         self.columns = columns
 
     def format(self, rows: Sequence[Row]) -> str:
-        """Returns whole lines.
-
-        Raises:
-            ValueError: the columns of a row are not those of the first.
-        """
+        """Returns whole lines. A CSV file has the columns of the rows that come first together; warns of others."""
         if self.delimiter is None:
             return "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
         text, flat = StringIO(newline=""), [_flatten(row) for row in rows]
         writer = csv.writer(text, delimiter=self.delimiter, lineterminator="\n")
         if self.columns is None and flat:
-            self.columns = list(flat[0])
+            self.columns = list(dict.fromkeys(name for row in flat for name in row))
             writer.writerow(self.columns)
-        for row in flat:
-            if row.keys() != set(self.columns or ()):
-                raise ValueError(
-                    f"`output`: a row has the columns {', '.join(row)}, and the first had "
-                    f"{', '.join(self.columns or ())}; write JSON lines (.jsonl)."
-                )
-            writer.writerow([row[name] for name in self.columns or ()])
+        columns = self.columns or ()
+        if unknown := {name: None for row in flat for name in row if name not in columns}:
+            logger.warning_once(
+                f"`output`: {', '.join(unknown)} of later rows are no columns of the first ones and are left out; "
+                "write JSON lines (.jsonl) to have all."
+            )
+        writer.writerows([row.get(name) for name in columns] for row in flat)
         return text.getvalue()
 
 
@@ -111,10 +126,9 @@ class PredictionsFile:
             raise ValueError(f"`output`: {self.output} is a folder; name a file.")
         if self.path.suffix.lower() == ".gz":
             raise ValueError(f"`output`: {self.output} would be compressed, which is not supported; leave .gz out.")
+        check_other_file(self.output, source)
         if self.path.exists() and not self.force:
-            itself = source is not None and Path(source).exists() and self.path.samefile(source)
-            which = "the file of texts itself" if itself else "there already"
-            raise ValueError(f"`output`: {self.output} is {which}; name another, or write over it (`--force`).")
+            raise ValueError(f"`output`: {self.output} is there already; name another, or write over it (`--force`).")
 
     @contextmanager
     def opened(self, record: Record | None) -> Iterator["PredictionsFile"]:

@@ -17,6 +17,7 @@ from ...training.data.labels import LabelSet
 from ...training.labelled_file import LabelledFile
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
+from ...training.predictions_file import check_other_file
 from ...validation import option
 from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import draw_confusion
@@ -36,6 +37,9 @@ class LabelledArguments:
     text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
     text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
     label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    label_separator: str | None = option(
+        None, "What separates several labels of a text in one cell, such as ; (default: that of training, or none)."
+    )
     tokens_column: str | None = option(None, "Column of the words to tag (default: tokens).")
     tags_column: str | None = option(None, "Column of the tags (default: tags).")
     image_column: str | None = option(None, "Column of the images (default: image).")
@@ -61,8 +65,15 @@ class ResultArguments:
     confusion_matrix: str | None = option(None, "Picture of the confusion matrix to write, such as confusion.png.")
     force: bool = option(False, "Write over files that exist.")
 
-    def check(self) -> None:
-        """Raises `ValueError` where a file cannot be written, or would be lost."""
+    def check(self, source: str) -> None:
+        """Refuses to begin where the results could not be written.
+
+        Args:
+            source: the file of examples, which is not written over.
+
+        Raises:
+            ValueError: a file cannot be written, or would be lost.
+        """
         for name in ("output", "confusion_matrix"):
             file = getattr(self, name)
             if file is None:
@@ -70,6 +81,7 @@ class ResultArguments:
             check_writable(str(Path(file).parent), name)
             if Path(file).is_dir():
                 raise ValueError(f"`{name}`: {file} is a folder; name a file.")
+            check_other_file(file, source, name)
             if Path(file).exists() and not self.force:
                 raise ValueError(f"`{name}`: {file} is there already; name another, or write over it (`--force`).")
 
@@ -87,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments: those after the name of the command.
     """
     model, data, results, halting = make_parser().parse(options_from_file(arguments))
-    results.check()
+    results.check(data.file)
     options = {name: value for name, value in asdict(data).items() if value is not None and name != "file"}
     labelled = LabelledFile.load(model.trained(halting), data.file, options)
     if results.confusion_matrix is not None and not has_confusion(labelled.task):

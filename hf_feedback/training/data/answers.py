@@ -10,22 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from ...spans import best_span, context_offsets, span_scores
 from ...words import space_between_texts
 from .files import format_rows
 from .label_names import label_name
 from .row_encoder import IN_MEMORY, RowEncoder
 from .splits import Batch, Row, Split
 
-OUTSIDE = [-1, -1]  # offsets of a token that is not part of the text
-
 
 def answer_tokens(offsets: Sequence[Sequence[int]], start: int, end: int) -> tuple[int, int] | None:
     """Returns the first and the last token of an answer.
 
     Args:
-        offsets: first and last character (exclusive) of every token in the text; `OUTSIDE` for other tokens.
+        offsets: first and last character (exclusive) of every token in the text, as of `context_offsets`.
         start: first character of the answer.
         end: last character of the answer, exclusive.
 
@@ -103,10 +102,8 @@ class WindowEncoder:
         names = [name for name in self.tokenizer.model_input_names if name in encoding]
         windows = []
         for i in range(len(encoding["input_ids"])):
-            inputs, offsets = (
-                {name: encoding[name][i] for name in names},
-                _context_offsets(encoding, i, len(self.space)),
-            )
+            inputs = {name: encoding[name][i] for name in names}
+            offsets = context_offsets(encoding, i, len(self.space))
             targets = self._targets(row["answers"], offsets, inputs["input_ids"])
             windows.append({**inputs, "example": index, "offsets": offsets, **targets})
         return windows
@@ -133,16 +130,6 @@ class WindowEncoder:
         return {"start_positions": first, "end_positions": last, "null": null}
 
 
-def _context_offsets(encoding: BatchEncoding, window: int, shift: int) -> list[list[int]]:
-    """Characters of every token in the text, `OUTSIDE` for tokens of the question and special ones; `shift` characters
-    were put before the text."""
-    parts, offsets = encoding.sequence_ids(window), encoding["offset_mapping"][window]
-    return [
-        [max(0, first - shift), max(0, end - shift)] if part == 1 else OUTSIDE
-        for part, (first, end) in zip(parts, offsets, strict=True)
-    ]
-
-
 def best_answers(
     start: np.ndarray,
     end: np.ndarray,
@@ -164,16 +151,12 @@ def best_answers(
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(contexts)
     null_scores = [np.inf] * len(contexts)
     for i, window in enumerate(windows.select_columns(["example", "offsets", "null"])):
-        example, offsets = window["example"], np.asarray(window["offsets"])
+        example, offsets = window["example"], window["offsets"]
         length = len(offsets)
-        first, last = np.arange(length)[:, None], np.arange(length)[None]
-        allowed = (offsets[:, :1] >= 0) & (offsets[None, :, 0] >= 0) & (first <= last)
-        scores = np.where(
-            allowed & (last - first < max_answer_length), start[i, :length, None] + end[i, None, :length], -np.inf
-        )
-        a, b = np.unravel_index(scores.argmax(), scores.shape)
-        if scores[a, b] > best[example][0]:
-            best[example] = (scores[a, b], contexts[example][offsets[a, 0] : offsets[b, 1]].strip())
+        scores = span_scores(start[i, :length], end[i, :length], offsets, max_answer_length)
+        score, first, last = best_span(scores)
+        if score > best[example][0]:
+            best[example] = (score, contexts[example][offsets[first][0] : offsets[last][1]].strip())
         null_scores[example] = min(null_scores[example], start[i, window["null"]] + end[i, window["null"]])
     return [
         "" if may_be_empty and null > score else text for (score, text), null in zip(best, null_scores, strict=True)

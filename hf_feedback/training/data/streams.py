@@ -6,6 +6,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -141,10 +142,11 @@ def _stream_csv(path: Path, text_format: TextFormat) -> Iterator[Row]:
 
 
 def _has_quoted_cells(path: Path, text_format: TextFormat) -> bool:
-    """Whether cells of a TSV file that hold a quote are all quoted as a whole."""
+    """Whether the first cells of a TSV file that hold a quote are all quoted as a whole."""
     with open_text(path, text_format) as lines:
-        cells = [cell for line in lines if '"' in line for cell in line.rstrip("\n").split("\t") if '"' in cell][:1000]
-    return bool(cells) and all(map(QUOTED_CELL.fullmatch, cells))
+        cells = (cell for line in lines if '"' in line for cell in line.rstrip("\n").split("\t") if '"' in cell)
+        quoted = [QUOTED_CELL.fullmatch(cell) is not None for cell in islice(cells, 1000)]
+    return bool(quoted) and all(quoted)
 
 
 def _stream_parquet(path: Path, text_format: TextFormat) -> Iterator[Row]:
