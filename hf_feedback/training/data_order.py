@@ -1,5 +1,6 @@
 """The order in which training reads rows: it depends on seed and epoch alone, so that a resumed run repeats it."""
 
+import math
 from itertools import islice
 from typing import Any
 
@@ -68,6 +69,28 @@ def rows_of_batch(loader: DataLoader, epoch: int, number: int) -> list[int] | No
     if loader.batch_sampler is None or not set_order(loader, epoch):
         return None
     return list(next(islice(iter(loader.batch_sampler), number, None), []))
+
+
+def stream_position(state: TrainerState, accumulation: int) -> tuple[int, int]:
+    """Returns where in a stream a checkpoint was made; transformers knows the first pass alone.
+
+    Args:
+        state: of the checkpoint. Its `epoch` counts passes; in the running one, shares of the batches of all steps.
+        accumulation: batches of a step.
+
+    Returns:
+        Passes that were read before, and batches that were read of the running one.
+
+    Example:
+
+    ```python
+    >>> stream_position(TrainerState(epoch=1.25, max_steps=8), accumulation=1)
+    (1, 2)
+
+    ```
+    """
+    passes = max(0, math.ceil(state.epoch or 0) - 1)  # batches of the running pass are one at least
+    return passes, round(((state.epoch or 0) - passes) * state.max_steps * accumulation)
 
 
 class EpochOrder(TrainerCallback):

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length, rotate_checkpoints
 from transformers.training_args import ParallelMode
 
 from ..modeling_base import FeedbackPreTrainedModel
@@ -21,7 +21,7 @@ from .batch_weights import batch_weights
 from .callbacks import EpochCallback
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
 from .class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
-from .data_order import EpochOrder, SeededLengthGroups
+from .data_order import EpochOrder, SeededLengthGroups, stream_position
 from .distributed import skip_unused_search
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
@@ -260,6 +260,7 @@ class FeedbackTrainer(SearchTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._batch_weights = batch_weights(self, batches) if batches else None
         self.techniques.begin_step(batches)
+        self._losses = []  # a pass through a stream may leave batches that were no step yet
         return batches, items
 
     def _draw_iterations(self, mean: int) -> int:
@@ -332,11 +333,17 @@ class FeedbackTrainer(SearchTrainer):
     def _init_training_state(
         self, max_steps: int, steps_an_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Trial
     ) -> tuple[int, int]:
-        """As in transformers, which loses the best checkpoint where the folder has moved."""
+        """As in transformers, which loses the best checkpoint where the folder has moved, and the place in a stream."""
         progress = super()._init_training_state(max_steps, steps_an_epoch, epochs, resume_from_checkpoint, trial)
-        if resume_from_checkpoint is not None:
-            self._locate_best(Path(resume_from_checkpoint))
-        return progress
+        if resume_from_checkpoint is None:
+            return progress
+        self._locate_best(Path(resume_from_checkpoint))
+        if has_length(self.train_dataset):
+            return progress
+        before = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+        passes, batches = stream_position(before, self.args.gradient_accumulation_steps)
+        self.state.epoch = passes + batches / (max_steps * self.args.gradient_accumulation_steps)
+        return passes, 0 if self.args.ignore_data_skip else batches
 
     def _locate_best(self, checkpoint: Path) -> None:
         """Sets the best checkpoint to one beside this one, or none, wherever it was when the state was written."""
