@@ -544,6 +544,23 @@ def test_pretraining_resumed_in_the_middle_is_that_without_a_break(more, backbon
     assert all(torch.equal(tensor, weights["resumed"][key]) for key, tensor in weights["whole"].items())
 
 
+def test_how_a_stream_is_read_is_compared(backbones, tmp_path, capsys):
+    """When a run resumes; of rows, the fingerprint tells it."""
+    file = tmp_path / "train.csv"
+    file.write_text("text,other\n" + "where is it,it is late\n" * 8)
+    options = "--streaming true --max-steps 1 --save-strategy steps --save-steps 1 --text-column text".split()
+    assert run("run_mlm", backbones, tmp_path, *options, train=str(file)) == 0
+    for changed, words in {
+        "--text-column other": '`text_column of train` was "text", is "other"',
+        "--max-length 4": "`max_length of train` was",
+        "--whole-word-masking true": "`whole_word_masking of train` was false, is true",
+        "--encoding latin-1": '`encoding of train` was "utf-8", is',
+    }.items():
+        more = [*options, "--resume", "auto", "--max-steps", "2", *changed.split()]
+        assert run("run_mlm", backbones, tmp_path, *more, train=str(file)) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_perplexity_weighs_every_masked_token_the_same():
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 3, 7), torch.tensor([[1, -100, 2], [-100, 4, -100]])

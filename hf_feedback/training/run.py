@@ -111,7 +111,8 @@ def _record_of(task: PreparedTask, args: FeedbackTrainingArguments) -> Record:
     rows = {name: split.data for name, split in task.splits.items() if name in compared}
     streams = [name for name, data in rows.items() if isinstance(data, IterableDataset)]
     files = {f"file of {name}": fingerprint_file(Path(task.splits[name].source)) for name in streams}
-    return {**run_record(args, task.model.config, rows, task.collator), **files}
+    reading = {f"{option} of {name}": value for name in streams for option, value in task.splits[name].reading.items()}
+    return {**run_record(args, task.model.config, rows, task.collator), **files, **reading}
 
 
 def _train(trainer: FeedbackTrainer, checkpoint: str | None, interrupt: InterruptCallback) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
@@ -82,6 +82,17 @@ class TextBlocks:
         while together := list(islice(texts, TEXTS_AT_ONCE)):
             for ids in self.tokenizer(together, verbose=False)["input_ids"]:
                 yield np.asarray(ids if ids[-1:] == [end] else [*ids, end], dtype=np.int32)
+
+    def stream(self, file: str, column: str, text_format: TextFormat) -> Iterator[Row]:
+        """Yields the rows of a file that is read while the model trains.
+
+        Args:
+            file: its path.
+            column: column of the texts.
+            text_format: how the file is written.
+        """
+        for ids in self.rows_of(stream_texts(file, column, text_format)):
+            yield {"input_ids": ids}
 
     def _join(self, texts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         waiting: list[np.ndarray] = []
@@ -214,14 +225,7 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
     def encode(self, name: str, split: Split) -> EncodedSplit:
         blocks = TextBlocks(self.processor, self.max_length, self.data_args.packing)
         if name == "train" and self.data_args.streaming:
-            stream = {
-                "file": split.source,
-                "column": self.columns.text,
-                "blocks": blocks,
-                "text_format": self.data_args.text_format,
-            }
-            data = IterableDataset.from_generator(stream_blocks, gen_kwargs=stream)
-            return EncodedSplit(data, split.source, None)
+            return self.stream(split, blocks.stream, packing=blocks.packing)
         tokens = self.tokenize(split, blocks)
         rows = list(blocks.rows_from(tokens))
         if not rows:
@@ -257,16 +261,3 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
             lines = [json.dumps({"prompt": a, "continuation": b}, ensure_ascii=False) for a, b in pairs]
             with whole_file(folder / "continuations.jsonl") as partial:
                 partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def stream_blocks(file: str, column: str, blocks: TextBlocks, text_format: TextFormat) -> Iterator[Row]:
-    """Yields the rows of a file that is read while the model trains.
-
-    Args:
-        file: its path.
-        column: column of the texts.
-        blocks: turns texts into rows.
-        text_format: how the file is written.
-    """
-    for ids in blocks.rows_of(stream_texts(file, column, text_format)):
-        yield {"input_ids": ids}

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
@@ -265,8 +265,7 @@ class MaskedLM(PlainTextTask[MaskingArguments]):
         args = self.data_args
         encoder = PieceEncoder(self.processor, self.max_length, args.whole_word_masking)
         if name == "train" and args.streaming:
-            stream = {"file": split.source, "column": self.columns.text, "text_format": args.text_format}
-            return EncodedSplit(IterableDataset.from_generator(encoder.stream, gen_kwargs=stream), split.source, None)
+            return self.stream(split, encoder.stream, whole_word_masking=args.whole_word_masking)
         data = encode_pieces(split, self.columns, encoder, self.encoder)
         if name != "train":
             data = with_fixed_masks(data, self.processor, args.mlm_probability, args.whole_word_masking)

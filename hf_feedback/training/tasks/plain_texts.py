@@ -1,14 +1,14 @@
 """What the tasks of language models share: texts of one column, and the perplexity of their tokens."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.nn import functional as F
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
@@ -16,12 +16,12 @@ from ...validation import option
 from ..data.columns import Columns, find_columns
 from ..data.files import read_file
 from ..data.labels import LabelSet
-from ..data.splits import FileArguments, Split, read_splits
+from ..data.splits import FileArguments, Row, Split, read_splits
 from ..data.streams import stream_rows
 from ..data.text_files import TextFormat, read_text
 from ..data.texts import texts_of
 from ..metrics import MetricInfo
-from .task import IGNORED, Model, TextTask
+from .task import IGNORED, EncodedSplit, Model, TextTask
 
 Arguments = TypeVar("Arguments", bound="PlainTextArguments", covariant=True)
 
@@ -134,6 +134,20 @@ class PlainTextTask(TextTask[Arguments]):
         trained = Columns.of_model(self.model.config)
         text = find_columns(names, split.source, requested, needs_label=False, trained=trained).text
         self.columns = Columns(text, None, None)
+
+    def stream(self, split: Split, read: Callable[..., Iterator[Row]], **options: object) -> EncodedSplit:
+        """Returns the training file as rows that are read while the model trains.
+
+        Args:
+            split: its first row.
+            read: path, column and format of the file → rows.
+            **options: what else the rows depend on.
+        """
+        text_format, column = self.data_args.text_format, self.columns.text
+        file = {"file": split.source, "column": column, "text_format": text_format}
+        reading = {"text_column": column, "max_length": self.max_length, **asdict(text_format), **options}
+        data = IterableDataset.from_generator(read, gen_kwargs=file)
+        return EncodedSplit(data, split.source, None, reading=reading)
 
     def describe_data(self) -> str:
         return str(self.columns)

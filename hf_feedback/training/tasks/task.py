@@ -53,6 +53,7 @@ class EncodedSplit:
         answer_texts: what was predicted → the right answers, one list a question, and the answers, where these are
             texts.
         lengths: how long the texts are, where they may be cut.
+        reading: options that rows which are read while training depend on, by name.
     """
 
     data: Dataset | IterableDataset
@@ -61,6 +62,7 @@ class EncodedSplit:
     compute_metrics: ComputeMetrics | None = None
     answer_texts: AnswerTexts | None = None
     lengths: TextLengths | None = None
+    reading: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
