@@ -321,7 +321,7 @@ class FeedbackConfig(OptionsConfig):
         """Options that have been measured to pay, for `from_backbone`; see `recipes.py`.
 
         Args:
-            name: what they are for, such as `"decoder-tagging"`.
+            name: what they are for, such as `"depth-on-demand"`.
 
         Raises:
             ValueError: there is no recipe of that name.
@@ -329,8 +329,8 @@ class FeedbackConfig(OptionsConfig):
         Example:
 
         ```python
-        >>> FeedbackConfig.recipe("decoder-tagging")["num_iterations"]
-        2
+        >>> FeedbackConfig.recipe("depth-on-demand")["num_iterations"]
+        4
 
         ```
         """

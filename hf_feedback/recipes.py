@@ -19,10 +19,6 @@ class Recipe:
 
 
 RECIPES = {
-    "decoder-tagging": Recipe(
-        "tags of words by a decoder, whose tokens are told what comes after them",
-        {"num_iterations": 2, "feedback_type": "attention", "feedback_topology": "top", "feedback_rank": 64},
-    ),
     "carried-state": Recipe(
         "a language model from scratch that carries a state from token to token",
         {
@@ -61,8 +57,8 @@ def options_of_recipe(name: str) -> Keywords:
     Example:
 
     ```python
-    >>> options_of_recipe("decoder-tagging")["feedback_type"]
-    'attention'
+    >>> options_of_recipe("depth-on-demand")["num_iterations"]
+    4
 
     ```
     """

@@ -9,7 +9,6 @@ from hf_feedback.recipes import RECIPES
 from hf_feedback.training.model_arguments import ModelArguments
 
 FITTING = {
-    "decoder-tagging": FeedbackForTokenClassification,
     "carried-state": FeedbackForCausalLM,
     "depth-on-demand": FeedbackForTokenClassification,
 }
@@ -17,20 +16,18 @@ FITTING = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_model_has_the_options_of_its_recipe(name):
-    options = FeedbackConfig.recipe(name) | ({"feedback_rank": 8} if name == "decoder-tagging" else {})
+    options = FeedbackConfig.recipe(name)
     decoder = AutoModelForCausalLM.from_config(tiny_config("llama"))
     model = FITTING[name].from_backbone(decoder if name == "carried-state" else decoder.model, **options)
     assert {option: getattr(model.config, option) for option in options} == options
 
 
 def test_the_command_line_takes_a_recipe_and_options_beside_it():
-    recipe = FeedbackConfig.recipe("decoder-tagging")
-    assert ModelArguments(model="m", recipe="decoder-tagging").config_options() == recipe
-    given = ModelArguments(model="m", recipe="decoder-tagging", feedback_rank="16").config_options()
+    recipe = FeedbackConfig.recipe("depth-on-demand")
+    assert ModelArguments(model="m", recipe="depth-on-demand").config_options() == recipe
+    given = ModelArguments(model="m", recipe="depth-on-demand", feedback_rank="16").config_options()
     assert given == {**recipe, "feedback_rank": 16}
-    with pytest.raises(
-        ValueError, match="`recipe` must be one of 'decoder-tagging', 'carried-state', 'depth-on-demand', got 'magic'"
-    ):
+    with pytest.raises(ValueError, match="`recipe` must be one of 'carried-state', 'depth-on-demand', got 'magic'"):
         ModelArguments(model="m", recipe="magic").config_options()
 
 
