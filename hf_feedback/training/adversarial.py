@@ -115,7 +115,7 @@ class FGM(AdversarialTraining):
     ```
     """
 
-    def __init__(self, epsilon: float = 1.0, weight: float = 1.0) -> None:
+    def __init__(self, epsilon: float = 0.05, weight: float = 1.0) -> None:
         super().__init__(epsilon, step_size=epsilon, steps=1, weight=weight)
 
     def _run(self, passes: Passes) -> BatchLoss:
@@ -144,8 +144,8 @@ class PGD(AdversarialTraining):
 
     def __init__(
         self,
-        epsilon: float = 1.0,
-        step_size: float = 0.3,
+        epsilon: float = 0.05,
+        step_size: float = 0.02,
         steps: int = 3,
         weight: float = 1.0,
         clean_weight: float = 1.0,
@@ -179,7 +179,7 @@ class FreeLB(AdversarialTraining):
     algorithm 1.
     """
 
-    def __init__(self, epsilon: float = 0.6, step_size: float = 0.1, steps: int = 3) -> None:
+    def __init__(self, epsilon: float = 0.05, step_size: float = 0.02, steps: int = 3) -> None:
         super().__init__(epsilon, step_size, steps, weight=1.0)
 
     def _start(self, zeros: torch.Tensor, real: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -223,8 +223,8 @@ class SMART(AdversarialTraining):
 
     def __init__(
         self,
-        epsilon: float = 1.0,
-        step_size: float = 1.0,
+        epsilon: float = 0.05,
+        step_size: float = 0.05,
         steps: int = 1,
         weight: float = 1.0,
         noise: float = 1e-3,

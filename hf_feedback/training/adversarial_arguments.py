@@ -31,10 +31,10 @@ class AdversarialArguments:
         choices=dict.fromkeys(METHODS),
     )
     adversarial_epsilon: float | None = option(
-        None, "Largest length of a text's perturbation (default: 1; 0.6 for freelb)."
+        None, "Largest length of a text's perturbation (default: 0.05)."
     )
     adversarial_step_size: float | None = option(
-        None, "Length of a step of the perturbation (default: 0.3 for pgd, 0.1 for freelb, 1 for smart)."
+        None, "Length of a step of the perturbation (default: 0.02; 0.05 for smart)."
     )
     adversarial_steps: int | None = option(None, "Steps of the perturbation (default: 3 for pgd, freelb; 1 for smart).")
     adversarial_weight: float | None = option(None, "Weight of the adversarial loss, of all but freelb (default: 1).")
