@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training import FGM, PGD, SMART, FeedbackTrainer, FreeLB, peft_options
-from hf_feedback.training.perturbation import WordPerturbation
+from hf_feedback.training.techniques.perturbation import WordPerturbation
 
 BATCH = tiny_batch()
 LABELLED = {**BATCH, "labels": torch.tensor([0, 2])}

@@ -10,7 +10,7 @@ from distributed_runs import CASES, GLOBAL_BATCH, TRAINED, collate, make, rows, 
 from fresh_processes import run_ranks
 
 from hf_feedback.training import FGM, IterationAgreement, Objectives
-from hf_feedback.training.batch_loss import model_loss
+from hf_feedback.training.techniques.batch_loss import model_loss
 
 PROGRAM = Path(__file__).parent / "distributed_runs.py"
 RELATIVE = 1e-6

@@ -35,7 +35,7 @@ from hf_feedback.training import (
     balanced_class_weights,
     class_loss_setup,
 )
-from hf_feedback.training.divergence import symmetric_divergence
+from hf_feedback.training.techniques.divergence import symmetric_divergence
 
 
 def both_ways(p, q):

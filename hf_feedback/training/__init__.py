@@ -1,14 +1,14 @@
 """Fine-tuning feedback models with the Trainer of transformers."""
 
-from .adversarial import FGM, PGD, SMART, FreeLB
 from .arguments import FeedbackTrainingArguments
-from .class_loss import ClassLoss, balanced_class_weights
 from .finite_steps import NonFiniteStepError
-from .frozen_prefix import FrozenPrefix
-from .objectives import DropoutAgreement, IterationAgreement, MaskedWords, Objectives
+from .frozen_prefix.frozen_prefix import FrozenPrefix
 from .parameter_groups import freeze_parameters, parameter_groups
 from .peft import from_peft, peft_options
 from .search import default_search_space, searched_feedback_options
+from .techniques.adversarial import FGM, PGD, SMART, FreeLB
+from .techniques.class_loss import ClassLoss, balanced_class_weights
+from .techniques.objectives import DropoutAgreement, IterationAgreement, MaskedWords, Objectives
 from .trainer import FeedbackTrainer
 from .unfreezing import GradualUnfreezing, UnfreezingCallback
 

@@ -10,13 +10,13 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
-from .adversarial_arguments import AdversarialArguments
-from .objective_arguments import ObjectiveArguments
-from .prefix_arguments import PrefixArguments, check_prefix
+from .frozen_prefix.prefix_arguments import PrefixArguments, check_prefix
 from .report_arguments import ReportArguments
 from .resume_arguments import ResumeArguments
 from .sampling import ITERATION_RULES
 from .staging import StagingArguments, check_unfreezing
+from .techniques.adversarial_arguments import AdversarialArguments
+from .techniques.objective_arguments import ObjectiveArguments
 
 JSON_EXAMPLE = '{"name": 1e-5}'
 

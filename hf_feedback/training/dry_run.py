@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..validation import Keywords
 from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback
-from .prefix_arguments import frozen_prefix
+from .frozen_prefix.prefix_arguments import frozen_prefix
 from .run import keep_best_epoch, make_trainer
 from .tasks.task import PreparedTask
 from .trainer import FeedbackTrainer

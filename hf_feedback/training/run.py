@@ -13,10 +13,10 @@ from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback, show_plain_metrics
 from .checkpoints import RESULT_FILES, Record, write_manifest
 from .data.fingerprints import fingerprint_file
+from .frozen_prefix.prefix_arguments import PREFIX_FOLDER
 from .metrics import MetricInfo
 from .model_card import RunFacts
 from .output_folder import mark_unfinished, remove_checkpoints
-from .prefix_arguments import PREFIX_FOLDER
 from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_once
 from .run_record import run_record
 from .tasks.task import EncodedSplit, PreparedTask

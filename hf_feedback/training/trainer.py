@@ -20,22 +20,22 @@ from .arguments import FeedbackTrainingArguments
 from .batch_weights import batch_weights
 from .callbacks import EpochCallback
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
-from .class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
 from .data_order import EpochOrder, SeededLengthGroups, stream_position
 from .distributed import skip_unused_search
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
+from .frozen_prefix.prefix_arguments import frozen_prefix
 from .iteration_curves import IterationCurves
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
-from .prefix_arguments import frozen_prefix
 from .restarts import TrainingStart
 from .sampling import draw_iterations, iteration_range
 from .search import SearchTrainer, Trial
 from .staging import check_early_stopping, has_stopped_early, staged
-from .techniques import Techniques
+from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
+from .techniques.techniques import Techniques
 
 
 class FeedbackTrainer(SearchTrainer):

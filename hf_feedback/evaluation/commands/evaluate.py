@@ -14,10 +14,10 @@ from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.predict import TrainedModelArguments
 from ...training.commands.train import format_metrics
 from ...training.data.labels import LabelSet
-from ...training.labelled_file import LabelledFile
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
-from ...training.predictions_file import check_other_file
+from ...training.prediction.labelled_file import LabelledFile
+from ...training.prediction.predictions_file import check_other_file
 from ...validation import option
 from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import draw_confusion

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from ...validation import option
 from ..data.text_files import TextFormat
 from ..model_arguments import HaltingArguments
-from ..predicting import Prediction, PredictionRows
-from ..predictions_file import STANDARD_OUTPUT
-from ..trained_model import TrainedModel
+from ..prediction.predicting import Prediction, PredictionRows
+from ..prediction.predictions_file import STANDARD_OUTPUT
+from ..prediction.trained_model import TrainedModel
 from .options import OptionParser, options_from_file
 
 DESCRIPTION = """Predict with a trained model of any task, which is known from the model: texts, pairs, words to tag,

@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 
-from ..modeling_base import FeedbackPreTrainedModel
-from ..validation import is_number, option
+from ...modeling_base import FeedbackPreTrainedModel
+from ...validation import is_number, option
+from ..model_parts import any_model_in, parts_of
 from .frozen_prefix import FrozenPrefix
-from .model_parts import any_model_in, parts_of
 from .prefix_cache import TEXT_INPUTS, PrefixCache, fingerprint_parameters
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .data.labels import SINGLE_LABEL
+from ..data.labels import SINGLE_LABEL
 
 IGNORED = -100
 

@@ -10,12 +10,12 @@ from datasets import Dataset
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from .arguments import FeedbackTrainingArguments
-from .callbacks import show_plain_metrics
-from .model_arguments import ModelArguments, Options
-from .tasks import NetworkTextClassification, Task, TextClassification, TokenClassification
+from ..arguments import FeedbackTrainingArguments
+from ..callbacks import show_plain_metrics
+from ..model_arguments import ModelArguments, Options
+from ..tasks import NetworkTextClassification, Task, TextClassification, TokenClassification
+from ..trainer import FeedbackTrainer
 from .trained_model import TrainedModel
-from .trainer import FeedbackTrainer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..validation import check_choice, is_integer, is_number, option
+from ...validation import check_choice, is_integer, is_number, option
 from .adversarial import ADVERSARIAL, AdversarialTraining
 
 METHODS = ("none", *ADVERSARIAL)
@@ -30,9 +30,7 @@ class AdversarialArguments:
         "(steps), smart (steps + 2).",
         choices=dict.fromkeys(METHODS),
     )
-    adversarial_epsilon: float | None = option(
-        None, "Largest length of a text's perturbation (default: 0.05)."
-    )
+    adversarial_epsilon: float | None = option(None, "Largest length of a text's perturbation (default: 0.05).")
     adversarial_step_size: float | None = option(
         None, "Length of a step of the perturbation (default: 0.02; 0.05 for smart)."
     )

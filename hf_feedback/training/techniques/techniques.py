@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from ..modeling_base import FeedbackPreTrainedModel
+from ...modeling_base import FeedbackPreTrainedModel
+from ..batch_weights import count_items, weights_by
+from ..checkpoints import Record
+from ..distributed import searches_unused
+from ..model_parts import any_model_in
 from .adversarial import AdversarialTraining
 from .batch_loss import BatchLoss, ComputeLoss, Inputs
-from .batch_weights import count_items, weights_by
-from .checkpoints import Record
 from .class_loss import ClassLoss
 from .class_loss_setup import LabelCounter, make_class_loss
-from .distributed import searches_unused
 from .divergence import count_answers
 from .loss_log import LossLog
-from .model_parts import any_model_in
 from .objectives import Objectives
 from .perturbation import word_embeddings_of
 
 if TYPE_CHECKING:
-    from .trainer import FeedbackTrainer
+    from ..trainer import FeedbackTrainer
 
 NumItems: TypeAlias = torch.Tensor | int | None
 

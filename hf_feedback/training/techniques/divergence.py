@@ -6,16 +6,16 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..modeling_feedback import (
+from ...modeling_feedback import (
     FeedbackForCausalLM,
     FeedbackForMaskedLM,
     FeedbackForMultipleChoice,
     FeedbackForQuestionAnswering,
     FeedbackForTokenClassification,
 )
+from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+from ..model_parts import any_model_in
 from .batch_loss import Inputs, without_labels
-from .data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
-from .model_parts import any_model_in
 
 PADDING_LOGIT = -1e4  # of a token that cannot be an answer
 

@@ -10,15 +10,15 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer
 
-from ..modeling_feedback import (
+from ...modeling_feedback import (
     FeedbackForCausalLM,
     FeedbackForMaskedLM,
     FeedbackForMultipleChoice,
     FeedbackForQuestionAnswering,
 )
+from ..data.labels import MULTI_LABEL, REGRESSION
+from ..model_parts import any_model_in
 from .class_loss import ClassLoss, balanced_class_weights
-from .data.labels import MULTI_LABEL, REGRESSION
-from .model_parts import any_model_in
 from .objective_arguments import BALANCED, ObjectiveArguments
 
 CLASS_LOSS_OPTIONS = ("class_weights", "focal_gamma", "label_smoothing_factor")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..collected_states import asks_for_states
-from ..layer_recorder import LayerOutput, first_argument, hidden_of, is_replaying, with_hidden
-from ..switches import is_feedback_disabled
-from ..validation import Keywords
-from .model_parts import feedback_model_in, parts_of
+from ...collected_states import asks_for_states
+from ...layer_recorder import LayerOutput, first_argument, hidden_of, is_replaying, with_hidden
+from ...switches import is_feedback_disabled
+from ...validation import Keywords
+from ..model_parts import feedback_model_in, parts_of
 from .prefix_cache import PrefixCache, TextStates
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..validation import Keywords
+from ...validation import Keywords
 
 # What the backbone may be given besides flags: anything else may change the states.
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from ..prediction import Predictor
-from ..predictors import (
+from ...prediction import Predictor
+from ...predictors import (
     AudioPredictor,
     ChoicePredictor,
     ContinuationPredictor,
@@ -20,13 +20,13 @@ from ..predictors import (
     TagPredictor,
     TextPredictor,
 )
-from .data.columns import Columns, check_column, find_columns
-from .data.files import format_rows
-from .data.media import MediaCell, read_bytes, read_wave
-from .data.splits import Row
-from .data.texts import texts_of
-from .model_arguments import Options
-from .tasks.task import Processor
+from ..data.columns import Columns, check_column, find_columns
+from ..data.files import format_rows
+from ..data.media import MediaCell, read_bytes, read_wave
+from ..data.splits import Row
+from ..data.texts import texts_of
+from ..model_arguments import Options
+from ..tasks.task import Processor
 
 
 class ExampleReader(ABC):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from ..validation import check_choice, is_number, option
+from ...validation import check_choice, is_number, option
 from .objectives import TEACHERS, DropoutAgreement, IterationAgreement, MaskedWords, Objective, Objectives
 
 BALANCED = "balanced"

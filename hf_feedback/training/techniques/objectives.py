@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from ..backbone_probe import reads_causally
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_fnn import FNNPreTrainedModel
+from ...backbone_probe import reads_causally
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_fnn import FNNPreTrainedModel
+from ..model_parts import any_model_in
 from .batch_loss import BatchLoss, ComputeLoss, Inputs, model_loss, without_labels, without_sync
 from .divergence import final_logits, mean_divergence
-from .model_parts import any_model_in
 
 
 class Objective(ABC):

@@ -13,17 +13,17 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..prediction import BATCHES_AT_ONCE, Predictor
-from .checkpoints import Record
-from .data.files import read_file
-from .data.splits import Row
-from .data.streams import READERS, file_type, stream_rows, stream_standard_input
-from .data.text_files import DEFAULT_FORMAT, TextFormat
+from ...prediction import BATCHES_AT_ONCE, Predictor
+from ..checkpoints import Record
+from ..data.files import read_file
+from ..data.splits import Row
+from ..data.streams import READERS, file_type, stream_rows, stream_standard_input
+from ..data.text_files import DEFAULT_FORMAT, TextFormat
+from ..model_arguments import Options
+from ..run_record import model_options
+from ..tasks.task import Model, Processor, Task
 from .example_readers import EXAMPLE_READERS, ExampleReader, MediaReader
-from .model_arguments import Options
 from .predictions_file import STANDARD_OUTPUT, PredictionsFile, merge_row
-from .run_record import model_options
-from .tasks.task import Model, Processor, Task
 from .trained_model import TrainedModel
 
 logger = logging.get_logger(__name__)

@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .checkpoints import Record
-from .data.splits import Row
-from .output_folder import check_writable
-from .run_record import describe_differences
+from ..checkpoints import Record
+from ..data.splits import Row
+from ..output_folder import check_writable
+from ..run_record import describe_differences
 
 logger = logging.get_logger(__name__)
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cutting import PER_TOKEN
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_fnn import FNNPreTrainedModel
+from ...cutting import PER_TOKEN
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_fnn import FNNPreTrainedModel
+from ..model_parts import any_model_in
 from .batch_loss import Inputs
-from .model_parts import any_model_in
 
 
 def text_norms(x: torch.Tensor) -> torch.Tensor:

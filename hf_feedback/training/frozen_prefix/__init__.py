@@ -1,0 +1,1 @@
+"""Layers below everything that trains: without dropout, and computed once for each text."""
