@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -215,17 +214,6 @@ def number_layers(layers: list[nn.Module]) -> None:
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = index  # type: ignore[assignment]
-
-
-def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
-    """How many tokens a model reads at most, by its text config and its position embeddings; infinite if neither
-    limits it."""
-    for name, module in model.named_modules():
-        # families that count positions from the padding token on (RoBERTa) have fewer of them
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return cast(int, module.num_embeddings) - cast(int, module.padding_idx) - 1
-    positions = getattr(config, "max_position_embeddings", None) or math.inf
-    return positions if positions > 0 else math.inf  # XLNet has -1
 
 
 def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:

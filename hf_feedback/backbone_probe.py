@@ -1,7 +1,6 @@
 """Tries a backbone out on a tiny batch: whether its layers can be replayed exactly, and if not, why."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .any_model import evaluating
 from .backbone_layout import (
     BackboneLayout,
     find_stack,
@@ -37,19 +37,6 @@ from .modeling_outputs import ANSWERS, split_iterations
 from .probe_inputs import Batch, probe_inputs
 from .topology import segment_of
 from .validation import Keywords
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in which a model is in evaluation mode and no graph is built."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def check_static(backbone: PreTrainedModel, head: str) -> None:

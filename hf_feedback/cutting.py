@@ -9,7 +9,8 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .backbone_layout import is_decoder, max_positions
+from .any_model import max_positions
+from .backbone_layout import is_decoder
 from .segments import Segments, best_copies
 from .validation import Keywords
 

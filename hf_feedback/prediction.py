@@ -10,8 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .backbone_layout import max_positions
-from .backbone_probe import evaluating
+from .any_model import evaluating, max_positions
 from .validation import Keywords, check_integer
 
 Answer: TypeAlias = Keywords

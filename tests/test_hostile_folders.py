@@ -157,7 +157,8 @@ CODE
 @pytest.fixture(scope="module")
 def processes(folders):
     """They share what they import, and nothing of what they load."""
-    imports = [f"hf_feedback.training.commands.{name}" for name in ("train", "evaluate", "predict")]
+    commands = ("training.commands.train", "training.commands.predict", "evaluation.commands.evaluate")
+    imports = [f"hf_feedback.{name}" for name in commands]
     env = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folders[0] / "modules")}
     server = Forks((*imports, "transformers.pipelines", "hf_feedback.modeling_feedback"), env)
     yield server

@@ -135,7 +135,7 @@ def test_a_wrong_option_is_one_line(backbone, trained, tmp_path, capsys, monkeyp
 def test_needed_options_are_named(capsys):
     assert main(["predict"]) == 2
     assert line_of(capsys) == (
-        "error: the following arguments are required: --model, --file; `hf-feedback predict --help` lists the options."
+        "error: the following arguments are required: --model; `hf-feedback predict --help` lists the options."
     )
 
 

@@ -33,8 +33,8 @@ from hf_feedback.training import (
     MaskedWords,
     Objectives,
     balanced_class_weights,
-    class_loss_setup,
 )
+from hf_feedback.training.techniques import class_loss_setup
 from hf_feedback.training.techniques.divergence import symmetric_divergence
 
 

@@ -14,7 +14,7 @@ from scipy.io import wavfile
 from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
 from hf_feedback.prediction import TokenPredictor
-from hf_feedback.training import predicting, predictions_file
+from hf_feedback.training.prediction import predicting, predictions_file
 from hf_feedback.training.prediction.trained_model import TrainedModel
 
 TEXTS = ["where is my parcel", "help", "the refund has not come", "please help it"]

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..backbone_layout import max_positions
+from ..any_model import max_positions
 from ..configuration_feedback import FeedbackConfig
 from ..loop_runner import ForwardContext
 from ..modeling_base import FeedbackPreTrainedModel

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from ..backbone_probe import evaluating
+from ..any_model import evaluating
 from ..collected_states import UnknownCollectionError
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.message_recorder import record_attention
