@@ -32,7 +32,7 @@ RECIPES = {
         },
     ),
     "depth-on-demand": Recipe(
-        "a shallow model that takes as many steps as K has iterations",
+        "a shallow model that takes as many steps as K has iterations, trained with a drawn K",
         {
             "num_iterations": 4,
             "feedback_type": "additive",

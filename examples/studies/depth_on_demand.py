@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from segment_memory import spread, take_step
+from segment_memory import take_step
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertConfig, ModernBertModel, set_seed
@@ -40,7 +40,7 @@ from hf_feedback import FeedbackForTokenClassification
 from hf_feedback.training.sampling import IterationRange, draw_iterations
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import Finished, table
+from common import Finished, interval, table
 
 PAD, CLS, SEP, END, PAUSE, FIRST_SYMBOL = range(6)
 TRAINED, LONGEST = 4, 12  # hops
@@ -303,7 +303,9 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
         for k in ITERATIONS:
             if f"K = {k}" in found[0]:
                 values = [one[f"K = {k}"] for one in found]
-                cells = [spread([sum(v[str(h)] for h in hops) / len(hops) for v in values]) for hops in groups.values()]
+                cells = [
+                    interval([sum(v[str(h)] for h in hops) / len(hops) for v in values]) for hops in groups.values()
+                ]
                 shown = str(k) if ARMS[name].options is not None else "1"
                 rows.append((name, shown, f"{found[0]['rate']:g}", f"{found[0]['parameters']:,}", *cells))
     return table(("accuracy (%)", "K", "rate", "parameters", *groups), rows)
