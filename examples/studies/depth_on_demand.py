@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from segment_memory import take_step
+from look_ups import learn_look_ups, make_backbone, take_step
 from torch import nn
 from torch.nn import functional as F
-from transformers import ModernBertConfig, ModernBertModel, set_seed
+from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
 from hf_feedback.training.sampling import IterationRange, draw_iterations
@@ -46,7 +46,7 @@ PAD, CLS, SEP, END, PAUSE, FIRST_SYMBOL = range(6)
 TRAINED, LONGEST = 4, 12  # hops
 ITERATIONS = (4, 6, 8, 12)  # in tests
 DRAWN = IterationRange(1, TRAINED, 2 * TRAINED)
-SETTINGS = "num_facts num_symbols hidden_size steps batch_size test_texts".split()
+SETTINGS = "num_facts num_symbols hidden_size pretraining_steps steps batch_size test_texts".split()
 Chains = list[list[torch.Tensor]]
 
 
@@ -125,18 +125,9 @@ def draw(
 # Models: texts (B, T) → the logits of every answer (B, N, symbols), the last one last
 
 
-def make_backbone(args: argparse.Namespace, depth: int = 1) -> ModernBertModel:
+def backbone_of(args: argparse.Namespace, depth: int = 1) -> ModernBertModel:
     """Two layers, the first of which sees one token on either side, so many times."""
-    config = ModernBertConfig(
-        vocab_size=FIRST_SYMBOL + args.num_symbols, hidden_size=args.hidden_size, num_hidden_layers=2 * depth,
-        intermediate_size=args.hidden_size, num_attention_heads=2, local_attention=2, initializer_range=0.1,
-        layer_types=["sliding_attention", "full_attention"] * depth, initializer_cutoff_factor=3.0,
-        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0},
-                         "sliding_attention": {"rope_type": "default", "rope_theta": 2.0}},
-        max_position_embeddings=512, pad_token_id=PAD, bos_token_id=CLS, eos_token_id=SEP,
-        cls_token_id=CLS, sep_token_id=SEP,
-    )  # fmt: skip
-    return ModernBertModel(config)
+    return make_backbone(FIRST_SYMBOL + args.num_symbols, args.hidden_size, [False, True] * depth)
 
 
 class Follower(nn.Module):
@@ -153,7 +144,7 @@ class Follower(nn.Module):
         super().__init__()
         self.arm, self.n, self.classifier = arm, args.num_facts, classifier
         if arm.depth > 1:
-            deep = make_backbone(args, arm.depth)
+            deep = backbone_of(args, arm.depth)
             deep.load_state_dict(backbone.state_dict(), strict=False)
             for i in range(2, 2 * arm.depth):
                 deep.layers[i].load_state_dict(backbone.layers[i % 2].state_dict(), strict=False)
@@ -191,37 +182,28 @@ class Follower(nn.Module):
 
 
 def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.Linear]:
-    """A backbone that looks up one fact, at first among four; it is kept in the work folder.
-
-    What it finds is answered by the embeddings of the symbols: it looks like what can be looked up next.
-    """
+    """A backbone that looks up one fact; it is kept in the work folder."""
     set_seed(seed)
-    backbone, classifier = make_backbone(args), nn.Linear(args.hidden_size, args.num_symbols)
-    modules = nn.ModuleList([backbone, classifier])
-    file = args.work / f"backbone {args.hidden_size} {args.num_symbols} {args.num_facts} {seed}.pt"
-    if file.is_file():
-        modules.load_state_dict(torch.load(file))
-        return backbone, classifier
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    generator, facts, correct, is_tied = torch.Generator().manual_seed(seed), min(4, args.num_facts), 0.0, False
-    for step in range(args.pretraining_steps):
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 50)
-        ids, answers, _ = draw(argparse.Namespace(**{**vars(args), "num_facts": facts}), args.batch_size, 1, generator)
-        states = backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 1 : 1 + facts]
-        symbols = backbone.embeddings.tok_embeddings.weight[FIRST_SYMBOL:]
-        logits = F.linear(states, symbols if is_tied else classifier.weight).flatten(0, 1)
-        take_step(F.cross_entropy(logits, answers.flatten()), modules, optimizer)
-        correct = 0.9 * correct + 0.1 * (logits.argmax(-1) == answers.flatten()).float().mean().item()
-        if correct > 0.95:
-            if is_tied:
-                break
-            is_tied, facts, correct = facts == args.num_facts, min(2 * facts, args.num_facts), 0.0
-    with torch.no_grad():
-        classifier.weight.copy_(symbols)
-        classifier.bias.zero_()
-    print(f"  one look-up: {step + 1} steps, {facts} facts, {100 * correct:.0f}%{', tied' * is_tied}", flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(modules.state_dict(), file)
+    backbone, classifier = backbone_of(args), nn.Linear(args.hidden_size, args.num_symbols)
+
+    def draw_look_ups(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, answers, _ = draw(
+            argparse.Namespace(**{**vars(args), "num_facts": num_facts}), args.batch_size, 1, generator
+        )
+        return ids, answers[:, 0]
+
+    settings = (args.hidden_size, args.num_symbols, args.num_facts, args.batch_size, args.pretraining_steps, seed)
+    file = args.work / f"backbone {' '.join(map(str, settings))}.pt"
+    learn_look_ups(
+        backbone,
+        classifier,
+        draw_look_ups,
+        args.num_facts,
+        seed=seed,
+        steps=args.pretraining_steps,
+        enough=0.95,
+        file=file,
+    )
     return backbone, classifier
 
 

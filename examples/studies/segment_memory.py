@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from pointer_chase import FIRST_SYMBOL, MAX_HOPS, PAD, Chase
+from look_ups import learn_look_ups, make_backbone, take_step
+from pointer_chase import MAX_HOPS, PAD, Chase
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ModernBertConfig, ModernBertModel, set_seed
+from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.cutting import Cutting
@@ -52,20 +53,14 @@ FEEDBACK: dict[str, dict[str, Any]] = {
     "windows, question in every one": dict(num_iterations=1, segment_pair="every"),
 }
 ARMS = (*FEEDBACK, "ToBERT", "RMT", "whole text", "whole text, three times as deep")
-SETTINGS = "num_facts num_symbols hops hidden_size num_layers summaries steps batch_size test_texts".split()
+SETTINGS = (
+    "num_facts num_symbols hops hidden_size num_layers summaries pretraining_steps steps batch_size test_texts".split()
+)
 
 
-def make_backbone(args: argparse.Namespace, num_layers: int) -> ModernBertModel:
+def backbone_of(args: argparse.Namespace, num_layers: int) -> ModernBertModel:
     """The first layer sees one token on either side, the others all."""
-    config = ModernBertConfig(
-        vocab_size=chase_of(args).vocab_size, hidden_size=args.hidden_size, intermediate_size=args.hidden_size,
-        num_hidden_layers=num_layers, num_attention_heads=2, local_attention=2, initializer_range=0.1,
-        layer_types=["sliding_attention", *["full_attention"] * (num_layers - 1)], initializer_cutoff_factor=3.0,
-        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0},
-                         "sliding_attention": {"rope_type": "default", "rope_theta": 2.0}},
-        max_position_embeddings=8192, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
-    )  # fmt: skip
-    return ModernBertModel(config)
+    return make_backbone(chase_of(args).vocab_size, args.hidden_size, [False] + [True] * (num_layers - 1))
 
 
 def chase_of(args: argparse.Namespace, num_facts: int | None = None) -> Chase:
@@ -110,7 +105,7 @@ class WholeText(nn.Module):
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
         if depth > 1:
-            self.backbone = make_backbone(args, depth * args.num_layers)
+            self.backbone = backbone_of(args, depth * args.num_layers)
             self.backbone.load_state_dict(backbone.state_dict(), strict=False)
 
     def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
@@ -172,47 +167,19 @@ def build(arm: str, backbone: ModernBertModel, classifier: nn.Linear, args: argp
 
 
 def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.Linear]:
-    """A backbone that looks up values in one segment, at first among 4 facts; it is kept in the work folder.
-
-    In the end what it has found is answered by the embeddings of the symbols, as in masked-language models: what it has
-    found looks like what it can look up next.
-    """
+    """A backbone that looks up values in one segment; it is kept in the work folder."""
     set_seed(seed)
-    backbone, classifier = make_backbone(args, args.num_layers), nn.Linear(args.hidden_size, args.num_symbols)
-    modules = nn.ModuleList([backbone, classifier])
-    file = args.work / f"backbone {args.num_layers} {args.hidden_size} {args.num_symbols} {args.num_facts} {seed}.pt"
-    if file.is_file():
-        modules.load_state_dict(torch.load(file))
-        return backbone, classifier
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    generator, facts, correct, is_tied = torch.Generator().manual_seed(seed), min(4, args.num_facts), 0.0, False
-    for step in range(args.pretraining_steps):
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 50)
-        ids, values = chase_of(args, facts).look_ups(args.batch_size, generator)
-        states = backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        symbols = backbone.embeddings.tok_embeddings.weight[FIRST_SYMBOL:]
-        logits = F.linear(states[:, 1 : 1 + facts], symbols if is_tied else classifier.weight).flatten(0, 1)
-        take_step(F.cross_entropy(logits, values.flatten()), modules, optimizer)
-        correct = 0.9 * correct + 0.1 * (logits.argmax(-1) == values.flatten()).float().mean().item()
-        if correct > 0.9:
-            if is_tied:
-                break
-            is_tied, facts, correct = facts == args.num_facts, min(2 * facts, args.num_facts), 0.0
-    with torch.no_grad():
-        classifier.weight.copy_(symbols)
-        classifier.bias.zero_()
-    print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%{', tied' * is_tied}", flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(modules.state_dict(), file)
+    backbone, classifier = backbone_of(args, args.num_layers), nn.Linear(args.hidden_size, args.num_symbols)
+
+    def draw(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        return chase_of(args, num_facts).look_ups(args.batch_size, generator)
+
+    settings = (args.num_layers, args.hidden_size, args.num_symbols, args.num_facts, args.batch_size)
+    file = args.work / f"backbone {' '.join(map(str, settings))} {args.pretraining_steps} {seed}.pt"
+    learn_look_ups(
+        backbone, classifier, draw, args.num_facts, seed=seed, steps=args.pretraining_steps, enough=0.9, file=file
+    )
     return backbone, classifier
-
-
-def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """One clipped step of gradient descent."""
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
 
 
 def stages_of(args: argparse.Namespace) -> list[tuple[int, int, int]]:
