@@ -472,7 +472,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
     >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from hf_feedback import FeedbackForCausalLM
-    >>> tiny = LlamaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> tiny = LlamaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, eos_token_id=None)
     >>> model = FeedbackForCausalLM.from_backbone(LlamaForCausalLM(tiny), num_iterations=3)
     >>> prompt = torch.tensor([[5, 6, 7]])
     >>> model.generate(prompt, max_new_tokens=4, do_sample=False).shape

@@ -5,8 +5,7 @@
 
 The same feedback model is trained in the ways of `WAYS` on the first texts of each data set, with the same texts, rates
 and epochs; the last epoch is tested once. The further file is for the data sets whose labels it has. Seconds are of the
-processor, not of the clock. Finished runs stay in FOLDER/techniques.jsonl, one JSON line
-each, and are not run again.
+processor, not of the clock. Finished runs stay in FOLDER/techniques.jsonl, one JSON line each, and are not run again.
 """
 
 import argparse
@@ -91,6 +90,7 @@ def main() -> None:
             for seed in args.seeds:
                 settings = dict(way=way, data=folder.name, seed=seed, model=Path(args.model).name)
                 settings |= {name: getattr(args, name) for name in (*names, "test_texts")}
+                settings["also_test"] = str(args.also_test)
                 runs.append(
                     finished.find(
                         settings,
