@@ -33,9 +33,10 @@ $(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback
 		--num-train-epochs 5 --learning-rate 3e-3 --backbone-lr 3e-4 --layer-lr-decay 0.9 --freeze embeddings \
 		--output-dir $(OUT) --overwrite-output-dir
 
+# All tests of a file go to one worker: what its fixtures make is made once.
 test: $(READY)
 	@echo "About 20 minutes on 2 cores; the slowest tests are listed at the end."
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 # The documentation, without the network; warnings are errors. A second run builds it again only if something changed.
 docs: $(SITE)/index.html

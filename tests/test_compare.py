@@ -33,8 +33,6 @@ from hf_feedback.evaluation.message_controls import (
 from hf_feedback.evaluation.statistics import Difference
 from hf_feedback.segments import Segments
 
-pytestmark = pytest.mark.xdist_group("compare")  # the comparison that most tests read is made once
-
 FAST = "--num-train-epochs 1 --per-device-train-batch-size 8 --feedback-rank 4 --bf16 False --disable-tqdm True".split()
 
 

@@ -14,7 +14,6 @@ from hf_feedback.training.techniques.batch_loss import model_loss
 
 PROGRAM = Path(__file__).parent / "distributed_runs.py"
 RELATIVE = 1e-6
-pytestmark = pytest.mark.xdist_group("distributed")  # the run is shared: with `--dist loadgroup`, by one worker
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from fresh_processes import Forks
 
 from hf_feedback import FeedbackForSequenceClassification
 
-pytestmark = pytest.mark.xdist_group("hostile")  # the folders are shared: with `--dist loadgroup`, by one worker
 MAP = {name: f"evil.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")}
 PLACE = {"trust_remote_code": True, "code_revision": "main", "use_safetensors": False, "weights_only": False}
 

@@ -22,7 +22,6 @@ from hf_feedback.training.model_card import RunFacts, card_data
 from hf_feedback.training.tasks import TextClassification
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.xdist_group("hub")  # the steps are shared: with `--dist loadgroup`, by one worker
 HEADS = [(name, first_head(name)) for name in NAMES] + [
     (name, "backbone") for name in ("SequenceClassification", "MaskedLM")
 ]

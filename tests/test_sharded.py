@@ -22,7 +22,6 @@ MODELS = {
 }
 SIZES = {name: ["fsdp_size"] if row[1] == "bert" else ["fsdp_size", "tp_size"] for name, row in MODELS.items()}
 CASES = [(name, size) for name, sizes in SIZES.items() for size in sizes]
-pytestmark = pytest.mark.xdist_group("sharded")  # the run is shared: with `--dist loadgroup`, by one worker
 
 
 def make(name):
