@@ -1,15 +1,23 @@
 """Search for hyperparameters: the default space, trials, and studies that go on."""
 
+import json
+
 import optuna
 import pytest
+import yaml
 from optuna.trial import FixedTrial
-from training_runs import arguments, make, tiny_data
+from training_runs import arguments, make, rows, tiny_data, train_command, write
 
+from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, default_search_space, searched_feedback_options
+from hf_feedback.training.model_arguments import FNNArguments, ModelArguments
 from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.search import objective_of
+from hf_feedback.training.task_search import fixed_options
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+CHOICES = dict(num_iterations=3, feedback_topology="top", feedback_type="gated", feedback_rank=16)
 
 
 class Search:
@@ -119,3 +127,65 @@ def test_objective_and_space_of_ones_own(tmp_path):
     )  # fmt: skip
     assert best.objective == -9.0
     assert 0.1 <= search.rates[0]["learning_rate"] <= 0.2
+
+
+def search_command(backbone, folder, *more):
+    train, validation = write(folder, "train.csv", rows()), write(folder, "validation.csv", rows(6))
+    fast = "--num-train-epochs 1 --feedback-type additive --backbone-lr 1e-4 --max-length 8".split()
+    return [*train_command(backbone, folder / "out", *fast, *more, train=train, validation=validation)]
+
+
+def test_the_command_searches_what_is_not_given_and_goes_on(backbone, tmp_path, capsys):
+    parts = search_command(backbone, tmp_path)
+    parts = [part for part in parts if part not in ("--feedback-rank", "4")]
+    assert main([*parts, "--search-trials", "1"]) == 0
+    assert main([*parts, "--search-trials", "2"]) == 0
+    storage = f"sqlite:///{tmp_path}/out/study.db"
+    study = optuna.load_study(study_name="out", storage=storage)
+    searched = {"num_iterations", "feedback_topology", "feedback_rank", "learning_rate", "layer_lr_decay"}
+    assert [{*trial.params} for trial in study.trials] == [searched, searched]
+    best = yaml.safe_load((tmp_path / "out" / "best_options.yaml").read_text())
+    assert best == study.best_params
+    assert (
+        f"Best of 2 trials (run-{study.best_trial.number}): accuracy {study.best_value:.4f}" in capsys.readouterr().out
+    )
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"study.db", "best_options.yaml"}
+
+    again = [argument.replace(str(tmp_path / "out"), str(tmp_path / "best")) for argument in parts[1:]]
+    assert main(["train", str(tmp_path / "out" / "best_options.yaml"), *again]) == 0
+    model = FeedbackForSequenceClassification.from_pretrained(tmp_path / "best")
+    assert model.config.feedback_topology == best["feedback_topology"]
+    assert json.loads((tmp_path / "best" / "all_results.json").read_text())["eval_accuracy"] == study.best_value
+
+    assert main([*parts, "--search-trials", "3", "--seed", "1"]) == 2
+    assert "holds a search with other options (`seed` was 42, is 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--eval-strategy no --search-trials 2", "`search_trials`=2 compares trials on a validation split"),
+        ("--search-trials -1", "`search_trials` must be"),
+        (
+            "--search-trials 2 --learning-rate 1e-3 --layer-lr-decay 0.9 --num-iterations 2 --feedback-topology top",
+            "all options of the search are given",
+        ),
+    ],
+)
+def test_searches_that_the_command_refuses(backbone, tmp_path, capsys, options, message):
+    assert main(search_command(backbone, tmp_path, *options.split())) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_without_effect_are_not_searched(backbone, tmp_path):
+    def fixed(*, given=(), **options):
+        args = arguments(tmp_path, freeze=options.pop("freeze", None))
+        return fixed_options(ModelArguments(model=options.pop("model", backbone), **options), args, given)
+
+    assert fixed() == set()
+    assert fixed(given=["learning_rate"]) == {"learning_rate"}
+    assert fixed(feedback_edges="[[3, 0]]") == {"feedback_edges", "feedback_topology"}
+    assert fixed(freeze=["backbone"]) == {"backbone_lr", "layer_lr_decay"}
+    make().save_pretrained(tmp_path / "trained")
+    assert fixed(model=str(tmp_path / "trained")) == {*searched_feedback_options(FixedTrial(CHOICES))}
+    assert {"backbone_lr", *CHOICES} <= fixed_options(FNNArguments(fnn="stacked", tokenizer=backbone), None, ())

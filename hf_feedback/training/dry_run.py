@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from ..validation import Keywords
 from .arguments import FeedbackTrainingArguments
-from .callbacks import InterruptCallback
 from .frozen_prefix.prefix_arguments import frozen_prefix
 from .run import keep_best_epoch, make_trainer
 from .tasks.task import PreparedTask
@@ -102,7 +101,7 @@ def dry_run(task: PreparedTask, args: FeedbackTrainingArguments) -> str:
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder  # transformers makes it
-        trainer = make_trainer(task, args, InterruptCallback())
+        trainer = make_trainer(task, args)
         trainer.create_optimizer()
         batches = trainer.get_train_dataloader()
         cost = measure_step(trainer, next(iter(batches)))

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from .model_card import RunFacts
 from .output_folder import mark_unfinished, remove_checkpoints
 from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_once
 from .run_record import run_record
-from .tasks.task import EncodedSplit, PreparedTask
+from .tasks.task import EncodedSplit, Model, PreparedTask
 from .trainer import FeedbackTrainer
 
 
@@ -60,7 +60,7 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     interrupt = InterruptCallback()
     trainer = make_trainer(task, args, interrupt)
-    record = trainer.run_record = {**_record_of(task, args), **trainer.techniques.record}
+    record = trainer.run_record = {**record_of_task(task, args), **trainer.techniques.record}
     if resumes_newest(args) and is_finished(folder, record):
         warn_once(args, f"{folder}: this run is finished; nothing is left to train.")
         return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
@@ -78,19 +78,26 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     return metrics
 
 
-def make_trainer(task: PreparedTask, args: FeedbackTrainingArguments, interrupt: InterruptCallback) -> FeedbackTrainer:
+def make_trainer(
+    task: PreparedTask,
+    args: FeedbackTrainingArguments,
+    interrupt: InterruptCallback | None = None,
+    model_init: Callable[..., Model] | None = None,
+) -> FeedbackTrainer:
     """Returns the trainer of a run, and prints the size and cost of the feedback.
 
     Args:
         task: model, processor and encoded data.
         args: the training arguments.
         interrupt: stops the run by Ctrl-C.
+        model_init: makes the model of each trial of a search, instead of that of the task.
     """
     validation = task.splits.get("validation")
     if task.keep_all_columns:
         args.remove_unused_columns = False
     trainer = FeedbackTrainer(
-        model=task.model,
+        model=None if model_init else task.model,
+        model_init=model_init,
         args=args,
         train_dataset=task.splits["train"].data,
         eval_dataset=None if validation is None else validation.data,
@@ -98,7 +105,7 @@ def make_trainer(task: PreparedTask, args: FeedbackTrainingArguments, interrupt:
         data_collator=task.collator,
         compute_metrics=None if validation is None else validation.compute_metrics,
         preprocess_logits_for_metrics=task.preprocess_logits,
-        callbacks=[interrupt],
+        callbacks=[interrupt] if interrupt else [],
     )
     show_plain_metrics(trainer)
     if args.process_index == 0:
@@ -106,7 +113,13 @@ def make_trainer(task: PreparedTask, args: FeedbackTrainingArguments, interrupt:
     return trainer
 
 
-def _record_of(task: PreparedTask, args: FeedbackTrainingArguments) -> Record:
+def record_of_task(task: PreparedTask, args: FeedbackTrainingArguments) -> Record:
+    """Returns what a run of a task depends on by name, its data included.
+
+    Args:
+        task: model, processor and encoded data.
+        args: the training arguments.
+    """
     compared = ("train", "validation") if args.load_best_model_at_end else ("train",)
     rows = {name: split.data for name, split in task.splits.items() if name in compared}
     streams = [name for name, data in rows.items() if isinstance(data, IterableDataset)]

@@ -1,9 +1,9 @@
 """Search for hyperparameters with Optuna: a default space, and studies that go on after an interruption."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from transformers import Trainer, TrainingArguments
 from transformers.hyperparameter_search import default_hp_search_backend
@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 Trial: TypeAlias = "optuna.Trial | dict[str, Any] | None"
 Objective: TypeAlias = Callable[[dict[str, float]], float]
 
+FEEDBACK_SPACE: dict[str, tuple[int | str, ...]] = {
+    "num_iterations": (2, 3, 4),
+    "feedback_topology": ("top", "adjacent", "dense"),
+    "feedback_type": ("additive", "gated"),
+    "feedback_rank": (8, 16, 32),
+}
+# Ranges; rates are drawn on a logarithmic scale.
+RATE_SPACE = {"learning_rate": (3e-4, 1e-2), "backbone_lr": (1e-5, 1e-3), "layer_lr_decay": (0.7, 1.0)}
 
-def searched_feedback_options(trial: "BaseTrial | None") -> Keywords:
+
+def searched_feedback_options(trial: "BaseTrial | None", fixed: Collection[str] = ()) -> Keywords:
     """Returns options of feedback for the model of a trial, which `model_init` passes to `from_backbone`.
 
     Args:
         trial: the trial; `None`, as `model_init` gets it outside of a search, for the defaults.
+        fixed: names of options that are not searched.
 
     Example:
 
@@ -37,19 +47,16 @@ def searched_feedback_options(trial: "BaseTrial | None") -> Keywords:
     """
     if trial is None:
         return {}
-    return {
-        "num_iterations": trial.suggest_int("num_iterations", 2, 4),
-        "feedback_topology": trial.suggest_categorical("feedback_topology", ("top", "adjacent", "dense")),
-        "feedback_type": trial.suggest_categorical("feedback_type", ("additive", "gated")),
-        "feedback_rank": trial.suggest_categorical("feedback_rank", (8, 16, 32)),
-    }
+    choices = {name: values for name, values in FEEDBACK_SPACE.items() if name not in fixed}
+    return {name: trial.suggest_categorical(name, values) for name, values in choices.items()}
 
 
-def default_search_space(trial: "BaseTrial") -> dict[str, float]:
+def default_search_space(trial: "BaseTrial", fixed: Collection[str] = ()) -> dict[str, float]:
     """Returns the rates of a trial: the default `hp_space` of `FeedbackTrainer.hyperparameter_search`.
 
     Args:
         trial: the trial. Its options of feedback are chosen as well; `searched_feedback_options` returns them.
+        fixed: names of options that are not searched.
 
     Returns:
         Training argument → value: rates of feedback and head, of the backbone, and the decay from layer to layer.
@@ -66,15 +73,12 @@ def default_search_space(trial: "BaseTrial") -> dict[str, float]:
 
     ```
     """
-    searched_feedback_options(trial)  # other processes know what was chosen in here alone
-    return {
-        "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
-        "backbone_lr": trial.suggest_float("backbone_lr", 1e-5, 1e-3, log=True),
-        "layer_lr_decay": trial.suggest_float("layer_lr_decay", 0.7, 1.0),
-    }
+    searched_feedback_options(trial, fixed)  # other processes know what was chosen in here alone
+    ranges = {name: values for name, values in RATE_SPACE.items() if name not in fixed}
+    return {name: trial.suggest_float(name, *values, log=name != "layer_lr_decay") for name, values in ranges.items()}
 
 
-def objective_of(args: TrainingArguments) -> tuple[Objective, str]:
+def objective_of(args: TrainingArguments) -> tuple[Objective, Literal["minimize", "maximize"]]:
     """Returns what a search optimizes by default, and in which direction: the metric that chooses the best model.
 
     Args:

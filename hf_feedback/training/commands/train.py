@@ -15,6 +15,8 @@ from ..dry_run import dry_run
 from ..model_sources import check_source
 from ..resuming import prepare_run
 from ..run import bf16_is_fast, run_task
+from ..search import RATE_SPACE
+from ..task_search import BEST_OPTIONS, SearchArguments, search_task
 from ..tasks import NetworkTextClassification, Task, TextClassification
 from .errors import run_command
 from .options import OptionParser, options_from_file
@@ -134,8 +136,8 @@ def run_training(
         ValueError: an option, a file or a label is not as it must be.
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
-    parser = training_parser(arguments, task_class, prog, description, (RunArguments,))
-    model_args, data_args, args, run_args = parser.parse(arguments)
+    parser = training_parser(arguments, task_class, prog, description, (RunArguments, SearchArguments))
+    model_args, data_args, args, run_args, search_args = parser.parse(arguments)
     task = task_class(model_args, data_args)
     base_model: str | None = task.model_args.model
     if base_model is not None:
@@ -143,6 +145,8 @@ def run_training(
     if run_args.dry_run:
         print(f"\n{dry_run(task.prepare(keeps_rows=False), args)}")
         return 0
+    if search_args.search_trials:
+        return _search(task, args, search_args.search_trials, arguments)
     prepare_run(args)
     prepared = task.prepare(announce=args.process_index == 0)
     metrics = run_task(prepared, base_model, args)
@@ -161,6 +165,19 @@ def run_training(
     return 0
 
 
+def _search(task: Task[FileArguments], args: FeedbackTrainingArguments, n_trials: int, arguments: Sequence[str]) -> int:
+    """Searches for options, prints the best, and returns the exit status."""
+    given = [name for name in RATE_SPACE if _is_given(arguments, f"--{name.replace('_', '-')}")]
+    best = search_task(task, args, n_trials, given)
+    print(f"\nBest of {n_trials} trials (run-{best.run_id}): {args.metric_for_best_model} {best.objective:.4f}, with")
+    print("\n".join(f"  {name}: {value}" for name, value in best.hyperparameters.items()))
+    print(
+        f"\nTo train with them: the same command with {Path(str(args.output_dir)) / BEST_OPTIONS} as first argument, "
+        "another `--output-dir`, and without `--search-trials`."
+    )
+    return 0
+
+
 def _task_of(arguments: Sequence[str]) -> type[Task[FileArguments]]:
     return NetworkTextClassification if _is_given(arguments, "--fnn") else TextClassification
 
@@ -171,7 +188,9 @@ def make_parser(arguments: Sequence[str]) -> OptionParser:
     Args:
         arguments: those after the name of the command; `--fnn` decides which others there are.
     """
-    return training_parser(arguments, _task_of(arguments), "hf-feedback train", DESCRIPTION, (RunArguments,))
+    return training_parser(
+        arguments, _task_of(arguments), "hf-feedback train", DESCRIPTION, (RunArguments, SearchArguments)
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
