@@ -13,24 +13,30 @@ EPILOG = """`hf-feedback COMMAND --help` lists the options of a command. Its fir
 of options. Every option of transformers' TrainingArguments works with `train`. `hf-feedback train --fnn temporal
 --help` lists the options of networks that are trained from scratch."""
 
-# By their names: the sub-package that has them among its `commands`, and what they do.
+# The sub-package that implements each command, and its description.
 COMMANDS = {
     "train": (
         "training",
         "fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch (--fnn)",
     ),
-    "evaluate": ("evaluation", "measure a trained model on labelled examples"),
-    "predict": ("training", "predict with a trained model: texts, words, answers, choices, images, recordings"),
-    "report": ("evaluation", "show what every iteration of a trained model does to labelled examples, as an HTML page"),
-    "choose-iterations": ("evaluation", "choose K and a rule of halting for a trained model under a time budget"),
-    "compare": ("evaluation", "find out whether feedback helps, against matched ways to train, with intervals"),
+    "evaluate": ("evaluation", "evaluate a trained model on labelled examples"),
+    "predict": ("training", "predict with a trained model, for texts, words, questions, choices, images or recordings"),
+    "report": ("evaluation", "write an HTML page that shows the effect of every iteration on labelled examples"),
+    "choose-iterations": (
+        "evaluation",
+        "choose K and a halting rule for a trained text classifier under a time budget",
+    ),
+    "compare": (
+        "evaluation",
+        "find out whether feedback helps, against matched alternatives, with confidence intervals",
+    ),
 }
 
 PACKAGES = ("hf-feedback", "transformers", "torch")
 
 
 class CommandParser(ArgumentParser):
-    """Raises its errors."""
+    """A parser that raises its errors."""
 
     def error(self, message: str) -> NoReturn:
         """Raises `ArgumentError` instead of ending the program."""
@@ -38,15 +44,17 @@ class CommandParser(ArgumentParser):
 
 
 def make_parser() -> ArgumentParser:
-    """Returns the parser of the command's name; each command parses its own options."""
+    """Returns the parser of the command name; each command parses its own options."""
     parser = CommandParser(
         prog="hf-feedback",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="show the versions of what is installed")
-    parser.add_argument("--print-completion", metavar="SHELL", help="print a script that completes options in a shell")
+    parser.add_argument("--version", action="store_true", help="show the installed versions")
+    parser.add_argument(
+        "--print-completion", metavar="SHELL", help="print a script for shell completion: bash, zsh or tcsh"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, description) in COMMANDS.items():
         commands.add_parser(name, help=description, add_help=False)
@@ -103,7 +111,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         command: its name.
         arguments: those after its name.
     """
-    # What a command needs is imported when it runs; its help needs none of it.
+    # The modules of a command are imported only when it runs; its help does not need them.
     if {"-h", "--help"} & {*arguments}:
         text = import_module(".command_help.listed_options", __package__).help_of(command, arguments)
         if text is not None:

@@ -135,170 +135,172 @@ class FeedbackConfig(OptionsConfig):
     # fingerprint.
     backbone_source: dict | None = None
 
-    # The loop
-    num_iterations: int = option(2, "K ≥ 1, passes through the looped layers; 1 is the plain backbone.")
+    # Feedback loop
+    num_iterations: int = option(2, "K ≥ 1, number of passes through the looped layers; 1 is the plain backbone.")
     feedback_topology: str | None = option(
         None,
-        "Edges by name: 'top' (the last layer to every lower one; this if no edges are given), 'adjacent' (layer l + 1 "
-        "to layer l) or 'dense' (every layer to every lower one).",
+        "Edges by name: 'top' (last layer to every lower one; the default without explicit edges), 'adjacent' (layer "
+        "l + 1 to layer l) or 'dense' (every layer to every lower one).",
         choices=TOPOLOGIES,
     )
     feedback_edges: list[list[int]] | None = option(
         None, "Explicit edges [[source, target], …], layers counted from 0; excludes a topology."
     )
     feedback_layers: list[int] | None = option(
-        None, "[lowest, highest] target of a topology, both included; all layers if left out."
+        None, "[lowest, highest] target layer of a topology, both included; all layers by default."
     )
     feedback_state: Literal["reentry", "carry"] = option(
         "reentry",
-        "What enters the looped layers in each iteration: the same as the first time ('reentry'), or their own output "
-        "of the iteration before ('carry', as in models with looped layers; the model is then not its backbone for "
-        "K > 1).",
+        "Input of the looped layers in each iteration: the same as in the first ('reentry'), or their output of the "
+        "previous one ('carry', as in looped transformers; for K > 1 such a model differs from its backbone).",
     )
     feedback_shift: int = option(
         0,
-        "1: a token gets the messages of the token before it instead of its own; with K iterations a state moves by "
-        "K − 1 tokens, and in generation, one pass a token, through the whole text.",
+        "0 or 1; with 1 a token receives the messages of the token before it: over K iterations a state moves by K − "
+        "1 tokens, and in generation, with one pass per token, through the whole text.",
     )
     feedback_damping: float = option(
-        1.0, "α in (0, 1]: messages read lerp(previous, new, α) of the states; 1 damps nothing."
+        1.0, "α in (0, 1], the damping: messages read lerp(previous states, new states, α); 1 is no damping."
     )
-    learn_damping: bool = option(False, "Learn α, one per source, starting from `feedback_damping`.")
+    learn_damping: bool = option(False, "Learn α, one value per source layer, starting from `feedback_damping`.")
     backbone_layers: list[int] | None = option(
-        None, "Layers of the backbone to keep, ascending; the other options count these. All if left out."
+        None, "Layers of the backbone to keep, in ascending order; other options count only these. All by default."
     )
     backbone_part: PartOption = option(
         "auto",
-        "Half of an encoder–decoder backbone to use: 'encoder' (also 'auto') or 'decoder'; 'decoder' is also the text "
-        "model of a model that reads more than text.",
+        "Part of the backbone to use: 'encoder' (the same as 'auto') or 'decoder' of an encoder–decoder; 'decoder' is "
+        "also the text model of a multimodal one.",
     )
 
-    # Messages
+    # Feedback messages
     feedback_type: str = option(
         "additive",
-        "Operator that makes the messages: additive, gated, attention, temporal, context or joint; several are joined "
-        "by a plus, as in additive+context. With `feedback_span='segment'`: additive (of the segment and those beside "
-        "it) or memory (every token attends to summaries of all segments of its text).",
+        "Operator that computes the messages: additive, gated, attention, temporal, context or joint, several joined "
+        "by a plus (additive+context). With `feedback_span='segment'`: additive (reads the segment and its "
+        "neighbours) or memory (every token attends to summaries of all segments of its text).",
     )
     feedback_rank: int | None = option(
         32, "Width of the inner projection of a message, at most the hidden size; none: two full d × d maps."
     )
     feedback_activation: str = option(
         "swish",
-        "Activation of the messages: swish (x·sigmoid(βx), one learnable β per edge) or any that transformers knows: "
+        "Activation of the messages: swish (x·sigmoid(βx), one learnable β per edge) or one of transformers by name: "
         "sigmoid, tanh, relu, gelu, mish, …",
     )
     feedback_signal: Literal["state", "error"] = option(
-        "state", "What a message reads: the 'state' of the source, or the 'error', source minus target."
+        "state", "Input of a message: the 'state' of the source layer, or the 'error', source minus target."
     )
     feedback_sharing: Literal["edge", "targets"] = option(
-        "edge", "Weights for every 'edge', or one set for all 'targets' of a source."
+        "edge", "Weights for every 'edge', or one set shared by all 'targets' of a source layer."
     )
     feedback_future: Literal["auto"] | bool = option(
         "auto",
-        "Whether messages may inform a token about later ones; auto: yes, except for `FeedbackModel` over a causal "
+        "Whether messages to a token may depend on later tokens; auto: true, except for `FeedbackModel` over a causal "
         "backbone, whose states may serve to predict the next token.",
     )
-    feedback_heads: int = option(4, "Heads of 'attention' and 'memory'; they share the rank.")
+    feedback_heads: int = option(4, "Attention heads of 'attention' and 'memory'; the rank is divided among them.")
     feedback_sweeps: int = option(
-        3, "Sweeps of 'temporal', at least 2; information moves by one token less than that in each iteration."
+        3, "Sweeps of 'temporal' per iteration, at least 2; n sweeps move information by n − 1 tokens."
     )
     feedback_context: Literal["state", "classes"] = option(
-        "state", "What 'context' reads: the mean 'state' of the source, or the probabilities of the 'classes'."
+        "state", "Input of 'context': the mean 'state' of the source layer, or the probabilities of the 'classes'."
     )
     feedback_dropout: float = option(0.0, "Dropout probability inside a message, after the activation.")
-    feedback_scale: float = option(1.0, "Factor on every message.")
+    feedback_scale: float = option(1.0, "Constant factor on every message.")
 
     # Long texts
     feedback_span: Literal["token", "segment"] = option(
         "token",
-        "'segment': texts are cut into segments, each a row of the batch, which exchange messages; for text and token "
-        "classification and for answers to questions.",
+        "'segment': texts are cut into segments, each a row of the batch, which exchange messages; for text "
+        "classification, token classification and question answering.",
     )
     segment_length: int | None = option(
-        None, "Tokens of a segment, special ones included; what the backbone reads at most if left out."
+        None, "Tokens of a segment, special tokens included; the most that the backbone reads by default."
     )
     segment_overlap: int | None = option(
-        None, "Tokens that a segment shares with the one before; an eighth of a segment if left out."
+        None, "Tokens that a segment shares with the one before; an eighth of a segment by default."
     )
     segment_special_tokens: list[int] | None = option(
         None,
-        "Numbers of special tokens at the start and at the end of a text, which stand around every segment: [1, 1] for "
-        "[CLS] … [SEP]; the tokenizer's if left out.",
+        "Number of special tokens at the start and at the end of a text, repeated around every segment: [1, 1] for "
+        "[CLS] … [SEP]; those of the tokenizer by default.",
     )
     segment_pair: PairOption = option(
         "first",
-        "Where the first text of a pair stands: before the second ('first': the two are cut as one text), or at the "
-        "front of 'every' segment.",
+        "Position of the first text of a pair: before the second ('first', both are cut as one text), or at the front "
+        "of 'every' segment.",
     )
-    segment_summaries: int = option(4, "m ≥ 1, the vectors of each segment that 'memory' reads.")
+    segment_summaries: int = option(4, "m ≥ 1, number of vectors per segment that 'memory' reads.")
     segment_pooling: Literal["mean", "attention"] = option(
         "mean",
-        "How the answers of the segments become that of the text: by their 'mean', or one weighted by 'attention' with "
-        "a learned query.",
+        "How the outputs of the segments are combined into that of the text: 'mean', or 'attention' with a learned "
+        "query.",
     )
-    max_segments: int = option(64, "Segments of a text at most; a longer text is refused.")
+    max_segments: int = option(64, "Maximum number of segments of a text; longer texts are refused.")
 
-    # Halting, in evaluation
+    # Halting in evaluation
     halting: str = option(
         "none",
-        "When an example stops, after K iterations at most: none, convergence (of its states), confidence (in its "
-        "answer) or patience (the same answer several times); 'a+b': both, 'a|b': either.",
+        "Rule by which an example stops before iteration K: none, convergence (of its states), confidence (of its "
+        "prediction) or patience (several equal predictions); 'a+b': both, 'a|b': either.",
     )
     halting_threshold: float = option(
-        0.01, "'convergence': largest relative residual ‖h^(k) − h^(k−1)‖ / ‖h^(k)‖ at which an example stops."
+        0.01, "'convergence': relative residual ‖h^(k) − h^(k−1)‖ / ‖h^(k)‖ at or below which an example stops."
     )
-    halting_confidence: float = option(0.9, "'confidence': minimum at which an example stops, in (0, 1].")
+    halting_confidence: float = option(0.9, "'confidence': confidence in (0, 1] at or above which an example stops.")
     halting_measure: Literal["probability", "margin"] = option(
-        "probability", "What confidence is: the 'probability' of the top class, or its 'margin' over the next."
+        "probability", "Confidence of a prediction: the 'probability' of the top class, or its 'margin' over the next."
     )
-    halting_patience: int = option(2, "'patience': number of consecutive equal answers at which an example stops.")
-    min_iterations: int = option(2, "No example stops before this iteration.")
+    halting_patience: int = option(2, "'patience': number of consecutive equal predictions at which an example stops.")
+    min_iterations: int = option(2, "Minimum number of iterations of every example.")
 
-    # Training
+    # Loss and gradient of the iterations
     iteration_loss: str = option(
         "last",
-        "Loss of the 'last' iteration, or weighted mean over all: 'uniform', or 'linear' (rising with k); needs the "
-        "full gradient.",
+        "Loss of the 'last' iteration, or a weighted mean over all: 'uniform' or 'linear' (weights rise with k), both "
+        "with `gradient='full'` only.",
         choices=ITERATION_LOSSES,
     )
     jacobian_penalty: float = option(
         0.0,
-        "Weight of a penalty on the loop's Jacobian, ‖J‖²_F per entry, which makes further iterations settle (Bai et "
-        "al. 2021); costs one more iteration, differentiated twice.",
+        "Weight of a penalty on the loop's Jacobian, ‖J‖²_F per entry, which helps further iterations converge (Bai "
+        "et al. 2021); costs one more iteration, differentiated twice.",
     )
     gradient: str = option(
         "full",
         "Gradient through all iterations ('full'), the last `gradient_iterations` ('truncated'), the last one "
-        "('one_step'), or of the fixed point ('implicit', with one dropout mask for all iterations; where it is not "
-        "reached, a warning says so and the full gradient is used).",
+        "('one_step'), or of the fixed point ('implicit': one dropout mask for all iterations; if the fixed point is "
+        "not reached, the full gradient with a warning).",
         choices=GRADIENTS,
     )
-    gradient_iterations: int | None = option(None, "n ≥ 1 of 'truncated'; n ≥ K is the full gradient.")
+    gradient_iterations: int | None = option(
+        None, "n ≥ 1, iterations that 'truncated' differentiates; n ≥ K is the full gradient."
+    )
     fixed_point_solver: str = option(
         "iteration",
-        "How 'implicit' finds the fixed point: plain 'iteration' or 'anderson' acceleration.",
+        "Solver of 'implicit': plain 'iteration' or 'anderson' acceleration.",
         choices=SOLVERS,
     )
-    fixed_point_tolerance: float = option(1e-4, "Relative residual within which a fixed point counts as found.")
+    fixed_point_tolerance: float = option(1e-4, "Relative residual at which 'implicit' accepts a fixed point.")
 
-    # The head
+    # Task head
     head: HeadOption = option(
         "new", "'new': pooling and a linear `classifier`; 'backbone': the task head of the backbone's own family."
     )
     pooling: Literal["auto"] | Pooling = option(
         "auto",
-        "Pooling of a new head, padding left out; auto: that of a sentence-transformers folder, else the last token "
-        "for decoders, the first for others.",
+        "Pooling of a new head, without padding; auto: that of a sentence-transformers folder, else the last token "
+        "for decoders and the first for others.",
     )
     label_piece: LabelPiece = option(
         "auto",
-        "Piece of a word at which its label stands in token classification, 'first' or 'last'; auto: the last (which "
-        "has read the whole word) where the backbone reads causally, else the first. It is settled when a model is "
-        "built; models that were saved without it have their labels at the first.",
+        "Word piece that carries the label of a word in token classification: 'first', 'last', or auto: the last "
+        "(which has read the whole word) for causal backbones, else the first. It is fixed when a model is built; "
+        "models saved without it use the first.",
     )
     classifier_dropout: float | None = option(
-        None, "Dropout before a new classifier; that of the backbone's classifier or hidden states if left out."
+        None,
+        "Dropout probability before a new classifier; that of the backbone's classifier or hidden states by default.",
     )
     initializer_range: float = option(0.02, "Standard deviation of the initial weights of a new classifier.")
 

@@ -60,40 +60,42 @@ class FNNConfig(OptionsConfig):
         "'temporal': h_t = f(U x_t + W h_{t-1} + V h_{t+1} + b) over the tokens of a text; 'layered': h^(l) = "
         "σ(W^(l) h^(l-1) + b^(l) + U^(l) h^(l+1)) over layers, for the mean of the text's embeddings.",
     )
-    vocab_size: int = option(30522, "Number of tokens.")
+    vocab_size: int = option(30522, "Number of tokens in the vocabulary.")
     hidden_size: int = option(128, "d, the size of every state h.")
-    embedding_size: int | None = option(None, "Size of the token embeddings x; the hidden size if left out.")
-    num_layers: int | None = option(None, "L; 3 for the layered network if left out. The temporal network has one.")
-    activation: str = option(
-        "tanh", "f and σ: swish (one learnable β a layer) or any activation that transformers knows by name."
+    embedding_size: int | None = option(None, "Size of the token embeddings x; the hidden size by default.")
+    num_layers: int | None = option(
+        None, "L, number of layers: 3 by default for the layered network; the temporal network has one."
     )
-    num_iterations: int = option(4, "K ≥ 1, the number of sweeps; with a `tolerance`, at most so many.")
+    activation: str = option(
+        "tanh", "f and σ: swish (one learnable β per layer) or an activation of transformers by name."
+    )
+    num_iterations: int = option(4, "K ≥ 1, number of sweeps; with a `tolerance`, the maximum number.")
     tolerance: float | None = option(
-        None, "Relative residual at which the sweeps of a text end; always K sweeps if left out."
+        None, "Relative residual at which the sweeps of a text end; always K sweeps by default."
     )
     sweep: Literal["sequential", "parallel"] | None = option(
         None,
-        "Of the temporal network: h_{t-1} of the same sweep ('sequential', the default) or of the sweep before "
-        "('parallel': all tokens are one matrix product). The fixed point is the same.",
+        "Order of the temporal network: h_{t-1} is that of the same sweep ('sequential', the default) or of the "
+        "previous one ('parallel': all tokens in one matrix product). The fixed point is the same.",
     )
     gradient: Literal["full", "truncated", "implicit"] = option(
         "full",
         "Gradient through all sweeps ('full'), the last `gradient_iterations` ('truncated'), or of the fixed point "
         "('implicit', which needs a `tolerance`).",
     )
-    gradient_iterations: int | None = option(None, "Number of sweeps that the truncated gradient goes through.")
+    gradient_iterations: int | None = option(None, "n ≥ 1, last sweeps that 'truncated' differentiates.")
     solver: str = option(
         "iteration",
-        "How 'implicit' finds the fixed point: plain 'iteration' or 'anderson' acceleration.",
+        "Solver of 'implicit': plain 'iteration' or 'anderson' acceleration.",
         choices=SOLVERS,
     )
     pooling: Literal["mean", "cls", "last"] = option(
         "mean", "Pooling of the temporal network's states for a classifier; 'cls' is the first token."
     )
     embedding_dropout: float = option(0.0, "Dropout probability of the embeddings.")
-    classifier_dropout: float = option(0.0, "Dropout probability of what the classifier reads.")
+    classifier_dropout: float = option(0.0, "Dropout probability of the classifier's input.")
     initializer_range: float = option(1.0, "Standard deviation of new embeddings.")
-    pad_token_id: int | None = option(None, "Padding token; its embedding is zero and stays so.")
+    pad_token_id: int | None = option(None, "Id of the padding token, whose embedding stays zero.")
 
     def __post_init__(self, **kwargs: Any) -> None:
         for key in () if is_newer(self.hf_feedback_version) else kwargs:

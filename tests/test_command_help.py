@@ -35,9 +35,9 @@ def test_help_imports_nothing_that_takes_long():
 def test_options_stand_under_their_subjects():
     groups = listed_commands()["train"].groups
     names = {title: {option.names[0] for option in options} for title, options in groups.items()}
-    assert {"--num-iterations", "--feedback-topology"} <= names["The loop"]
-    assert {"--feedback-type", "--feedback-rank"} <= names["Messages"]
-    assert {"--freeze", "--backbone-lr"} <= names["What trains, and at which rates"]
+    assert {"--num-iterations", "--feedback-topology"} <= names["Feedback loop"]
+    assert {"--feedback-type", "--feedback-rank"} <= names["Feedback messages"]
+    assert {"--freeze", "--backbone-lr"} <= names["Freezing and learning rates"]
     assert {"--learning-rate", "--num-train-epochs"} <= names[TRAINING]
     assert "--adam-beta1" in names[OTHERS]
     assert list(names)[-1] == OTHERS

@@ -1,1 +1,1 @@
-"""Help and shell completion of the commands, from a list of their options that is read in no time."""
+"""Help and shell completion of the commands, from a stored list of their options."""

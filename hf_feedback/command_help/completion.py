@@ -7,7 +7,7 @@ import shtab
 
 from .listed_options import ListedOption, listed_commands
 
-# How the names of options end that take a file or a folder.
+# Endings of the names of options that take a file or a folder.
 PATH_ENDINGS = ("-file", "-dir", "--file", "--model", "--output", "--tokenizer", "--join", "--card", "--also-test")
 
 
@@ -16,10 +16,10 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
 
     Args:
         shell: name of the shell.
-        commands: what the commands do, by name.
+        commands: descriptions of the commands, by name.
 
     Raises:
-        ValueError: there is no script for that shell.
+        ValueError: shtab does not support the shell.
     """
     if shell not in shtab.SUPPORTED_SHELLS:
         raise ValueError(f"`print_completion` must be one of {', '.join(shtab.SUPPORTED_SHELLS)}, got {shell!r}.")
@@ -36,7 +36,7 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
 
 
 def _options_of(command: str) -> list[ListedOption]:
-    """All options that a command has, whichever others are given."""
+    """All options of a command, in all its variants."""
     variants = [listed for name, listed in listed_commands().items() if name.split()[0] == command]
     options = [option for listed in variants for group in listed.groups.values() for option in group]
     return list({option.names[0]: option for option in options}.values())

@@ -1,7 +1,8 @@
-"""The list of all options, as help and shell completion show them.
+"""The stored list of all options, for help and shell completion.
 
-The commands derive their options from classes that take seconds to import. `listed_options.json` holds what is shown of
-them; `python -m hf_feedback.command_help.make_list` writes it, and a test compares it with the commands.
+The commands derive their options from classes that take seconds to import, so that names and help are stored in
+`listed_options.json`. `python -m hf_feedback.command_help.make_list` writes it, and a test compares it with the
+commands.
 """
 
 import json
@@ -19,14 +20,14 @@ MOST_CHOICES_SHOWN = 8
 
 @dataclass(frozen=True)
 class ListedOption:
-    """What is shown of an option.
+    """The description of an option.
 
     Args:
         names: as on the command line, with dashes.
         help: its line of help with the default.
         metavar: name of its value.
         nargs: number of its values, as in `argparse`.
-        choices: the values that it may have; empty if they are not enumerated.
+        choices: its allowed values; empty if they are not enumerated.
     """
 
     names: tuple[str, ...]
@@ -46,7 +47,7 @@ class ListedOption:
         return {name: value for name, value in asdict(self).items() if value is not None and value != ()}
 
     def add_to(self, parser: Any) -> Action:
-        """Adds the option to a parser or a group of one, which shows it and parses nothing."""
+        """Adds the option to a parser or an argument group, for display only."""
         settings: dict[str, Any] = {"action": "store_true"}
         if self.nargs != 0:
             few = 0 < len(self.choices) <= MOST_CHOICES_SHOWN
@@ -64,10 +65,10 @@ OptionGroups: TypeAlias = Mapping[str, Sequence[ListedOption]]
 
 @dataclass(frozen=True)
 class ListedCommand:
-    """What is shown of a command.
+    """The description of a command.
 
     Args:
-        description: what it does.
+        description: its purpose.
         groups: its options by subject.
     """
 
@@ -116,10 +117,10 @@ def help_of(command: str, arguments: Sequence[str]) -> str | None:
 
     Args:
         command: name of the command.
-        arguments: those after it; some change which options there are.
+        arguments: those after it; some determine which options the command has.
 
     Returns:
-        `None` where another version of transformers is installed, whose options may be others.
+        `None` where another version of transformers is installed, whose options may differ.
     """
     if _read_list()["transformers"] != version("transformers"):
         return None

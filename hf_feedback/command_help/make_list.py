@@ -1,4 +1,4 @@
-"""Writes the list of all options, as the commands declare them: `python -m hf_feedback.command_help.make_list`."""
+"""Writes the stored list of all options: `python -m hf_feedback.command_help.make_list`."""
 
 import json
 from importlib import import_module
@@ -12,7 +12,7 @@ from .listed_options import LIST_FILE
 
 Entry: TypeAlias = dict[str, Any]
 
-# Options after which a command has others.
+# Options that change which other options a command has.
 VARIANTS = {
     "train": ("--fnn",),
     "compare": (*(f"--task {name}" for name in list(TASK_NAMES)[1:]), "--join"),
@@ -30,7 +30,7 @@ def option_parsers() -> dict[str, OptionParser]:
 
 
 def make_list() -> str:
-    """Returns the content of the file. What is the same in several commands stands there once."""
+    """Returns the content of the file, with options and groups that commands share stored once."""
     options: dict[str, Entry] = {}
     groups: dict[str, Entry] = {}
     commands: dict[str, Entry] = {}
@@ -48,7 +48,7 @@ def make_list() -> str:
 
 
 def _key_of(name: str, entry: Entry, table: dict[str, Entry]) -> str:
-    """The key of an entry in a table, which it is added to if it is new: its name, with a number after the first."""
+    """Adds an entry to a table unless it is there, and returns its key: its name, numbered where names repeat."""
     number, key = 1, name
     while table.setdefault(key, entry) != entry:
         number += 1

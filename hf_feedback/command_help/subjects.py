@@ -1,4 +1,4 @@
-"""The subjects by which help groups options."""
+"""Subjects that group the options in `--help`."""
 
 from dataclasses import fields
 from inspect import get_annotations
@@ -7,20 +7,20 @@ from transformers import TrainingArguments
 
 from ..training.model_arguments import ConfigArguments
 
-# The option of a model or of training with which a subject begins, which goes on as options are declared. Any other
-# dataclass is one subject: the first sentence of its docstring.
+# First option of each subject of a model or of training; the options declared after it belong to it too. Any other
+# dataclass is one subject, named by the first sentence of its docstring.
 FIRST_OPTIONS = {
-    "num_iterations": "The loop",
-    "feedback_type": "Messages",
+    "num_iterations": "Feedback loop",
+    "feedback_type": "Feedback messages",
     "feedback_span": "Long texts",
-    "halting": "Stopping early, in evaluation",
-    "iteration_loss": "Gradients and losses of iterations",
-    "head": "The head",
-    "freeze": "What trains, and at which rates",
-    "train_iterations": "Iterations of training",
+    "halting": "Halting in evaluation",
+    "iteration_loss": "Loss and gradient of the iterations",
+    "head": "Task head",
+    "freeze": "Freezing and learning rates",
+    "train_iterations": "Number of iterations in training",
 }
 TRAINING = "Training"
-# Of transformers' options, those that most runs set.
+# The options of transformers that most runs set.
 TRAINING_OPTIONS = (
     "output_dir",
     "overwrite_output_dir",
@@ -43,7 +43,7 @@ TRAINING_OPTIONS = (
     "use_cpu",
     "disable_tqdm",
 )
-OTHERS = "Other options, of transformers' TrainingArguments"
+OTHERS = "Other options of transformers' TrainingArguments"
 
 
 def subjects_of(options: type) -> dict[str, str]:
@@ -57,7 +57,7 @@ def subjects_of(options: type) -> dict[str, str]:
     ```python
     >>> from hf_feedback.training.model_arguments import HaltingArguments
     >>> subjects_of(HaltingArguments)["halting_patience"]
-    'Stopping early, in evaluation'
+    'Halting in evaluation'
 
     ```
     """

@@ -89,25 +89,32 @@ class FeedbackTrainingArguments(
     """
 
     freeze: list[str] | None = option(
-        None, "Do not train these: backbone, embeddings, feedback, head, layers:0-3, regular expressions."
+        None,
+        "Parts that are not trained: backbone, embeddings, feedback, head, layers:0-3, or regular expressions over "
+        "parameter names.",
     )
-    backbone_lr: float | None = option(None, "Rate of the backbone (default: learning rate).")
-    feedback_lr: float | None = option(None, "Rate of the feedback (default: learning rate).")
-    head_lr: float | None = option(None, "Rate of the head (default: learning rate).")
-    layer_lr_decay: float = option(1.0, "Factor on the rate from a layer to the one below.")
+    backbone_lr: float | None = option(None, "Learning rate of the backbone (default: --learning-rate).")
+    feedback_lr: float | None = option(None, "Learning rate of the feedback (default: --learning-rate).")
+    head_lr: float | None = option(None, "Learning rate of the head (default: --learning-rate).")
+    layer_lr_decay: float = option(
+        1.0, "Factor from the learning rate of a layer to that of the layer below, at most 1."
+    )
     learning_rate_mapping: dict | str | None = option(
-        None, 'Regular expression over parameter names to rate, as JSON: {"LayerNorm": 1e-5}.'
+        None, 'Learning rates by regular expression over parameter names, as JSON: {"LayerNorm": 1e-5}.'
     )
 
     train_iterations: str = option(
-        "fixed", f"Rule for K of a training step: {', '.join(ITERATION_RULES)}.", choices=ITERATION_RULES
+        "fixed",
+        "Rule for K of each training step: fixed (the model's K), uniform or poisson (drawn at random), or curriculum "
+        "(rising during training).",
+        choices=ITERATION_RULES,
     )
-    min_train_iterations: int = option(2, "Least K that is drawn.")
+    min_train_iterations: int = option(2, "Smallest K of a training step, unless fixed.")
     max_train_iterations: int | None = option(
-        None, "Largest K that is drawn (default: the model's K; four times as many for poisson)."
+        None, "Largest K of a training step, unless fixed (default: the model's K; four times that for poisson)."
     )
     overwrite_output_dir: bool = option(
-        False, "Write over what an earlier run left in the output folder; its checkpoints are removed."
+        False, "Overwrite the results of an earlier run in the output folder; its checkpoints are deleted."
     )
 
     # Options that transformers reads as JSON when they come as text.

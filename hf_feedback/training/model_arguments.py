@@ -141,20 +141,20 @@ OPTIONS_WITH_NONE = frozenset(
 @dataclass
 @options_of(FeedbackConfig, HALTING_OPTIONS, default="the model's own")
 class HaltingArguments(ConfigArguments):
-    """When an example stops."""
+    """Halting in evaluation."""
 
 
 @dataclass(kw_only=True)
 @options_of(FeedbackConfig)
 class ModelArguments(ConfigArguments):
-    """The model to start from. Its options are those of `FeedbackConfig`."""
+    """Model. Its options are those of `FeedbackConfig`."""
 
     default_learning_rate: ClassVar[float] = 5e-5
 
-    model: str = field(metadata={"help": "Hub id or folder: a backbone, or a feedback model to train further."})
+    model: str = field(metadata={"help": "Hub id or folder of a backbone, or of a feedback model to train further."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
     recipe: str | None = option(
-        None, f"Options that have been measured to pay, beside those that are given: {', '.join(RECIPES)}."
+        None, f"Named options that have been measured to help: {', '.join(RECIPES)}; explicit options take precedence."
     )
 
     def config_options(self) -> Options:
@@ -165,7 +165,7 @@ class ModelArguments(ConfigArguments):
 @dataclass(kw_only=True)
 @options_of(FNNConfig, FNN_OPTIONS)
 class FNNArguments(ConfigArguments):
-    """A network from scratch. Its options are those of `FNNConfig`."""
+    """Network from scratch. Its options are those of `FNNConfig`."""
 
     model: ClassVar[str | None] = None
     # What starts at random learns at another rate than what is fine-tuned.
@@ -174,7 +174,7 @@ class FNNArguments(ConfigArguments):
     fnn: str = field(
         metadata={"help": "Type of network.", "choices": choices_of(FNNConfig.declared_options()["fnn_type"])}
     )
-    tokenizer: str = field(metadata={"help": "Hub id or folder of a tokenizer."})
+    tokenizer: str = field(metadata={"help": "Hub id or folder of the tokenizer."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
 
     def config_options(self) -> Options:

@@ -1,4 +1,4 @@
-"""What training reports of the iterations."""
+"""Options for logging the iterations during training."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,20 @@ from ..validation import check_integer, option
 
 @dataclass
 class ReportArguments:
-    """What is reported of iterations.
+    """Logging of iterations.
 
-    Where `report_to` names a receiver, such as `tensorboard` or `trackio`, β of each edge and the size of its messages
-    are among the logs of training, and the accuracy after each iteration is among those of an evaluation.
+    With `report_to`, such as `tensorboard` or `trackio`, training also logs β of each edge and the size of its
+    messages, and evaluation the accuracy of each iteration.
 
     Args:
-        report_batches: batches of the evaluation data whose accuracy after each iteration is reported, which costs one
-            more pass over these; 0: none.
+        report_batches: batches of the evaluation data on which the accuracy of each iteration is logged, which costs
+            one more pass over them; 0: none.
     """
 
-    report_batches: int = option(8, "Batches of the evaluation data to report the accuracy of each iteration on.")
+    report_batches: int = option(8, "Evaluation batches on which the accuracy of each iteration is logged; 0: none.")
 
     def check_report(self) -> None:
         """Raises `ValueError` where an option has a value that is not allowed."""
-        check_integer("report_batches", self.report_batches, 0, "batches to report the accuracy of each iteration on")
+        check_integer(
+            "report_batches", self.report_batches, 0, "batches on which the accuracy of each iteration is logged"
+        )

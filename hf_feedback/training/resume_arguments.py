@@ -1,4 +1,4 @@
-"""The option to go on with a run."""
+"""Option to resume a run."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,20 @@ from ..validation import option
 
 @dataclass
 class ResumeArguments:
-    """How a run that was begun before goes on.
+    """Resuming.
 
     Args:
-        resume: `"auto"` goes on with the run in the output folder, begins it if there is none, and trains nothing if it
-            is finished: one command from the first start on. A folder is the checkpoint to go on from. It is a short
-            name of `resume_from_checkpoint`, `"true"` there, and counts in `FeedbackTrainer.train()` too.
+        resume: `"auto"` resumes the run in the output folder, starts it if there is none, and trains nothing if it is
+            finished, so that one command serves every start. A folder is the checkpoint to resume from. `"auto"` means
+            `resume_from_checkpoint="true"`, a folder that value; `FeedbackTrainer.train()` reads it too.
 
     Raises:
         ValueError: `resume_from_checkpoint` has another value.
     """
 
     resume: str | None = option(
-        None, "auto: go on with the run in the output folder, or begin it. Or the checkpoint to go on from."
+        None,
+        "auto: resume the run in the output folder, or start it if there is none. Or the checkpoint to resume from.",
     )
 
     def checkpoint_setting(self, other: str | None) -> str | None:

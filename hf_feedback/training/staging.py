@@ -1,4 +1,4 @@
-"""Training in stages: what the training arguments say of gradual unfreezing and early stopping."""
+"""Options for gradual unfreezing and early stopping."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,26 +13,29 @@ from .unfreezing import UnfreezingCallback, UnfreezingSchedule
 
 @dataclass
 class StagingArguments:
-    """When the parts of the model begin to train, and when training ends early.
+    """Gradual unfreezing and early stopping.
 
     Args:
-        unfreeze_every: feedback and head train first, then the layers of the backbone, one more each time, from the
-            top; see `GradualUnfreezing`.
+        unfreeze_every: interval at which one more layer of the backbone is unfrozen, from the top, after feedback and
+            head; see `GradualUnfreezing`.
         feedback_warmup: how long feedback and head train alone; as long as `unfreeze_every` if left out.
-        early_stopping_patience: after how many evaluations without a better one training ends; the best model is kept.
-        early_stopping_threshold: by how much an evaluation has to be better.
+        early_stopping_patience: evaluations without improvement after which training stops; the best model is kept.
+        early_stopping_threshold: smallest change of the metric that counts as an improvement.
     """
 
     unfreeze_every: str | None = option(
-        None, "Train feedback and head first, then one more layer each time, from the top: '0.5 epochs', '200 steps'."
+        None,
+        "Train feedback and head first, then unfreeze one more layer, from the top, at every interval: '0.5 epochs', "
+        "'200 steps'.",
     )
     feedback_warmup: str | None = option(
-        None, "Train feedback and head alone for so long: '1 epoch', '100 steps' (default: as --unfreeze-every)."
+        None,
+        "Train only feedback and head for this long at first: '1 epoch', '100 steps' (default: as --unfreeze-every).",
     )
     early_stopping_patience: int | None = option(
-        None, "End training after so many evaluations without a better one; the best model is kept."
+        None, "Stop training after this number of evaluations without improvement, and keep the best model."
     )
-    early_stopping_threshold: float = option(0.0, "By how much an evaluation has to be better.")
+    early_stopping_threshold: float = option(0.0, "Smallest change of the metric that counts as an improvement.")
 
     @property
     def unfreezes(self) -> bool:
@@ -53,12 +56,12 @@ class StagingArguments:
 
 
 def check_unfreezing(args: TrainingArguments) -> None:
-    """Raises `ValueError` where parameters cannot be frozen and unfrozen while training lasts."""
+    """Raises `ValueError` where parameters cannot be unfrozen during training."""
     fsdp_version = int(cast(Keywords, args.fsdp_config).get("version", 2)) if args.fsdp else 2
     if args.deepspeed or fsdp_version < 2:
         raise ValueError(
-            "`unfreeze_every` and `feedback_warmup` change what trains, which DeepSpeed and FSDP 1 settle at the "
-            "start; use DDP or FSDP 2, or leave them out."
+            "`unfreeze_every` and `feedback_warmup` change which parameters train, which DeepSpeed and FSDP 1 "
+            "fix at the start; use DDP or FSDP 2, or leave them out."
         )
     checkpointing = cast(Keywords, args.activation_checkpointing_kwargs or {})
     if args.activation_checkpointing and checkpointing.get("use_reentrant"):
@@ -74,7 +77,7 @@ def check_unfreezing(args: TrainingArguments) -> None:
 
 
 def check_early_stopping(args: TrainingArguments, patience: int | None) -> None:
-    """Raises `ValueError` where training is to end early and no evaluation shows when."""
+    """Raises `ValueError` where early stopping has no evaluations to compare."""
     if patience is not None and not args.load_best_model_at_end:
         raise ValueError(
             f"`early_stopping_patience`={patience} compares evaluations and keeps the best model: it needs validation "
@@ -101,7 +104,7 @@ def staged(trainer: Trainer, args: StagingArguments) -> Iterator[None]:
         yield
     finally:
         if args.early_stopping_patience is not None:
-            trainer.pop_callback(EarlyStoppingCallback)  # resuming has made another one
+            trainer.pop_callback(EarlyStoppingCallback)  # resuming has added another one
         if unfreezing is not None:
             unfreezing.finish()
             trainer.remove_callback(unfreezing)

@@ -16,23 +16,25 @@ from ...validation import check_integer, option
 from ..comparison_result import markdown_table
 from ..iteration_choice import candidates, choose, measure_choice, save_choice
 
-DESCRIPTION = """Choose the number of iterations and the rule of halting of a trained text classifier: every K and every
-rule answers a file of labelled texts, and the fastest of those that are about as good as the best one is taken. Use a
-validation file: what is chosen on a test split flatters it."""
+DESCRIPTION = """Choose the number of iterations and the halting rule of a trained text classifier: every K and every
+rule is evaluated on a file of labelled texts, and the fastest whose metric is within a tolerance of the best is chosen.
+Use validation data: a choice made on test data overestimates the metric there."""
 
 
 @dataclass
 class ChoiceArguments:
-    """Which model, and how long it may take."""
+    """Model, examples and time budget."""
 
     model: str = field(metadata={"help": "Folder or hub id of a trained model."})
     file: str = field(metadata={"help": "CSV, TSV, JSON-lines or parquet file of labelled texts."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
-    batch_size: int = option(32, "Texts of a batch.")
-    milliseconds: float | None = option(None, "Time budget of a text, on this machine and with this batch size.")
-    max_iterations: int | None = option(None, "Largest K that is tried (default: two more than the model's own).")
-    tolerance: float = option(0.5, "Points of the metric by which a faster choice may be worse than the best.")
-    save: bool = option(False, "Write the choice into the config of the model, which has to be a folder.")
+    batch_size: int = option(32, "Number of texts per batch.")
+    milliseconds: float | None = option(
+        None, "Time budget per text in milliseconds, on this machine and with this batch size (default: none)."
+    )
+    max_iterations: int | None = option(None, "Largest K to try (default: two more than the model's own).")
+    tolerance: float = option(0.5, "Points of the metric by which a faster choice may be worse than the best one.")
+    save: bool = option(False, "Write the choice into the config of the model, which must be a folder.")
 
     def __post_init__(self) -> None:
         if self.max_iterations is not None:

@@ -25,10 +25,10 @@ from ..comparison_plots import plot_comparison
 from ..joined_results import join_results, read_results
 
 DESCRIPTION = """Find out whether feedback helps: train matched alternatives over several seeds, with the same order of
-data, epochs, batch and head, each with its own sweep of rates on validation, and say with an interval how they differ
-on test. Options of the model, data and training are those of `hf-feedback train`; `learning_rate` is the rate of what
-starts at random (head, feedback, adapters), `backbone_lr` that of the backbone. `hf-feedback compare --join FOLDER …`
-shows finished comparisons side by side."""
+data, epochs, batch size and head, each with its own sweep of learning rates on validation data, and report their
+differences on test data with confidence intervals. Options of the model, data and training are those of `hf-feedback
+train`; `--learning-rate` is the rate of parts that start at random (head, feedback, adapters), `--backbone-lr` that of
+the backbone. `hf-feedback compare --join FOLDER …` shows finished comparisons side by side."""
 FEEDBACK = "feedback"
 QUICK_ARMS = ("head-only", "plain", "lora", "bottom-up")
 QUICK_STEPS = 60
@@ -36,34 +36,35 @@ QUICK_STEPS = 60
 
 @dataclass
 class CompareArguments:
-    """What is compared, and how often."""
+    """Comparison."""
 
-    task: str = option("text-classification", "The task.", choices=TASK_NAMES)
+    task: str = option("text-classification", "Task to train for.", choices=TASK_NAMES)
     arms: list[str] | None = option(
         None,
-        f"Alternatives to compare with (default: all that apply, without r-drop): {', '.join(ARMS)}; several at once "
-        "with a plus, as in lora+unmasked.",
+        f"Alternatives to compare with: {', '.join(ARMS)}; several in one, with a plus, as in lora+unmasked (default: "
+        "all that apply, without r-drop).",
     )
     variants: str | None = option(
         None,
         'Feedback with other options, by name, as JSON: {"attention": {"feedback_type": "attention"}} (default: one '
-        "variant, with the options of the command); with a plus and an arm, as in attention+lora, both.",
+        "variant, with the options of the command); a name with a plus and an arm, as in attention+lora, is both.",
     )
-    seeds: list[int] | None = option(None, "Seeds (default: 0 1 2 3 4).")
+    seeds: list[int] | None = option(None, "Seeds; every alternative is trained once per seed (default: 0 1 2 3 4).")
     rate_factors: list[float] | None = option(
-        None, "Factors on all rates; each alternative takes the one that is best on validation (default: 0.3 1 3)."
+        None,
+        "Factors on all learning rates; each alternative uses the one that is best on validation (default: 0.3 1 3).",
     )
-    margin: float = option(1.0, "Differences of fewer points do not matter.")
-    processes: int = option(1, "How many runs at a time; they take turns on the GPUs that there are.")
+    margin: float = option(1.0, "Differences of fewer points of the metric count as none.")
+    processes: int = option(1, "Number of runs at a time; they take turns on the available GPUs.")
     also_test: list[str] | None = option(
-        None, "Further files to test every trained model on, such as noisy or adversarial ones."
+        None, "Further files on which every trained model is tested, such as noisy or adversarial ones."
     )
     quick: bool = option(
         False,
-        f"A first look within minutes: {', '.join(QUICK_ARMS)} and feedback, 3 seeds, one set of rates, at most "
+        f"First result within minutes: {', '.join(QUICK_ARMS)} and feedback, 3 seeds, one rate factor, at most "
         f"{QUICK_STEPS} steps.",
     )
-    dry_run: bool = option(False, "Print the plan with its cost, and end.")
+    dry_run: bool = option(False, "Print the plan with its cost, then exit.")
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASK_NAMES)
@@ -92,10 +93,10 @@ class CompareArguments:
 
 @dataclass
 class JoinArguments:
-    """Comparisons that are finished."""
+    """Finished comparisons."""
 
-    join: list[str] = field(metadata={"help": "Folders of finished comparisons, to be shown side by side."})
-    card: str | None = option(None, "Also write a model card about them into this file.")
+    join: list[str] = field(metadata={"help": "Folders of finished comparisons, to show side by side."})
+    card: str | None = option(None, "File for a model card about them (default: none).")
 
 
 def read_variants(text: str | None) -> dict[str, Arm]:
@@ -134,7 +135,7 @@ def read_variants(text: str | None) -> dict[str, Arm]:
 
 
 def together(parts: Sequence[Arm]) -> Arm:
-    """One arm as it is, several as one."""
+    """Returns the only arm, or one that combines several."""
     return parts[0] if len(parts) == 1 else Together(parts)
 
 

@@ -14,6 +14,7 @@ from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.predict import TrainedModelArguments
 from ...training.commands.train import format_metrics
 from ...training.data.labels import LabelSet
+from ...training.metrics import METRICS
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
 from ...training.prediction.labelled_file import LabelledFile
@@ -23,47 +24,55 @@ from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import draw_confusion
 from ..diagnostics import finite
 
-DESCRIPTION = """Measure a trained model of any task, which is known from the model, on labelled examples: the metrics
-of training, precision, recall and F1 of each class with their averages, and calibration."""
+DESCRIPTION = """Evaluate a trained model on labelled examples; the model determines the task. Prints the metrics of
+training, precision, recall and F1 of each class with their averages, and calibration."""
 
 
 @dataclass
 class LabelledArguments:
-    """The labelled examples, and how they are read; which options there are depends on the task."""
+    """Labelled examples (each task reads some of these)."""
 
     file: str = field(
         metadata={"help": "CSV, TSV, JSON-lines or parquet file of examples; a folder of images or recordings."}
     )
-    text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
-    text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
-    label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    text_column: str | None = option(
+        None, "Column of the texts (default: as in training, else a usual name such as text)."
+    )
+    text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
+    label_column: str | None = option(
+        None, "Column of the labels (default: as in training, else a usual name such as label)."
+    )
     label_separator: str | None = option(
-        None, "What separates several labels of a text in one cell, such as ; (default: that of training, or none)."
+        None, "Separator of several labels in one cell, such as ; (default: as in training, else none)."
     )
     tokens_column: str | None = option(None, "Column of the words to tag (default: tokens).")
     tags_column: str | None = option(None, "Column of the tags (default: tags).")
     image_column: str | None = option(None, "Column of the images (default: image).")
     audio_column: str | None = option(None, "Column of the recordings (default: audio).")
-    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as in training).")
-    stride: int | None = option(None, "Tokens that windows of a text share (default: a third of a window).")
-    max_answer_length: int | None = option(None, "Tokens of an answer at most (default: 30).")
-    mlm_probability: float | None = option(None, "Share of the tokens to predict (default: 0.15).")
+    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
+    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: a third of a window).")
+    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: 30).")
+    mlm_probability: float | None = option(
+        None, "Share of the tokens that are masked for prediction, in (0, 1) (default: 0.15)."
+    )
     packing: bool | None = option(None, "Join texts into blocks (default: true).")
-    max_seconds: float | None = option(None, "Cut recordings at so many seconds (default: 20).")
-    metrics: list[str] | None = option(None, "Metrics of classes or values (default: those that suit the labels).")
+    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: 20).")
+    metrics: list[str] | None = option(
+        None, f"Metrics: {', '.join(METRICS)}, or others of the evaluate library (default: those that suit the labels)."
+    )
     delimiter: str | None = option(
-        None, "Separator of CSV and TSV files, \\t for a tab (default: that of their header)."
+        None, "Separator of CSV and TSV files, \\t for a tab (default: inferred from the header)."
     )
     encoding: str | None = option(None, "Encoding of CSV, TSV, JSON and text files (default: utf-8).")
 
 
 @dataclass
 class ResultArguments:
-    """Where the results are written."""
+    """Output."""
 
-    output: str | None = option(None, "JSON file to write metrics and report to.")
-    confusion_matrix: str | None = option(None, "Picture of the confusion matrix to write, such as confusion.png.")
-    force: bool = option(False, "Write over files that exist.")
+    output: str | None = option(None, "JSON file for the metrics and the report.")
+    confusion_matrix: str | None = option(None, "Picture of the confusion matrix, such as confusion.png.")
+    force: bool = option(False, "Overwrite existing files.")
 
     def check(self, source: str) -> None:
         """Refuses to begin where the results could not be written.

@@ -14,22 +14,24 @@ from ..labelled_examples import load_examples
 from ..report import write_report
 from ..report_building import make_report
 
-DESCRIPTION = "Show what every iteration of a trained model does to labelled examples, as an HTML page."
+DESCRIPTION = "Write an HTML page that shows the effect of every iteration of a trained model on labelled examples."
 FILES = ("report.html", "report.json")
 
 
 @dataclass
 class ReportArguments:
-    """Which model is observed on which examples."""
+    """Model, examples and output."""
 
     model: str = field(metadata={"help": "Folder or hub id of a trained model; also as the first argument."})
     file: str = field(metadata={"help": "File of labelled examples; a folder of images or recordings."})
     output: str = option("report", "Folder for report.html and report.json.")
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
-    batch_size: int = option(32, "Examples of a batch.")
-    num_iterations: int | None = option(None, "K (default: the model's own); two more are observed.")
-    pictures: int = option(8, "Examples whose tokens are followed.")
-    force: bool = option(False, "Write over a report that exists.")
+    batch_size: int = option(32, "Number of examples per batch.")
+    num_iterations: int | None = option(
+        None, "K, number of iterations (default: the model's own); the report also shows two more."
+    )
+    pictures: int = option(8, "Number of examples whose tokens are drawn at every iteration; 0: none.")
+    force: bool = option(False, "Overwrite an existing report.")
 
     def check(self) -> None:
         """Raises `ValueError` where an option has a value that is not allowed, or a report would be lost."""
@@ -45,16 +47,20 @@ class ReportArguments:
 
 @dataclass
 class ColumnArguments:
-    """The columns of the file; which there are depends on the task."""
+    """Columns and text length (each task reads some of these)."""
 
-    text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
-    text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
-    label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    text_column: str | None = option(
+        None, "Column of the texts (default: as in training, else a usual name such as text)."
+    )
+    text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
+    label_column: str | None = option(
+        None, "Column of the labels (default: as in training, else a usual name such as label)."
+    )
     tokens_column: str | None = option(None, "Column of the words to tag (default: tokens).")
     tags_column: str | None = option(None, "Column of the tags (default: tags).")
     image_column: str | None = option(None, "Column of the images (default: image).")
     audio_column: str | None = option(None, "Column of the recordings (default: audio).")
-    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as in training).")
+    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
 
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:

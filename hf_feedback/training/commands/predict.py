@@ -11,19 +11,19 @@ from ..prediction.predictions_file import STANDARD_OUTPUT
 from ..prediction.trained_model import TrainedModel
 from .options import OptionParser, options_from_file
 
-DESCRIPTION = """Predict with a trained model of any task, which is known from the model: texts, pairs, words to tag,
-questions, choices, texts with masks, prompts, images or recordings. Rows are read, answered and written in chunks,
-however many there are; the same command goes on with a file that was cut off."""
+DESCRIPTION = """Predict with a trained model; the model determines the task. Inputs are texts, pairs, words to tag,
+questions, choices, texts with masks, prompts, images or recordings. Rows are read, predicted and written in chunks, so
+that files may be larger than memory; the same command resumes an incomplete output file."""
 
 
 @dataclass
 class TrainedModelArguments:
-    """Which trained model answers, and how."""
+    """Trained model."""
 
     model: str = field(metadata={"help": "Folder or hub id of a trained model."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
-    batch_size: int = option(32, "Examples of a batch.")
-    num_iterations: int | None = option(None, "K (default: the model's own).")
+    batch_size: int = option(32, "Number of examples per batch.")
+    num_iterations: int | None = option(None, "K, number of iterations (default: the model's own).")
     bf16: bool = option(False, "Compute in bfloat16.")
 
     def trained(self, halting: HaltingArguments) -> TrainedModel:
@@ -34,17 +34,17 @@ class TrainedModelArguments:
 
 @dataclass
 class RowArguments:
-    """What the model answers to."""
+    """Input."""
 
     file: str | None = option(
         None,
         "Text, CSV, TSV, JSON-lines or parquet file, also with .gz; a folder of images or recordings; - for standard "
-        "input, of one text or JSON object a line.",
+        "input, one text or JSON object per line.",
     )
     text: list[str] | None = option(None, "Texts, instead of a file.")
-    text_pair: list[str] | None = option(None, "Second texts of pairs, or the texts that hold the answers.")
+    text_pair: list[str] | None = option(None, "Second texts of pairs; in question answering, the contexts.")
     delimiter: str | None = option(
-        None, "Separator of CSV and TSV files, \\t for a tab (default: that of their header)."
+        None, "Separator of CSV and TSV files, \\t for a tab (default: inferred from the header)."
     )
     encoding: str = option("utf-8", "Encoding of CSV, TSV, JSON and text files.")
 
@@ -55,27 +55,31 @@ class RowArguments:
 
 @dataclass
 class OutputArguments:
-    """Where the predictions are written."""
+    """Output."""
 
     output: str = option("predictions.jsonl", "File to write: .csv, .tsv or JSON lines; - for standard output.")
-    force: bool = option(False, "Write over a file that exists, and begin one that was cut off anew.")
+    force: bool = option(False, "Overwrite an existing file, and start an incomplete one again from its first row.")
 
 
 @dataclass
 class ExampleArguments:
-    """The columns, and how examples are read; which options there are depends on the task."""
+    """Columns and preprocessing (each task reads some of these)."""
 
-    text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
-    text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
-    tokens_column: str | None = option(None, "Column of the words to tag (default: tokens, or the texts, split).")
+    text_column: str | None = option(
+        None, "Column of the texts (default: as in training, else a usual name such as text)."
+    )
+    text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
+    tokens_column: str | None = option(
+        None, "Column of the words to tag (default: tokens, or else the texts, split into words)."
+    )
     image_column: str | None = option(None, "Column of the images (default: image).")
     audio_column: str | None = option(None, "Column of the recordings (default: audio).")
-    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as in training).")
-    stride: int | None = option(None, "Tokens that windows of a text share (default: a third of a window).")
-    max_answer_length: int | None = option(None, "Tokens of an answer at most (default: 30).")
+    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
+    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: a third of a window).")
+    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: 30).")
     may_be_empty: bool | None = option(None, "Whether a question may have no answer (default: false).")
-    max_new_tokens: int | None = option(None, "Tokens of a continuation at most (default: 40).")
-    max_seconds: float | None = option(None, "Cut recordings at so many seconds (default: 20).")
+    max_new_tokens: int | None = option(None, "Maximum number of tokens of a continuation (default: 40).")
+    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: 20).")
 
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:

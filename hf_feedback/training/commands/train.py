@@ -29,9 +29,11 @@ NOT_SHOWN = ("_flos", "_per_second", "_preparation_time", "epoch")
 
 @dataclass
 class RunArguments:
-    """What the command does."""
+    """Dry run."""
 
-    dry_run: bool = option(False, "Print model, groups, data and cost, and end; nothing is trained or written.")
+    dry_run: bool = option(
+        False, "Print model, parameter groups, data and cost, then exit; nothing is trained or written."
+    )
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

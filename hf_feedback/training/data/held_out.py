@@ -1,4 +1,4 @@
-"""Which rows train and which validate, where one file holds both, and where only some of them are used."""
+"""Sampling of rows, and a validation split held out of the training rows."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,16 @@ from ...validation import check_integer, option
 
 @dataclass(kw_only=True)
 class SamplingArguments:
-    """How many rows are used, and which of one file validate."""
+    """Sampling and validation split."""
 
     validation_split: float | None = option(
-        None, "Share of the training rows to validate on instead, drawn from every class alike."
+        None, "Share of the training rows to hold out for validation, in (0, 1), drawn from every class alike."
     )
-    max_train_samples: int | None = option(None, "Train on so many rows at most, drawn at random.")
-    max_eval_samples: int | None = option(None, "Validate and test on so many rows at most, drawn at random.")
-    split_seed: int = option(0, "Seed of these draws; runs of other `--seed`s use the same rows.")
+    max_train_samples: int | None = option(None, "Maximum number of training rows, drawn at random (default: all).")
+    max_eval_samples: int | None = option(
+        None, "Maximum number of validation rows and of test rows, drawn at random (default: all)."
+    )
+    split_seed: int = option(0, "Seed of these draws, which do not depend on --seed.")
 
     def check_sampling(self) -> None:
         """Raises `ValueError` where one of these options has a value that is not allowed."""
@@ -31,11 +33,10 @@ class SamplingArguments:
 
 
 def held_out_rows(classes: Sequence[Hashable], share: float, seed: int) -> list[int]:
-    """Draws the rows to validate on, of every class its share.
+    """Draws the validation rows, stratified by class.
 
-    A class of several rows keeps at least one to train on, and one of a single row trains. So that small classes do not
-    add up to another share of all rows, what is left of their shares is given to the classes that lose most by
-    rounding.
+    A class always keeps at least one training row. Rounding the shares of small classes down would make the split too
+    small, so the remaining rows are drawn from the classes that lose most by rounding.
 
     Args:
         classes: the class of every row.

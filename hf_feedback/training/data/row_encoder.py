@@ -95,16 +95,18 @@ IN_MEMORY = RowEncoder()
 
 @dataclass(kw_only=True)
 class EncodingArguments:
-    """How rows are encoded before training."""
+    """Preprocessing."""
 
     preprocessing_num_workers: int | None = option(
-        None, "Processes that encode rows (default: one, in which a fast tokenizer uses all cores too)."
+        None, "Number of processes that encode rows (default: one, in which a fast tokenizer uses all cores)."
     )
-    overwrite_cache: bool = option(False, "Encode anew, and write over encoded rows that an earlier run kept on disk.")
+    overwrite_cache: bool = option(
+        False, "Encode the rows again, and overwrite those that an earlier run cached on disk."
+    )
 
     @property
     def row_encoder(self) -> RowEncoder:
-        """What encodes the rows of a run.
+        """The encoder of the rows of a run.
 
         Raises:
             ValueError: `preprocessing_num_workers` is not a number of processes.

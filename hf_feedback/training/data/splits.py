@@ -20,11 +20,11 @@ Batch: TypeAlias = dict[str, list[Any]]
 
 @dataclass
 class FileArguments(SamplingArguments, EncodingArguments, TextFormatArguments):
-    """The files of a training run."""
+    """Training, validation and test data."""
 
-    train_file: str | None = option(None, "File to train on.")
-    validation_file: str | None = option(None, "File to validate on after every epoch.")
-    test_file: str | None = option(None, "File to test the finished model on, once.")
+    train_file: str | None = option(None, "File of the training data.")
+    validation_file: str | None = option(None, "File of the validation data, evaluated after every epoch.")
+    test_file: str | None = option(None, "File of the test data, evaluated once after training.")
 
 
 @dataclass(frozen=True)

@@ -62,16 +62,16 @@ DEFAULT_FORMAT = TextFormat()
 
 @dataclass(kw_only=True)
 class TextFormatArguments:
-    """How files are written."""
+    """Format of input files."""
 
     delimiter: str | None = option(
-        None, "Separator of CSV and TSV files, \\t for a tab (default: that of their header)."
+        None, "Separator of CSV and TSV files, \\t for a tab (default: inferred from the header)."
     )
     encoding: str = option("utf-8", "Encoding of CSV, TSV, JSON and text files.")
 
     @property
     def text_format(self) -> TextFormat:
-        """How the files are written.
+        """The format of the files.
 
         Raises:
             ValueError: `delimiter` or `encoding` is not as it must be.

@@ -1,4 +1,4 @@
-"""What the training arguments say of frozen layers whose states are the same in every epoch."""
+"""Options for caching the states of frozen layers, which are the same in every epoch."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +19,7 @@ from .prefix_cache import TEXT_INPUTS, PrefixCache, fingerprint_parameters
 
 @dataclass
 class PrefixArguments:
-    """What frozen layers cost.
+    """Caching states of frozen layers.
 
     Args:
         cache_prefix: whether to keep the states of the layers that no trained tensor reaches, in memory-mapped files in
@@ -29,16 +29,16 @@ class PrefixArguments:
     """
 
     cache_prefix: bool = option(
-        False, "Compute what frozen layers make of a text once, and read it from a file in all later epochs."
+        False, "Compute the states of frozen layers in the first epoch only, and read them from disk in later ones."
     )
-    cache_prefix_gigabytes: float = option(10.0, "Size of that file at most.")
+    cache_prefix_gigabytes: float = option(10.0, "Maximum size of these files in gigabytes.")
 
 
 PREFIX_FOLDER = "_prefix_states"  # in the output folder; what begins with _ is not pushed to the hub
 
 
 def check_prefix(args: TrainingArguments, prefix: PrefixArguments) -> None:
-    """Raises `ValueError` where states cannot be kept while training lasts."""
+    """Raises `ValueError` where states cannot be cached during training."""
     gigabytes = prefix.cache_prefix_gigabytes
     if not is_number(gigabytes) or gigabytes <= 0:
         raise ValueError(f"`cache_prefix_gigabytes` must be a number above 0, got {gigabytes!r}.")
@@ -58,14 +58,15 @@ def check_prefix(args: TrainingArguments, prefix: PrefixArguments) -> None:
 
 
 def frozen_prefix(trainer: Trainer, args: PrefixArguments) -> AbstractContextManager[object]:
-    """Returns the context of one training in which frozen layers cost what they should.
+    """Returns the context of one training that skips the gradients, or the computation, of frozen layers.
 
     Args:
         trainer: the trainer.
         args: its training arguments.
 
     Raises:
-        ValueError: states are to be kept, and there are none, or too many.
+        ValueError: states cannot be cached: no layers are frozen, texts are cut into segments, or the files are too
+            large.
     """
     model, core = cast(nn.Module, trainer.model), any_model_in(cast(nn.Module, trainer.model))[1]
     has_noise = trainer.args.torch_compile or trainer.args.neftune_noise_alpha is not None

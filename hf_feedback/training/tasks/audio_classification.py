@@ -22,10 +22,10 @@ print(answer({{"raw": np.zeros(rate, dtype=np.float32), "sampling_rate": rate}})
 
 @dataclass
 class AudioArguments(MediaArguments):
-    """Columns of the recordings and labels."""
+    """Audio column and length."""
 
     audio_column: str = option("audio", "Column of the recordings.")
-    max_seconds: float = option(20.0, "Cut recordings at so many seconds.")
+    max_seconds: float = option(20.0, "Seconds to which recordings are truncated.")
 
 
 class AudioClassification(MediaClassification[AudioArguments]):

@@ -32,22 +32,25 @@ PROMPTS_AT_ONCE = 8
 
 @dataclass
 class CausalLMArguments(PlainTextArguments):
-    """The column of the texts, how they are joined, and prompts to continue."""
+    """Packing and prompts."""
 
     max_length: int | None = option(
-        None, f"Tokens of a block (default: as many as the model reads, {LONGEST_BLOCK} at most)."
+        None, f"Tokens of a block (default: as many as the model reads, at most {LONGEST_BLOCK})."
     )
     packing: bool = field(
         default=True,
         metadata={
-            "help": "Join texts, with an end-of-text token after each, into blocks of `max_length` tokens; else each "
-            "is a row, cut there."
+            "help": (
+                "Join texts, with an end-of-text token after each, into blocks of --max-length tokens; otherwise each "
+                "text is a row, truncated to that length."
+            )
         },
     )
     prompt_file: str | None = option(
-        None, "File of prompts, which the trained model continues, in continuations.jsonl of the output folder."
+        None,
+        "File of prompts; the trained model's continuations are written to continuations.jsonl in the output folder.",
     )
-    max_new_tokens: int = option(40, "Tokens of a continuation at most.")
+    max_new_tokens: int = option(40, "Maximum number of tokens of a continuation.")
 
 
 @dataclass(frozen=True)

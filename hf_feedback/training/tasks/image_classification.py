@@ -22,7 +22,7 @@ CALL = 'print(answer(Image.new("RGB", (32, 32))))  # or the name of a file'
 
 @dataclass
 class ImageArguments(MediaArguments):
-    """Columns of the images and labels."""
+    """Image column."""
 
     image_column: str = option("image", "Column of the images.")
 

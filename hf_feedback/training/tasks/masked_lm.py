@@ -34,13 +34,13 @@ EVALUATION_SEED = 0  # the same masks in every run, so that runs can be compared
 
 @dataclass
 class MaskingArguments(PlainTextArguments):
-    """The column of the texts, and how they are masked."""
+    """Text length and masking."""
 
     max_length: int | None = option(
-        None, "Tokens of a piece; longer texts become several pieces (default: as many as the model reads)."
+        None, "Tokens of a piece; longer texts are cut into several pieces (default: as many as the model reads)."
     )
-    mlm_probability: float = option(0.15, "Share of the tokens to predict.")
-    whole_word_masking: bool = option(False, "Mask all tokens of a word, or none.")
+    mlm_probability: float = option(0.15, "Share of the tokens that are masked for prediction, in (0, 1).")
+    whole_word_masking: bool = option(False, "Mask either all tokens of a word or none.")
 
 
 def make_masker(tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool) -> Masker:

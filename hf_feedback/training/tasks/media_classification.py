@@ -18,7 +18,7 @@ from .task import EncodedSplit, Task
 
 @dataclass
 class MediaArguments(FileArguments):
-    """The column of the labels."""
+    """Label column."""
 
     label_column: str = option("label", "Column of the labels.")
 

@@ -42,10 +42,10 @@ print(choices[model(**batch).logits.argmax()])"""
 
 @dataclass
 class ChoiceArguments(FileArguments):
-    """How texts are cut."""
+    """Text length."""
 
     max_length: int | None = option(
-        None, "Cut context and choice at so many tokens (default: as many as the model reads)."
+        None, "Tokens to which context and choice are truncated (default: as many as the model reads)."
     )
 
 

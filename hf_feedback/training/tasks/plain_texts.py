@@ -28,11 +28,11 @@ Arguments = TypeVar("Arguments", bound="PlainTextArguments", covariant=True)
 
 @dataclass
 class PlainTextArguments(FileArguments):
-    """The files of texts, and their column."""
+    """Text column and streaming."""
 
-    text_column: str | None = option(None, "Column of the texts (default: by its name).")
+    text_column: str | None = option(None, "Column of the texts (default: a usual name such as text).")
     streaming: bool = option(
-        False, "Read the training file while training, in its order, instead of before; needs `--max-steps`."
+        False, "Read the training file during training, in its order, instead of loading it first; needs --max-steps."
     )
 
 

@@ -41,15 +41,15 @@ print(tokenizer.decode(batch["input_ids"][0, start : end + 1]))"""
 
 @dataclass
 class QuestionArguments(FileArguments):
-    """How texts are cut and answered."""
+    """Windows and answers."""
 
     max_length: int | None = option(
         None,
-        "Tokens of a window, the question included (default: 384, or as many as the model reads; all that a model with "
-        "segments reads).",
+        "Tokens of a window, question included (default: 384, or as many as the model reads; all of them for a model "
+        "with segments).",
     )
-    stride: int | None = option(None, "Tokens that windows share (default: a third of a window).")
-    max_answer_length: int = option(30, "Tokens of an answer at most.")
+    stride: int | None = option(None, "Tokens by which windows overlap (default: a third of a window).")
+    max_answer_length: int = option(30, "Maximum number of tokens of an answer.")
 
 
 def find_fault(question: object, context: object, answers: object) -> str | None:

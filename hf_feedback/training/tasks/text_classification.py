@@ -38,37 +38,41 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class TextArguments:
-    """Columns of the texts."""
+    """Text columns."""
 
-    text_column: str | None = option(None, "Column of the texts (default: that of training, or by its name).")
-    text_pair_column: str | None = option(None, "Column of second texts, for pairs.")
-    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as the model reads).")
+    text_column: str | None = option(
+        None, "Column of the texts (default: as in training, else a usual name such as text)."
+    )
+    text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
+    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as many as the model reads).")
 
 
 @dataclass
 class LabelArguments(TextArguments):
-    """The column of the labels, and the metrics."""
+    """Labels and metrics."""
 
-    label_column: str | None = option(None, "Column of the labels (default: that of training, or by its name).")
+    label_column: str | None = option(
+        None, "Column of the labels (default: as in training, else a usual name such as label)."
+    )
     label_separator: str | None = option(
-        None, "What separates several labels of a text in one cell, such as ; (default: that of training, or none)."
+        None, "Separator of several labels in one cell, such as ; (default: as in training, else none)."
     )
     metrics: list[str] | None = option(
         None,
-        "Metrics; the first, if it is one of ours, chooses the best epoch, else the loss (default: those "
-        "that suit the labels).",
+        f"Metrics: {', '.join(METRICS)}, or others of the evaluate library; the first, if named here, chooses the best "
+        "epoch, else the loss (default: those that suit the labels).",
     )
 
 
 @dataclass
 class TextDataArguments(FileArguments, LabelArguments):
-    """The texts to train on."""
+    """Training, validation and test data."""
 
-    train_file: str | None = option(None, "CSV, TSV, JSON-lines or parquet file to train on.")
-    dataset_name: str | None = option(None, "A hub data set instead of files.")
-    dataset_config_name: str | None = option(None, "Configuration of the hub data set.")
+    train_file: str | None = option(None, "CSV, TSV, JSON-lines or parquet file of the training data.")
+    dataset_name: str | None = option(None, "Hub id of a data set, instead of files.")
+    dataset_config_name: str | None = option(None, "Configuration of that data set.")
     problem_type: str | None = option(
-        None, "Type of the labels (default: what they suggest).", choices=dict.fromkeys(get_args(ProblemType))
+        None, "Type of the labels (default: inferred from the labels).", choices=dict.fromkeys(get_args(ProblemType))
     )
 
 

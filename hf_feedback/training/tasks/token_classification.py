@@ -34,11 +34,11 @@ ENTITY_METRICS = {
 
 @dataclass
 class TagArguments(FileArguments):
-    """Columns of the words and tags."""
+    """Columns of words and tags."""
 
     tokens_column: str = option("tokens", "Column of the words.")
-    tags_column: str = option("tags", "Column of the tags, one a word.")
-    max_length: int | None = option(None, "Cut texts at so many tokens (default: as many as the model reads).")
+    tags_column: str = option("tags", "Column of the tags, one per word.")
+    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as many as the model reads).")
 
 
 def align_labels(word_ids: Sequence[int | None], labels: Sequence[int], label_piece: LabelPiece = "first") -> list[int]:

@@ -14,28 +14,30 @@ METHODS = ("none", *ADVERSARIAL)
 
 @dataclass
 class AdversarialArguments:
-    """Adversarial training on the word embeddings.
+    """Adversarial training on word embeddings.
 
     Args:
         adversarial: the method, one of `METHODS`: see `FGM`, `PGD`, `FreeLB` and `SMART`.
-        adversarial_epsilon: largest length of the perturbation of a text's word embeddings.
-        adversarial_step_size: length of a step of the perturbation.
+        adversarial_epsilon: maximum L2 norm of the perturbation of a text's word embeddings.
+        adversarial_step_size: L2 norm of one step of the perturbation.
         adversarial_steps: number of steps of the perturbation.
         adversarial_weight: weight of the adversarial loss; that of the task has 1.
     """
 
     adversarial: str = option(
         "none",
-        "Perturb word embeddings in training: fgm (two forward and backward passes a step), pgd (steps + 1), freelb "
-        "(steps), smart (steps + 2).",
+        "Method, with its forward and backward passes per training step: fgm (2), pgd (n + 1), freelb (n), smart (n + "
+        "2), where n is --adversarial-steps.",
         choices=dict.fromkeys(METHODS),
     )
-    adversarial_epsilon: float | None = option(None, "Largest length of a text's perturbation (default: 0.05).")
+    adversarial_epsilon: float | None = option(None, "Maximum L2 norm of the perturbation of a text (default: 0.05).")
     adversarial_step_size: float | None = option(
-        None, "Length of a step of the perturbation (default: 0.02; 0.05 for smart)."
+        None, "L2 norm of one step of the perturbation (default: 0.02; 0.05 for smart)."
     )
-    adversarial_steps: int | None = option(None, "Steps of the perturbation (default: 3 for pgd, freelb; 1 for smart).")
-    adversarial_weight: float | None = option(None, "Weight of the adversarial loss, of all but freelb (default: 1).")
+    adversarial_steps: int | None = option(
+        None, "Number of steps of the perturbation (default: 3 for pgd and freelb; 1 for smart)."
+    )
+    adversarial_weight: float | None = option(None, "Weight of the adversarial loss, for all but freelb (default: 1).")
 
     def check_adversarial(self) -> None:
         """Raises `ValueError` where an option has a value that is not allowed, or that the method does not take."""

@@ -1,4 +1,4 @@
-"""Options of the objectives beside the loss of the task, and of classes that are uneven."""
+"""Options of auxiliary losses, class weights and focal loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ BALANCED = "balanced"
 
 @dataclass
 class ObjectiveArguments:
-    """Objectives beside the loss of the task, and uneven classes.
+    """Auxiliary losses, class weights and focal loss.
 
     Args:
         agreement_weight: weight of the agreement of earlier iterations with the last one, see `IterationAgreement`.
@@ -25,21 +25,27 @@ class ObjectiveArguments:
         focal_gamma: γ of the focal loss, see `ClassLoss`; 0 is cross-entropy.
     """
 
-    agreement_weight: float = option(0.0, "Weight of the agreement of earlier iterations with the last one.")
+    agreement_weight: float = option(
+        0.0, "Weight of the divergence between the predictions of earlier iterations and those of the last one."
+    )
     agreement_teacher: str = option(
-        "last", "Who teaches: the last iteration, or none, so that they move towards each other.",
+        "last", "Iteration whose predictions are the fixed target: last, or none: they move towards each other.",
         choices=dict.fromkeys(TEACHERS),
     )  # fmt: skip
     dropout_agreement_weight: float = option(
-        0.0, "Weight of the agreement of two dropout masks (R-Drop; costs a second pass)."
+        0.0, "Weight of the divergence between predictions under two dropout masks (R-Drop; costs a second pass)."
     )
     masked_lm_weight: float = option(
-        0.0, "Weight of a masked language model on the texts of the task (costs a second pass)."
+        0.0, "Weight of a masked-language-model loss on the texts of the task (costs a second pass)."
     )
     class_weights: list[str] | None = option(
-        None, "Weights of the classes in the order of their numbers, or 'balanced': all classes count the same."
+        None, "Weights of the classes in the loss, in the order of their numbers, or 'balanced': N / (C · N_c)."
     )
-    focal_gamma: float = option(0.0, "Focal loss: above 0, examples that are right already count less (2 is usual).")
+    focal_gamma: float = option(
+        0.0,
+        "γ of the focal loss, which reduces the weight of examples that are already right; 0 is cross-entropy, 2 is "
+        "usual.",
+    )
 
     def check_objectives(self) -> None:
         """Raises `ValueError` where an option has a value that is not allowed."""
