@@ -9,7 +9,6 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .any_model import evaluating
 from .backbone_layout import (
     BackboneLayout,
     find_stack,
@@ -22,6 +21,7 @@ from .backbone_layout import (
 )
 from .batch_rows import find_batch_axes
 from .configuration_feedback import FeedbackConfig
+from .evaluation_mode import evaluating
 from .layer_recorder import (
     Arguments,
     LayerOutput,

@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .any_model import evaluating
 from .backbone_layout import BackboneLayout, without_cache
 from .backbone_probe import disturb_states
+from .evaluation_mode import evaluating
 from .iteration_cache import IterationCache
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, recording
 from .probe_inputs import probe_inputs

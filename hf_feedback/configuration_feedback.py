@@ -14,8 +14,8 @@ from .connections import CONNECTIONS
 from .cutting import PairOption
 from .gradients import GRADIENTS
 from .halting import HALTING_RULES, parse_halting
+from .iteration_losses import ITERATION_LOSSES
 from .labels import normalize_labels_of
-from .objectives import ITERATION_LOSSES
 from .pooling import Pooling
 from .recipes import options_of_recipe
 from .segment_connections import SEGMENT_CONNECTIONS

@@ -9,8 +9,8 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .any_model import max_positions
 from .backbone_layout import is_decoder
+from .max_length import max_positions
 from .segments import Segments, best_copies
 from .validation import Keywords
 

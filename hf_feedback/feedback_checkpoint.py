@@ -19,10 +19,10 @@ from transformers.modeling_utils import load_state_dict, safe_save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, PushToHubMixin, cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from .backbone_fingerprint import backbone_tensor_names, fingerprint, fingerprint_of_files, same_backbone, share_weights
 from .backbone_layout import is_sharded, select_part
 from .building import HUB_KWARGS, check_task_model, wrap_backbone
 from .configuration_feedback import AUTO_MAP, FeedbackConfig
-from .fingerprint import backbone_tensor_names, fingerprint, fingerprint_of_files, same_backbone, share_weights
 from .gguf_files import with_unpacking
 from .operator_code import save_operator_code
 from .stored_config import PLACE_KEYS

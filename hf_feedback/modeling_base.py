@@ -12,13 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import ModelOutput, logging
 
-from .any_model import evaluating
 from .backbone_layout import BackboneLayout, is_decoder, is_sharded
 from .backbone_probe import find_layout, probe_backbone
 from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
 from .collected_states import collected_key
 from .configuration_feedback import AUTO_MAP, BuiltOptions, FeedbackConfig, HeadOption, PartOption
 from .cutting import Cutting, cut_texts, cutting_of
+from .evaluation_mode import evaluating
 from .feedback_checkpoint import (
     check_adapters_fit,
     push_feedback,
@@ -26,15 +26,15 @@ from .feedback_checkpoint import (
     warn_of_adapters_without_folder,
 )
 from .iteration_cache import IterationCache
+from .iteration_losses import ITERATION_LOSSES
 from .layer_recorder import run_uncompiled
 from .loading import load_pretrained
 from .loop_runner import ForwardContext, LoopResult, LoopRunner, backbone_inputs
 from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput, FeedbackTaskOutput, select_states
-from .objectives import ITERATION_LOSSES
 from .operator_code import save_operator_code
 from .pooling import Pooling, pool
-from .prediction import PredictsMixin
+from .predictor import PredictsMixin
 from .segments import SegmentPooling, Segments
 from .stacked_linear import on_device_of
 from .summary import summarize

@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .building import TaskTraits
+from .class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from .configuration_feedback import FeedbackConfig
 from .generation import FeedbackGenerativeModel
 from .loading import load_feedback_folder
@@ -34,16 +35,7 @@ from .modeling_outputs import (
     FeedbackQuestionAnsweringOutput,
     FeedbackTaskOutput,
 )
-from .predictors import (
-    AudioPredictor,
-    ChoicePredictor,
-    ContinuationPredictor,
-    ImagePredictor,
-    MaskPredictor,
-    SpanPredictor,
-    TagPredictor,
-    TextPredictor,
-)
+from .passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
 from .segments import Segments
 from .stacked_linear import on_device_of
 from .token_classification_pipeline import FeedbackTokenClassificationPipeline

@@ -11,13 +11,13 @@ from transformers import initialization as init
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .activations import Swish
+from .class_predictors import TextPredictor
 from .configuration_fnn import AUTO_MAP, FNNConfig
 from .fnn_layers import LayeredLayer, RecurrentLinear, TemporalLayer, sweep_upwards
 from .gradients import GRADIENTS
 from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput, select_states
 from .pooling import pool
-from .prediction import PredictsMixin
-from .predictors import TextPredictor
+from .predictor import PredictsMixin
 from .solvers import Map, Solution, relative_residual
 from .validation import MOST_ITERATIONS, Keywords, check_integer
 

@@ -508,7 +508,7 @@ def test_only_what_is_needed_travels(tmp_path):
             "solvers.py",
             "modeling_outputs.py",
         ),
-        *("prediction.py", "predictors.py", "spans.py", "words.py", "any_model.py"),
+        *("predictor.py", "class_predictors.py", "words.py", "max_length.py", "evaluation_mode.py"),
         *(
             "activations.py",
             "pooling.py",

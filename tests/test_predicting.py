@@ -13,7 +13,7 @@ from scipy.io import wavfile
 
 from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
-from hf_feedback.prediction import TokenPredictor
+from hf_feedback.predictor import TokenPredictor
 from hf_feedback.training.prediction import predicting, predictions_file
 from hf_feedback.training.prediction.trained_model import TrainedModel
 

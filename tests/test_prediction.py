@@ -8,8 +8,9 @@ from PIL import Image
 from transformers import AutoTokenizer, ViTImageProcessorPil, Wav2Vec2FeatureExtractor, pipeline
 
 from hf_feedback import FeedbackForQuestionAnswering, FeedbackForSequenceClassification, FeedbackModel
-from hf_feedback.prediction import BATCHES_AT_ONCE, classify
-from hf_feedback.predictors import MaskPredictor, TextPredictor
+from hf_feedback.class_predictors import TextPredictor, classify
+from hf_feedback.passage_predictors import MaskPredictor
+from hf_feedback.predictor import BATCHES_AT_ONCE
 from hf_feedback.spans import best_span, span_scores
 
 TEXTS = ["where is my parcel", "help", "the refund has not come please help it", "a parcel"]

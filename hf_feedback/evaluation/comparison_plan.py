@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..fingerprint import fingerprint
+from ..backbone_fingerprint import fingerprint
 from ..modeling_base import FeedbackPreTrainedModel
 from ..summary import count_parameters
 from ..training.checkpoints import Record

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from ..max_length import resolve_max_length
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.columns import Columns
 from ..training.data.files import read_file
@@ -16,7 +17,6 @@ from ..training.data.labels import SINGLE_LABEL, LabelSet
 from ..training.data.splits import Split
 from ..training.data.texts import encode_texts, texts_of
 from ..training.model_arguments import ModelArguments
-from ..training.model_setup import resolve_max_length
 from ..training.model_sources import check_source
 from ..training.prediction.trained_model import load_classifier
 from ..training.tasks import (

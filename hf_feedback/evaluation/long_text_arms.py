@@ -5,9 +5,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..any_model import max_positions
 from ..configuration_feedback import FeedbackConfig
 from ..loop_runner import ForwardContext
+from ..max_length import max_positions
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_outputs import BackboneOutput
 from ..segments import Segments

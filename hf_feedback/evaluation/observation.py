@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..any_model import evaluating
+from ..evaluation_mode import evaluating
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.message_recorder import MessageRecord, record_messages
 from ..training.tasks.task import IGNORED

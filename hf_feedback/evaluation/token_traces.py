@@ -7,8 +7,8 @@ from typing import cast
 
 import torch
 
-from ..any_model import evaluating
 from ..collected_states import UnknownCollectionError
+from ..evaluation_mode import evaluating
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.message_recorder import record_attention
 from ..validation import Keywords

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..any_model import evaluating
+from ..evaluation_mode import evaluating
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackForCausalLM
 from .message_recorder import record_messages, swish_betas

@@ -11,7 +11,6 @@ from ..configuration_fnn import FNNConfig
 from ..cutting import special_tokens_of
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
-from ..prediction import resolve_max_length as resolve_max_length
 from ..topology import resolve_edges
 from .data.labels import LabelSet
 from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Options

@@ -9,17 +9,9 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from ...prediction import Predictor
-from ...predictors import (
-    AudioPredictor,
-    ChoicePredictor,
-    ContinuationPredictor,
-    ImagePredictor,
-    MaskPredictor,
-    SpanPredictor,
-    TagPredictor,
-    TextPredictor,
-)
+from ...class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
+from ...passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
+from ...predictor import Predictor
 from ..data.columns import Columns, check_column, find_columns
 from ..data.files import format_rows
 from ..data.media import MediaCell, read_bytes, read_wave

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ...prediction import BATCHES_AT_ONCE, Predictor
+from ...predictor import BATCHES_AT_ONCE, Predictor
 from ..checkpoints import Record
 from ..data.files import read_file
 from ..data.splits import Row

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ...feedback_checkpoint import whole_file
+from ...max_length import resolve_max_length
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForCausalLM
 from ...validation import check_integer, option
@@ -21,7 +22,6 @@ from ..data.splits import Batch, Row, Split
 from ..data.text_files import TextFormat
 from ..data.texts import TextLengths, texts_of, warn_of_cut_texts
 from ..model_card import TaskCard, pipeline_usage
-from ..model_setup import resolve_max_length
 from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, stream_texts, token_losses
 from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits
 

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from ...max_length import resolve_max_length
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForQuestionAnswering
 from ...validation import option
@@ -18,7 +19,6 @@ from ..data.labels import LabelSet
 from ..data.splits import FileArguments, Split
 from ..metrics import MetricInfo
 from ..model_card import TaskCard
-from ..model_setup import resolve_max_length
 from .task import AnswerTexts, EncodedSplit, TextTask
 
 

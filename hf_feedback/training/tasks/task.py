@@ -16,6 +16,7 @@ from transformers import (
     SequenceFeatureExtractor,
 )
 
+from ...max_length import resolve_max_length
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNForSequenceClassification
 from ..data.duplicates import warn_of_repeated_ids
@@ -28,7 +29,7 @@ from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_arguments import FNNArguments, ModelArguments
 from ..model_card import TaskCard
-from ..model_setup import load_tokenizer, make_model, resolve_max_length, set_padding, set_segments
+from ..model_setup import load_tokenizer, make_model, set_padding, set_segments
 from ..model_sources import read_config
 
 IGNORED = -100  # the label of tokens that are left out of the loss and of every metric

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ...configuration_fnn import FNNConfig
+from ...max_length import resolve_max_length
 from ...modeling_feedback import FeedbackForSequenceClassification
 from ...modeling_fnn import FNNForSequenceClassification
 from ...validation import option
@@ -25,7 +26,6 @@ from ..model_setup import (
     load_tokenizer,
     make_model,
     new_network,
-    resolve_max_length,
     set_padding,
     set_segments,
     trained_network,

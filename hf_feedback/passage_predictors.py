@@ -1,90 +1,17 @@
-"""The predictor of each head: what it reads, and what it answers."""
+"""Predictors whose answers are words: a passage of a text, what stands in its masks, or what goes on with it."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedModel
-from transformers.audio_utils import load_audio
-from transformers.image_utils import load_image
+from transformers import PreTrainedModel
 
-from .prediction import (
-    Answer,
-    Predictor,
-    TokenPredictor,
-    check_examples,
-    classify,
-    label_names,
-    log_total,
-)
+from .predictor import Answer, TokenPredictor, check_examples, is_pair, is_text
 from .spans import best_span, context_offsets, span_scores
 from .validation import Keywords, check_integer
-from .words import labelled_pieces, space_before_words, space_between_texts, split_words
-
-FILLER = "."  # what is read in the place of a text without words
-
-
-def _is_text(example: Any) -> bool:
-    return isinstance(example, str)
-
-
-def _is_pair(example: Any) -> bool:
-    return isinstance(example, list | tuple) and len(example) == 2 and all(isinstance(text, str) for text in example)
-
-
-class TextPredictor(TokenPredictor):
-    """Reads texts, or pairs of texts; answers with `label`, `score` and `probabilities`, with `labels` and
-    `probabilities`, or with a `value`."""
-
-    def check(self, examples: Sequence[Any]) -> None:
-        pairs = len(examples) > 0 and _is_pair(examples[0])
-        what = "a pair of texts, as the first one is" if pairs else "a text"
-        check_examples(examples, _is_pair if pairs else _is_text, what)
-
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        texts: list[Sequence[str]] = [examples] if _is_text(examples[0]) else list(zip(*examples, strict=True))
-        return [[row] for row in self.encode_texts(*texts)]
-
-    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
-        return classify(outputs[0], label_names(self.model), self.model.config.problem_type)
-
-
-class TagPredictor(TokenPredictor):
-    """Reads lists of words, or texts that it splits at spaces and punctuation; answers with `words`, their `tags` and
-    `scores`: `None` for words beyond `max_length`."""
-
-    def words_of(self, example: Any) -> list[str]:
-        """The words of an example."""
-        return [example[a:b] for a, b in split_words(example)] if isinstance(example, str) else list(example)
-
-    def check(self, examples: Sequence[Any]) -> None:
-        def is_right(example: Any) -> bool:
-            return _is_text(example) or (isinstance(example, list | tuple) and all(map(_is_text, example)))
-
-        check_examples(examples, is_right, "a text or a list of words")
-
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        space = space_before_words(self.tokenizer)
-        words = [[space + word for word in self.words_of(example)] or [FILLER] for example in examples]
-        encoding = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
-        self.count_cut(encoding)
-        names = list(encoding)
-        return [
-            [{**{name: encoding[name][i] for name in names}, "word_ids": encoding.word_ids(i)}]
-            for i in range(len(examples))
-        ]
-
-    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
-        words, (row,), names = self.words_of(example), rows, label_names(self.model)
-        probabilities = self.without_padding(row, outputs[0]).softmax(-1)
-        tags: list[str | None] = [None] * len(words)
-        scores: list[float | None] = [None] * len(words)
-        labelled = labelled_pieces(row["word_ids"], self.model.config.label_piece)
-        for word, has_label, of_piece in zip(row["word_ids"], labelled, probabilities, strict=True):
-            if has_label and word < len(words):
-                tags[word], scores[word] = names[int(of_piece.argmax())], round(float(of_piece.max()), 6)
-        return {"words": words, "tags": tags, "scores": scores}
+from .words import space_between_texts
 
 
 class SpanPredictor(TokenPredictor):
@@ -129,7 +56,7 @@ class SpanPredictor(TokenPredictor):
         def is_right(example: Any) -> bool:
             if isinstance(example, Mapping):
                 return all(isinstance(example.get(name), str) for name in ("question", "context"))
-            return _is_pair(example)
+            return is_pair(example)
 
         check_examples(examples, is_right, "a question and its text, as a pair or by `question` and `context`")
 
@@ -186,50 +113,12 @@ class SpanPredictor(TokenPredictor):
         return {"answer": context[start:end], "score": round(probability, 6), "start": start, "end": end}
 
 
-class ChoicePredictor(TokenPredictor):
-    """Reads a text and the texts that may go on with it, by `context` and `choices`; answers with the number of the
-    best `choice`, its `text`, its `score` and the `probabilities` of all."""
-
-    def check(self, examples: Sequence[Any]) -> None:
-        def is_right(example: Any) -> bool:
-            choices = example.get("choices") if isinstance(example, Mapping) and "context" in example else None
-            if not isinstance(choices, list | tuple) or len(choices) < 2:
-                return False
-            return all(isinstance(text, str) for text in (example["context"], *choices))
-
-        check_examples(examples, is_right, "a `context` with at least two `choices`")
-
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        space = space_between_texts(self.tokenizer)
-
-        def encode_choices(context: str, choices: Sequence[str]) -> list[Keywords]:
-            return self.encode_texts([context] * len(choices), [space + text for text in choices])
-
-        return [[{"choices": encode_choices(example["context"], example["choices"])}] for example in examples]
-
-    def group_of(self, row: Keywords) -> int:
-        return len(row["choices"])
-
-    def length_of(self, row: Keywords) -> int:
-        return max(len(choice["input_ids"]) for choice in row["choices"])
-
-    def collate(self, rows: list[Keywords]) -> Keywords:
-        flat = super().collate([choice for row in rows for choice in row["choices"]])
-        return {name: tensor.unflatten(0, (len(rows), -1)) for name, tensor in flat.items()}
-
-    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
-        best = int(outputs[0].argmax())
-        probabilities = [round(p, 6) for p in outputs[0].softmax(-1).tolist()]
-        text = example["choices"][best]
-        return {"choice": best, "text": text, "score": probabilities[best], "probabilities": probabilities}
-
-
 class MaskPredictor(TokenPredictor):
     """Reads texts with masks, written as the mask token of the tokenizer; answers with the most probable `tokens`,
     their `scores` and the `filled` text."""
 
     def check(self, examples: Sequence[Any]) -> None:
-        check_examples(examples, _is_text, "a text")
+        check_examples(examples, is_text, "a text")
 
     def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
         rows, mask = self.encode_texts(examples), self.tokenizer.mask_token_id
@@ -284,7 +173,7 @@ class ContinuationPredictor(TokenPredictor):
         return "left"  # a continuation stands at the right
 
     def check(self, examples: Sequence[Any]) -> None:
-        check_examples(examples, lambda example: _is_text(example) and bool(example.strip()), "a text that has words")
+        check_examples(examples, lambda example: is_text(example) and bool(example.strip()), "a text that has words")
 
     def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
         return [[row] for row in self.encode_texts(examples, return_token_type_ids=False)]
@@ -303,39 +192,6 @@ class ContinuationPredictor(TokenPredictor):
         return {"continuation": self.tokenizer.decode(outputs[0], skip_special_tokens=True)}
 
 
-class ImagePredictor(Predictor):
-    """Reads images, or names of their files; answers as `TextPredictor` does."""
-
-    auto_class: ClassVar[Any] = AutoImageProcessor
-
-    def check(self, examples: Sequence[Any]) -> None:
-        check_examples(examples, lambda example: True, "an image or recording, or the name of its file")
-
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        images = [load_image(example).convert("RGB") for example in examples]
-        return [[{"pixel_values": self.processor(image, return_tensors="pt")["pixel_values"][0]}] for image in images]
-
-    def collate(self, rows: list[Keywords]) -> Keywords:
-        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
-
-    def decode(self, example: Any, rows: list[Keywords], outputs: list[torch.Tensor]) -> Answer:
-        return classify(outputs[0], label_names(self.model), self.model.config.problem_type)
-
-
-class AudioPredictor(ImagePredictor):
-    """Reads recordings: waves `(samples,)` at the sampling rate of the feature extractor, or names of files; answers
-    as `TextPredictor` does."""
-
-    auto_class: ClassVar[Any] = AutoFeatureExtractor
-
-    def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        rate = self.processor.sampling_rate
-        waves = [load_audio(example, rate) if isinstance(example, str) else np.asarray(example) for example in examples]
-        features = [self.processor(wave, sampling_rate=rate) for wave in waves]
-        return [[{name: values[0] for name, values in feature.items()}] for feature in features]
-
-    def length_of(self, row: Keywords) -> int:
-        return len(next(iter(row.values())))
-
-    def collate(self, rows: list[Keywords]) -> Keywords:
-        return dict(self.processor.pad(rows, padding=True, return_tensors="pt"))
+def log_total(scores: torch.Tensor) -> float:
+    """The logarithm of the sum of the exponentials of scores, −∞ of none."""
+    return float(scores.logsumexp(0)) if len(scores) else -math.inf

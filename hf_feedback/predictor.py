@@ -1,7 +1,6 @@
-"""Predictions in Python: `model.predict`, batches by length, and what every head's answers have in common."""
+"""`model.predict`: examples in batches of about one length, and the answers to them."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -10,35 +9,14 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .any_model import evaluating, max_positions
+from .evaluation_mode import evaluating
+from .max_length import resolve_max_length
 from .validation import Keywords, check_integer
 
 Answer: TypeAlias = Keywords
 """What a model answers to one example, by name."""
 
 BATCHES_AT_ONCE = 16  # are encoded, sorted by length and answered together
-
-
-def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Returns how many tokens a text may have.
-
-    Args:
-        requested: the option, if it is given; else the length of training, which the tokenizer keeps, or what
-            tokenizer and model read.
-        tokenizer: tokenizer of the model.
-        model: the model.
-
-    Raises:
-        ValueError: the model does not read so many tokens, or nothing but special tokens would be left.
-    """
-    cutting = getattr(model, "cutting", None)
-    longest = cutting.longest if cutting else max_positions(model, getattr(model.config, "text_config", None))
-    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if requested is not None and not shortest <= requested <= longest:
-        raise ValueError(
-            f"`max_length` must be between {shortest} and the {longest} tokens that the model reads, got {requested}."
-        )
-    return int(min(requested or tokenizer.model_max_length, longest, 1_000_000))
 
 
 def load_processor(model: PreTrainedModel, auto_class: Any) -> Any:
@@ -242,6 +220,16 @@ def check_examples(examples: Sequence[Any], is_right: Callable[[Any], bool], wha
         raise ValueError(f"`examples` must each be {what}; number {wrong + 1} is {examples[wrong]!r:.80}.")
 
 
+def is_text(example: Any) -> bool:
+    """Whether an example is a text."""
+    return isinstance(example, str)
+
+
+def is_pair(example: Any) -> bool:
+    """Whether an example is a pair of texts."""
+    return isinstance(example, list | tuple) and len(example) == 2 and all(map(is_text, example))
+
+
 class PredictsMixin:
     """Gives a model `predict`."""
 
@@ -278,49 +266,3 @@ class PredictsMixin:
         if self.predictor is None:
             raise ValueError(f"`predict` needs a model with a head, and {type(self).__name__} has none.")
         return self.predictor(self, processor, **options)(examples)  # type: ignore[arg-type]  # it is a model
-
-
-def probabilities_of(logits: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Probabilities of classes by name, to six digits."""
-    return {name: round(p, 6) for name, p in zip(names, logits.softmax(-1).tolist(), strict=True)}
-
-
-def label_names(model: PreTrainedModel) -> list[str]:
-    """The names of a model's labels in the order of their numbers."""
-    by_number = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
-    return [by_number[number] for number in sorted(by_number)]
-
-
-def classify(logits: torch.Tensor, names: Sequence[str], problem_type: str | None) -> Answer:
-    """Turns the logits of a text, image or recording into an answer.
-
-    Args:
-        logits: `(C,)`.
-        names: names of the labels.
-        problem_type: as in transformers; one label is a value to predict by default.
-
-    Returns:
-        Its `value`, its `label` with `score` and `probabilities`, or its `labels` with `probabilities`.
-
-    Example:
-
-    ```python
-    >>> classify(torch.zeros(2), ["late", "lost"], None)
-    {'label': 'late', 'score': 0.5, 'probabilities': {'late': 0.5, 'lost': 0.5}}
-
-    ```
-    """
-    if problem_type == "regression" or (problem_type is None and len(names) == 1):
-        return {"value": float(logits[0])} if len(logits) == 1 else {"values": logits.tolist()}
-    if problem_type == "multi_label_classification":
-        probabilities = {name: round(p, 6) for name, p in zip(names, logits.sigmoid().tolist(), strict=True)}
-        chosen = [name for name, logit in zip(names, logits.tolist(), strict=True) if logit > 0]
-        return {"labels": chosen, "probabilities": probabilities}
-    probabilities = probabilities_of(logits, names)
-    label = names[int(logits.argmax())]
-    return {"label": label, "score": probabilities[label], "probabilities": probabilities}
-
-
-def log_total(scores: torch.Tensor) -> float:
-    """The logarithm of the sum of the exponentials of scores, −∞ of none."""
-    return float(scores.logsumexp(0)) if len(scores) else -math.inf
