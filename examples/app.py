@@ -9,7 +9,7 @@ import sys
 import gradio as gr
 
 from hf_feedback.evaluation.text_steps import TextSteps, step_through
-from hf_feedback.training.prediction.trained_model import load_classifier
+from hf_feedback.training.trained_model import load_classifier
 
 FURTHER_ITERATIONS = 2
 EXAMPLES = ["Where is my parcel? It was due on Monday.", "You took the money twice.", "I cannot log in any more."]

@@ -176,7 +176,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             losses = [self._loss(one, labels) for one in (logits if objective.needs_all_iterations else logits[-1:])]
             fields["loss"] = objective.combine(losses)
             for extra in self._extra_losses(result):
-                fields["loss"] = fields["loss"] + self._share_of_batch(labels) * extra.to(logits[-1].device)
+                fields["loss"] = fields["loss"] + self._batch_weight(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
 
     def _extra_losses(self, result: LoopResult) -> Iterator[torch.Tensor]:
@@ -337,8 +337,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             labels = labels.to(logits.dtype)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
-    def _share_of_batch(self, labels: Any) -> float | torch.Tensor:
-        """Which part of the batch these labels are, where its loss is summed up from several calls."""
+    def _batch_weight(self, labels: Any) -> float | torch.Tensor:
+        """What a mean over this batch counts for in a loss that is summed up from several calls."""
         return 1.0
 
     def _make_output(self, logits: torch.Tensor, fields: Keywords) -> ModelOutput:

@@ -547,8 +547,8 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_output_embeddings(value)
 
-    def _share_of_batch(self, labels: "NextTokens") -> float | torch.Tensor:
-        return labels.share
+    def _batch_weight(self, labels: "NextTokens") -> float | torch.Tensor:
+        return labels.batch_weight
 
     def _loss(self, logits: torch.Tensor, labels: "NextTokens") -> torch.Tensor:
         return self.loss_function(
@@ -572,8 +572,8 @@ class NextTokens:
     num_items_in_batch: int | torch.Tensor | None
 
     @property
-    def share(self) -> float | torch.Tensor:
-        """The part of the whole batch that these targets are."""
+    def batch_weight(self) -> float | torch.Tensor:
+        """What a mean over this batch counts for in the loss: its part of the labels that the loss is divided by."""
         if self.num_items_in_batch is None:
             return 1.0
         return (self.token_ids[:, 1:] != -100).sum() / self.num_items_in_batch

@@ -15,9 +15,9 @@ from transformers import EvalPrediction
 
 from hf_feedback.cli import main
 from hf_feedback.evaluation.class_report import ClassAnswers, format_report, has_confusion, report_of
+from hf_feedback.evaluation.labelled_file import LabelledFile
 from hf_feedback.training.data.labels import LabelSet
-from hf_feedback.training.prediction.labelled_file import LabelledFile
-from hf_feedback.training.prediction.trained_model import TrainedModel
+from hf_feedback.training.trained_model import TrainedModel
 
 NAMES = ("late", "lost", "fine")
 

@@ -19,9 +19,9 @@ from hf_feedback import (
     FeedbackModel,
 )
 from hf_feedback.batch_rows import IndivisibleError, find_batch_axes, select_rows
+from hf_feedback.evaluation.labelled_file import LabelledFile
 from hf_feedback.halting import confidence_of
-from hf_feedback.training.prediction.labelled_file import LabelledFile
-from hf_feedback.training.prediction.trained_model import TrainedModel
+from hf_feedback.training.trained_model import TrainedModel
 
 HALTS = dict(halting="convergence", num_iterations=12)
 

@@ -10,8 +10,8 @@ from training_runs import rows, write
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation import iteration_choice
 from hf_feedback.evaluation.iteration_choice import IterationChoice, candidates, choose, measure_choice
-from hf_feedback.training.prediction.labelled_file import LabelledFile
-from hf_feedback.training.prediction.trained_model import TrainedModel
+from hf_feedback.evaluation.labelled_file import LabelledFile
+from hf_feedback.training.trained_model import TrainedModel
 
 
 @pytest.fixture(scope="module")

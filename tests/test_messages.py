@@ -17,8 +17,8 @@ from hf_feedback.modeling_feedback import HEADS
 from hf_feedback.training.commands import train
 from hf_feedback.training.commands.errors import run_command
 from hf_feedback.training.commands.options import options_from_file
-from hf_feedback.training.prediction.trained_model import load_classifier
 from hf_feedback.training.tasks import TextClassification
+from hf_feedback.training.trained_model import load_classifier
 
 
 def line_of(capsys):

@@ -14,8 +14,8 @@ from scipy.io import wavfile
 from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
 from hf_feedback.predictor import TokenPredictor
-from hf_feedback.training.prediction import predicting, predictions_file
-from hf_feedback.training.prediction.trained_model import TrainedModel
+from hf_feedback.training.prediction import prediction_rows, prediction_run, predictions_file
+from hf_feedback.training.trained_model import TrainedModel
 
 TEXTS = ["where is my parcel", "help", "the refund has not come", "please help it"]
 
@@ -127,7 +127,7 @@ def test_csv_by_its_ending(folders, tmp_path):
 
 
 def test_csv_of_rows_with_different_columns(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(predicting, "BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(prediction_run, "BATCHES_AT_ONCE", 2)
     warnings = []
     monkeypatch.setattr(predictions_file.logger, "warning_once", warnings.append)
     rows = [
@@ -149,7 +149,7 @@ def test_csv_of_rows_with_different_columns(folders, tmp_path, monkeypatch):
 @pytest.fixture
 def many(tmp_path, monkeypatch):
     """A file of twelve rows, of which four are answered at once in batches of 2."""
-    monkeypatch.setattr(predicting, "BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(prediction_run, "BATCHES_AT_ONCE", 2)
     file = tmp_path / "many.csv"
     file.write_text("id,text\n" + "".join(f'{i},"{TEXTS[i % 4]}\n{i}"\n' for i in range(12)))
     return file
@@ -224,8 +224,8 @@ def test_rows_are_read_as_they_are_answered(folders, tmp_path, monkeypatch):
         most.append(len(read) - 4 * len(most))
         return call(self, examples)
 
-    monkeypatch.setattr(predicting, "BATCHES_AT_ONCE", 2)
-    monkeypatch.setattr(predicting, "stream_rows", rows)
+    monkeypatch.setattr(prediction_run, "BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr(prediction_rows, "stream_rows", rows)
     monkeypatch.setattr(TokenPredictor, "__call__", measured)
     (tmp_path / "t.csv").write_text("text\na\n")
     command = ["--model", folders("SequenceClassification"), "--file", tmp_path / "t.csv", "--batch-size", "2"]

@@ -11,7 +11,7 @@ from training_runs import arguments, make, rows, train_command, write
 
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, FrozenPrefix, freeze_parameters
-from hf_feedback.training.frozen_prefix.prefix_cache import PrefixCache
+from hf_feedback.training.frozen_layers.prefix_cache import PrefixCache
 
 LENGTHS = [3, 9, 5, 7, 4, 9, 6, 8]
 

@@ -25,7 +25,7 @@ from hf_feedback.training.checkpoints import (
     newest_checkpoint,
     read_manifest,
 )
-from hf_feedback.training.data.fingerprints import fingerprint_file
+from hf_feedback.training.fingerprints import fingerprint_file
 from hf_feedback.training.run_record import describe_differences
 
 TESTS = Path(__file__).parent

@@ -18,7 +18,6 @@ from ..training.data.splits import Split
 from ..training.data.texts import encode_texts, texts_of
 from ..training.model_arguments import ModelArguments
 from ..training.model_sources import check_source
-from ..training.prediction.trained_model import load_classifier
 from ..training.tasks import (
     TASKS,
     AudioClassification,
@@ -29,6 +28,7 @@ from ..training.tasks import (
 )
 from ..training.tasks.task import IGNORED, Collator, Processor, Task
 from ..training.tasks.text_classification import LabelArguments, columns_of
+from ..training.trained_model import load_classifier
 from ..words import space_before_words
 
 SUPPORTED: tuple[type[Task], ...] = (

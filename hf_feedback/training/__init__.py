@@ -2,7 +2,7 @@
 
 from .arguments import FeedbackTrainingArguments
 from .finite_steps import NonFiniteStepError
-from .frozen_prefix.frozen_prefix import FrozenPrefix
+from .frozen_layers.frozen_prefix import FrozenPrefix
 from .parameter_groups import freeze_parameters, parameter_groups
 from .peft import from_peft, peft_options
 from .search import default_search_space, searched_feedback_options

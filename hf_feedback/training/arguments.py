@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
-from .frozen_prefix.prefix_arguments import PrefixArguments, check_prefix
+from .frozen_layers.prefix_arguments import PrefixArguments, check_prefix
 from .report_arguments import ReportArguments
 from .resume_arguments import ResumeArguments
 from .sampling import ITERATION_RULES

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..validation import Keywords
 from .arguments import FeedbackTrainingArguments
-from .frozen_prefix.prefix_arguments import frozen_prefix
+from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .run import keep_best_epoch, make_trainer
 from .tasks.task import PreparedTask
 from .trainer import FeedbackTrainer
@@ -55,7 +55,7 @@ def as_in_training(trainer: FeedbackTrainer) -> Iterator[None]:
         model.activation_checkpointing_enable(options or None, every_n_layers=every, offload=offload)
     trainer.techniques.start()
     try:
-        with frozen_prefix(trainer, args), trainer.accelerator.autocast():
+        with make_frozen_prefix(trainer, args), trainer.accelerator.autocast():
             yield
     finally:
         trainer.techniques.end()

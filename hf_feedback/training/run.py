@@ -12,8 +12,8 @@ from datasets import IterableDataset
 from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback, show_plain_metrics
 from .checkpoints import RESULT_FILES, Record, write_manifest
-from .data.fingerprints import fingerprint_file
-from .frozen_prefix.prefix_arguments import PREFIX_FOLDER
+from .fingerprints import fingerprint_file
+from .frozen_layers.prefix_arguments import PREFIX_FOLDER
 from .metrics import MetricInfo
 from .model_card import RunFacts
 from .output_folder import mark_unfinished, remove_checkpoints

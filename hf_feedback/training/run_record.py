@@ -8,8 +8,8 @@ from datasets import Dataset, IterableDataset
 from ..configuration_base import OptionsConfig
 from .arguments import FeedbackTrainingArguments
 from .checkpoints import Record
-from .data.fingerprints import fingerprint_rows
 from .data.label_names import label_name
+from .fingerprints import fingerprint_rows
 
 # Options of training that change nothing in the weights, by the start of their names.
 HARMLESS_OPTIONS = (

@@ -24,7 +24,7 @@ from .data_order import EpochOrder, SeededLengthGroups, stream_position
 from .distributed import skip_unused_search
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
-from .frozen_prefix.prefix_arguments import frozen_prefix
+from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .iteration_curves import IterationCurves
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
@@ -35,7 +35,7 @@ from .sampling import draw_iterations, iteration_range
 from .search import SearchTrainer, Trial
 from .staging import check_early_stopping, has_stopped_early, staged
 from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
-from .techniques.techniques import Techniques
+from .techniques.trainer_techniques import TrainerTechniques
 
 
 class FeedbackTrainer(SearchTrainer):
@@ -84,7 +84,7 @@ class FeedbackTrainer(SearchTrainer):
         check_early_stopping(args, args.early_stopping_patience)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
         self._batch_weights: torch.Tensor | None = None
-        self.techniques = Techniques(self)
+        self.techniques = TrainerTechniques(self)
         self._start: TrainingStart | None = None
         if model is not None:
             freeze_parameters(model, args.freeze)
@@ -178,7 +178,7 @@ class FeedbackTrainer(SearchTrainer):
         self.techniques.start()
         if self.args.auto_find_batch_size:
             self._begin_alike()
-        with frozen_prefix(self, self.args), staged(self, self.args):
+        with make_frozen_prefix(self, self.args), staged(self, self.args):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _begin_alike(self) -> None:

@@ -17,12 +17,12 @@ from ...training.data.labels import LabelSet
 from ...training.metrics import METRICS
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
-from ...training.prediction.labelled_file import LabelledFile
 from ...training.prediction.predictions_file import check_other_file
 from ...validation import option
 from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import draw_confusion
 from ..diagnostics import finite
+from ..labelled_file import LabelledFile
 
 DESCRIPTION = """Evaluate a trained model on labelled examples; the model determines the task. Prints the metrics of
 training, precision, recall and F1 of each class with their averages, and calibration."""

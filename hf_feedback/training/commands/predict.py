@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from ...validation import option
 from ..data.text_files import TextFormat
 from ..model_arguments import HaltingArguments
-from ..prediction.predicting import Prediction, PredictionRows
+from ..prediction.prediction_rows import PredictionRows
+from ..prediction.prediction_run import PredictionRun
 from ..prediction.predictions_file import STANDARD_OUTPUT
-from ..prediction.trained_model import TrainedModel
+from ..trained_model import TrainedModel
 from .options import OptionParser, options_from_file
 
 DESCRIPTION = """Predict with a trained model; the model determines the task. Inputs are texts, pairs, words to tag,
@@ -96,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     model, rows, output, examples, halting = make_parser().parse(options_from_file(arguments))
     options = {name: value for name, value in asdict(examples).items() if value is not None}
-    count = Prediction(model.trained(halting), rows.rows(), options).write(output.output, output.force)
+    count = PredictionRun(model.trained(halting), rows.rows(), options).write(output.output, output.force)
     if output.output != STANDARD_OUTPUT:
         print(f"{count} predictions are in {output.output}")
     return 0

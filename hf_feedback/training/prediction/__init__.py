@@ -1,1 +1,1 @@
-"""Trained models of any task applied to files of rows: predictions that are written as they come."""
+"""Files of predictions: rows are read, a trained model of any task answers them, and the answers are written."""

@@ -48,7 +48,7 @@ class AdversarialTraining(ABC):
         inputs: Inputs,
         compute_loss: ComputeLoss = model_loss,
         backward: Backward = torch.Tensor.backward,
-        answer_share: float | torch.Tensor = 1.0,
+        answer_weight: float | torch.Tensor = 1.0,
     ) -> BatchLoss:
         """All passes of a batch but the last backward pass, which is the caller's: `compute_loss(…).loss.backward()`.
 
@@ -61,7 +61,7 @@ class AdversarialTraining(ABC):
             compute_loss: the loss to raise; the model's own by default.
             backward: runs the earlier backward passes. It gets a loss and perhaps `inputs`, as `torch.Tensor.backward`
                 does; a scaler or accelerator has its own, and a part of an accumulated batch divides the loss.
-            answer_share: as `BatchLoss.share`, of a mean over all answers of the batch, those without labels too.
+            answer_weight: as `BatchLoss.batch_weight`, of a mean over all answers, with labels or not.
 
         Returns:
             The loss, with `"loss_adversarial"` among its parts.
@@ -69,7 +69,7 @@ class AdversarialTraining(ABC):
         Raises:
             ValueError: the model or the batch has no word embeddings.
         """
-        return self._run(Passes(model, inputs, compute_loss, backward, self._start, answer_share))
+        return self._run(Passes(model, inputs, compute_loss, backward, self._start, answer_weight))
 
     @abstractmethod
     def _run(self, passes: Passes) -> BatchLoss:
@@ -244,7 +244,7 @@ class SMART(AdversarialTraining):
             passes.attack(lambda: self._divergence(passes, target.detach()))
             passes.perturbation.move(self._ascend)
         divergence = self._divergence(passes, target)
-        return _joined(clean, clean.loss + self.weight * passes.answer_share * divergence, divergence)
+        return _joined(clean, clean.loss + self.weight * passes.answer_weight * divergence, divergence)
 
     def _divergence(self, passes: Passes, target: torch.Tensor) -> torch.Tensor:
         return mean_divergence(target, passes.answers(), passes.model, passes.inputs, labelled_only=False)

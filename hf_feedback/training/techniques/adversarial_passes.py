@@ -26,7 +26,7 @@ class Passes:
         compute_loss: the loss of a pass.
         backward: runs a backward pass.
         start: the perturbation to start with.
-        answer_share: as `BatchLoss.share`, of a mean over all answers of the batch.
+        answer_weight: as `BatchLoss.batch_weight`, of a mean over all answers of the batch.
 
     Attributes:
         perturbation: what is added to the word embeddings.
@@ -39,9 +39,9 @@ class Passes:
         compute_loss: ComputeLoss,
         backward: Backward,
         start: Start,
-        answer_share: float | torch.Tensor = 1.0,
+        answer_weight: float | torch.Tensor = 1.0,
     ) -> None:
-        self.answer_share = answer_share
+        self.answer_weight = answer_weight
         self.model, self.inputs, self._compute_loss, self._backward = model, inputs, compute_loss, backward
         seed = int(torch.randint(2**62, ()))  # not the numbers of dropout, which has the same shape
 

@@ -23,20 +23,20 @@ class BatchLoss:
         loss: scalar, to call `backward` on.
         outputs: of the model.
         parts: losses that are logged beside it, without their weights, by name (`"loss_agreement"`); without a graph.
-        share: factor on what is added to the loss as a mean over this batch: its part of the whole batch where `loss`
-            is divided by the labels of the whole.
+        batch_weight: factor on what is added to the loss as a mean over this batch: its part of all labels of the step
+            where `loss` is divided by these.
     """
 
     loss: torch.Tensor
     outputs: ModelOutput
     parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    share: float | torch.Tensor = 1.0
+    batch_weight: float | torch.Tensor = 1.0
 
     @property
     def mean(self) -> torch.Tensor:
         """The loss as a mean over this batch, without a graph."""
-        share = torch.as_tensor(self.share, dtype=self.loss.dtype, device=self.loss.device)
-        return self.loss.detach() / share.clamp_min(torch.finfo(share.dtype).tiny)
+        weight = torch.as_tensor(self.batch_weight, dtype=self.loss.dtype, device=self.loss.device)
+        return self.loss.detach() / weight.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 # A model and what it takes → the loss.

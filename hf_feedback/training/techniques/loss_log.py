@@ -12,15 +12,15 @@ class LossLog:
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
 
-    def add(self, parts: Mapping[str, torch.Tensor], share: float | torch.Tensor = 1.0) -> None:
+    def add(self, parts: Mapping[str, torch.Tensor], batch_weight: float | torch.Tensor = 1.0) -> None:
         """Adds the parts of one batch.
 
         Args:
             parts: scalars without a graph, by name.
-            share: what the batch counts for.
+            batch_weight: as in `BatchLoss`.
         """
         for name, value in parts.items():
-            weight = torch.as_tensor(share, dtype=torch.float64, device=value.device)
+            weight = torch.as_tensor(batch_weight, dtype=torch.float64, device=value.device)
             pair = torch.stack((weight * value.double(), weight))
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 

@@ -273,6 +273,6 @@ class Objectives:
         loss, parts = task.loss, {"loss_task": task.mean, **task.parts}
         for objective, earlier in zip(self.objectives, before, strict=True):
             value = objective.value(model, inputs, task, earlier)
-            loss = loss + objective.weight * task.share * value
+            loss = loss + objective.weight * task.batch_weight * value
             parts[f"loss_{objective.name}"] = value.detach()
         return replace(task, loss=loss, parts=parts)

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...configuration_feedback import FeedbackConfig
-from ...configuration_fnn import FNNConfig
-from ...validation import check_integer
-from ..model_arguments import Options
-from ..model_setup import load_tokenizer, set_options
-from ..model_sources import check_source, hub_options
-from ..tasks import TASKS, Task, TextClassification
-from ..tasks.task import Model, Processor, TextTask
+from ..configuration_feedback import FeedbackConfig
+from ..configuration_fnn import FNNConfig
+from ..validation import check_integer
+from .model_arguments import Options
+from .model_setup import load_tokenizer, set_options
+from .model_sources import check_source, hub_options
+from .tasks import TASKS, Task, TextClassification
+from .tasks.task import Model, Processor, TextTask
 
 HEADLESS = ("FeedbackModel", "FNNModel")
 

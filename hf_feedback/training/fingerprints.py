@@ -1,9 +1,11 @@
-"""Rows and files by their contents."""
+"""Rows, files and weights by their contents."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow
+import torch
 from datasets import Dataset
 
 
@@ -46,3 +48,12 @@ def fingerprint_file(file: Path, blocks: int = 64, size: int = 2**16) -> str:
             stream.seek(start)
             digest.update(stream.read(size))
     return f"{length} bytes ({digest.hexdigest()})"
+
+
+def fingerprint_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Returns a fingerprint of tensors with their names."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

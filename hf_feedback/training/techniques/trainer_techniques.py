@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NumItems: TypeAlias = torch.Tensor | int | None
 
 
-class Techniques:
+class TrainerTechniques:
     """The techniques of one trainer.
 
     Args:
@@ -106,14 +106,14 @@ class Techniques:
             compute_loss = partial(self._objectives.compute_loss, compute_loss=compute_loss)
         if self._adversarial is None:
             result = compute_loss(model, inputs)
-            self.log.add(result.parts, result.share)
+            self.log.add(result.parts, result.batch_weight)
             return result
-        backward, share = partial(self._backward, num_items=num_items), self._share_of_answers(num_items)
-        result = self._adversarial.compute_loss(model, inputs, compute_loss, backward, share)
+        backward, weight = partial(self._backward, num_items=num_items), self._answer_weight(num_items)
+        result = self._adversarial.compute_loss(model, inputs, compute_loss, backward, weight)
         parts = dict(result.parts)
         if self._adversarial.counts_all_answers:
-            self.log.add({"loss_adversarial": parts.pop("loss_adversarial")}, share)
-        self.log.add(parts, result.share)
+            self.log.add({"loss_adversarial": parts.pop("loss_adversarial")}, weight)
+        self.log.add(parts, result.batch_weight)
         return result
 
     def _task_loss(
@@ -134,10 +134,10 @@ class Techniques:
             loss = loss + sum(parameter.sum() for parameter in unused) * 0.0
         penalty = outputs.get("jacobian_penalty")
         parts = {} if penalty is None else {"loss_jacobian": penalty.detach()}
-        return BatchLoss(loss, outputs, parts, self._share_of_batch(inputs, num_items))
+        return BatchLoss(loss, outputs, parts, self._batch_weight(inputs, num_items))
 
-    def _share_of_batch(self, inputs: Inputs, num_items: NumItems) -> float | torch.Tensor:
-        """What a mean over this batch counts for among the batches of a step."""
+    def _batch_weight(self, inputs: Inputs, num_items: NumItems) -> float | torch.Tensor:
+        """What a mean over this batch counts for in the loss of its step."""
         trainer, labels = self._trainer, inputs.get("labels")
         if not self._divides_by_whole(num_items):
             return trainer.batch_weight
@@ -146,7 +146,7 @@ class Techniques:
         processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
         return (labels[..., 1:] != -100).sum() * processes / num_items
 
-    def _share_of_answers(self, num_items: NumItems) -> float | torch.Tensor:
+    def _answer_weight(self, num_items: NumItems) -> float | torch.Tensor:
         """The same of a mean over all answers of this batch, those without labels too."""
         weight = 1.0 if self._answer_weights is None else self._answer_weights[self._trainer.batch_number]
         return (

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ...validation import Keywords
 
@@ -51,21 +50,11 @@ def key_of_text(ids: Any, types: Any = None) -> bytes:
     return digest.digest()
 
 
-def fingerprint_parameters(parameters: Iterable[nn.Parameter]) -> str:
-    """Returns a fingerprint of weights."""
-    digest = blake2b(digest_size=8)
-    for parameter in parameters:
-        tensor = parameter.detach().cpu().contiguous()
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 class PrefixCache:
     """The states of some layers for every text of some rows, in memory-mapped files that processes and runs may share.
 
     Args:
-        folder: of the files. It belongs to the weights below the states, see `fingerprint_parameters`.
+        folder: of the files. It belongs to the weights below the states, see `fingerprint_weights`.
         rows: rows of `input_ids` and, only where the backbone reads them, `token_type_ids`.
         depth: number of layers, from below, that are not run.
         layers: those whose states are kept.

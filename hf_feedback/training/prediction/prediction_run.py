@@ -1,6 +1,5 @@
-"""Predictions for rows of any number: read, answered and written in chunks."""
+"""A trained model answers rows of any number, which are read, answered and written in chunks."""
 
-import hashlib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,104 +9,25 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ...predictor import BATCHES_AT_ONCE, Predictor
 from ..checkpoints import Record
-from ..data.files import read_file
 from ..data.splits import Row
-from ..data.streams import READERS, file_type, stream_rows, stream_standard_input
-from ..data.text_files import DEFAULT_FORMAT, TextFormat
+from ..fingerprints import fingerprint_weights
 from ..model_arguments import Options
 from ..run_record import model_options
 from ..tasks.task import Model, Processor, Task
+from ..trained_model import TrainedModel
 from .example_readers import EXAMPLE_READERS, ExampleReader, MediaReader
+from .prediction_rows import PredictionRows
 from .predictions_file import STANDARD_OUTPUT, PredictionsFile, merge_row
-from .trained_model import TrainedModel
 
 logger = logging.get_logger(__name__)
 
-STANDARD_INPUT = "-"
-LIST_TYPE = ".json"
-
 
 @dataclass(frozen=True)
-class PredictionRows:
-    """The rows to be answered: those of a file, a folder of files, standard input, or texts.
-
-    Args:
-        file: file of rows, `-` for standard input, or a folder of images or recordings.
-        texts: texts, instead of a file.
-        text_pairs: second texts, for pairs.
-        text_format: separator and encoding of the file.
-
-    Raises:
-        ValueError: there is no file and no text, or both; there are not as many second texts; the file is missing or of
-            another type.
-    """
-
-    file: str | None = None
-    texts: list[str] | None = None
-    text_pairs: list[str] | None = None
-    text_format: TextFormat = DEFAULT_FORMAT
-
-    def __post_init__(self) -> None:
-        if (self.file is None) == (self.texts is None):
-            raise ValueError("Give `--file` (`-` is standard input) or `--text`, one of them.")
-        if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
-            raise ValueError(
-                f"`text_pair` must be as many texts as `text`, {len(self.texts or ())}, got {len(self.text_pairs)}."
-            )
-        if self.file is None or self.file == STANDARD_INPUT or Path(self.file).is_dir():
-            return
-        if not self._is_list and file_type(Path(self.file)) not in READERS:
-            known = ", ".join((*READERS, LIST_TYPE))
-            raise ValueError(f"{self.file}: unknown type of file; use one of {known}, or one with .gz.")
-        if not Path(self.file).is_file():
-            raise ValueError(f"{self.file}: there is no such file.")
-        if Path(self.file).stat().st_size == 0:
-            raise ValueError(f"{self.file}: the file is empty.")
-
-    @property
-    def _is_list(self) -> bool:
-        """Whether the file is one list of objects, which is read at once."""
-        return self.file is not None and Path(self.file).suffix.lower() == LIST_TYPE
-
-    @property
-    def source(self) -> str:
-        """Where the rows come from, for messages."""
-        if self.file is None:
-            return "`--text`"
-        return "standard input" if self.file == STANDARD_INPUT else self.file
-
-    def __iter__(self) -> Iterator[Row]:
-        if self.texts is not None:
-            pairs = [{}] * len(self.texts) if self.text_pairs is None else [{"text_pair": t} for t in self.text_pairs]
-            return ({"text": text, **pair} for text, pair in zip(self.texts, pairs, strict=True))
-        if self._is_list:
-            return iter(read_file(str(self.file), self.text_format))
-        return stream_standard_input() if self.file == STANDARD_INPUT else stream_rows(str(self.file), self.text_format)
-
-    def files_of_folder(self, column: str) -> Iterator[Row] | None:
-        """Returns a row for each file of a folder, in order, with its path in a column; `None` if this is no folder."""
-        folder = Path(str(self.file))
-        if self.file in (None, STANDARD_INPUT) or not folder.is_dir():
-            return None
-        files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
-        return ({column: str(file.relative_to(folder.parent))} for file in files)
-
-    def fingerprint(self) -> Record | None:
-        """Returns what the rows are recognized by; `None` if they cannot be read a second time."""
-        if self.file is None or self.file == STANDARD_INPUT or Path(self.file).is_dir():
-            return None
-        with Path(self.file).open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        return {"file": digest, "delimiter": self.text_format.delimiter, "encoding": self.text_format.encoding}
-
-
-@dataclass(frozen=True)
-class Prediction:
+class PredictionRun:
     """A trained model and the rows that it answers.
 
     Args:
@@ -203,7 +123,8 @@ class Prediction:
         """What the answers depend on, beside the rows."""
         names = sorted({*reader_class.options_read, *_options_of(model)} - {"model", "processor", "batch_size"})
         options = {name: self.options.get(name) for name in names}
-        return {"weights": fingerprint_of(model), **model_options(model.config), **options, "bf16": self.trained.bf16}
+        weights = fingerprint_weights(model.state_dict().items())
+        return {"weights": weights, **model_options(model.config), **options, "bf16": self.trained.bf16}
 
 
 def _reader_of(model: Model, name: str) -> type[ExampleReader]:
@@ -216,12 +137,3 @@ def _reader_of(model: Model, name: str) -> type[ExampleReader]:
 def _options_of(model: Model) -> Mapping[str, inspect.Parameter]:
     """The options of a model's predictor."""
     return inspect.signature(model.predictor).parameters  # type: ignore[arg-type]  # there is one
-
-
-def fingerprint_of(model: PreTrainedModel) -> str:
-    """Returns what the weights of a model are recognized by."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -10,12 +10,12 @@ from datasets import Dataset
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
-from ..arguments import FeedbackTrainingArguments
-from ..callbacks import show_plain_metrics
-from ..model_arguments import ModelArguments, Options
-from ..tasks import NetworkTextClassification, Task, TextClassification, TokenClassification
-from ..trainer import FeedbackTrainer
-from .trained_model import TrainedModel
+from ..training.arguments import FeedbackTrainingArguments
+from ..training.callbacks import show_plain_metrics
+from ..training.model_arguments import ModelArguments, Options
+from ..training.tasks import NetworkTextClassification, Task, TextClassification, TokenClassification
+from ..training.trained_model import TrainedModel
+from ..training.trainer import FeedbackTrainer
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from transformers import Trainer, TrainingArguments
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...validation import is_number, option
+from ..fingerprints import fingerprint_weights
 from ..model_parts import any_model_in, parts_of
 from .frozen_prefix import FrozenPrefix
-from .prefix_cache import TEXT_INPUTS, PrefixCache, fingerprint_parameters
+from .prefix_cache import TEXT_INPUTS, PrefixCache
 
 
 @dataclass
@@ -57,8 +58,8 @@ def check_prefix(args: TrainingArguments, prefix: PrefixArguments) -> None:
         )
 
 
-def frozen_prefix(trainer: Trainer, args: PrefixArguments) -> AbstractContextManager[object]:
-    """Returns the context of one training that skips the gradients, or the computation, of frozen layers.
+def make_frozen_prefix(trainer: Trainer, args: PrefixArguments) -> AbstractContextManager[object]:
+    """Returns the context of one training in which frozen layers run without dropout, or are read from a cache.
 
     Args:
         trainer: the trainer.
@@ -90,7 +91,7 @@ def _make_cache(
     layers = sorted(layer for layer in kept if 0 <= layer < depth)
     parts = parts_of(model)
     below = {"embeddings", *(f"layer {layer}" for layer in range(depth))}
-    weights = fingerprint_parameters(p for name, p in model.named_parameters() if parts[name] in below)
+    weights = fingerprint_weights((name, p) for name, p in model.named_parameters() if parts[name] in below)
     name = f"{weights}-{'-'.join(map(str, layers))}-{trainer.accelerator.mixed_precision}"
     folder = Path(str(trainer.args.output_dir)) / PREFIX_FOLDER / name
     names = TEXT_INPUTS & core.layout.arguments

@@ -1,0 +1,89 @@
+"""Rows that a model answers: those of a file, a folder of files, standard input, or texts."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoints import Record
+from ..data.files import read_file
+from ..data.splits import Row
+from ..data.streams import READERS, file_type, stream_rows, stream_standard_input
+from ..data.text_files import DEFAULT_FORMAT, TextFormat
+
+STANDARD_INPUT = "-"
+LIST_TYPE = ".json"
+
+
+@dataclass(frozen=True)
+class PredictionRows:
+    """The rows to be answered: those of a file, a folder of files, standard input, or texts.
+
+    Args:
+        file: file of rows, `-` for standard input, or a folder of images or recordings.
+        texts: texts, instead of a file.
+        text_pairs: second texts, for pairs.
+        text_format: separator and encoding of the file.
+
+    Raises:
+        ValueError: there is no file and no text, or both; there are not as many second texts; the file is missing or of
+            another type.
+    """
+
+    file: str | None = None
+    texts: list[str] | None = None
+    text_pairs: list[str] | None = None
+    text_format: TextFormat = DEFAULT_FORMAT
+
+    def __post_init__(self) -> None:
+        if (self.file is None) == (self.texts is None):
+            raise ValueError("Give `--file` (`-` is standard input) or `--text`, one of them.")
+        if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
+            raise ValueError(
+                f"`text_pair` must be as many texts as `text`, {len(self.texts or ())}, got {len(self.text_pairs)}."
+            )
+        if self.file is None or self.file == STANDARD_INPUT or Path(self.file).is_dir():
+            return
+        if not self._is_list and file_type(Path(self.file)) not in READERS:
+            known = ", ".join((*READERS, LIST_TYPE))
+            raise ValueError(f"{self.file}: unknown type of file; use one of {known}, or one with .gz.")
+        if not Path(self.file).is_file():
+            raise ValueError(f"{self.file}: there is no such file.")
+        if Path(self.file).stat().st_size == 0:
+            raise ValueError(f"{self.file}: the file is empty.")
+
+    @property
+    def _is_list(self) -> bool:
+        """Whether the file is one list of objects, which is read at once."""
+        return self.file is not None and Path(self.file).suffix.lower() == LIST_TYPE
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, for messages."""
+        if self.file is None:
+            return "`--text`"
+        return "standard input" if self.file == STANDARD_INPUT else self.file
+
+    def __iter__(self) -> Iterator[Row]:
+        if self.texts is not None:
+            pairs = [{}] * len(self.texts) if self.text_pairs is None else [{"text_pair": t} for t in self.text_pairs]
+            return ({"text": text, **pair} for text, pair in zip(self.texts, pairs, strict=True))
+        if self._is_list:
+            return iter(read_file(str(self.file), self.text_format))
+        return stream_standard_input() if self.file == STANDARD_INPUT else stream_rows(str(self.file), self.text_format)
+
+    def files_of_folder(self, column: str) -> Iterator[Row] | None:
+        """Returns a row for each file of a folder, in order, with its path in a column; `None` if this is no folder."""
+        folder = Path(str(self.file))
+        if self.file in (None, STANDARD_INPUT) or not folder.is_dir():
+            return None
+        files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
+        return ({column: str(file.relative_to(folder.parent))} for file in files)
+
+    def fingerprint(self) -> Record | None:
+        """Returns what the rows are recognized by; `None` if they cannot be read a second time."""
+        if self.file is None or self.file == STANDARD_INPUT or Path(self.file).is_dir():
+            return None
+        with Path(self.file).open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return {"file": digest, "delimiter": self.text_format.delimiter, "encoding": self.text_format.encoding}
