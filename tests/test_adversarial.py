@@ -11,11 +11,14 @@ from torch import nn
 from torch.distributed import destroy_process_group, init_process_group
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from training_runs import arguments, make, tiny_data
+from training_runs import arguments, make, rows, tiny_data, train_command, write
 from transformers import TrainerCallback
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.cli import main
 from hf_feedback.training import FGM, PGD, SMART, FeedbackTrainer, FreeLB, peft_options
+from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.tasks.text_classification import TextClassification, TextDataArguments
 from hf_feedback.training.techniques.perturbation import WordPerturbation
 
 BATCH = tiny_batch()
@@ -467,3 +470,28 @@ def test_words_that_are_not_read_are_noticed():
     model.get_input_embeddings = lambda: nn.Embedding(99, 32)
     with pytest.raises(RuntimeError, match="The perturbation was not read"):
         FGM().compute_loss(model, LABELLED)
+
+
+def test_the_command_trains_on_texts_without_labels(backbone, tmp_path, capsys):
+    train, more = write(tmp_path, "train.csv", rows(6)), write(tmp_path, "more.csv", [{"text": "the parcel"}] * 3)
+    options = ["--max-steps", "2", "--class-weights", "balanced", "--unlabelled-file", more]
+    command = train_command(backbone, tmp_path / "out", *options, train=train, validation=None)
+    assert main([*command, "--adversarial", "smart"]) == 0
+    assert "9 texts from train.csv and more.csv" in (tmp_path / "out" / "README.md").read_text()
+    assert main(command) == 2
+    assert (
+        "`adversarial`='none' trains on labels, which the rows of `unlabelled_file` do not" in capsys.readouterr().err
+    )
+
+    data_args = TextDataArguments(train_file=train, unlabelled_file=more)
+    data = TextClassification(ModelArguments(model=backbone), data_args).prepare().splits["train"].data
+    assert data["labels"][6:] == [-100] * 3
+    assert min(data["labels"][:6]) == 0
+    assert data[6]["input_ids"] == data[8]["input_ids"]
+
+
+def test_texts_without_labels_are_for_classes(backbone, tmp_path):
+    train = write(tmp_path, "train.csv", [{"text": "the parcel", "label": 0.5}, {"text": "the refund", "label": 1.5}])
+    data_args = TextDataArguments(train_file=train, unlabelled_file=train)
+    with pytest.raises(ValueError, match="for texts of one class each, and the labels are regression"):
+        TextClassification(ModelArguments(model=backbone), data_args).prepare()

@@ -141,6 +141,7 @@ def run_training(
     parser = training_parser(arguments, task_class, prog, description, (RunArguments, SearchArguments))
     model_args, data_args, args, run_args, search_args = parser.parse(arguments)
     task = task_class(model_args, data_args)
+    task.check_training(args)
     base_model: str | None = task.model_args.model
     if base_model is not None:
         check_source(base_model, task.model_args.revision)

@@ -19,6 +19,7 @@ from transformers import (
 from ...max_length import resolve_max_length
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNForSequenceClassification
+from ..arguments import FeedbackTrainingArguments
 from ..data.duplicates import warn_of_repeated_ids
 from ..data.files import read_file
 from ..data.labels import LabelSet
@@ -199,6 +200,9 @@ class Task(ABC, Generic[DataArguments]):
 
     def check_options(self) -> None:
         """Raises `ValueError` where an option of the data has a value that is not allowed."""
+
+    def check_training(self, args: FeedbackTrainingArguments) -> None:
+        """Raises `ValueError` where options of training contradict those of the data."""
 
     def read(self, file: str) -> Dataset:
         """Reads one file."""

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast, get_args
 
+from datasets import Dataset, Features, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -14,11 +16,12 @@ from ...modeling_feedback import FeedbackForSequenceClassification
 from ...modeling_fnn import FNNForSequenceClassification
 from ...validation import option
 from ..advice import PredictionCounter, advice_on_classes, advice_on_data
+from ..arguments import FeedbackTrainingArguments
 from ..data.columns import Columns, find_columns
 from ..data.labels import SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
 from ..data.overview import describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
-from ..data.texts import tokenize_texts, with_labels
+from ..data.texts import encode_texts, tokenize_texts, with_labels
 from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics
 from ..model_arguments import FNNArguments
 from ..model_card import TaskCard, pipeline_usage
@@ -31,7 +34,7 @@ from ..model_setup import (
     trained_network,
 )
 from ..model_sources import read_config
-from .task import EncodedSplit, Model, TextTask
+from .task import IGNORED, EncodedSplit, Model, TextTask
 
 logger = logging.get_logger(__name__)
 
@@ -69,6 +72,9 @@ class TextDataArguments(FileArguments, LabelArguments):
     """Training, validation and test data."""
 
     train_file: str | None = option(None, "CSV, TSV, JSON-lines or parquet file of the training data.")
+    unlabelled_file: str | None = option(
+        None, "File of further training texts without labels, for `--adversarial smart`."
+    )
     dataset_name: str | None = option(None, "Hub id of a data set, instead of files.")
     dataset_config_name: str | None = option(None, "Configuration of that data set.")
     problem_type: str | None = option(
@@ -132,6 +138,13 @@ class TextClassification(TextTask[TextDataArguments]):
         loaded = load_hub_splits(args.dataset_name, args.dataset_config_name)
         return {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
 
+    def check_training(self, args: FeedbackTrainingArguments) -> None:
+        if self.data_args.unlabelled_file is not None and args.adversarial != "smart":
+            raise ValueError(
+                f"`adversarial`={args.adversarial!r} trains on labels, which the rows of `unlabelled_file` do not "
+                "have; choose 'smart', or leave the file out."
+            )
+
     def find_labels(self, train: Split) -> LabelSet:
         self.columns = columns_of(train, self.data_args)
         problem_type = cast(ProblemType | None, self.data_args.problem_type)
@@ -193,13 +206,29 @@ class TextClassification(TextTask[TextDataArguments]):
         encoded = tokenize_texts(split, columns, self.processor, self.max_length, self.encoder)
         labels = LabelSet.of_model(self.model)
         data, counter = with_labels(encoded, split, columns, labels), PredictionCounter(self.compute_metrics, labels)
-        return EncodedSplit(data, split.source, len(split.data), counter, lengths=encoded.lengths)
+        source = split.source
+        if name == "train" and self.data_args.unlabelled_file is not None:
+            data = concatenate_datasets([data, self._encode_unlabelled(self.data_args.unlabelled_file, data.features)])
+            source = f"{source} and {Path(self.data_args.unlabelled_file).name}"
+        return EncodedSplit(data, source, len(data), counter, lengths=encoded.lengths)
+
+    def _encode_unlabelled(self, file: str, features: Features) -> Dataset:
+        """Encodes texts to train on whose labels are not known."""
+        if self.labels.problem_type != SINGLE_LABEL:
+            raise ValueError(
+                f"`unlabelled_file` is for texts of one class each, and the labels are {self.labels.problem_type}; "
+                "leave it out."
+            )
+        split = Split(self.read(file), file)
+        columns = columns_of(split, self.data_args, needs_label=False, trained=replace(self.columns, label=None))
+        data = encode_texts(split, columns, self.processor, self.max_length)
+        return data.add_column("labels", [IGNORED] * len(data)).cast(features)
 
     def advise(self, splits: Mapping[str, EncodedSplit]) -> list[str]:
         train, validation = splits["train"], splits.get("validation")
         labels, counts = LabelSet.of_model(self.model), Counter[str]()
         if labels.problem_type == SINGLE_LABEL:
-            counts.update(labels.names[number] for number in train.data["labels"])
+            counts.update(labels.names[number] for number in train.data["labels"] if number != IGNORED)
         share = 0.0 if train.lengths is None else train.lengths.cut / len(train.lengths.tokens)
         counter = None if validation is None else validation.compute_metrics
         on_classes = advice_on_classes(counter) if isinstance(counter, PredictionCounter) else []
