@@ -3,15 +3,21 @@
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 )
+
+from .layer_recorder import install_hooks
+from .topology import segment_of
+
+if TYPE_CHECKING:
+    from .configuration_feedback import FeedbackConfig
 
 
 class UnsupportedBackboneError(ValueError):
@@ -225,3 +231,55 @@ def without_cache(backbone: PreTrainedModel) -> dict[str, bool]:
     """What `forward` has to be given so that iterations share no key–value cache, which would be silently wrong."""
     takes = "use_cache" in forward_arguments(backbone) or hasattr(backbone.config.get_text_config(), "use_cache")
     return {"use_cache": False} if takes else {}
+
+
+def check_static(backbone: PreTrainedModel, head: str) -> None:
+    """Refuses what the config alone shows to be impossible.
+
+    Args:
+        backbone: the model.
+        head: the config's; with `"new"` the backbone is loaded again by its config alone.
+
+    Raises:
+        UnsupportedBackboneError: it is no stack of layers of one width, or layers are skipped at random.
+    """
+    if backbone.config.model_type not in CONFIG_MAPPING:
+        raise unsupported(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
+    if head == "new" and type(backbone.config) not in MODEL_MAPPING:
+        reason = f"AutoModel has no model for its {type(backbone.config).__name__}."
+        raise unsupported(backbone, reason, "Use a model that AutoModel loads.")
+    for key in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(backbone.config.get_text_config(), key, None), int):
+            raise unsupported(backbone, f"its config has no `{key}`.", "Use a backbone of equal transformer layers.")
+    for key, value in vars(backbone.config).items():
+        if "layerdrop" in key and isinstance(value, float) and value > 0:
+            raise unsupported(
+                backbone,
+                f"its config has {key}={value}, which skips layers at random in training.",
+                f"Pass `config_overrides={{{key!r}: 0.0}}`.",
+            )
+
+
+def find_layout(backbone: PreTrainedModel, config: "FeedbackConfig") -> BackboneLayout:
+    """Finds the layers of a backbone, keeps those that `backbone_layers` names, and puts the hooks on them.
+
+    Raises:
+        UnsupportedBackboneError: it is no stack of layers, or `backbone_layers` cannot be had.
+        ValueError: the edges do not fit its layers.
+    """
+    check_static(backbone, config.head)
+    part = name_of_part(backbone, config.backbone_part)
+    stack = find_stack(backbone, cast(int, config.num_backbone_layers), part)
+    if config.backbone_layers is not None:
+        keep_layers(backbone, stack, config.backbone_layers)
+    num_layers = cast(int, config.num_hidden_layers)
+    layout = BackboneLayout(
+        part=part,
+        stack=stack,
+        num_layers=num_layers,
+        segment=segment_of(config.edges(num_layers)),
+        arguments=forward_arguments(backbone),
+        has_cache=bool(without_cache(backbone)),
+    )
+    install_hooks(layout.layers(backbone))
+    return layout

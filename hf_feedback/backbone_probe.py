@@ -6,21 +6,17 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .backbone_layout import (
     BackboneLayout,
-    find_stack,
     forward_arguments,
     is_decoder,
-    keep_layers,
-    name_of_part,
     unsupported,
     without_cache,
 )
 from .batch_rows import find_batch_axes
-from .configuration_feedback import FeedbackConfig
 from .evaluation_mode import evaluating
 from .layer_recorder import (
     Arguments,
@@ -29,66 +25,12 @@ from .layer_recorder import (
     SegmentRecord,
     first_argument,
     hidden_of,
-    install_hooks,
     recording,
     with_hidden,
 )
 from .modeling_outputs import ANSWERS, split_iterations
 from .probe_inputs import Batch, probe_inputs
-from .topology import segment_of
 from .validation import Keywords
-
-
-def check_static(backbone: PreTrainedModel, head: str) -> None:
-    """Refuses what the config alone shows to be impossible.
-
-    Args:
-        backbone: the model.
-        head: the config's; with `"new"` the backbone is loaded again by its config alone.
-
-    Raises:
-        UnsupportedBackboneError: it is no stack of layers of one width, or layers are skipped at random.
-    """
-    if backbone.config.model_type not in CONFIG_MAPPING:
-        raise unsupported(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
-    if head == "new" and type(backbone.config) not in MODEL_MAPPING:
-        reason = f"AutoModel has no model for its {type(backbone.config).__name__}."
-        raise unsupported(backbone, reason, "Use a model that AutoModel loads.")
-    for key in ("num_hidden_layers", "hidden_size"):
-        if not isinstance(getattr(backbone.config.get_text_config(), key, None), int):
-            raise unsupported(backbone, f"its config has no `{key}`.", "Use a backbone of equal transformer layers.")
-    for key, value in vars(backbone.config).items():
-        if "layerdrop" in key and isinstance(value, float) and value > 0:
-            raise unsupported(
-                backbone,
-                f"its config has {key}={value}, which skips layers at random in training.",
-                f"Pass `config_overrides={{{key!r}: 0.0}}`.",
-            )
-
-
-def find_layout(backbone: PreTrainedModel, config: FeedbackConfig) -> BackboneLayout:
-    """Finds the layers of a backbone, keeps those that `backbone_layers` names, and puts the hooks on them.
-
-    Raises:
-        UnsupportedBackboneError: it is no stack of layers, or `backbone_layers` cannot be had.
-        ValueError: the edges do not fit its layers.
-    """
-    check_static(backbone, config.head)
-    part = name_of_part(backbone, config.backbone_part)
-    stack = find_stack(backbone, cast(int, config.num_backbone_layers), part)
-    if config.backbone_layers is not None:
-        keep_layers(backbone, stack, config.backbone_layers)
-    num_layers = cast(int, config.num_hidden_layers)
-    layout = BackboneLayout(
-        part=part,
-        stack=stack,
-        num_layers=num_layers,
-        segment=segment_of(config.edges(num_layers)),
-        arguments=forward_arguments(backbone),
-        has_cache=bool(without_cache(backbone)),
-    )
-    install_hooks(layout.layers(backbone))
-    return layout
 
 
 def probe_backbone(

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import ModelOutput, logging
 
-from .backbone_layout import BackboneLayout, is_decoder, is_sharded
-from .backbone_probe import find_layout, probe_backbone
+from .backbone_layout import BackboneLayout, find_layout, is_decoder, is_sharded
+from .backbone_probe import probe_backbone
 from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
 from .collected_states import collected_key
 from .configuration_feedback import AUTO_MAP, BuiltOptions, FeedbackConfig, HeadOption, PartOption

@@ -298,7 +298,7 @@ def statistics(solution: Solution) -> dict[str, torch.Tensor]:
 
 
 # What tokenizers, the Trainer and transformers pass that these networks have no use for.
-IGNORED = frozenset(TransformersKwargs.__annotations__) | {"token_type_ids", "position_ids", "output_attentions"}
+IGNORED_INPUTS = frozenset(TransformersKwargs.__annotations__) | {"token_type_ids", "position_ids", "output_attentions"}
 
 ARGUMENTS = (
     *("input_ids", "attention_mask", "inputs_embeds", "labels"),
@@ -309,7 +309,7 @@ ARGUMENTS = (
 def check_arguments(model: nn.Module, arguments: Keywords) -> None:
     """Refuses what a forward pass does not know."""
     for key in arguments:
-        if key not in IGNORED:
+        if key not in IGNORED_INPUTS:
             near = get_close_matches(key, ARGUMENTS, n=1)
             hint = f"did you mean `{near[0]}`?" if near else "leave it out."
             raise TypeError(f"{type(model).__name__}.forward got an unexpected argument `{key}`; {hint}")

@@ -22,7 +22,7 @@ from hf_feedback.evaluation.arm_runs import ArmRun, ArmTrainer, Job
 from hf_feedback.evaluation.arms import Budget, Duplicated
 from hf_feedback.evaluation.commands.compare import parse_comparison, read_variants
 from hf_feedback.evaluation.comparison_plan import make_plan
-from hf_feedback.evaluation.comparison_result import Contrast, write_verdict
+from hf_feedback.evaluation.contrasts import Contrast, write_verdict
 from hf_feedback.evaluation.message_controls import (
     SilentConnections,
     SwappedConnections,

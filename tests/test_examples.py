@@ -41,20 +41,14 @@ from hf_feedback.training.data.answers import WindowEncoder, answer_f1, answer_s
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.media import check_media, read_media, read_wave
 from hf_feedback.training.data.splits import Split
+from hf_feedback.training.data.tags import entity_scores, is_bio, tag_set
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.tasks import TASKS, MultipleChoice, Task, TokenClassification
 from hf_feedback.training.tasks.masked_lm import MaskingCollator, PieceEncoder, with_fixed_masks
-from hf_feedback.training.tasks.multiple_choice import encode_choices
+from hf_feedback.training.tasks.multiple_choice import tokenize_choices
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses, token_losses
 from hf_feedback.training.tasks.question_answering import find_fault
-from hf_feedback.training.tasks.token_classification import (
-    align_labels,
-    encode_words,
-    entity_scores,
-    is_bio,
-    make_tag_metrics,
-    tag_set,
-)
+from hf_feedback.training.tasks.token_classification import align_labels, make_tag_metrics, tokenize_words
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DATA = EXAMPLES / "data"
@@ -295,7 +289,7 @@ def tags_of(data):
 
 def encode_tags(data, names, length):
     labels = LabelSet("single_label_classification", names)
-    return encode_words(Split(data, "here"), tags_of(data), labels, "tokens", letters(), length)
+    return tokenize_words(Split(data, "here"), tags_of(data), labels, "tokens", letters(), length).data
 
 
 def entities(tags):
@@ -373,7 +367,7 @@ def test_hidden_tags_are_missing():
 def test_numbers_of_choices(labels):
     data = Dataset.from_list([{"context": "a", "choices": ["b", "c"], "label": label} for label in labels])
     assert task_of(MultipleChoice).check_split(Split(data, "here")).data is data
-    assert encode_choices(data, letters(), 8)["labels"][:] == [1, 0]
+    assert tokenize_choices(data, letters(), 8).data["labels"][:] == [1, 0]
 
 
 # Questions

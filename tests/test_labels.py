@@ -11,8 +11,8 @@ from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.label_names import label_name
 from hf_feedback.training.data.labels import LabelSet, has_labels, label_numbers, single_label_set
 from hf_feedback.training.data.splits import Split
+from hf_feedback.training.data.tags import tag_set
 from hf_feedback.training.model_setup import check_labels
-from hf_feedback.training.tasks.token_classification import tag_set
 
 
 def labels_of(values, **options):

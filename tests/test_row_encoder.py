@@ -15,7 +15,7 @@ from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.texts import tokenize_texts
 from hf_feedback.training.fingerprints import fingerprint_rows
 from hf_feedback.training.tasks.multiple_choice import tokenize_choices
-from hf_feedback.training.tasks.token_classification import encode_words, tokenize_words
+from hf_feedback.training.tasks.token_classification import tokenize_words
 
 COLUMNS = Columns("text", None, None)
 TEXTS = ["where is my parcel", "the refund", "", "please help it " * 20]
@@ -104,7 +104,8 @@ def test_lengths_are_those_before_cutting():
     found = tokenize_words(tagged, [["O"] * 4, ["O"]], labels, "tokens", tokenizer, 5)
     assert found.lengths.tokens.tolist() == [6, 3]
     assert (
-        found.data.column_names == encode_words(tagged, [["O"] * 4, ["O"]], labels, "tokens", tokenizer, 5).column_names
+        found.data.column_names
+        == tokenize_words(tagged, [["O"] * 4, ["O"]], labels, "tokens", tokenizer, 5).data.column_names
     )
     rows = {"context": ["where is it"] * 2, "choices": [["my parcel", "it"], ["it", "it"]], "label": [1, 0]}
     choices = tokenize_choices(Dataset.from_dict(rows), tokenizer, 6)

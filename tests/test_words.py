@@ -32,8 +32,8 @@ from hf_feedback.training.data.splits import Split
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.model_setup import load_tokenizer, set_padding
 from hf_feedback.training.tasks import MultipleChoice, TokenClassification
-from hf_feedback.training.tasks.multiple_choice import ChoiceArguments, encode_choices
-from hf_feedback.training.tasks.token_classification import TagArguments, align_labels, encode_words
+from hf_feedback.training.tasks.multiple_choice import ChoiceArguments, tokenize_choices
+from hf_feedback.training.tasks.token_classification import TagArguments, align_labels, tokenize_words
 from hf_feedback.words import labelled_pieces, space_before_words, space_between_texts, split_words
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -204,7 +204,8 @@ def test_tags_stand_at_the_last_piece_also_where_a_text_is_cut():
     labels, tokenizer = LabelSet("single_label_classification", NAMES), bytes_tokenizer()
     for length in (64, 9):
         for piece in ("first", "last"):
-            row = encode_words(Split(data, "here"), data["tags"][:], labels, "tokens", tokenizer, length, piece)[0]
+            rows = tokenize_words(Split(data, "here"), data["tags"][:], labels, "tokens", tokenizer, length, piece)
+            row = rows.data[0]
             word_ids = tokenizer([" " + w for w in WORDS], is_split_into_words=True).word_ids()[:length]
             places = [i for i, label in enumerate(row["labels"]) if label != -100]
             index = {"first": 0, "last": -1}[piece]
@@ -217,7 +218,7 @@ def test_tags_stand_at_the_last_piece_also_where_a_text_is_cut():
 def test_choices_do_not_begin_in_the_last_word_of_their_context():
     tokenizer = bytes_tokenizer()
     data = Dataset.from_list([{"context": "is it", "choices": ["late", "here"], "label": 1}])
-    row = encode_choices(data, tokenizer, 64)[0]
+    row = tokenize_choices(data, tokenizer, 64).data[0]
     assert [tokenizer.decode(ids) for ids in row["input_ids"]] == ["is it late", "is it here"]
     assert row["input_ids"][0] == tokenizer("is it late")["input_ids"]
 
@@ -269,7 +270,7 @@ def test_choices_are_padded_on_either_side(decoder, side):
     task = MultipleChoice(ModelArguments(model=decoder), ChoiceArguments(train_file="here"))
     task.processor = tokenizer
     data = Dataset.from_list([{"context": "is it", "choices": ["late", "here in Berlin at the depot"], "label": 1}])
-    row = encode_choices(data, tokenizer, 64)[0]
+    row = tokenize_choices(data, tokenizer, 64).data[0]
     batch = task.make_collator()([row])
     lengths = batch["attention_mask"].sum(-1)[0]
     assert lengths[0] < lengths[1]
@@ -294,7 +295,7 @@ def read_words(folder: str, words: list[str]) -> list[str]:
     data = Dataset.from_list([{"tokens": words, "tags": ["O"] * len(words)}])
     labels = LabelSet.of_model(model)
     piece = model.config.label_piece
-    row = encode_words(Split(data, "here"), data["tags"][:], labels, "tokens", tokenizer, 128, piece)[0]
+    row = tokenize_words(Split(data, "here"), data["tags"][:], labels, "tokens", tokenizer, 128, piece).data[0]
     with torch.no_grad():
         answers = model(torch.tensor([row["input_ids"]])).logits[0].argmax(-1)
     return [labels.names[a] for a, label in zip(answers, row["labels"], strict=True) if label != -100]

@@ -13,7 +13,7 @@ from datasets import Dataset
 from scipy import stats
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
-from hf_feedback.evaluation.comparison_result import markdown_table
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.columns import find_columns
 from hf_feedback.training.data.files import read_file

@@ -40,9 +40,10 @@ from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import Split
+from hf_feedback.training.data.tags import tag_set
 from hf_feedback.training.model_setup import set_padding
 from hf_feedback.training.run import bf16_is_fast
-from hf_feedback.training.tasks.token_classification import encode_words, make_tag_metrics, tag_set
+from hf_feedback.training.tasks.token_classification import make_tag_metrics, tokenize_words
 from hf_feedback.validation import Keywords
 
 Rates = tuple[float, float]  # of the backbone; of feedback and head
@@ -113,7 +114,7 @@ def read_corpus(folder: Path, args: argparse.Namespace) -> Corpus:
     for name, data in rows.items():
         chosen = data.shuffle(seed=0).select(range(min(len(data), getattr(args, name))))
         split = Split(chosen, f"{folder.name}/{name}")
-        encoded = encode_words(split, chosen["tags"], labels, "tokens", tokenizer, args.max_length, "last")
+        encoded = tokenize_words(split, chosen["tags"], labels, "tokens", tokenizer, args.max_length, "last").data
         splits[name] = encoded if name == "train" else encoded.select(by_length(encoded))
     return Corpus(folder.name, splits, labels, tokenizer)
 

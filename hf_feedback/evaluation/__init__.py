@@ -1,7 +1,7 @@
 """Does feedback help? Matched comparisons, their statistics, and reports on trained models."""
 
-from .arm_runs import Comparison
 from .compare import compare
+from .comparison import Comparison
 from .comparison_plan import make_plan
 from .comparison_result import ComparisonResult
 from .noise import add_noise

@@ -1,26 +1,25 @@
-"""The ways to train that feedback is compared with, one class each; those of long texts are in `long_text_arms.py`."""
+"""The ways to train that feedback is compared with, one class each.
+
+Those of decoders are in `decoder_arms.py`, those of long texts in `long_text_arms.py`.
+"""
 
 import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
-import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..backbone_layout import keep_layers, number_layers
-from ..backbone_probe import reads_causally
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.splits import Row
 from ..training.model_arguments import Options
 from ..training.model_parts import parts_of
 from ..training.parameter_groups import FREEZABLE_PARTS
 from ..training.peft import peft_options
-from ..training.tasks.task import IGNORED
 from .message_controls import read_bottom_up
 
 
@@ -260,82 +259,6 @@ class LoopOnly(Arm):
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
         model.set_num_iterations(budget.num_iterations)
         return model
-
-
-class Repeated(Arm):
-    """The input stands there twice, and the answer is read in the second copy, which has read the first.
-
-    Source: Springer et al. 2024, Repetition Improves Language Model Embeddings, arXiv 2402.15449.
-    """
-
-    description = "the input repeated"
-    per_token: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "labels")
-
-    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        if not _reads_causally(model) or model.traits.predicts_next_token:
-            return "the backbone reads both directions, or predicts the next token"
-        if more := row.keys() - {*self.per_token, "label"}:
-            return f"the task's {min(more)} cannot be repeated"
-        labels_words = model.traits.labels_words
-        if not labels_words and (isinstance(row.get("labels"), list) or model._pooling() != "last"):
-            return "the answer is not read at the last token"
-        return None
-
-    def adapt_data(self, data: Dataset) -> Dataset:
-        def repeat(row: Row) -> Row:
-            length = len(row["input_ids"])
-            twice = {name: value * 2 for name, value in row.items() if name in self.per_token and _has(value, length)}
-            if "labels" in twice:
-                twice["labels"] = [IGNORED] * length + row["labels"]
-            return {**row, **twice}
-
-        return data.map(repeat)
-
-
-class Unmasked(Arm):
-    """A causal backbone whose tokens see all others.
-
-    Source: BehnamGhader et al. 2024, LLM2Vec, arXiv 2404.05961.
-    """
-
-    description = "the causal mask lifted"
-
-    def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        if not _reads_causally(model) or model.traits.predicts_next_token or "input_ids" not in row:
-            return "the backbone reads both directions, or predicts the next token"
-        hook = self._lift(model)
-        try:
-            return "the mask of this family cannot be lifted" if _reads_causally(model) else None
-        finally:
-            hook.remove()
-
-    def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
-        self._lift(model)
-        return model
-
-    def _lift(self, model: FeedbackPreTrainedModel) -> RemovableHandle:
-        part = model.layout.part_of(model.backbone)
-        return part.register_forward_pre_hook(_lift_mask, with_kwargs=True)
-
-
-def _reads_causally(model: FeedbackPreTrainedModel) -> bool:
-    config = cast(PreTrainedConfig, model.config.backbone_config)
-    return reads_causally(model.layout.part_of(model.backbone), config, model.config.backbone_part)
-
-
-def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of a backbone: every token sees each one that is no padding."""
-    mask = kwargs.get("attention_mask")
-    if mask is None:
-        inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
-    dtype = next(module.parameters()).dtype
-    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask.bool(), torch.finfo(dtype).min)
-    return args, {**kwargs, "attention_mask": added[:, None, None].expand(-1, 1, mask.shape[1], -1)}
-
-
-def _has(value: object, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length
 
 
 def _head_of(model: FeedbackPreTrainedModel) -> list[str]:

@@ -10,11 +10,10 @@ from seqeval.metrics import classification_report as entity_report
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from transformers import EvalPrediction
 
-from ..training.data.labels import MULTI_LABEL, REGRESSION, LabelSet
+from ..training.data.labels import IGNORED, MULTI_LABEL, REGRESSION, LabelSet
+from ..training.data.tags import is_bio
 from ..training.metrics import predict_labels
 from ..training.tasks import MultipleChoice, Task, TokenClassification
-from ..training.tasks.task import IGNORED
-from ..training.tasks.token_classification import is_bio
 from .diagnostics import calibrate
 
 Report: TypeAlias = dict[str, Any]

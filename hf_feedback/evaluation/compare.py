@@ -18,8 +18,9 @@ from transformers.utils import logging
 from ..feedback_checkpoint import whole_file
 from ..training.checkpoints import Record
 from ..training.run_record import describe_differences
-from .arm_runs import ArmRun, ArmTrainer, Comparison, Job
+from .arm_runs import ArmRun, ArmTrainer, Job
 from .arms import Budget
+from .comparison import Comparison
 from .comparison_plan import Plan, choosing_jobs, format_seconds, seed_jobs
 from .comparison_result import ComparisonResult
 

@@ -8,8 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..feedback_checkpoint import whole_file
 from ..training.model_card import escape_name, is_hub_id, short_name
-from .comparison_result import markdown_table
 from .joined_results import join_results
+from .markdown_tables import markdown_table
 
 SPLITS = ("train", "validation", "test")
 # Options of feedback that a card names.

@@ -15,8 +15,9 @@ from ..summary import count_parameters
 from ..training.checkpoints import Record
 from ..training.run_record import run_record
 from ..training.tasks.task import PreparedTask
-from .arm_runs import ArmTrainer, Comparison, Job, most_steps
+from .arm_runs import ArmTrainer, Job, most_steps
 from .arms import Budget, Together
+from .comparison import Comparison
 from .cost import count_flops
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .comparison_result import ComparisonResult, Contrast
+from .comparison_result import ComparisonResult
+from .contrasts import Contrast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

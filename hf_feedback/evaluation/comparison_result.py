@@ -12,34 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from scipy import stats
 
 from ..feedback_checkpoint import whole_file
 from ..version import HF_FEEDBACK_VERSION
-from .arm_runs import CONTROLS, ArmRun, Comparison, test_name
+from .arm_runs import CONTROLS, ArmRun
+from .comparison import Comparison, test_name
 from .comparison_plan import Plan
-from .statistics import Difference, compare_paired, draw_examples, resample_examples, seeds_needed
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Feedback beside one alternative.
-
-    Args:
-        feedback: name of the arm with feedback.
-        other: name of the arm that it is compared with, or what its own messages were replaced by.
-        test: name of the file that both were tested on.
-        difference: feedback minus the other, in points; more is better.
-        verdict: see `Difference.verdict`.
-        seeds_needed: to see a difference of the margin, if that is known.
-    """
-
-    feedback: str
-    other: str
-    difference: Difference
-    verdict: str
-    seeds_needed: int | None
-    test: str = "test"
+from .contrasts import Contrast, contrast_table, write_verdict
+from .markdown_tables import format_values, markdown_table
+from .statistics import compare_paired, draw_examples, resample_examples, seeds_needed
 
 
 @dataclass(frozen=True)
@@ -275,81 +256,6 @@ class ComparisonResult:
     def _at_edge(self, factor: float) -> bool:
         factors = self.comparison.rate_factors
         return len(factors) > 1 and factor in (min(factors), max(factors))
-
-
-def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> str:
-    """The answer in one sentence.
-
-    Args:
-        contrasts: feedback beside every alternative.
-        metric: name of the metric.
-        margin: in points, differences that are smaller do not matter.
-    """
-    by_verdict: dict[str, list[Contrast]] = {}
-    for contrast in sorted(contrasts, key=lambda contrast: contrast.difference.mean):
-        by_verdict.setdefault(contrast.verdict, []).append(contrast)
-    seeds = f"{(count := contrasts[0].difference.num_seeds)} seed{'s' * (count != 1)}"
-
-    def hardest(verdict: str) -> tuple[str, str]:
-        """The alternative that is furthest ahead, and the difference to it."""
-        worst = by_verdict[verdict][0]
-        d = worst.difference
-        return worst.other, f"{d.mean:+.1f} points of {metric} [{d.low:+.1f}, {d.high:+.1f}]"
-
-    if "behind" in by_verdict:
-        name, numbers = hardest("behind")
-        return f"Feedback does not help: {name} is better, feedback minus it {numbers}, {seeds}."
-    if "cannot tell" in by_verdict:
-        name, numbers = hardest("cannot tell")
-        needed = by_verdict["cannot tell"][0].seeds_needed
-        more = f"about {needed} seeds would see {margin:g} points" if needed else "more test examples or seeds would"
-        return f"This cannot tell whether feedback helps: against {name} {numbers}, {seeds}; {more}."
-    if "equivalent" in by_verdict:
-        name, numbers = hardest("equivalent")
-        return f"Feedback makes no difference that matters: within {margin:g} points of {name}, {numbers}, {seeds}."
-    name, numbers = hardest("ahead")
-    return f"Feedback helps: it is ahead of every alternative, least of {name}, by {numbers}, {seeds}."
-
-
-def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
-    """Differences as a Markdown table."""
-    rows = [
-        (
-            contrast.feedback, contrast.other,
-            f"{(d := contrast.difference).mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]", format_p_value(d),
-            contrast.verdict, _needed(contrast, margin),
-        )
-        for contrast in contrasts
-    ]  # fmt: skip
-    return markdown_table(("feedback", "minus", "difference", "p", "verdict", f"seeds to see {margin:g} points"), rows)
-
-
-def _needed(contrast: Contrast, margin: float) -> str:
-    """How many seeds would see a difference of the margin, in words."""
-    if contrast.difference.of_examples > margin:
-        return "more test examples"
-    return "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed)
-
-
-def format_p_value(difference: Difference) -> str:
-    """The p-value of the permutation test, or that so few seeds cannot show anything."""
-    if difference.p_value is None or difference.least_p_value > 0.05:
-        return f"cannot tell (≥ {difference.least_p_value:.2g})"
-    return f"{difference.p_value:.2g}"
-
-
-def format_values(values: Sequence[float]) -> str:
-    """Mean with the half-width of Student's 95% interval."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.1f} ± {half:.1f}"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def machine_and_versions() -> dict[str, str]:

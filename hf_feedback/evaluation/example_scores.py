@@ -10,9 +10,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import EvalPrediction
 
 from ..training.data.answers import answer_f1, normalize_answer
-from ..training.data.labels import MULTI_LABEL, ProblemType
+from ..training.data.labels import IGNORED, MULTI_LABEL, ProblemType
 from ..training.metrics import predict_labels
-from ..training.tasks.task import IGNORED
 
 Sums: TypeAlias = np.ndarray  # (…, s)
 

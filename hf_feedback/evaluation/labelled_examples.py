@@ -13,7 +13,7 @@ from ..max_length import resolve_max_length
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.columns import Columns
 from ..training.data.files import read_file
-from ..training.data.labels import SINGLE_LABEL, LabelSet
+from ..training.data.labels import IGNORED, SINGLE_LABEL, LabelSet
 from ..training.data.splits import Split
 from ..training.data.texts import encode_texts, texts_of
 from ..training.model_arguments import ModelArguments
@@ -26,7 +26,7 @@ from ..training.tasks import (
     TextClassification,
     TokenClassification,
 )
-from ..training.tasks.task import IGNORED, Collator, Processor, Task
+from ..training.tasks.task import Collator, Processor, Task
 from ..training.tasks.text_classification import LabelArguments, columns_of
 from ..training.trained_model import load_classifier
 from ..words import space_before_words

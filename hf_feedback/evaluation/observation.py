@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from ..evaluation_mode import evaluating
 from ..modeling_base import FeedbackPreTrainedModel
+from ..training.data.labels import IGNORED
 from ..training.message_recorder import MessageRecord, record_messages
-from ..training.tasks.task import IGNORED
 from ..validation import Keywords
 from .diagnostics import Answers
 

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_base import FeedbackPreTrainedModel
+from ..training.data.tags import entity_scores, is_bio
 from ..training.message_recorder import MessageRecord, swish_betas
 from ..training.metrics import METRICS
-from ..training.tasks.token_classification import entity_scores, is_bio
 from ..validation import MOST_ITERATIONS
 from .diagnostics import calibration, confusion, confusion_changes, flips, mcnemar
 from .labelled_examples import LabelledExamples

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from .tasks.task import IGNORED
+from .data.labels import IGNORED
 
 
 def count_items(batch: Mapping[str, Any]) -> torch.Tensor:

@@ -11,9 +11,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..evaluation_mode import evaluating
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackForCausalLM
+from .data.labels import IGNORED
 from .message_recorder import record_messages, swish_betas
 from .model_parts import any_model_in
-from .tasks.task import IGNORED
 
 CURVES = ("beta_", "message_")  # how the names of values by edge begin
 Batch = Mapping[str, Any]

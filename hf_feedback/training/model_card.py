@@ -17,65 +17,13 @@ from ..configuration_fnn import FNNConfig
 from ..feedback_checkpoint import whole_file
 from ..version import HF_FEEDBACK_VERSION
 from .arguments import FeedbackTrainingArguments
+from .task_card import TaskCard
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 SPLITS = {"eval": "validation", "test": "test"}
 NOT_IN_RESULTS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 MAX_NAME_LENGTH = 80
 MAX_NAMES = 100
-
-
-@dataclass(frozen=True)
-class TaskCard:
-    """The part of the model card that describes a task.
-
-    Args:
-        pipeline_tag: name of the task on the Hub.
-        model: what a model of the task is called.
-        usage: python lines that use a model; `{model}` stands for its folder or hub id.
-        inputs: what the model reads, in the plural.
-        dataset_type: type of a data set of such inputs that has no id on the Hub.
-        pooled: whether a new head reads one pooled vector an input.
-        labelled: whether the labels are classes with names.
-    """
-
-    pipeline_tag: str
-    model: str
-    usage: str
-    inputs: str = "texts"
-    dataset_type: str = "text"
-    pooled: bool = False
-    labelled: bool = False
-
-    @property
-    def model_with_article(self) -> str:
-        """`a text classifier`, `an image classifier`."""
-        return f"{'an' if self.model[0] in 'aeiou' else 'a'} {self.model}"
-
-
-def pipeline_usage(task: str, call: str, options: str = "") -> str:
-    """Returns the Python lines that use a model through a pipeline.
-
-    Args:
-        task: name of the pipeline.
-        call: line that uses `answer`, the pipeline.
-        options: further arguments of `pipeline`, after a comma.
-
-    Example:
-
-    ```python
-    >>> print(pipeline_usage("fill-mask", 'answer("Where is my [MASK]?")').format(model="me/model"))
-    from transformers import pipeline
-    <BLANKLINE>
-    answer = pipeline("fill-mask", "me/model", trust_remote_code=True)
-    answer("Where is my [MASK]?")
-
-    ```
-    """
-    return f"""from transformers import pipeline
-
-answer = pipeline("{task}", "{{model}}", trust_remote_code=True{options})
-{call}"""
 
 
 @dataclass(frozen=True)

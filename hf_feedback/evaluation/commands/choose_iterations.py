@@ -12,9 +12,9 @@ from ...training.tasks import TextClassification
 from ...training.tasks.text_classification import LabelArguments
 from ...training.trained_model import TrainedModel
 from ...validation import check_integer, option
-from ..comparison_result import markdown_table
 from ..iteration_choice import candidates, choose, measure_choice, save_choice
 from ..labelled_file import LabelledFile
+from ..markdown_tables import markdown_table
 
 DESCRIPTION = """Choose the number of iterations and the halting rule of a trained text classifier: every K and every
 rule is evaluated on a file of labelled texts, and the fastest whose metric is within a tolerance of the best is chosen.

@@ -16,9 +16,10 @@ from ...training.model_sources import check_source
 from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
 from ..arm_registry import ARMS
-from ..arm_runs import CONTROLS, Comparison, test_name
+from ..arm_runs import CONTROLS
 from ..arms import Arm, Feedback, Together
 from ..compare import compare, hide_progress_bars
+from ..comparison import Comparison, test_name
 from ..comparison_card import write_comparison_card
 from ..comparison_plan import format_plan, make_plan
 from ..comparison_plots import plot_comparison

@@ -28,6 +28,8 @@ SINGLE_LABEL: ProblemType = "single_label_classification"
 MULTI_LABEL: ProblemType = "multi_label_classification"
 REGRESSION: ProblemType = "regression"
 
+IGNORED = -100  # the label of what is left out of the loss and of every metric
+
 
 @dataclass(frozen=True)
 class LabelSet:

@@ -10,9 +10,9 @@ from ...modeling_feedback import FeedbackForAudioClassification
 from ...validation import option
 from ..data.media import read_bytes, read_wave
 from ..data.splits import Row
-from ..model_card import TaskCard, pipeline_usage
 from ..model_setup import make_model
 from ..model_sources import hub_options
+from ..task_card import TaskCard, pipeline_usage
 from .media_classification import MediaArguments, MediaClassification
 from .task import Collator, Model
 

@@ -18,12 +18,13 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForCausalLM
 from ...validation import check_integer, option
 from ..data.columns import find_columns
+from ..data.labels import IGNORED
 from ..data.splits import Batch, Row, Split
 from ..data.text_files import TextFormat
 from ..data.texts import TextLengths, texts_of, warn_of_cut_texts
-from ..model_card import TaskCard, pipeline_usage
+from ..task_card import TaskCard, pipeline_usage
 from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, stream_texts, token_losses
-from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits
+from .task import Collator, EncodedSplit, PreprocessLogits
 
 LONGEST_BLOCK = 512  # by default: the logits of a batch are (B, T, V), gigabytes for longer ones
 TEXTS_AT_ONCE = 1000  # are tokenized together

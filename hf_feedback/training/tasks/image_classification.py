@@ -11,9 +11,9 @@ from transformers.utils import requires_backends
 from ...modeling_feedback import FeedbackForImageClassification
 from ...validation import option
 from ..data.splits import Row
-from ..model_card import TaskCard, pipeline_usage
 from ..model_setup import make_model
 from ..model_sources import hub_options
+from ..task_card import TaskCard, pipeline_usage
 from .media_classification import MediaArguments, MediaClassification
 from .task import Collator, Model
 

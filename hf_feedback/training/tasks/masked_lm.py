@@ -18,13 +18,14 @@ from transformers import (
 from ...modeling_feedback import FeedbackForMaskedLM
 from ...validation import option
 from ..data.columns import Columns, find_columns
+from ..data.labels import IGNORED
 from ..data.row_encoder import IN_MEMORY, RowEncoder
 from ..data.splits import Batch, Row, Split
 from ..data.text_files import TextFormat
 from ..data.texts import texts_of
-from ..model_card import TaskCard, pipeline_usage
+from ..task_card import TaskCard, pipeline_usage
 from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses, stream_texts, token_losses
-from .task import IGNORED, Collator, EncodedSplit, PreprocessLogits
+from .task import Collator, EncodedSplit, PreprocessLogits
 
 Masker: TypeAlias = DataCollatorForLanguageModeling
 

@@ -18,7 +18,7 @@ from ..data.row_encoder import IN_MEMORY, RowEncoder
 from ..data.splits import Batch, FileArguments, Split
 from ..data.texts import NUM_TOKENS, EncodedTexts, TextLengths, warn_of_cut_texts, whole_lengths
 from ..metrics import METRICS, make_compute_metrics
-from ..model_card import TaskCard
+from ..task_card import TaskCard
 from .task import Collator, EncodedSplit, TextTask
 
 T = TypeVar("T")
@@ -47,11 +47,6 @@ class ChoiceArguments(FileArguments):
     max_length: int | None = option(
         None, "Tokens to which context and choice are truncated (default: as many as the model reads)."
     )
-
-
-def encode_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Pairs every choice with its context, see `tokenize_choices`."""
-    return tokenize_choices(data, tokenizer, max_length).data
 
 
 def tokenize_choices(

@@ -15,13 +15,13 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from ...validation import option
 from ..data.columns import Columns, find_columns
 from ..data.files import read_file
-from ..data.labels import LabelSet
+from ..data.labels import IGNORED, LabelSet
 from ..data.splits import FileArguments, Row, Split, read_splits
 from ..data.streams import stream_rows
 from ..data.text_files import TextFormat, read_text
 from ..data.texts import texts_of
 from ..metrics import MetricInfo
-from .task import IGNORED, EncodedSplit, Model, TextTask
+from .task import EncodedSplit, Model, TextTask
 
 Arguments = TypeVar("Arguments", bound="PlainTextArguments", covariant=True)
 

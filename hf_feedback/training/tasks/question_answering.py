@@ -18,7 +18,7 @@ from ..data.label_names import label_name
 from ..data.labels import LabelSet
 from ..data.splits import FileArguments, Split
 from ..metrics import MetricInfo
-from ..model_card import TaskCard
+from ..task_card import TaskCard
 from .task import AnswerTexts, EncodedSplit, TextTask
 
 

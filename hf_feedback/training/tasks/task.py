@@ -29,11 +29,9 @@ from ..data.splits import FileArguments, Row, Split, draw_rows, read_splits
 from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_arguments import FNNArguments, ModelArguments
-from ..model_card import TaskCard
 from ..model_setup import load_tokenizer, make_model, set_padding, set_segments
 from ..model_sources import read_config
-
-IGNORED = -100  # the label of tokens that are left out of the loss and of every metric
+from ..task_card import TaskCard
 
 DataArguments = TypeVar("DataArguments", bound=FileArguments, covariant=True)
 Model: TypeAlias = FeedbackPreTrainedModel | FNNForSequenceClassification

@@ -18,13 +18,12 @@ from ...validation import option
 from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..arguments import FeedbackTrainingArguments
 from ..data.columns import Columns, find_columns
-from ..data.labels import SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
+from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
 from ..data.overview import describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
 from ..data.texts import encode_texts, tokenize_texts, with_labels
 from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics
 from ..model_arguments import FNNArguments
-from ..model_card import TaskCard, pipeline_usage
 from ..model_setup import (
     load_tokenizer,
     make_model,
@@ -34,7 +33,8 @@ from ..model_setup import (
     trained_network,
 )
 from ..model_sources import read_config
-from .task import IGNORED, EncodedSplit, Model, TextTask
+from ..task_card import TaskCard, pipeline_usage
+from .task import EncodedSplit, Model, TextTask
 
 logger = logging.get_logger(__name__)
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
-from datasets import Dataset
-from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 from transformers import DataCollatorForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
 
 from ...modeling_feedback import FeedbackForTokenClassification
@@ -14,15 +12,16 @@ from ...validation import option
 from ...words import LabelPiece, labelled_pieces, space_before_words
 from ..data.columns import check_rows
 from ..data.files import format_rows
-from ..data.label_names import check_no_label_missing, label_cells, label_name, normalize_labels
-from ..data.labels import SINGLE_LABEL, LabelSet
+from ..data.label_names import check_no_label_missing, label_cells, normalize_labels
+from ..data.labels import IGNORED, LabelSet
 from ..data.overview import describe_rows
 from ..data.row_encoder import IN_MEMORY, RowEncoder
 from ..data.splits import Batch, FileArguments, Split
+from ..data.tags import entity_scores, is_bio, tag_set
 from ..data.texts import NUM_TOKENS, EncodedTexts, TextLengths, warn_of_cut_texts, whole_lengths
 from ..metrics import ComputeMetrics, MetricInfo
-from ..model_card import TaskCard, pipeline_usage
-from .task import IGNORED, Collator, EncodedSplit, Model, PreprocessLogits, TextTask
+from ..task_card import TaskCard, pipeline_usage
+from .task import Collator, EncodedSplit, Model, PreprocessLogits, TextTask
 
 ACCURACY = {"token_accuracy": MetricInfo(hub_name="accuracy")}
 ENTITY_METRICS = {
@@ -64,73 +63,6 @@ def align_labels(word_ids: Sequence[int | None], labels: Sequence[int], label_pi
     ]
 
 
-def is_bio(tag: str) -> bool:
-    """Whether a tag is `O`, or `B-` or `I-` with a type.
-
-    Example:
-
-    ```python
-    >>> is_bio("B-DATE"), is_bio("NOUN")
-    (True, False)
-
-    ```
-    """
-    return tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)
-
-
-def entity_scores(references: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Returns F1, precision and recall over all entities of all texts.
-
-    An entity counts only with its exact words and type. As in the CoNLL evaluation, an `I-` that continues nothing
-    begins an entity.
-
-    Args:
-        references: BIO tags of the words, one list a text.
-        predictions: predicted tags.
-
-    Source: Nakayama 2018, seqeval; Tjong Kim Sang and De Meulder 2003, CoNLL-2003.
-
-    Example:
-
-    ```python
-    >>> entity_scores([["B-DATE", "I-DATE", "O", "B-NAME"]], [["B-DATE", "I-DATE", "O", "O"]])
-    {'entity_f1': 0.6666666666666666, 'entity_precision': 1.0, 'entity_recall': 0.5}
-
-    ```
-    """
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        [list(tags) for tags in references], [list(tags) for tags in predictions], average="micro", zero_division=0
-    )
-    return {"entity_f1": float(f1), "entity_precision": float(precision), "entity_recall": float(recall)}
-
-
-def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
-    """Returns the tags of the training texts, O first.
-
-    Args:
-        rows: tags, one list a text.
-        source: file of the texts, for messages.
-
-    Raises:
-        ValueError: there are fewer than two tags, or BIO tags and others are mixed.
-
-    Example:
-
-    ```python
-    >>> tag_set([["B-NAME", "I-NAME", "O"]], "train.jsonl").names
-    ('O', 'B-NAME', 'I-NAME')
-
-    ```
-    """
-    names = sorted({label_name(tag) for tags in rows for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
-    wrong = [name for name in names if not is_bio(name)]
-    if wrong and any(name == "O" or name.startswith("B-") for name in names):
-        raise ValueError(f"{source}: the tag {wrong[0]!r} is none of O, B-TYPE and I-TYPE, as others are; correct it.")
-    if len(names) < 2:
-        raise ValueError(f"{source}: there must be at least two different tags, got {', '.join(names)}.")
-    return LabelSet(SINGLE_LABEL, tuple(names))
-
-
 def make_tag_metrics(names: Sequence[str]) -> ComputeMetrics:
     """Returns the `compute_metrics` of a Trainer that takes tag numbers, not logits.
 
@@ -162,19 +94,6 @@ def _check_tags(split: Split, tags: Sequence[Sequence[str]], labels: LabelSet) -
                 f"{split.source}: {format_rows([row])}: tag {unknown!r} is not among the training tags: "
                 f"{', '.join(labels.names)}."
             )
-
-
-def encode_words(
-    split: Split,
-    tags: Sequence[Sequence[str]],
-    labels: LabelSet,
-    column: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    label_piece: LabelPiece = "first",
-) -> Dataset:
-    """Turns words and tags into token ids and labels, see `tokenize_words`."""
-    return tokenize_words(split, tags, labels, column, tokenizer, max_length, label_piece).data
 
 
 def tokenize_words(

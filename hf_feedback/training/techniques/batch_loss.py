@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ..data.labels import IGNORED
+
 # What `forward` takes, by name.
 Inputs: TypeAlias = Mapping[str, Any]
 
@@ -62,7 +64,7 @@ def without_labels(inputs: Inputs) -> dict[str, Any]:
 def has_labels(inputs: Inputs) -> bool:
     """Whether a batch has a target that is not −100, the label of what is left out of the loss."""
     given = [inputs[name] for name in LABEL_NAMES if inputs.get(name) is not None]
-    return any(bool((one != -100).any()) for one in given)
+    return any(bool((one != IGNORED).any()) for one in given)
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[None]:

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..data.labels import SINGLE_LABEL
-
-IGNORED = -100
+from ..data.labels import IGNORED, SINGLE_LABEL
 
 
 def balanced_class_weights(labels: Iterable[int] | Mapping[int, int], num_classes: int) -> list[float]:

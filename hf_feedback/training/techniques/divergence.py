@@ -13,7 +13,7 @@ from ...modeling_feedback import (
     FeedbackForQuestionAnswering,
     FeedbackForTokenClassification,
 )
-from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+from ..data.labels import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from ..model_parts import any_model_in
 from .batch_loss import Inputs, without_labels
 
@@ -99,10 +99,10 @@ def answers_in(logits: torch.Tensor, model: nn.Module, inputs: Inputs) -> torch.
         return logits.transpose(1, 2).flatten(0, 1)
     if not isinstance(core, FeedbackForTokenClassification | FeedbackForMaskedLM | FeedbackForCausalLM):
         has_classes = labels is not None and labels.shape == logits.shape[:1] and not labels.is_floating_point()
-        return logits[labels != -100] if has_classes else logits
+        return logits[labels != IGNORED] if has_classes else logits
     counts = mask != 0 if mask is not None else logits.new_ones(logits.shape[:2], dtype=torch.bool)
     if labels is not None:
-        counts = labels != -100
+        counts = labels != IGNORED
     if isinstance(core, FeedbackForCausalLM):  # the answer at a token is the next one
         logits, counts = logits[:, :-1], counts[:, 1:]
     return logits[counts]

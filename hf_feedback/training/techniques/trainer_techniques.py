@@ -10,6 +10,7 @@ from torch import nn
 from ...modeling_base import FeedbackPreTrainedModel
 from ..batch_weights import count_items, weights_by
 from ..checkpoints import Record
+from ..data.labels import IGNORED
 from ..distributed import searches_unused
 from ..model_parts import any_model_in
 from .adversarial import AdversarialTraining
@@ -144,7 +145,7 @@ class TrainerTechniques:
         if num_items is None or labels is None:
             return 1.0 / trainer.current_gradient_accumulation_steps
         processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-        return (labels[..., 1:] != -100).sum() * processes / num_items
+        return (labels[..., 1:] != IGNORED).sum() * processes / num_items
 
     def _answer_weight(self, num_items: NumItems) -> float | torch.Tensor:
         """The same of a mean over all answers of this batch, those without labels too."""

@@ -1,0 +1,113 @@
+"""What all runs of a comparison have in common: task, data, arms, seeds, and the head that each seed begins with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from ..modeling_base import FeedbackPreTrainedModel
+from ..training.arguments import FeedbackTrainingArguments
+from ..training.data.splits import FileArguments, Split
+from ..training.model_arguments import ModelArguments
+from ..training.model_parts import parts_of
+from ..training.model_sources import read_config
+from ..training.tasks import Task
+from ..training.tasks.task import PreparedTask
+from .arms import Arm, Budget
+from .example_scores import EXAMPLE_SCORES, ExampleScore
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all runs have in common.
+
+    Args:
+        task: the task.
+        model_args: the backbone, and the feedback options.
+        data_args: the data, and how they are read.
+        args: the training arguments.
+        arms: by name; those with feedback among them.
+        seeds: of the order of the data, new parameters and dropout.
+        rate_factors: on all rates; each arm takes the one that is best on validation with the first seed.
+        margin: in points, differences that are smaller do not matter.
+        also_test: further files that every trained model is tested on, such as noisy or adversarial ones.
+        most_steps: of training, before an arm's factor; `None` for as many as the epochs take.
+    """
+
+    task: type[Task[FileArguments]]
+    model_args: ModelArguments
+    data_args: FileArguments
+    args: FeedbackTrainingArguments
+    arms: Mapping[str, Arm]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rate_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
+    margin: float = 1.0
+    also_test: tuple[str, ...] = ()
+    most_steps: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @property
+    def freeze(self) -> list[str]:
+        return list(self.args.freeze or [])
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The task as the Hub names it."""
+        return self.task(self.model_args, self.data_args).card.pipeline_tag
+
+    def prepare(self, arm: Arm, seed: int, budget: Budget) -> tuple[PreparedTask, nn.Module]:
+        """Returns the task with the arm's data, and the arm's model; its head is the same for all arms of a seed."""
+        set_seed(seed)
+        model_args = replace(self.model_args, **arm.model_options())
+        task = self.task(model_args, replace(self.data_args, **arm.data_options(budget)))
+        prepared = task.prepare(announce=False)
+        more = {}
+        for file in self.also_test:
+            split = task.encode("test", task.check_split(Split(task.read(file), file)))
+            if split is None:
+                raise ValueError(f"`also_test`: {file} has no labels.")
+            more[test_name(file)] = split
+        model = cast(FeedbackPreTrainedModel, prepared.model)
+        if read_config(self.model_args.model, self.model_args.revision).get("model_type") != model.config.model_type:
+            draw_head(model, seed)  # and not of a feedback model that is trained further
+        return replace(prepared, splits={**prepared.splits, **more}), arm.adapt_model(model, budget)
+
+    def score_of(self, prepared: PreparedTask) -> tuple[str, ExampleScore]:
+        """The name of the metric that decides, and how it comes about.
+
+        Raises:
+            ValueError: it is none that can be resampled.
+        """
+        names = [name for name in prepared.metrics if name in EXAMPLE_SCORES]
+        name = (self.args.metric_for_best_model or next(iter(prepared.metrics), "")).removeprefix("eval_")
+        if name not in names:
+            raise ValueError(
+                f"`metric_for_best_model` must be one of {', '.join(names)}, which a comparison of this task can "
+                f"resample, got {name!r}."
+            )
+        return name, EXAMPLE_SCORES[name]
+
+
+def test_name(file: str) -> str:
+    """The name of a further test file: that of the file without its ending."""
+    return Path(file).stem
+
+
+def draw_head(model: FeedbackPreTrainedModel, seed: int) -> None:
+    """Draws a new head anew, so that it does not depend on what was drawn before it."""
+    if model.config.head != "new":
+        return
+    torch.manual_seed(seed)
+    owners = {name.rpartition(".")[0] for name, part in parts_of(model).items() if part == "head"}
+    for name in sorted(owners):
+        module = model.get_submodule(name)
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        model._init_weights(module)

@@ -1,0 +1,89 @@
+"""Feedback beside one alternative: the difference, and what it says in a sentence or a row of a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .markdown_tables import markdown_table
+from .statistics import Difference
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Feedback beside one alternative.
+
+    Args:
+        feedback: name of the arm with feedback.
+        other: name of the arm that it is compared with, or what its own messages were replaced by.
+        test: name of the file that both were tested on.
+        difference: feedback minus the other, in points; more is better.
+        verdict: see `Difference.verdict`.
+        seeds_needed: to see a difference of the margin, if that is known.
+    """
+
+    feedback: str
+    other: str
+    difference: Difference
+    verdict: str
+    seeds_needed: int | None
+    test: str = "test"
+
+
+def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> str:
+    """The answer in one sentence.
+
+    Args:
+        contrasts: feedback beside every alternative.
+        metric: name of the metric.
+        margin: in points, differences that are smaller do not matter.
+    """
+    by_verdict: dict[str, list[Contrast]] = {}
+    for contrast in sorted(contrasts, key=lambda contrast: contrast.difference.mean):
+        by_verdict.setdefault(contrast.verdict, []).append(contrast)
+    seeds = f"{(count := contrasts[0].difference.num_seeds)} seed{'s' * (count != 1)}"
+
+    def hardest(verdict: str) -> tuple[str, str]:
+        """The alternative that is furthest ahead, and the difference to it."""
+        worst = by_verdict[verdict][0]
+        d = worst.difference
+        return worst.other, f"{d.mean:+.1f} points of {metric} [{d.low:+.1f}, {d.high:+.1f}]"
+
+    if "behind" in by_verdict:
+        name, numbers = hardest("behind")
+        return f"Feedback does not help: {name} is better, feedback minus it {numbers}, {seeds}."
+    if "cannot tell" in by_verdict:
+        name, numbers = hardest("cannot tell")
+        needed = by_verdict["cannot tell"][0].seeds_needed
+        more = f"about {needed} seeds would see {margin:g} points" if needed else "more test examples or seeds would"
+        return f"This cannot tell whether feedback helps: against {name} {numbers}, {seeds}; {more}."
+    if "equivalent" in by_verdict:
+        name, numbers = hardest("equivalent")
+        return f"Feedback makes no difference that matters: within {margin:g} points of {name}, {numbers}, {seeds}."
+    name, numbers = hardest("ahead")
+    return f"Feedback helps: it is ahead of every alternative, least of {name}, by {numbers}, {seeds}."
+
+
+def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
+    """Differences as a Markdown table."""
+    rows = [
+        (
+            contrast.feedback, contrast.other,
+            f"{(d := contrast.difference).mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]", format_p_value(d),
+            contrast.verdict, _needed(contrast, margin),
+        )
+        for contrast in contrasts
+    ]  # fmt: skip
+    return markdown_table(("feedback", "minus", "difference", "p", "verdict", f"seeds to see {margin:g} points"), rows)
+
+
+def _needed(contrast: Contrast, margin: float) -> str:
+    """How many seeds would see a difference of the margin, in words."""
+    if contrast.difference.of_examples > margin:
+        return "more test examples"
+    return "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed)
+
+
+def format_p_value(difference: Difference) -> str:
+    """The p-value of the permutation test, or that so few seeds cannot show anything."""
+    if difference.p_value is None or difference.least_p_value > 0.05:
+        return f"cannot tell (≥ {difference.least_p_value:.2g})"
+    return f"{difference.p_value:.2g}"
