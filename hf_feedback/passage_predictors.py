@@ -22,7 +22,7 @@ class SpanPredictor(TokenPredictor):
         model, processor, batch_size: as in `Predictor`.
         max_length: tokens of a window, the question included; by default 384, or as many as the model reads.
         stride: tokens that windows share; by default a third of a window.
-        max_answer_length: tokens of an answer at most.
+        max_answer_length: maximum number of tokens of an answer.
         may_be_empty: whether a question may have no answer; the answer is then an empty text.
     """
 
@@ -153,7 +153,7 @@ class ContinuationPredictor(TokenPredictor):
 
     Args:
         model, processor, batch_size, max_length: as in `TokenPredictor`.
-        max_new_tokens: tokens of a continuation at most.
+        max_new_tokens: maximum number of tokens of a continuation.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ COURSES = {
     "rising to the end": (course([1, 0.8], [1, 0.9, 0.8], [0.1, 0.2, 0.3]), ["Validation is best at the last"]),
     "as good as before": (course([1, 0.8], [1, 0.9, 0.9], [0.1, 0.3, 0.3]), []),
     "one evaluation": (course([1, 0.8], [1], [0.9]), []),
-    "by heart": (course([1, 0.1], [1, 0.8, 1.2], [0.1, 0.3, 0.2]), ["The model learns the training rows by heart"]),
+    "overfitting": (course([1, 0.1], [1, 0.8, 1.2], [0.1, 0.3, 0.2]), ["The model overfits"]),
     "no progress": (course([1, 1.2], [1, 1], [0.3, 0.2]), ["The training loss has not fallen (1.0000 at first"]),
     "no validation": ([{"loss": 1.0}, {"loss": 0.5}], []),
 }

@@ -352,7 +352,7 @@ def test_resuming(backbone, tmp_path, capsys):
     (tmp_path / "out" / "checkpoint-99").mkdir()
     none = ["--resume-from-checkpoint", str(tmp_path / "out" / "checkpoint-99")]
     assert main(train_command(backbone, tmp_path / "out", *none, train=train, validation=None)) == 2
-    assert "is not complete: the model is missing" in capsys.readouterr().err
+    assert "is incomplete: the model is missing" in capsys.readouterr().err
 
 
 def test_interrupt_after_the_last_step_loses_nothing():

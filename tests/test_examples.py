@@ -213,7 +213,7 @@ BAD = {
         "question_answering",
         with_row(answers={"text": ["no such words"], "answer_start": [0]}),
         "",
-        "row 3: the answer 'no such words' does not stand at character 0",
+        "row 3: the answer 'no such words' is not at character 0",
     ),
     "no answers": ("question_answering", with_row(answers="Monday"), "", "row 3: `answers` must be"),
     "no question": ("question_answering", with_row(question=" "), "", "row 3: `question` must be a text"),
@@ -413,7 +413,7 @@ def test_an_answer_may_stand_at_a_number_of_any_kind(start):
     (window,) = WindowEncoder(letters(), 64, 6).encode(Split(Dataset.from_list([row]), "here"))
     tokens = letters().convert_ids_to_tokens(window["input_ids"])
     assert tokens[window["start_positions"] : window["end_positions"] + 1] == ["r", "##e", "##d"]
-    assert "does not stand at character 11" in find_fault(**{**row, "answers": {**answers, "answer_start": [11]}})
+    assert "is not at character 11" in find_fault(**{**row, "answers": {**answers, "answer_start": [11]}})
 
 
 def test_answers_that_are_cut_do_not_count():

@@ -74,7 +74,7 @@ def test_wrong_options(case):
 
 
 def test_too_few_rows():
-    with pytest.raises(ValueError, match=r"`validation_split`: 0.1 of the 2 rows of t.csv leaves none to validate on"):
+    with pytest.raises(ValueError, match=r"`validation_split`: 0.1 of the 2 rows of t.csv leaves no validation rows"):
         draw_rows({"train": split_of(2)}, SamplingArguments(validation_split=0.1), ["a", "b"])
 
 
@@ -89,7 +89,7 @@ def test_the_command(backbone, tmp_path, capsys):
     assert f"{train}: texts in 'text', labels in 'label'; 3 classes: fine, late, lost\n" in head
     assert f"  train: 24 rows from {train} (24 of 32 rows); fine 8, late 8, lost 8\n" in head
     assert "  validation: 8 rows" in head
-    assert "texts of train stand there before" in head
+    assert "texts of train repeat earlier ones" in head
     assert "texts of validation are in train too, such as row" in head
     assert "tokens: 6 in the median text" in head
     assert head.index("  train: 24 rows") < head.index("tokens: ") < head.index("feedback")
@@ -99,7 +99,7 @@ def test_the_command(backbone, tmp_path, capsys):
     assert "rows of train" in capsys.readouterr().err
     both = train_command(backbone, tmp_path / "both", "--validation-split", "0.25", train=train, validation=train)
     assert main(both) == 2
-    assert "exclude each other: both are to validate on" in capsys.readouterr().err
+    assert "exclude each other: both are validation data" in capsys.readouterr().err
 
 
 def test_a_file_that_is_streamed_cannot_be_divided():

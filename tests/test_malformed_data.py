@@ -21,7 +21,7 @@ MALFORMED = {
     "a cell too many": (
         "t.csv",
         b'text,label\n"two\nlines",x\n\na,b,x\n',
-        "row 2 has 3 cells, the header has 2 (line 5 of the file); put texts that hold the separator ',' in quotes",
+        "row 2 has 3 cells, the header has 2 (line 5 of the file); quote texts that hold the separator ','",
     ),
     "a cell too few": ("t.csv", b"text;label\na;x\nb\n", "(line 3 of the file); it has none for label"),
     "an open quote": ("t.csv", b'text,label\na,x\n"b,y\nc,z\n', "line 3 cannot be read as csv (a quote in it is not"),

@@ -71,8 +71,8 @@ day: {of: 2020-01-02}
 
 
 WRONG_FILES = {
-    "a list": ("- 1", "must hold option names"),
-    "numbers for names": ("1: 2", "must hold option names"),
+    "a list": ("- 1", "must map option names"),
+    "numbers for names": ("1: 2", "must map option names"),
     "no YAML": ("a: [", "cannot be read"),
     "no UTF-8": (b"a: \xff", "cannot be read"),
     "deep": ("a: " + "[" * 500, "cannot be read"),
@@ -96,7 +96,7 @@ WRONG = {
     "train --num-iteratons 3": "there is no option --num-iteratons (did you mean --num-iterations?)",
     "train --num_iteratons=3": "there is no option --num_iteratons (did you mean --num-iterations?)",
     "train --xyzzy": "there is no option --xyzzy;",
-    "train stray": "'stray' belongs to no option",
+    "train stray": "'stray' does not belong to an option",
     "train --num-iterations many": "argument --num_iterations/--num-iterations: invalid int value: 'many'",
     "train --train-iterations never": "invalid choice: 'never'",
     "train --per-device-train-batch-size 0": "`per_device_train_batch_size` must be an integer of at least 1, got 0",

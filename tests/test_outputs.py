@@ -68,7 +68,7 @@ def test_results_are_not_lost_where_there_is_no_checkpoint_to_go_on_from(backbon
     before = contents(out)
     assert main(command) == 0  # it is finished
     assert main([*command, "--learning-rate", "1e-3"]) == 2
-    assert f"`output_dir`: {out} holds config.json already; write over it" in capsys.readouterr().err
+    assert f"`output_dir`: {out} holds config.json already; overwrite it" in capsys.readouterr().err
     assert contents(out) == before
     (out / ".unfinished").touch()  # as if it had been killed while it wrote them
     assert main(command) == 0
@@ -82,7 +82,7 @@ def test_checkpoints_that_are_not_complete_protect_nothing_else(backbone, tmp_pa
     more = ["--max-steps", "1", "--resume-from-checkpoint", "true"]
     command = train_command(backbone, out, *more, train=file, validation=None)
     assert main(command) == 2
-    assert f"`output_dir`: {out} holds README.md already; write over it" in capsys.readouterr().err
+    assert f"`output_dir`: {out} holds README.md already; overwrite it" in capsys.readouterr().err
     assert contents(out) == {out / "README.md": b"mine"}
     (out / "README.md").unlink()
     assert main(command) == 0
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_folder_opens_this_one_to_nothing(trained, tmp_p
     command = [str(tmp_path) if part == str(out) else part for part in command]
     command += ["--resume-from-checkpoint", str(out / "checkpoint-1"), "--max-steps", "2"]
     assert main(command) == 2
-    assert f"`output_dir`: {tmp_path} holds README.md already; write over it" in capsys.readouterr().err
+    assert f"`output_dir`: {tmp_path} holds README.md already; overwrite it" in capsys.readouterr().err
     assert contents(tmp_path) == {tmp_path / "README.md": b"mine"}
     (tmp_path / "README.md").unlink()
     assert main(command) == 0

@@ -83,7 +83,7 @@ def test_a_checkpoint_that_is_not_complete_is_passed_over(copied, caplog, name, 
     DAMAGES[damage](newest / name)
     with caplog.at_level("WARNING"):
         assert newest_checkpoint(out) == out / "checkpoint-3"
-    assert f"{newest} is not complete and is passed over: " in caplog.text
+    assert f"{newest} is incomplete and is skipped: " in caplog.text
     assert (FILES[name] if damage == "missing" else name) in caplog.text
     assert newest.is_dir()
 
@@ -113,7 +113,7 @@ def test_a_file_of_another_form_is_passed_over(copied, caplog, name, text):
     (out / name).write_text(text)
     with caplog.at_level("WARNING"):
         assert newest_checkpoint(out) == out / "checkpoint-3"
-    assert f"{newest} is not complete and is passed over: " in caplog.text
+    assert f"{newest} is incomplete and is skipped: " in caplog.text
     assert name in caplog.text
     if name == "training_manifest.json":
         assert finished_record(out) is None
@@ -122,7 +122,7 @@ def test_a_file_of_another_form_is_passed_over(copied, caplog, name, text):
 def test_a_manifest_of_another_form_is_named(copied):
     file = copied[1] / "training_manifest.json"
     file.write_text("")
-    with pytest.raises(ValueError, match=f"{file} is damaged, or no manifest"):
+    with pytest.raises(ValueError, match=f"{file} is damaged or not a manifest"):
         read_manifest(copied[1])
 
 
@@ -157,7 +157,7 @@ def test_one_command_from_the_first_start_on(run, copied, caplog):
             file.unlink()
         os.truncate(out / "checkpoint-6" / "optimizer.pt", 100)
         assert main(command) == 0
-    assert "checkpoint-6 is not complete and is passed over" in caplog.text
+    assert "checkpoint-6 is incomplete and is skipped" in caplog.text
     assert weights(out) == whole
 
 
@@ -166,9 +166,9 @@ def test_a_named_checkpoint_has_to_be_complete(run, copied, capsys, option):
     command, out = [part for part in copied[0] if part not in RESUME], copied[1]
     (out / "checkpoint-3" / "scheduler.pt").unlink()
     assert main([*command, option, str(out / "checkpoint-3")]) == 2
-    assert "checkpoint-3 is not complete: the scheduler is missing (scheduler.pt)" in capsys.readouterr().err
+    assert "checkpoint-3 is incomplete: the scheduler is missing (scheduler.pt)" in capsys.readouterr().err
     assert main([*command, option, str(out / "nowhere")]) == 2
-    assert "nowhere is not complete: there is no checkpoint" in capsys.readouterr().err
+    assert "nowhere is incomplete: there is no checkpoint" in capsys.readouterr().err
 
 
 def test_two_ways_to_resume_contradict(copied, capsys):
@@ -208,7 +208,7 @@ def test_the_best_checkpoint_has_to_be_there(backbone, tmp_path, capsys):
     shutil.rmtree(tmp_path / "moved" / best.name)
     capsys.readouterr()
     assert main([*moved, *last]) == 2
-    assert f"{best.name}, the best so far, is missing beside it" in capsys.readouterr().err
+    assert f"{best.name}, the best checkpoint so far, is missing from the same folder" in capsys.readouterr().err
 
 
 def test_the_best_checkpoint_is_one_of_this_run(run, backbone, tmp_path):
@@ -263,7 +263,7 @@ def test_all_steps_are_trained_and_nothing_is_saved_yet(run, copied, tmp_path, c
     capsys.readouterr()
     with caplog.at_level("WARNING"):
         assert main(command) == 0
-    assert "all steps are trained; the model is evaluated and saved" in caplog.text
+    assert "training is complete; the model is evaluated and saved" in caplog.text
     assert weights(out) == whole
     assert "train_loss" not in json.loads((out / "all_results.json").read_text())
     assert "train_loss" not in capsys.readouterr().out
@@ -301,7 +301,7 @@ def test_the_disk_is_full_in_the_middle_of_a_run(run, copied, capsys, monkeypatc
     assert calls
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{out / 'checkpoint-6'} could not be written ([Errno 28] No space left on device); is the disk" in error
-    assert "make room, and go on with `--resume auto`" in error
+    assert "free some space and resume with `--resume auto`" in error
     assert newest_checkpoint(out) == out / "checkpoint-3"
     assert main(command) == 0
     assert weights(out) == weights(run[1])
@@ -348,7 +348,7 @@ def test_going_on_with_something_changed_is_refused(run, tmp_path, capsys, monke
     error = capsys.readouterr().err.splitlines()[-1]
     assert "was made with other options: " in error
     assert words in error
-    assert "Give these options as they were" in error
+    assert "Use these options again" in error
 
 
 def test_the_file_of_a_stream_is_compared(tmp_path):

@@ -187,17 +187,17 @@ def test_own_loop_and_plain_trainer(tmp_path):
 def test_training_that_is_too_short_for_all_layers_warns(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         train(tmp_path, fresh_model(), unfreeze_every="2 steps")
-    assert "Training ends before these parts begin to train: layer 1, layer 0, embeddings." in caplog.text
+    assert "Training ends before these parts are unfrozen: layer 1, layer 0, embeddings." in caplog.text
 
 
 WRONG = {
-    "no unit": (dict(unfreeze_every="0.5"), "`unfreeze_every` must be such as '0.5 epochs' or '200 steps', got '0.5'"),
-    "half a step": (dict(feedback_warmup="0.5 steps"), "`feedback_warmup` must be such as"),
+    "no unit": (dict(unfreeze_every="0.5"), "`unfreeze_every` must be a duration such as '0.5 epochs' or '200 steps'"),
+    "half a step": (dict(feedback_warmup="0.5 steps"), "`feedback_warmup` must be a duration such as"),
     "nothing": (dict(unfreeze_every="0 steps"), "`unfreeze_every` must be above 0"),
     "two units": (dict(unfreeze_every="1 step", feedback_warmup="1 epoch"), "must both be epochs, or both steps"),
     "a backbone that is frozen": (dict(unfreeze_every="1 step", freeze=["backbone"]), "which is frozen for good"),
     "nothing before the backbone": (
-        dict(unfreeze_every="1 step", freeze=["feedback", "head"]), "Neither feedback nor head is left to train",
+        dict(unfreeze_every="1 step", freeze=["feedback", "head"]), "Feedback and head are frozen, so that",
     ),
     "reentrant": (
         dict(unfreeze_every="1 step", activation_checkpointing=True,

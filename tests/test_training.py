@@ -392,7 +392,7 @@ WRONG_OPTIONS = {
     "no batch": (dict(per_device_train_batch_size=0), "`per_device_train_batch_size` must be an integer of at least 1"),
     "no batch to evaluate": (dict(per_device_eval_batch_size=-1), "`per_device_eval_batch_size` must be an integer"),
     "negative epochs": (dict(num_train_epochs=-1), "`num_train_epochs` must be at least 0"),
-    "options of the optimizer": (dict(optim_args="x"), "`optim_args` must be such as a=1"),
+    "options of the optimizer": (dict(optim_args="x"), "`optim_args` must have the form a=1"),
     "half a JSON": (dict(learning_rate_mapping='{"a":'), "`learning_rate_mapping` must be JSON"),
     "half a JSON of transformers": (dict(lr_scheduler_kwargs='{"a":'), "`lr_scheduler_kwargs` must be JSON"),
     "deep JSON": (dict(learning_rate_mapping='{"a":' * 100_000), "`learning_rate_mapping` must be JSON"),

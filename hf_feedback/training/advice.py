@@ -1,4 +1,4 @@
-"""What to try next after a training run: only what its own numbers suggest."""
+"""Advice after a training run, derived from its own numbers."""
 
 import json
 from collections import Counter
@@ -22,15 +22,15 @@ LogHistory: TypeAlias = Sequence[Mapping[str, float]]
 
 @dataclass
 class PredictionCounter:
-    """Metrics of a classifier, which counts what is predicted each time they are computed.
+    """Metrics of a classifier that also counts its predictions.
 
     Args:
         compute_metrics: the metrics.
         labels: labels of the classifier.
 
     Attributes:
-        predicted: how often each label was predicted the last time.
-        right: how often each label was the right one the last time.
+        predicted: how often each label was predicted in the last evaluation.
+        right: how often each label was the right one in the last evaluation.
     """
 
     compute_metrics: ComputeMetrics
@@ -47,7 +47,7 @@ class PredictionCounter:
 
 
 def advice_on_classes(counter: PredictionCounter) -> list[str]:
-    """Returns advice that follows from what a classifier predicts on its validation rows.
+    """Returns advice that follows from the predictions of a classifier on its validation rows.
 
     Example:
 
@@ -63,7 +63,7 @@ def advice_on_classes(counter: PredictionCounter) -> list[str]:
     if total > 1 and len(counter.predicted) == 1 and len(counter.right) > 1:
         only = next(iter(counter.predicted))
         return [
-            f"All {total} predictions are {only:.40}: raise `--learning-rate` or train longer, and look whether texts "
+            f"All {total} predictions are {only:.40}: raise `--learning-rate` or train longer, and check that texts "
             "and labels belong together."
         ]
     never = [name for name in counter.right if not counter.predicted[name]]
@@ -78,9 +78,9 @@ def advice_on_classes(counter: PredictionCounter) -> list[str]:
 
 
 def read_history(folder: Path) -> LogHistory:
-    """Returns the log of a finished run, `log_history` of its trainer, without the last evaluation.
+    """Returns the log of a finished run, `log_history` of its trainer.
 
-    That one is of the model that is kept, after training; it is no step of the course.
+    The evaluation of the final model, which follows training, is left out.
     """
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     evaluations = [i for i, entry in enumerate(history) if "eval_runtime" in entry]
@@ -88,12 +88,12 @@ def read_history(folder: Path) -> LogHistory:
 
 
 def advice_on_course(history: LogHistory, metric: str | None, greater_is_better: bool | None) -> list[str]:
-    """Returns advice that follows from the course of validation.
+    """Returns advice that follows from the training and validation curves.
 
     Args:
         history: the log of the trainer, `log_history`.
         metric: the metric that chooses the best epoch; the loss if there is none.
-        greater_is_better: whether more of it is better.
+        greater_is_better: whether larger values are better.
 
     Example:
 
@@ -117,14 +117,14 @@ def advice_on_course(history: LogHistory, metric: str | None, greater_is_better:
     train = [entry["loss"] for entry in history if "loss" in entry]
     if len(losses) > 1 and train and losses[-1] > OVERFITTED * min(losses) and train[-1] < min(losses):
         advice.append(
-            f"The model learns the training rows by heart: its loss on them is {train[-1]:.4f}, on validation it rose "
+            f"The model overfits: its training loss is {train[-1]:.4f}, its validation loss rose "
             f"from {min(losses):.4f} to {losses[-1]:.4f}. Train for fewer epochs, freeze lower layers (`--freeze`), "
             "lower `--backbone-lr`, or use more rows."
         )
     if len(train) > 1 and train[-1] >= train[0]:
         advice.append(
             f"The training loss has not fallen ({train[0]:.4f} at first, {train[-1]:.4f} at last): try another "
-            "`--learning-rate`, lower where it rose."
+            "`--learning-rate`, a lower one if the loss rose."
         )
     return advice
 
@@ -134,8 +134,8 @@ def advice_on_data(counts: Mapping[str, int], cut_share: float, max_length: int)
 
     Args:
         counts: rows of each class; empty where there are no classes.
-        cut_share: share of the texts that are cut.
-        max_length: the tokens that are left of them.
+        cut_share: share of the texts that are truncated.
+        max_length: number of tokens to which they are truncated.
 
     Example:
 

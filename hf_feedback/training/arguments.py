@@ -1,4 +1,4 @@
-"""`FeedbackTrainingArguments`: transformers' own with freezing and discriminative rates."""
+"""`FeedbackTrainingArguments`: the `TrainingArguments` of transformers with the options of feedback training."""
 
 import copy
 import json
@@ -22,15 +22,15 @@ JSON_EXAMPLE = '{"name": 1e-5}'
 
 
 def read_json(option: str, text: str, example: str) -> Any:
-    """Returns the value of an option that is written as JSON.
+    """Parses the value of an option that is written as JSON.
 
     Args:
         option: name of the option, for the message.
         text: its text.
-        example: A text that is allowed, for the message.
+        example: a valid text, for the message.
 
     Raises:
-        ValueError: the text is no JSON.
+        ValueError: the text is not valid JSON.
 
     Example:
 
@@ -62,17 +62,17 @@ class FeedbackTrainingArguments(
     `ReportArguments`.
 
     Args:
-        freeze: parts, layers or regular expressions that do not train.
-        backbone_lr: rate of the backbone; `learning_rate` if left out.
-        feedback_lr: rate of the feedback; `learning_rate` if left out.
-        head_lr: rate of the head; `learning_rate` if left out.
-        layer_lr_decay: factor on the rate from one layer to the one below.
-        learning_rate_mapping: regular expression over parameter names → rate (JSON on the command line).
-        train_iterations: rule for the iterations of each training step, one of `ITERATION_RULES`. The model's own K is
-            the mean of `"poisson"` and what is used afterwards.
-        min_train_iterations: least K that is drawn.
-        max_train_iterations: largest K; the model's K if left out, four times as many for `"poisson"`.
-        overwrite_output_dir: whether to write over a model, a card or checkpoints in the output folder.
+        freeze: parts, layers or regular expressions over parameter names that are not trained.
+        backbone_lr: learning rate of the backbone; `learning_rate` by default.
+        feedback_lr: learning rate of the feedback; `learning_rate` by default.
+        head_lr: learning rate of the head; `learning_rate` by default.
+        layer_lr_decay: factor in (0, 1] from the learning rate of a layer to that of the layer below.
+        learning_rate_mapping: regular expression over parameter names → learning rate (JSON on the command line).
+        train_iterations: rule for K of each training step, one of `ITERATION_RULES`. The model's own K is the mean of
+            `"poisson"`, and used in evaluation.
+        min_train_iterations: smallest K of a training step.
+        max_train_iterations: largest K of a training step; the model's K by default, four times that for `"poisson"`.
+        overwrite_output_dir: whether to overwrite a model, a card or checkpoints in the output folder.
 
     Raises:
         ValueError: an option has a value that is not allowed.
@@ -117,7 +117,7 @@ class FeedbackTrainingArguments(
         False, "Overwrite the results of an earlier run in the output folder; its checkpoints are deleted."
     )
 
-    # Options that transformers reads as JSON when they come as text.
+    # Options that transformers parses as JSON if they are text.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rate_mapping"]  # noqa: RUF012
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class FeedbackTrainingArguments(
         if self.num_train_epochs < 0:
             raise ValueError(f"`num_train_epochs` must be at least 0, got {self.num_train_epochs}.")
         if self.optim_args and any("=" not in part for part in self.optim_args.split(",")):
-            raise ValueError(f"`optim_args` must be such as a=1,b=2, got {self.optim_args!r}.")
+            raise ValueError(f"`optim_args` must have the form a=1,b=2, got {self.optim_args!r}.")
         for name in self._VALID_DICT_FIELDS:
             self._check_dictionary(name)
         if self.torch_compile_mode is not None:
@@ -135,7 +135,7 @@ class FeedbackTrainingArguments(
                 raise ValueError(f"`torch_compile_mode`: {error}.") from error
         self.check_staging()
         if self.early_stopping_patience is not None:
-            self.restore_callback_states_from_checkpoint = True  # how many evaluations were no better
+            self.restore_callback_states_from_checkpoint = True  # it counts the evaluations without improvement
         self.check_report()
         self.resume_from_checkpoint = self.checkpoint_setting(self.resume_from_checkpoint)
         super().__post_init__()
@@ -145,16 +145,16 @@ class FeedbackTrainingArguments(
         self.check_adversarial()
         self.check_objectives()
         check_choice("train_iterations", self.train_iterations, ITERATION_RULES)
-        check_integer("min_train_iterations", self.min_train_iterations, 1, "the least K that is drawn")
+        check_integer("min_train_iterations", self.min_train_iterations, 1, "the smallest K of a training step")
         if self.max_train_iterations is not None:
-            check_integer("max_train_iterations", self.max_train_iterations, 1, "the largest K that is drawn")
+            check_integer("max_train_iterations", self.max_train_iterations, 1, "the largest K of a training step")
 
     def _check_batches(self) -> None:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             check_integer(name, getattr(self, name), 1, "examples of a batch, or batches of a step")
 
     def _check_dictionary(self, name: str) -> None:
-        """Refuses an option that must be a dictionary and is neither one nor the path of one."""
+        """Raises `ValueError` for an option that must be a dictionary and is neither one nor the path of one."""
         value = getattr(self, name)
         may_be_path = name in ("accelerator_config", "fsdp_config", "deepspeed")
         if isinstance(value, str) and (value.startswith("{") or (value and not may_be_path)):
@@ -167,7 +167,7 @@ class FeedbackTrainingArguments(
                 raise ValueError(f"`{name}` must hold {', '.join(known)}, got {unknown[0]!r:.60}.")
 
     def __getstate__(self) -> dict[str, object]:
-        """What the Trainer pickles into `training_args.bin`, a file that is pushed with the model: not the token."""
+        """Leaves out the token: the Trainer pickles this into `training_args.bin`, which is pushed with the model."""
         return {**self.__dict__, "hub_token": None}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

@@ -22,10 +22,10 @@ from .iteration_curves import CURVES
 
 
 class InterruptCallback(TrainerCallback):
-    """Ends training after the running step on Ctrl-C, with a complete checkpoint to resume from.
+    """Stops training on Ctrl-C after the current step, with a complete checkpoint to resume from.
 
-    It is a context around `trainer.train()`. A second Ctrl-C stops at once. In a distributed run all processes stop at
-    the same step.
+    It is a context around `trainer.train()`. A second Ctrl-C stops immediately. In a distributed run all processes stop
+    at the same step.
 
     Attributes:
         interrupted: whether Ctrl-C was pressed.
@@ -75,7 +75,7 @@ class InterruptCallback(TrainerCallback):
 
 
 class EpochCallback(TrainerCallback):
-    """Tells a collator which epoch begins, and the seed of the run, so that what it draws depends on these.
+    """Passes the seed of the run and the number of each epoch to a collator, whose random draws depend on them.
 
     Args:
         collator: has a method `start_epoch(seed, epoch)`.
@@ -93,11 +93,11 @@ class EpochCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.collator.start_epoch(args.seed, self.epoch)
-        self.epoch += 1  # counted, since a stream has no length to know its epochs by
+        self.epoch += 1  # counted, since a stream has no length from which epochs follow
 
 
 def format_logs(logs: Mapping[str, object]) -> str:
-    """Returns logged values as one line, without those of single edges.
+    """Formats logged values as one line, without those of single edges.
 
     Example:
 

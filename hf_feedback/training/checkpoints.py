@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: which are complete, and how they were made.
+"""Complete checkpoints of a training run, and the options they were made with.
 
-A manifest, written last, lists which files a checkpoint has and what the training that made it depends on.
+A manifest, written last, lists the files of a checkpoint and the settings that the training depends on.
 """
 
 import json
@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 Record: TypeAlias = dict[str, Any]  # what a run depends on, by name, as JSON values
 
 MANIFEST_NAME = "training_manifest.json"
-# What training resumes from; `global_step*` are the folders of DeepSpeed.
+# The files that training resumes from; `global_step*` are the folders of DeepSpeed.
 CHECKPOINT_PARTS = {
     "model": ("*.safetensors", "pytorch_model*", "global_step*"),
     "config": ("config.json", "adapter_config.json"),
@@ -38,7 +38,7 @@ def write_manifest(folder: Path, record: Record | None, patterns: Iterable[str] 
 
     Args:
         folder: A checkpoint, or the output folder of a run.
-        record: what the training depends on, see `run_record`; `None` if unknown.
+        record: settings that the training depends on, see `run_record`; `None` if unknown.
         patterns: patterns of the files that belong to it.
     """
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
@@ -57,14 +57,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         `None` if there is no manifest.
 
     Raises:
-        ValueError: the file is damaged, or no manifest.
+        ValueError: the file is damaged or not a manifest.
     """
     file = folder / MANIFEST_NAME
     if not file.is_file():
         return None
     manifest = None if describe_damage(file) else json.loads(file.read_text(encoding="utf-8"))
     if not _is_manifest(manifest):
-        raise ValueError(f"{file} is damaged, or no manifest.")
+        raise ValueError(f"{file} is damaged or not a manifest.")
     return manifest
 
 
@@ -80,7 +80,7 @@ def _is_manifest(value: object) -> bool:
 
 
 def describe_damage(file: Path) -> str | None:
-    """Returns what makes a file unreadable, by its type; `None` if it can be read."""
+    """Returns the reason why a file cannot be read, by its type; `None` if it can."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt"):
@@ -99,7 +99,7 @@ def describe_damage(file: Path) -> str | None:
 
 
 def find_damaged_file(folder: Path, patterns: Iterable[str] = ("*",)) -> str | None:
-    """Returns what is wrong with the first file of a folder that cannot be read; `None` if all can."""
+    """Returns the reason why the first unreadable file of a folder cannot be read; `None` if all can."""
     files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
     return next((damage for file in files if (damage := describe_damage(file)) is not None), None)
 
@@ -115,7 +115,7 @@ def _find_lost_bytes(folder: Path, sizes: Mapping[str, int]) -> str | None:
 
 
 def finished_record(folder: Path) -> Record | None:
-    """Returns the record of the run whose results are in a folder; `None` if there are none, or not all."""
+    """Returns the record of the run whose complete results are in a folder; `None` if there are none."""
     try:
         manifest = read_manifest(folder)
     except ValueError:
@@ -126,12 +126,12 @@ def finished_record(folder: Path) -> Record | None:
 
 
 def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | None:
-    """Returns what a checkpoint lacks for training to resume from it.
+    """Returns the reason why training cannot resume from a checkpoint.
 
     Args:
         folder: folder of the checkpoint.
         world_size: number of processes; each has a random state of its own, where there is no manifest.
-        needs_best: whether the best checkpoint so far has to be there too.
+        needs_best: whether the best checkpoint so far is needed too.
 
     Returns:
         `None` if the checkpoint is complete.
@@ -152,31 +152,32 @@ def checkpoint_fault(folder: Path, world_size: int, needs_best: bool) -> str | N
             return f"the random state is missing ({name})"
     fault = None if manifest is None else _find_lost_bytes(folder, manifest["files"])
     if fault is None and needs_best and best is not None:
-        fault = find_damaged_file(best) if best.is_dir() else f"{best.name}, the best so far, is missing beside it"
+        missing = f"{best.name}, the best checkpoint so far, is missing from the same folder"
+        fault = find_damaged_file(best) if best.is_dir() else missing
     return fault
 
 
 def _random_state_names(world_size: int, has_manifest: bool) -> list[str]:
-    """Patterns of the files of random states; a manifest lists all of them, of however many processes."""
+    """Patterns of the files of random states; with a manifest, those of all processes."""
     if has_manifest:
         return ["rng_state*.pth"]
     return ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """Returns the checkpoint beside this one that was the best when this one was made; `None` if none was.
+    """Returns the checkpoint in the same folder that was the best when this one was made; `None` if none was.
 
     Raises:
-        ValueError: the training state is none.
+        ValueError: the file is not a training state.
     """
     file = folder / "trainer_state.json"
     try:
         state = TrainerState.load_from_json(str(file))
     except TypeError as error:
-        raise ValueError(f"{file} is no training state ({error}).") from error
+        raise ValueError(f"{file} is not a training state ({error}).") from error
     if not isinstance(state.global_step, int) or not isinstance(state.best_global_step, int | None):
-        raise ValueError(f"{file} is no training state (its steps are no integers).")
-    # The folder may have moved, and the best step need not be one that was saved.
+        raise ValueError(f"{file} is not a training state (its steps are not integers).")
+    # The folder may have been moved, and the best step may not have been saved.
     best = folder.parent / Path(str(state.best_model_checkpoint)).name
     return best if _step_of(best) is not None else None
 
@@ -201,7 +202,7 @@ def newest_checkpoint(
         folder: output folder of the run.
         world_size: as in `checkpoint_fault`.
         needs_best: as in `checkpoint_fault`.
-        warn: is called with a message about each incomplete checkpoint that is passed over.
+        warn: is called with a message about each incomplete checkpoint that is skipped.
 
     Returns:
         `None` if no checkpoint is complete.
@@ -210,5 +211,5 @@ def newest_checkpoint(
         fault = checkpoint_fault(path, world_size, needs_best)
         if fault is None:
             return path
-        warn(f"{path} is not complete and is passed over: {fault}.")
+        warn(f"{path} is incomplete and is skipped: {fault}.")
     return None

@@ -1,4 +1,4 @@
-"""The order in which training reads rows: it depends on seed and epoch alone, so that a resumed run repeats it."""
+"""Order of the training rows, which depends only on seed and epoch, so that a resumed run repeats it."""
 
 import math
 from itertools import islice
@@ -11,13 +11,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class SeededLengthGroups(LengthGroupedSampler):
-    """Rows of similar length one after another, in an order that depends on seed and epoch alone.
+    """Sampler that groups rows of similar length, in an order that depends only on seed and epoch.
 
-    That of transformers depends on all random numbers that were drawn before: a resumed run would read other batches,
-    and the processes of a distributed one would read some rows twice and others never.
+    The sampler of transformers depends on all random numbers drawn before: a resumed run would read other batches, and
+    the processes of a distributed run would read some rows twice and others never.
 
     Args:
-        groups: what is grouped, and how many rows at a time.
+        groups: the sampler of transformers to replace.
         seed: seed of the training.
     """
 
@@ -26,7 +26,7 @@ class SeededLengthGroups(LengthGroupedSampler):
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch whose order is read next."""
+        """Sets the epoch that is read next."""
         self.epoch = epoch
 
     def __iter__(self) -> Any:
@@ -35,7 +35,7 @@ class SeededLengthGroups(LengthGroupedSampler):
 
 
 def row_sampler(loader: DataLoader) -> Sampler | None:
-    """Returns the sampler that orders the rows, inside whatever shares or skips its batches; `None` for a stream."""
+    """Returns the sampler that orders the rows, inside its wrappers; `None` for a stream."""
     batches: Any = getattr(loader, "batch_sampler", None)
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
@@ -43,10 +43,10 @@ def row_sampler(loader: DataLoader) -> Sampler | None:
 
 
 def set_order(loader: DataLoader, epoch: int) -> bool:
-    """Has a loader read the rows in the order of an epoch.
+    """Sets the epoch whose order a loader follows.
 
     Returns:
-        Whether that order is known; not so for a sampler of one's own that has no `set_epoch`, and for a stream.
+        Whether the order is known: `False` for a stream and for a custom sampler without `set_epoch`.
     """
     sampler: Any = row_sampler(loader)
     if hasattr(sampler, "set_epoch"):
@@ -72,14 +72,15 @@ def rows_of_batch(loader: DataLoader, epoch: int, number: int) -> list[int] | No
 
 
 def stream_position(state: TrainerState, accumulation: int) -> tuple[int, int]:
-    """Returns where in a stream a checkpoint was made; transformers knows the first pass alone.
+    """Returns the position in a stream at which a checkpoint was made; transformers handles the first pass only.
 
     Args:
-        state: of the checkpoint. Its `epoch` counts passes; in the running one, shares of the batches of all steps.
-        accumulation: batches of a step.
+        state: state of the checkpoint. Its `epoch` is the number of passes, with the current one as a share of all
+            steps.
+        accumulation: batches per step.
 
     Returns:
-        Passes that were read before, and batches that were read of the running one.
+        Complete passes, and batches read of the current pass.
 
     Example:
 
@@ -89,14 +90,15 @@ def stream_position(state: TrainerState, accumulation: int) -> tuple[int, int]:
 
     ```
     """
-    passes = max(0, math.ceil(state.epoch or 0) - 1)  # batches of the running pass are one at least
+    passes = max(0, math.ceil(state.epoch or 0) - 1)  # at least one batch of the current pass is read
     return passes, round(((state.epoch or 0) - passes) * state.max_steps * accumulation)
 
 
 class EpochOrder(TrainerCallback):
-    """Sets the order of each epoch also where the first batches of a resumed epoch are skipped in several processes.
+    """Sets the order of a resumed epoch in a distributed run.
 
-    accelerate does not reach the sampler there: the resumed epoch would be read in the order of the first one.
+    accelerate does not set the epoch of a sampler whose first batches are skipped, so that the resumed epoch would be
+    read in the order of the first one.
     """
 
     def on_epoch_begin(

@@ -1,4 +1,4 @@
-"""Parameters that a training step leaves unused, for distributed data-parallel training."""
+"""Parameters unused in a training step, for distributed data-parallel training."""
 
 from typing import cast
 
@@ -13,7 +13,7 @@ from transformers import Trainer
 def unused_parameters(trainer: Trainer) -> list[str]:
     """Returns the names of the trained parameters that the loss of a batch does not depend on.
 
-    The state of model and random numbers remains; only a data set that can be read once loses a batch.
+    Model and random state are restored; a data set that can be read only once loses a batch.
 
     Args:
         trainer: trainer of the model, with its data.
@@ -31,15 +31,15 @@ def unused_parameters(trainer: Trainer) -> list[str]:
 
 
 def searches_unused(accelerator: Accelerator) -> bool:
-    """Whether DDP searches for unused parameters in each step; then none may be touched outside the forward pass."""
+    """Whether DDP searches for unused parameters in each step; then none may be used outside the forward pass."""
     return accelerator.ddp_handler is not None and accelerator.ddp_handler.find_unused_parameters
 
 
 def skip_unused_search(trainer: Trainer) -> None:
-    """Spares DDP its search for unused parameters in each step where the loss depends on all of them.
+    """Disables the search of DDP for unused parameters if the loss depends on all of them.
 
-    Nothing is changed where steps use different parameters, where the data can be read only once, and where the user
-    sets `ddp_find_unused_parameters`.
+    The setting is not changed if steps use different parameters, if the data can be read only once, or if
+    `ddp_find_unused_parameters` is set.
 
     Args:
         trainer: trainer of the model, with its data.
@@ -50,7 +50,7 @@ def skip_unused_search(trainer: Trainer) -> None:
     if handler is None or once or trainer.args.ddp_find_unused_parameters is not None or experts:
         return
     if handler.find_unused_parameters:
-        handler.find_unused_parameters = False  # as in the steps that it is about
+        handler.find_unused_parameters = False  # as in the steps of training
         unused = torch.tensor(len(unused_parameters(trainer)), device=trainer.args.device)
-        torch.distributed.all_reduce(unused)  # all processes have to do the same
+        torch.distributed.all_reduce(unused)  # all processes must agree
         handler.find_unused_parameters = bool(unused)

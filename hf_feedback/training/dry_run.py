@@ -1,4 +1,4 @@
-"""What a training run would do and cost: model, groups, data, and one batch measured; nothing is trained or written."""
+"""Dry run of a training run: model, parameter groups, data, and the measured cost of one batch."""
 
 import tempfile
 import time
@@ -23,17 +23,17 @@ from .run import keep_best_epoch, make_trainer
 from .tasks.task import PreparedTask
 from .trainer import FeedbackTrainer
 
-MOMENTS = 2  # that Adam keeps of every trained parameter
+MOMENTS = 2  # kept by Adam for every trained parameter
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a batch costs, forward and backward.
+    """The cost of a batch, forward and backward.
 
     Args:
-        flops: of its matrix products, attention included.
-        activations: bytes that are kept for the backward pass.
-        seconds: that it took on this machine.
+        flops: FLOPs of its matrix products, attention included.
+        activations: bytes kept for the backward pass.
+        seconds: time on this machine.
     """
 
     flops: int
@@ -43,7 +43,7 @@ class StepCost:
 
 @contextmanager
 def as_in_training(trainer: FeedbackTrainer) -> Iterator[None]:
-    """Context in which a step does what it does in training: techniques, precision, checkpointing, frozen layers.
+    """Context in which a step runs as in training: with techniques, precision, checkpointing and frozen layers.
 
     Args:
         trainer: the model, and how it is trained.
@@ -64,7 +64,7 @@ def as_in_training(trainer: FeedbackTrainer) -> Iterator[None]:
 
 
 def measure_step(trainer: FeedbackTrainer, batch: Keywords) -> StepCost:
-    """Runs a batch twice, forward and backward: once to count, once to take the time. Nothing is trained.
+    """Runs a batch twice, forward and backward: once to count operations, once to measure time. Nothing is trained.
 
     Args:
         trainer: the model, and how it is trained.
@@ -92,15 +92,15 @@ def measure_step(trainer: FeedbackTrainer, batch: Keywords) -> StepCost:
 
 
 def dry_run(task: PreparedTask, args: FeedbackTrainingArguments) -> str:
-    """Prints the model and the groups of a run, and returns data and cost in words.
+    """Prints the model and the parameter groups of a run, and returns a description of data and cost.
 
     Args:
         task: model, processor and encoded data.
-        args: the training arguments; their output folder is left alone.
+        args: the training arguments; the output folder is not written to.
     """
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     with tempfile.TemporaryDirectory() as folder:
-        args.output_dir = folder  # transformers makes it
+        args.output_dir = folder  # transformers would create the folder
         trainer = make_trainer(task, args)
         trainer.create_optimizer()
         batches = trainer.get_train_dataloader()
@@ -139,7 +139,7 @@ def _describe_cost(
 
 
 def count_steps(args: FeedbackTrainingArguments, num_batches: int | None) -> int:
-    """Returns how many steps a run takes.
+    """Returns the number of steps of a run.
 
     Args:
         args: the training arguments.

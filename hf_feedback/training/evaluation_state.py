@@ -1,4 +1,4 @@
-"""What an evaluation during training leaves as it was, and what it counts."""
+"""State that an evaluation during training restores, and counts that it collects."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from .model_parts import any_model_in
 
 @contextmanager
 def keep_weights(model: nn.Module) -> Iterator[None]:
-    """Gives parameters and buffers back the tensors that they had, whatever they were cast to meanwhile."""
+    """Context that restores the tensors of parameters and buffers, which evaluation may cast to another type."""
     tensors = [(parameter, parameter.data) for parameter in model.parameters()]
     buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:
@@ -28,7 +28,7 @@ def keep_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def count_iterations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects the iterations that the examples of each batch take, where they halt by themselves."""
+    """Collects the number of iterations of the examples of each batch, if the model halts."""
     counts: list[torch.Tensor] = []
 
     def collect(module: nn.Module, args: tuple[object, ...], output: object) -> None:
@@ -44,16 +44,16 @@ def count_iterations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def without_filling(accelerator: Accelerator, batch: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the last batch of an evaluation without the rows that only fill it up.
+    """Returns the last batch of a distributed evaluation without its padding rows.
 
-    All processes read batches of the same size, the last of them with rows from the beginning.
+    All processes read batches of the same size, so that the last one is filled up with the first rows.
 
     Args:
-        accelerator: as it is while the batch is evaluated.
+        accelerator: the accelerator during the evaluation of the batch.
         batch: the batch of this process.
 
     Returns:
-        `None` where no process has such rows; the whole batch where all its rows are such, which no mean counts.
+        `None` if no process has such rows; the whole batch, which no mean counts, if all its rows are padding.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder < 1:

@@ -32,11 +32,11 @@ def fingerprint_rows(data: Dataset) -> str:
 
 
 def fingerprint_file(file: Path, blocks: int = 64, size: int = 2**16) -> str:
-    """Returns the size of a file and a fingerprint of its contents; of a large one, of blocks all over it.
+    """Returns the size of a file and a fingerprint of its contents; of a large file, of evenly spaced blocks.
 
     Args:
         file: the file.
-        blocks: how many blocks count; the last is at the end.
+        blocks: number of blocks; the last one is at the end.
         size: bytes of a block.
     """
     length = file.stat().st_size

@@ -1,4 +1,4 @@
-"""Training ends at the first step whose loss or gradient is no finite number, before weights change."""
+"""Stops training at the first step whose loss or gradient is not finite, before the weights change."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,27 +12,27 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from .checkpoints import checkpoints_in
 from .data_order import rows_of_batch
 
-MOST_ROWS = 64  # that a message names
+MOST_ROWS = 64  # named in a message
 NOT_IN_WEIGHTS = "Nothing of this step is in the weights, and"
 
 
 class NonFiniteStepError(ValueError):
-    """The loss or gradient of a step is infinite or not a number; checkpoints are as before the step.
+    """The loss or gradient of a step is infinite or not a number.
 
-    So are weights, unless DeepSpeed has changed them.
+    Checkpoints are as before the step, and weights too, unless DeepSpeed has changed them.
     """
 
 
 def check_step(trainer: Trainer, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor | float | None) -> None:
-    """Refuses a step whose loss or gradient is not finite; all processes refuse it together.
+    """Raises for a step whose loss or gradient is not finite, in all processes.
 
-    With fp16, infinite gradients are part of finding the scale of the loss: only the loss counts. DeepSpeed has changed
-    the weights by then.
+    With fp16 only the loss is checked, since the search for the loss scale produces infinite gradients. DeepSpeed has
+    changed the weights by then.
 
     Args:
         trainer: the trainer, before its optimizer has used the gradient.
         losses: the losses of the batches that this process has accumulated.
-        grad_norm: norm of the gradient; `None` where DeepSpeed does not know it: only the loss counts.
+        grad_norm: norm of the gradient; `None` if DeepSpeed does not return it, so that only the loss is checked.
 
     Raises:
         NonFiniteStepError: one of them is infinite or not a number.
@@ -59,7 +59,7 @@ def check_step(trainer: Trainer, losses: Sequence[torch.Tensor], grad_norm: torc
 
 
 def _rows(trainer: Trainer, numbers: Sequence[int]) -> list[int]:
-    """The rows of these batches of the running step, of all processes; empty if they are not known."""
+    """The rows of these batches of the current step, of all processes; empty if unknown."""
     loader = cast(DataLoader, trainer.callback_handler.train_dataloader)
     steps = trainer.set_initial_training_values(trainer.args, loader)[1]
     epoch, step = divmod(trainer.state.global_step, steps)

@@ -1,4 +1,4 @@
-"""What iterations do while a model trains, for TensorBoard, trackio and others: β, sizes of messages, accuracy."""
+"""Curves of the iterations during training, for TensorBoard, trackio and others: β, size of messages, accuracy."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -15,7 +15,7 @@ from .data.labels import IGNORED
 from .message_recorder import record_messages, swish_betas
 from .model_parts import any_model_in
 
-CURVES = ("beta_", "message_")  # how the names of values by edge begin
+CURVES = ("beta_", "message_")  # prefixes of the names of values by edge
 Batch = Mapping[str, Any]
 
 
@@ -28,7 +28,7 @@ def edge_curves(model: FeedbackPreTrainedModel, batch: Batch) -> dict[str, float
 
     Returns:
         `beta_<source>_to_<target>`, and `message_<source>_to_<target>`: ‖message‖ / ‖input of the target‖ in the last
-        iteration; not there where no message is sent.
+        iteration, left out if no message is sent.
     """
     with evaluating(model), record_messages(model) as messages:
         model(**batch)
@@ -41,15 +41,15 @@ def edge_curves(model: FeedbackPreTrainedModel, batch: Batch) -> dict[str, float
 
 
 def count_right(model: FeedbackPreTrainedModel, batches: Iterable[Batch]) -> torch.Tensor | None:
-    """Counts the right answers after each iteration.
+    """Counts the correct predictions after each iteration.
 
     Args:
         model: a feedback model.
         batches: what `forward` takes, with `labels`.
 
     Returns:
-        `(K + 1,)`: for each iteration the number of right answers, and last the number of answers. `None` where labels
-        are no classes, one for each answer.
+        `(K + 1,)`: the number of correct predictions after each iteration, then the number of all predictions. `None`
+        if the labels are not one class for each prediction.
     """
     total: torch.Tensor | None = None
     with evaluating(model):
@@ -69,16 +69,16 @@ def count_right(model: FeedbackPreTrainedModel, batches: Iterable[Batch]) -> tor
 
 
 class IterationCurves(TrainerCallback):
-    """Adds what iterations do to the logs of a trainer.
+    """Adds curves of the iterations to the logs of a trainer, without changing training.
 
-    Each log of training gets β and the size of messages on the first batch that was trained on. After an evaluation,
-    the accuracy after each iteration is logged as `eval_accuracy_iteration_<k>`. Training is not changed.
+    Each log of training gets β and the size of messages on the first training batch. After an evaluation, the accuracy
+    of each iteration is logged as `eval_accuracy_iteration_<k>`.
 
     Args:
         trainer: the trainer.
 
     Attributes:
-        batch: the batch whose messages are followed.
+        batch: the batch whose messages are measured.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -86,7 +86,7 @@ class IterationCurves(TrainerCallback):
         self.batch: Batch | None = None
 
     def of_edges(self) -> dict[str, float]:
-        """Returns the values by edge, for a log of training; every process has to call it."""
+        """Returns the values by edge, for a log of training; every process must call it."""
         model = any_model_in(cast(nn.Module, self.trainer.model))[1]
         if self.batch is None or not isinstance(model, FeedbackPreTrainedModel):
             return {}
@@ -96,7 +96,7 @@ class IterationCurves(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = any_model_in(cast(nn.Module, self.trainer.model))[1]
         most = getattr(args, "report_batches", 0)
-        next_tokens = isinstance(model, FeedbackForCausalLM)  # its labels are those of the tokens after
+        next_tokens = isinstance(model, FeedbackForCausalLM)  # labels of token t are those of token t + 1
         if not most or not isinstance(model, FeedbackPreTrainedModel) or next_tokens:
             return
         batches = (self.trainer._prepare_inputs(batch) for batch in islice(kwargs["eval_dataloader"], most))

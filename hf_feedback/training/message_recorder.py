@@ -1,4 +1,4 @@
-"""What messages are while a model answers: their size by edge and iteration, and what they attend to."""
+"""Recording of messages during forward passes: size by edge and iteration, and attention weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ Edge = tuple[int, int]  # source, target
 
 @dataclass
 class MessageSize:
-    """Sums over the tokens to which one edge had messages in one iteration.
+    """Sums over the tokens that received messages of one edge in one iteration.
 
     Args:
         norm: Σ ‖message‖.
@@ -67,7 +67,7 @@ class MessageRecord:
 
 @contextmanager
 def record_messages(model: FeedbackPreTrainedModel) -> Iterator[MessageRecord]:
-    """Context in which the size of every message of a model is noted, over all calls of the model.
+    """Context that records the size of every message of a model, over all calls of the model.
 
     Args:
         model: the model; no other thread may use it meanwhile.
@@ -112,13 +112,13 @@ def record_messages(model: FeedbackPreTrainedModel) -> Iterator[MessageRecord]:
 
 @contextmanager
 def record_attention(model: FeedbackPreTrainedModel) -> Iterator[dict[int, list[torch.Tensor]]]:
-    """Context in which the weights of messages that attend are noted.
+    """Context that records the attention weights of messages.
 
     Args:
         model: the model; no other thread may use it meanwhile.
 
     Yields:
-        For each iteration of the latest call the weights `(B, T, T)` of every edge, mean over the heads; empty where no
+        The weights `(B, T, T)` of every edge, for each iteration of the latest call, as a mean over heads; empty if no
         message attends to tokens.
     """
     weights: dict[int, list[torch.Tensor]] = {}
@@ -153,7 +153,7 @@ def swish_betas(model: FeedbackPreTrainedModel) -> dict[Edge, float]:
 
 @dataclass
 class _Course:
-    """Where a call of the model is."""
+    """The position of a call of the model."""
 
     iteration: int = 1
     target: int = 0
@@ -162,7 +162,7 @@ class _Course:
 
 @contextmanager
 def _follow_course(model: FeedbackPreTrainedModel) -> Iterator[_Course]:
-    """Notes which iteration is running, and which layer is about to get messages."""
+    """Context that tracks the current iteration, and the layer that receives messages next."""
     course, feedback = _Course(), model.feedback
     add_messages = feedback.add_messages
 
@@ -190,7 +190,7 @@ def _follow_course(model: FeedbackPreTrainedModel) -> Iterator[_Course]:
 
 @contextmanager
 def _replace_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Gives one module another method for a while."""
+    """Context that replaces a method of one module."""
     module.__dict__[name] = method
     try:
         yield

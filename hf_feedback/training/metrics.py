@@ -24,7 +24,7 @@ class MetricInfo:
 
     Args:
         greater_is_better: whether larger values are better; `None` if unknown.
-        hub_name: name of the metric on the Hub, where that is another.
+        hub_name: name of the metric on the Hub, if it differs.
     """
 
     greater_is_better: bool | None = True
@@ -33,10 +33,10 @@ class MetricInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(MetricInfo):
-    """A metric of classes or values; more is better.
+    """A metric of classes or values; larger is better.
 
     Args:
-        problem_types: types of problem that it suits.
+        problem_types: problem types that it applies to.
         compute: function of references and predictions.
     """
 
@@ -76,7 +76,7 @@ class LocalMetric(evaluate.Metric):
         is_regression = METRICS[self.config_name].problem_types == VALUES
         feature = datasets.Value("float64" if is_regression else "int64")
         features = [datasets.Features({"predictions": feature, "references": feature})]
-        if not is_regression:  # rows of zeros and ones where a text has several labels at once
+        if not is_regression:  # rows of zeros and ones for several labels at once
             row = datasets.Sequence(feature)
             features.append(datasets.Features({"predictions": row, "references": row}))
         return evaluate.MetricInfo(
@@ -92,10 +92,10 @@ class LocalMetric(evaluate.Metric):
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
-    """Returns one of `METRICS` by name, or any other metric that `evaluate.load` reaches.
+    """Returns one of `METRICS` by name, or any other metric that `evaluate.load` can load.
 
     Raises:
-        ValueError: there is no such metric, or it cannot be reached.
+        ValueError: there is no such metric, or it cannot be loaded.
 
     Example:
 
@@ -117,7 +117,7 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
 
 
 def default_metrics(problem_type: ProblemType, num_labels: int) -> list[str]:
-    """Returns the metrics that suit a problem; the first one chooses the best checkpoint.
+    """Returns the default metrics of a problem type; the first one chooses the best checkpoint.
 
     Example:
 
@@ -141,7 +141,7 @@ def make_compute_metrics(problem_type: ProblemType, names: Sequence[str]) -> Com
         names: names of the metrics.
 
     Raises:
-        ValueError: A metric cannot be reached, or does not suit the problem.
+        ValueError: a metric cannot be loaded, or does not apply to the problem type.
     """
     for name in names:
         if name in METRICS and problem_type not in METRICS[name].problem_types:

@@ -15,7 +15,7 @@ from .arguments import read_json
 Options: TypeAlias = dict[str, Any]  # values by name, as a config takes them
 Arguments = TypeVar("Arguments", bound="ConfigArguments")
 
-# Types whose values the command line reads by itself.
+# Types that the command line parses by itself.
 PLAIN_TYPES = (str, int, float, bool, list[int])
 HALTING_OPTIONS = tuple(
     name for name in FeedbackConfig.declared_options() if name.startswith("halting") or name == "min_iterations"
@@ -35,7 +35,7 @@ class ConfigArguments:
         """Returns the options that are given, as the config takes them.
 
         Raises:
-            ValueError: A value cannot be read.
+            ValueError: a value cannot be parsed.
         """
         declared = self.config_class.declared_options()
         values = {name: getattr(self, name, None) for name in declared}
@@ -50,7 +50,7 @@ def options_of(
     Args:
         config_class: the config that declares them.
         names: which options; all by default.
-        default: what an option means that is left out, for `--help`; the default of the config by default.
+        default: default that `--help` shows; that of the config by default.
 
     Returns:
         A class decorator, to be applied before `dataclass`.
@@ -84,7 +84,7 @@ def options_of(
 
 
 def argument_type(option: Field) -> type:
-    """Returns the type that the command line reads an option as; `str` where `parse_option` reads its text.
+    """Returns the type that the command line parses an option as; `str` if `parse_option` parses its text.
 
     Args:
         option: an option of a config.
@@ -96,19 +96,19 @@ def argument_type(option: Field) -> type:
 
 
 def needs_none(option: Field) -> bool:
-    """Whether `None` is a value of an option that has to be spelled, because it is not the default."""
+    """Whether `None` is a value of an option but not its default, so that it is written as `none`."""
     return NoneType in _member_types(option) and option.default is not None
 
 
 def parse_option(option: Field, value: object) -> object:
-    """Returns the value of an option from its text.
+    """Parses the value of an option.
 
     Args:
         option: an option of a config.
         value: text from the command line; anything else is returned as it is.
 
     Raises:
-        ValueError: the text cannot be read.
+        ValueError: the text cannot be parsed.
     """
     members = _member_types(option)
     if not isinstance(value, str) or str in members:
@@ -168,7 +168,7 @@ class FNNArguments(ConfigArguments):
     """Network from scratch. Its options are those of `FNNConfig`."""
 
     model: ClassVar[str | None] = None
-    # What starts at random learns at another rate than what is fine-tuned.
+    # Parameters that start at random need another learning rate than those that are fine-tuned.
     default_learning_rate: ClassVar[float] = 2e-3
 
     fnn: str = field(

@@ -32,12 +32,12 @@ class RunFacts:
 
     Args:
         backbone: Hub id or folder that the run started from; `None` for random weights.
-        data: split → source and number of examples; `None` where they were read while training.
+        data: split → source and number of examples; `None` if they were streamed.
         dataset: Hub id or folder of the data; `None` for files.
         metrics: metrics of the run, `eval_…` and `test_…`.
         arguments: the training arguments.
         task: the task in words.
-        hub_metrics: metric → its name on the Hub, where that is another.
+        hub_metrics: metric → its name on the Hub, if it differs.
     """
 
     backbone: str | None
@@ -50,7 +50,7 @@ class RunFacts:
 
     @property
     def hub_dataset(self) -> str | None:
-        """Hub id of the data; `None` for files and folders, which mean nothing to others."""
+        """Hub id of the data; `None` for local files and folders."""
         return self.dataset if is_hub_id(self.dataset) else None
 
     @property
@@ -70,7 +70,7 @@ class RunFacts:
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a name can be that of a repository on the Hub, and is not that of a file or folder.
+    """Whether a name can be a repository on the Hub, and is not a local file or folder.
 
     Example:
 
@@ -106,7 +106,7 @@ def short_name(name: object) -> str:
 
 
 def escape_name(name: object) -> str:
-    """Returns a name for the text of the card: nothing of it is read as HTML or Markdown, or becomes a link.
+    """Escapes a name for the text of the card, so that it is neither HTML nor Markdown nor a link.
 
     Example:
 
@@ -118,7 +118,9 @@ def escape_name(name: object) -> str:
     """
     signs = r"[&<>|`\[\]!*~#$\\\"@]|\b_|_\b|:(?=//)|(?<=\bwww)\."
     text = re.sub(signs, lambda sign: f"&#{ord(sign[0])};", short_name(name), flags=re.IGNORECASE)
-    return text.replace("&#64;", "&#64;&#8288;")  # GitHub reads entities before it looks for mail: a word joiner
+    return text.replace(
+        "&#64;", "&#64;&#8288;"
+    )  # GitHub resolves entities before it searches for mail addresses, hence a word joiner
 
 
 def _list_names(names: Iterable[object]) -> str:
@@ -218,7 +220,7 @@ def _describe_iterations(config: FeedbackConfig | FNNConfig) -> str:
 
 
 def write_model_card(folder: Path, config: FeedbackConfig | FNNConfig, facts: RunFacts) -> Path:
-    """Writes the card as `README.md` beside the model.
+    """Writes the card as `README.md` into the folder of the model.
 
     Args:
         folder: folder of the model.

@@ -1,4 +1,4 @@
-"""The parts of a feedback model that parameters belong to, whatever wraps the model."""
+"""The parts of a feedback model, wrapped or not, and the parameters of each."""
 
 from torch import nn
 
@@ -7,13 +7,13 @@ from ..modeling_fnn import FNNPreTrainedModel
 
 
 def feedback_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel]:
-    """Returns the feedback model inside whatever wraps it (DDP, PEFT, …), after the prefix of its parameter names.
+    """Returns the prefix of the parameter names, and the feedback model inside its wrappers (DDP, PEFT, …).
 
     Args:
         model: the model, wrapped or not.
 
     Raises:
-        ValueError: there is none, or one without a backbone.
+        ValueError: there is none, or it has no backbone.
     """
     prefix, core = any_model_in(model)
     if isinstance(core, FNNPreTrainedModel):
@@ -22,7 +22,7 @@ def feedback_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel]:
 
 
 def any_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel | FNNPreTrainedModel]:
-    """As `feedback_model_in`, also for the networks that are trained from scratch.
+    """As `feedback_model_in`, also for networks trained from scratch.
 
     Args:
         model: the model, wrapped or not.
@@ -70,7 +70,7 @@ def parts_of(model: nn.Module) -> dict[str, str]:
             part = "feedback"
         elif name.startswith(layers):
             part, below = f"layer {numbers[int(name.removeprefix(layers).split('.')[0])]}", False
-        elif not name.startswith(base) and not core.traits.predicts_next_token:  # there it is a pretrained LM head
+        elif not name.startswith(base) and not core.traits.predicts_next_token:  # a pretrained LM head
             part = "head"
         else:
             part = "embeddings" if below or name.startswith(embeddings) else "backbone"

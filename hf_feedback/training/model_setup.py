@@ -1,4 +1,4 @@
-"""What training starts from: a tokenizer and a model, with fresh feedback or trained before."""
+"""The tokenizer and the model that training starts from, with new or trained feedback."""
 
 from typing import TypeVar, cast
 
@@ -17,7 +17,7 @@ from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Opti
 from .model_sources import hub_options, read_config
 
 Head = TypeVar("Head", bound=FeedbackPreTrainedModel)
-# Options that a trained model may change: its weights keep their meaning.
+# Options of a trained model that may change without new weights.
 CHANGEABLE_OPTIONS = (
     *HALTING_OPTIONS,
     "iteration_loss",
@@ -33,22 +33,22 @@ CHANGEABLE_OPTIONS = (
 def load_tokenizer(
     name: str, revision: str | None, of_words: bool = False, option: str = "model"
 ) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer beside a model.
+    """Loads the tokenizer of a model.
 
-    transformers makes up an empty one where there is none; that is refused.
+    Where there is none, transformers returns an empty one, which is refused.
 
     Args:
         name: folder or hub id.
         revision: branch, tag or commit of the hub repository.
-        of_words: whether it has to read lists of words and return the positions of its tokens in a text.
+        of_words: whether it must read lists of words and return the positions of tokens in a text.
         option: option that the name comes from, for messages.
 
     Raises:
-        ValueError: there is no tokenizer, or it does not do that.
+        ValueError: there is no tokenizer, or it lacks what `of_words` needs.
         OSError: the folder or repository is missing.
     """
     tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision))
-    if of_words and _may_prefix_words(tokenizer):  # else the first piece of a word is another
+    if of_words and _may_prefix_words(tokenizer):  # otherwise the first piece of a word differs
         tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision), add_prefix_space=True)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
@@ -94,7 +94,7 @@ def make_model(
     Args:
         model_class: class of the task.
         args: which model, and its options. A feedback model takes those that may change after training.
-        labels: labels of the data; a trained head has to have them. `None` for tasks without labels.
+        labels: labels of the data, which a trained head must have; `None` for tasks without labels.
         config_overrides: as in `from_backbone`.
 
     Raises:
@@ -134,8 +134,8 @@ def new_network(args: FNNArguments, labels: LabelSet) -> tuple[PreTrainedTokeniz
         tokenizer = load_tokenizer(args.tokenizer, args.revision, option="tokenizer")
     except OSError as error:
         raise ValueError(
-            f"`tokenizer`: {args.tokenizer} is no folder with a tokenizer, and none by that name could be loaded from "
-            f"the Hub ({str(error).splitlines()[0]})."
+            f"`tokenizer`: {args.tokenizer} is not a folder with a tokenizer, and none of that name could be loaded "
+            f"from the Hub ({str(error).splitlines()[0]})."
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -154,7 +154,7 @@ def trained_network(
         labels: labels of the data, which the network has to have; `None` for any.
 
     Raises:
-        ValueError: another option is given, or the labels are others.
+        ValueError: another option is given, or the labels differ.
         OSError: the model is damaged.
     """
     model = FNNForSequenceClassification.from_pretrained(args.model, **hub_options(args.revision))
@@ -198,7 +198,7 @@ def set_options(model: PreTrainedModel, source: str, options: Options) -> None:
 
 
 def _update_options(model: FeedbackPreTrainedModel, source: str, options: Options) -> None:
-    """Sets the options that may change; any other has to be what it is already."""
+    """Sets the options that may change; any other must have its present value."""
     changes = {name: options[name] for name in CHANGEABLE_OPTIONS if options.get(name, "auto") != "auto"}
     set_options(model, source, changes)
     for option, value in options.items():
@@ -238,20 +238,20 @@ def check_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
 
 
 def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives model and tokenizer the same padding token: the end of text where a decoder has none.
+    """Gives model and tokenizer the same padding token: the end-of-text token if a decoder has none.
 
     Args:
         model: the model.
         tokenizer: its tokenizer.
 
     Raises:
-        ValueError: the tokenizer has neither of them, or more tokens than the model has embeddings.
+        ValueError: the tokenizer has neither token, or more tokens than the model has embeddings.
     """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ValueError(
-                "The tokenizer has no `pad_token` and no `eos_token` to pad with; give it one (`tokenizer.pad_token = "
-                "…`) and save it beside the model."
+                "The tokenizer has no `pad_token` and no `eos_token` to pad with; set one (`tokenizer.pad_token = …`) "
+                "and save it with the model."
             )
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id != tokenizer.pad_token_id:

@@ -1,4 +1,4 @@
-"""The folder or repository of a model: whether it is there and complete."""
+"""Checks that the folder or repository of a model exists and is complete."""
 
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,14 +10,14 @@ from .checkpoints import MODEL_FILES, find_damaged_file
 
 
 class HubOptions(TypedDict, total=False):
-    """How a model is loaded."""
+    """Keywords with which a model is loaded."""
 
     trust_remote_code: bool
     revision: str
 
 
 def hub_options(revision: str | None) -> HubOptions:
-    """Returns how the commands load from a folder or the Hub: they never run code that is stored there.
+    """Returns the keywords with which commands load from a folder or the Hub; code stored there is never run.
 
     Args:
         revision: branch, tag or commit of the hub repository.

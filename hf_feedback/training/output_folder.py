@@ -1,4 +1,4 @@
-"""The output folder of a run: what it writes there, and what it does not write over."""
+"""The output folder of a run: files that it writes, and files that it must not overwrite."""
 
 import errno
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .checkpoints import checkpoints_in
 
-# What a training run writes into its output folder, besides checkpoints.
+# Files of a training run in its output folder, besides checkpoints.
 WRITTEN_FILES = (
     "config.json",
     "*.safetensors",
@@ -25,14 +25,14 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_writable(folder: str, option: str = "output_dir") -> None:
-    """Refuses, before any work is done, a folder that cannot be written to; it is made where it is missing.
+    """Refuses a folder that cannot be written to, before any work is done; a missing folder is created.
 
     Args:
         folder: path of the folder.
-        option: option that it comes from, for the message.
+        option: option that names it, for the message.
 
     Raises:
-        ValueError: the folder cannot be made or written to.
+        ValueError: the folder cannot be created or written to.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -43,9 +43,9 @@ def check_writable(folder: str, option: str = "output_dir") -> None:
 
 
 def check_nothing_is_lost(folder: Path, checkpoints: bool = True) -> None:
-    """Refuses an output folder in which a run that starts would write over files.
+    """Refuses an output folder in which a new run would overwrite files.
 
-    Files that an earlier run left while it wrote its results do not count.
+    Incomplete results of an interrupted run do not count.
 
     Args:
         folder: output folder.
@@ -59,22 +59,22 @@ def check_nothing_is_lost(folder: Path, checkpoints: bool = True) -> None:
     if not files or (folder / UNFINISHED).exists():
         return
     name = files[0].name
-    resume = "go on with that run (`--resume-from-checkpoint true`), " if name.startswith("checkpoint-") else ""
+    resume = "resume that run (`--resume-from-checkpoint true`), " if name.startswith("checkpoint-") else ""
     raise ValueError(
-        f"`output_dir`: {folder} holds {name} already; {resume}write over it (`--overwrite-output-dir`), or choose "
+        f"`output_dir`: {folder} holds {name} already; {resume}overwrite it (`--overwrite-output-dir`), or choose "
         "another folder."
     )
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of an earlier run, so that no run resumes from them. Links and files are a user's."""
+    """Removes the checkpoints of an earlier run, so that no run resumes from them; links and files are kept."""
     for checkpoint in checkpoints_in(folder):
         if checkpoint.is_dir() and not checkpoint.is_symlink():
             shutil.rmtree(checkpoint)
 
 
 def _is_full_disk(error: Exception) -> bool:
-    """Whether Python, torch or safetensors raise such an error where a file cannot be written."""
+    """Whether it is an error that Python, torch or safetensors raise if a file cannot be written."""
     return (
         (isinstance(error, OSError) and error.errno in FULL_DISK)
         or type(error).__name__ == "SafetensorError"
@@ -85,7 +85,7 @@ def _is_full_disk(error: Exception) -> bool:
 
 @contextmanager
 def name_folder_in_errors(folder: Path) -> Iterator[None]:
-    """Turns errors about files that cannot be written into `OSError`s that name the folder."""
+    """Context that turns errors about files that cannot be written into an `OSError` that names the folder."""
     try:
         yield
     except Exception as error:
@@ -94,13 +94,13 @@ def name_folder_in_errors(folder: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         raise OSError(
             f"`output_dir`: {folder} could not be written ({reason}); is the disk full? Complete checkpoints "
-            "are as they were: make room, and go on with `--resume auto`."
+            "are as they were: free some space and resume with `--resume auto`."
         ) from error
 
 
 @contextmanager
 def mark_unfinished(folder: Path) -> Iterator[None]:
-    """Marks a folder while results are written to it; the mark remains where the run ends before they are complete."""
+    """Context that marks a folder while results are written to it; the mark remains if the run ends before that."""
     (folder / UNFINISHED).touch()
     with name_folder_in_errors(folder):
         yield

@@ -1,4 +1,4 @@
-"""Which parameters train, and at which rate: freezing and discriminative learning rates."""
+"""Freezing and discriminative learning rates."""
 
 import math
 import re
@@ -15,7 +15,7 @@ FREEZABLE_PARTS = ("backbone", "embeddings", "feedback", "head")
 
 
 def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> list[str]:
-    """Stops parameters from training. Frozen parameters stay so; `requires_grad_(True)` thaws them.
+    """Freezes parameters, until `requires_grad_(True)` unfreezes them.
 
     Args:
         model: A feedback model, wrapped or not.
@@ -76,15 +76,15 @@ def _search(option: str, pattern: str, name: str) -> bool:
 
 @dataclass(frozen=True)
 class LearningRates:
-    """The rate of each parameter.
+    """The learning rate of each parameter.
 
     Args:
-        learning_rate: rate of every part that has none of its own.
+        learning_rate: rate of parts without a rate of their own.
         backbone_lr: rate of the backbone's last layer.
         feedback_lr: rate of the feedback.
         head_lr: rate of the head.
         layer_lr_decay: factor in (0, 1] from one layer to the one below.
-        mapping: regular expression over parameter names → rate; the first that matches counts.
+        mapping: regular expression over parameter names → rate; the first match counts.
 
     Raises:
         ValueError: A rate is not allowed.
@@ -121,7 +121,7 @@ class LearningRates:
         """Refuses patterns of the mapping that match no parameter.
 
         Raises:
-            ValueError: A pattern matches nothing, or is no regular expression.
+            ValueError: a pattern matches nothing, or is not a regular expression.
         """
         for pattern in self.mapping or {}:
             if not any(_search("learning_rate_mapping", pattern, name) for name in names):
@@ -161,13 +161,13 @@ def parameter_groups(
 
     Args:
         model: A feedback model, wrapped or not.
-        learning_rate: rate of every part that has none of its own.
+        learning_rate: rate of parts without a rate of their own.
         weight_decay: decoupled weight decay of matrices.
         backbone_lr: rate of the backbone's last layer; `learning_rate` by default.
         feedback_lr: rate of the feedback; `learning_rate` by default.
         head_lr: rate of the head; `learning_rate` by default.
         layer_lr_decay: factor in (0, 1] from one layer to the one below.
-        learning_rate_mapping: regular expression over parameter names → rate; the first that matches counts.
+        learning_rate_mapping: regular expression over parameter names → rate; the first match counts.
 
     Returns:
         Dicts with `params`, `lr`, `weight_decay` and `name`.
@@ -207,7 +207,7 @@ def parameter_groups(
         group = {"params": [], "lr": rate, "weight_decay": decay, "name": group_name}
         groups.setdefault((group_name, rate, decay), group)["params"].append(parameter)
     if not groups:
-        raise ValueError("Every parameter is frozen: nothing is left to train. Freeze less.")
+        raise ValueError("Every parameter is frozen and nothing is left to train: freeze fewer parts.")
     return list(groups.values())
 
 

@@ -1,4 +1,4 @@
-"""PEFT on feedback models: options for an adapter config, and adapters of a backbone that gets feedback."""
+"""PEFT on feedback models: options for an adapter config, and feedback for a backbone with adapters."""
 
 import copy
 import re
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def peft_options(model: nn.Module) -> dict[str, Any]:
     """Returns the options that any PEFT config for a feedback model needs.
 
-    Adapters go into the layers of the backbone, where PEFT puts them in that family, else into all their linear maps.
-    Feedback and head are trained in full and saved with the adapter; a masked-LM head that is tied to the embeddings is
-    left as it is.
+    Adapters are added to the layers of the backbone, at the modules that PEFT chooses for its family, or else at all
+    linear maps. Feedback and head are trained in full and saved with the adapter; a masked-LM head that is tied to the
+    embeddings is not.
 
     Args:
         model: A feedback model.
@@ -50,7 +50,7 @@ def peft_options(model: nn.Module) -> dict[str, Any]:
     """
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
 
-    from .tasks import TASKS  # with all that reads data and measures
+    from .tasks import TASKS  # with the modules that read data and compute metrics
 
     _, core = feedback_model_in(model)
     targets = USUAL_TARGETS.get(core.backbone.config.get_text_config().model_type) or _linear_maps(core.layers)
@@ -75,7 +75,10 @@ def _head_modules(model: nn.Module) -> list[str]:
     tied = {number for number, name in names if name not in head}
     own = {name for number, name in names if number not in tied}
     modules: list[str] = []
-    for name, module in model.named_modules():  # parents come first: the largest modules that are all head
+    for (
+        name,
+        module,
+    ) in model.named_modules():  # parents come first: the largest modules that hold only parameters of the head
         inside = {key for key, _ in module.named_parameters(name)}
         if name and inside and inside <= own and not any(name.startswith(f"{outer}.") for outer in modules):
             modules.append(name)
@@ -85,20 +88,20 @@ def _head_modules(model: nn.Module) -> list[str]:
 def from_peft(
     feedback_class: type[FeedbackPreTrainedModel] | type[FeedbackModel], peft_model: "PeftModel", **options: Any
 ) -> "PeftModel":
-    """Adds fresh feedback to a backbone that has PEFT adapters; they keep their values and train beside it.
+    """Adds new feedback to a backbone with PEFT adapters, which keep their values and are trained too.
 
     Args:
         feedback_class: class of the feedback model to make.
-        peft_model: A backbone or task model with one adapter, such as LoRA. It is taken apart: use the result instead.
+        peft_model: a backbone or task model with one adapter, such as LoRA. It is dismantled: use the result instead.
         **options: as in `from_backbone`.
 
     Returns:
-        The feedback model, wrapped by PEFT again: to be trained, saved, loaded and merged by PEFT's own methods. In
-        evaluation mode it starts out as exact as the adapted backbone.
+        The feedback model, wrapped by PEFT again: PEFT's own methods train, save, load and merge it. In evaluation mode
+        it equals the adapted backbone before training.
 
     Raises:
-        ValueError: the adapters are prompts or prefixes, there are several of them, they changed the weights beneath
-            them (PiSSA and the like), or an option is not allowed; `peft_model` is then as it was.
+        ValueError: the adapters are prompts or prefixes, there are several of them, they changed the backbone's own
+            weights (such as PiSSA), or an option is not allowed; `peft_model` is then unchanged.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Training that begins again with smaller batches (`auto_find_batch_size`) begins as the first time."""
+"""Restarts of training with smaller batches (`auto_find_batch_size`) from the initial state."""
 
 import random
 import shutil
@@ -15,7 +15,7 @@ from transformers import Trainer
 class TrainingStart:
     """Weights, optimizer, schedule and random states before training; the weights are kept in the memory of the CPU.
 
-    transformers goes on with the weights, the optimizer and the random numbers that the steps until then have left.
+    transformers itself would continue with the weights, the optimizer and the random state after the failed steps.
 
     Args:
         trainer: the trainer, before its first step.
@@ -27,14 +27,14 @@ class TrainingStart:
     def __init__(self, trainer: Trainer) -> None:
         self.checkpoints: list[Path] = []
         self._tensors = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(trainer).items()}
-        self._optimizer, self._scheduler = trainer.optimizer, trainer.lr_scheduler  # `None`, or those of the user
+        self._optimizer, self._scheduler = trainer.optimizer, trainer.lr_scheduler  # `None`, or the user's
         self._states = [deepcopy(one.state_dict()) for one in (self._optimizer, self._scheduler) if one is not None]
         self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     @torch.no_grad()
     def restore(self, trainer: Trainer) -> None:
-        """Has the trainer begin as it did, without the checkpoints that it has written since."""
+        """Restores the initial state of the trainer, and removes the checkpoints written since."""
         for name, tensor in _tensors(trainer).items():
             tensor.copy_(self._tensors[name])
         trainer.optimizer, trainer.lr_scheduler = self._optimizer, self._scheduler

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether it may."""
+"""Choice and check of the checkpoint that a run resumes from."""
 
 from functools import partial
 from pathlib import Path
@@ -41,13 +41,13 @@ def named_checkpoint(args: FeedbackTrainingArguments) -> Path | None:
 
 
 def prepare_run(args: FeedbackTrainingArguments) -> None:
-    """Checks the output folder and sets the seed, before data and model are made.
+    """Checks the output folder and sets the seed, before data and model are loaded.
 
     Args:
         args: the training arguments.
 
     Raises:
-        ValueError: the folder cannot be written to, or a run that starts would write over files.
+        ValueError: the folder cannot be written to, or a new run would overwrite files.
     """
     folder = Path(str(args.output_dir))
     check_writable(str(folder))
@@ -72,27 +72,27 @@ def checkpoint_to_resume(args: FeedbackTrainingArguments, config: OptionsConfig,
     Args:
         args: the training arguments.
         config: config of the model.
-        record: what the run depends on.
+        record: settings that the run depends on.
 
     Returns:
         `None` to start from the beginning.
 
     Raises:
-        ValueError: the checkpoint that is named is not complete, it was made with other options, or there is none and
-            starting would write over other files.
+        ValueError: the named checkpoint is incomplete or was made with other options, or there is none and a new run
+            would overwrite other files.
     """
     checkpoint = named_checkpoint(args)
     if checkpoint is not None:
         fault = checkpoint_fault(checkpoint, args.world_size, args.load_best_model_at_end)
         if fault is not None:
-            raise ValueError(f"`resume_from_checkpoint`: {checkpoint} is not complete: {fault}; name another.")
+            raise ValueError(f"`resume_from_checkpoint`: {checkpoint} is incomplete: {fault}; name another.")
     elif resumes_newest(args):
         folder = Path(str(args.output_dir))
         warn = partial(warn_once, args)
         checkpoint = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end, warn)
         if checkpoint is None:
             if not args.overwrite_output_dir:
-                check_nothing_is_lost(folder, checkpoints=False)  # those that are there were passed over
+                check_nothing_is_lost(folder, checkpoints=False)  # incomplete ones were skipped
             warn(f"{folder} has no complete checkpoint; training starts from the beginning.")
     if checkpoint is not None:
         _check_same_options(args, checkpoint, config, record)
@@ -102,7 +102,7 @@ def checkpoint_to_resume(args: FeedbackTrainingArguments, config: OptionsConfig,
 def _check_same_options(
     args: FeedbackTrainingArguments, checkpoint: Path, config: OptionsConfig, record: Record
 ) -> None:
-    """Refuses to resume with other options, and warns of changes that are allowed."""
+    """Refuses to resume with other options, and warns about allowed changes."""
     manifest = read_manifest(checkpoint)
     before = None if manifest is None else manifest["training"]
     if before is None:
@@ -113,10 +113,12 @@ def _check_same_options(
     if changed:
         raise ValueError(
             f"`resume_from_checkpoint`: {checkpoint} was made with other options: {'; '.join(changed.values())}. "
-            "Give these options as they were (also where a default is another on this machine), or train that "
+            "Use these options again (a default may differ on this machine), or train that "
             "checkpoint further with `--model`."
         )
     if allowed:
         warn_once(
-            args, f"Training goes on otherwise than it began: {'; '.join(allowed)}. One run may give another result."
+            args,
+            f"Training resumes with changed settings: {'; '.join(allowed)}. An uninterrupted run may give another "
+            "result.",
         )

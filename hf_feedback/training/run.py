@@ -1,4 +1,4 @@
-"""A training run of any task: train, keep the best epoch, evaluate, save with a model card."""
+"""A training run of any task: trains, keeps the best epoch, evaluates, and saves with a model card."""
 
 import contextlib
 import json
@@ -28,9 +28,9 @@ class Interrupted(Exception):
 
 
 def bf16_is_fast() -> bool:
-    """Whether bfloat16 pays on this machine: on GPUs that have it and CPUs with AMX.
+    """Whether bfloat16 is faster on this machine: on GPUs that support it and CPUs with AMX.
 
-    With AVX-512 instructions alone, autocast trained MiniLM slower than float32 did (0.77 against 0.57 s a step).
+    With AVX-512 instructions alone, autocast trained MiniLM more slowly than float32 (0.77 against 0.57 s a step).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -38,9 +38,9 @@ def bf16_is_fast() -> bool:
 
 
 def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingArguments) -> dict[str, float]:
-    """Trains, keeps the best epoch by validation, tests it once, and saves model, processor, metrics and model card.
+    """Trains a model, keeps the best epoch by validation, tests it once, and saves it with metrics and model card.
 
-    A run that is finished is not trained again when it is resumed; its metrics are returned.
+    If a finished run is resumed, nothing is trained and its metrics are returned.
 
     Args:
         task: model, processor and encoded data.
@@ -56,7 +56,9 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     """
     folder = Path(str(args.output_dir))
     if isinstance(task.splits["train"].data, IterableDataset) and args.max_steps < 1:
-        raise ValueError("`streaming` reads a file whose length is not known; say how long to train with `max_steps`.")
+        raise ValueError(
+            "`streaming` reads a file whose length is not known; set the length of training with `max_steps`."
+        )
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     interrupt = InterruptCallback()
     trainer = make_trainer(task, args, interrupt)
@@ -65,7 +67,7 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
         warn_once(args, f"{folder}: this run is finished; nothing is left to train.")
         return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     checkpoint = checkpoint_to_resume(args, task.model.config, record)
-    trainer.accelerator.wait_for_everyone()  # all have looked before anything is removed or written
+    trainer.accelerator.wait_for_everyone()  # all processes have checked before anything is removed or written
     starts_anew = not resumes_newest(args) and named_checkpoint(args) is None
     if args.overwrite_output_dir and starts_anew and trainer.is_world_process_zero():
         remove_checkpoints(folder)
@@ -129,23 +131,23 @@ def record_of_task(task: PreparedTask, args: FeedbackTrainingArguments) -> Recor
 
 
 def _train(trainer: FeedbackTrainer, checkpoint: str | None, interrupt: InterruptCallback) -> dict[str, float]:
-    """Trains from the beginning or a checkpoint; a checkpoint after the last step is loaded instead."""
+    """Trains from the start or from a checkpoint; a checkpoint after the last step is only loaded."""
     if checkpoint is not None and trainer.load_finished(checkpoint):
-        warn_once(trainer.args, f"{checkpoint}: all steps are trained; the model is evaluated and saved.")
+        warn_once(trainer.args, f"{checkpoint}: training is complete; the model is evaluated and saved.")
         return {}
     with interrupt:
         output = trainer.train(resume_from_checkpoint=checkpoint or False)
     if interrupt.stopped:
         step = trainer.state.global_step
         raise Interrupted(
-            f"Stopped after step {step}. To go on: the same command with --resume-from-checkpoint "
+            f"Stopped after step {step}. To resume: the same command with --resume-from-checkpoint "
             f"{Path(str(trainer.args.output_dir)) / f'checkpoint-{step}'}"
         )
-    return dict(output.metrics) if output.global_step else {}  # there is no loss of no steps
+    return dict(output.metrics) if output.global_step else {}  # without steps there is no loss
 
 
 def _evaluate(trainer: FeedbackTrainer, splits: Mapping[str, EncodedSplit]) -> dict[str, float]:
-    """Evaluates the model on the validation and test splits that there are."""
+    """Evaluates the model on the validation and test splits, if any."""
     metrics: dict[str, float] = {}
     for name, prefix in (("validation", "eval"), ("test", "test")):
         if name in splits:
@@ -183,9 +185,9 @@ def _save(trainer: FeedbackTrainer, metrics: dict[str, float]) -> None:
 
 
 def keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, MetricInfo], validated: bool) -> None:
-    """Sets the arguments that keep the best epoch, where a split chooses it and no option forbids it.
+    """Sets the arguments that keep the best epoch, if there is a validation split and no option contradicts.
 
-    The first metric chooses, if it is known whether more of it is better, else the loss does.
+    The first metric chooses the best epoch if it is known whether larger is better, else the loss does.
 
     Args:
         args: the training arguments, changed in place.
@@ -193,7 +195,7 @@ def keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, Metri
         validated: whether there is a validation split.
 
     Raises:
-        ValueError: `metric_for_best_model` is no metric of the task.
+        ValueError: `metric_for_best_model` is not a metric of the task.
     """
     if not validated:
         args.eval_strategy, args.load_best_model_at_end = "no", False

@@ -1,4 +1,4 @@
-"""What the result of a training run depends on, and what differs between two runs."""
+"""Settings that the result of a training run depends on, and differences between two runs."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from .checkpoints import Record
 from .data.label_names import label_name
 from .fingerprints import fingerprint_rows
 
-# Options of training that change nothing in the weights, by the start of their names.
+# Prefixes of training options that do not affect the weights.
 HARMLESS_OPTIONS = (
     *("output_dir", "overwrite_output_dir", "resume", "do_", "local_rank", "use_cpu", "use_cache"),
     *("logging_", "log_", "disable_tqdm", "report_", "run_name", "project", "trackio_", "hub_", "push_to_hub"),
@@ -21,7 +21,7 @@ HARMLESS_OPTIONS = (
     *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor", "ddp_", "debug"),
     *("skip_memory_metrics", "torch_empty_cache_steps", "save_total_limit", "cache_prefix_gigabytes"),
 )
-# Options that may change when a run resumes; a warning follows, as its result is not that of one run.
+# Options that may change when a run resumes, with a warning: its result may differ from that of one run.
 RESUMABLE_CHANGES = {
     *("num_train_epochs", "max_steps", "num_iterations", "ignore_data_skip"),
     *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"),
@@ -34,14 +34,14 @@ def run_record(
     splits: Mapping[str, Dataset | IterableDataset],
     collator: object,
 ) -> Record:
-    """Returns what a run depends on by name, as JSON values.
+    """Returns the settings that a run depends on by name, as JSON values.
 
     Args:
         args: the training arguments.
         config: config of the model.
         splits: encoded rows to train on and, where they choose the best epoch, to validate on; those that are read
             while training are left out.
-        collator: collator of the batches; its numbers and texts count, such as how many tokens it masks.
+        collator: collator of the batches, whose numbers and texts are recorded, such as the share of masked tokens.
     """
     options = {name: value for name, value in args.to_dict().items() if not name.startswith(HARMLESS_OPTIONS)}
     plain = {name: value for name, value in vars(collator).items() if isinstance(value, int | float | str)}
@@ -58,8 +58,7 @@ def run_record(
 def model_options(config: OptionsConfig) -> Record:
     """Returns the options of a model as JSON values.
 
-    The problem type, which a model finds out while it trains, and `label2id`, which follows from `id2label`, are left
-    out.
+    The problem type, which a model infers in training, and `label2id`, which follows from `id2label`, are left out.
     """
     options = {name: value for name, value in config.options().items() if name not in ("problem_type", "label2id")}
     return json.loads(json.dumps(options, default=str))
@@ -70,7 +69,7 @@ def describe_differences(before: Record, now: Record) -> dict[str, str]:
 
     Args:
         before: record of the run that resumes.
-        now: record of the run as it is asked for now.
+        now: record of the run as it is requested now.
 
     Returns:
         Name → both values in words, for each name whose values differ.

@@ -1,4 +1,4 @@
-"""The number of iterations of a training step: fixed, drawn at random, or rising."""
+"""Rules for the number of iterations of each training step: fixed, drawn at random, or rising."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ class IterationRange:
     """The iterations that a training step may take.
 
     Args:
-        minimum: least K.
+        minimum: smallest K.
         mean: the model's own K.
         maximum: largest K.
     """
@@ -26,7 +26,7 @@ class IterationRule(ABC):
     """A rule for the number of iterations of each training step."""
 
     def default_maximum(self, mean: int) -> int:
-        """Returns the largest K where no option sets one."""
+        """Returns the default of the largest K."""
         return mean
 
     def varies(self, limits: IterationRange) -> bool:
@@ -38,9 +38,9 @@ class IterationRule(ABC):
         """Returns the K of one step.
 
         Args:
-            limits: the iterations to choose from.
-            generator: source of random numbers of this step.
-            progress: part of the training that is done, from 0 to 1.
+            limits: the range of K.
+            generator: random generator of this step.
+            progress: completed share of the training, from 0 to 1.
         """
 
 
@@ -95,13 +95,13 @@ ITERATION_RULES: dict[str, IterationRule] = {
 
 
 def iteration_range(rule: str, minimum: int, mean: int, maximum: int | None = None) -> IterationRange:
-    """Returns the iterations that a rule chooses from.
+    """Returns the range of K of a rule.
 
     Args:
         rule: key of `ITERATION_RULES`.
-        minimum: least K.
+        minimum: smallest K.
         mean: the model's own K.
-        maximum: largest K; left out, the rule's default.
+        maximum: largest K; the rule's default if `None`.
 
     Raises:
         ValueError: the limits contradict each other, or leave nothing to choose.
@@ -134,10 +134,10 @@ def draw_iterations(rule: str, limits: IterationRange, seed: int, step: int, pro
 
     Args:
         rule: key of `ITERATION_RULES`.
-        limits: the iterations to choose from.
+        limits: the range of K.
         seed: seed of the training.
         step: number of the optimizer step.
-        progress: part of the training that is done, from 0 to 1.
+        progress: completed share of the training, from 0 to 1.
 
     Example:
 

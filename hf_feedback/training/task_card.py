@@ -9,11 +9,11 @@ class TaskCard:
 
     Args:
         pipeline_tag: name of the task on the Hub.
-        model: what a model of the task is called.
+        model: name of a model of the task.
         usage: python lines that use a model; `{model}` stands for its folder or hub id.
-        inputs: what the model reads, in the plural.
+        inputs: name of the model's inputs, in the plural.
         dataset_type: type of a data set of such inputs that has no id on the Hub.
-        pooled: whether a new head reads one pooled vector an input.
+        pooled: whether a new head reads one pooled vector per input.
         labelled: whether the labels are classes with names.
     """
 

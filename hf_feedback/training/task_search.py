@@ -140,5 +140,5 @@ def _check_study(study: "optuna.Study", record: Record) -> None:
     elif differences := describe_differences(before, record):
         raise ValueError(
             f"`output_dir`: it holds a search with other options ({'; '.join(differences.values())}); choose another "
-            "folder, or write over it (`--overwrite-output-dir`)."
+            "folder, or overwrite it (`--overwrite-output-dir`)."
         )

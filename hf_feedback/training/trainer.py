@@ -1,4 +1,4 @@
-"""`FeedbackTrainer`: transformers' Trainer with freezing, discriminative learning rates and drawn iterations."""
+"""`FeedbackTrainer`: the Trainer of transformers for feedback models."""
 
 import shutil
 from contextlib import nullcontext
@@ -39,7 +39,7 @@ from .techniques.trainer_techniques import TrainerTechniques
 
 
 class FeedbackTrainer(SearchTrainer):
-    """transformers' Trainer; it freezes what `args.freeze` names and gives every part the rate that `args` sets.
+    """The Trainer of transformers with the options of `FeedbackTrainingArguments`.
 
     Args:
         model: A feedback model, also one wrapped by PEFT.
@@ -47,12 +47,13 @@ class FeedbackTrainer(SearchTrainer):
         **kwargs: as in `transformers.Trainer`.
 
     Attributes:
-        card_facts: facts of the run for the model card; `None` for the card of transformers.
-        run_record: what the training depends on, for the manifest of each checkpoint.
-        techniques: adversarial training and objectives beside the loss of the task.
+        card_facts: facts of the run for the model card; `None`: the card of transformers.
+        run_record: settings that the training depends on, for the manifest of each checkpoint.
+        techniques: adversarial training and auxiliary losses.
 
     Raises:
-        ValueError: A part or pattern matches no parameter, or the loss leaves out what the model adds to its own.
+        ValueError: a part or pattern matches no parameter, or `compute_loss_func` would replace terms of the model's
+            own loss.
 
     Example:
 
@@ -99,7 +100,7 @@ class FeedbackTrainer(SearchTrainer):
         self._check_loss()
 
     def _check_loss(self) -> None:
-        """Refuses a loss of the last logits that would leave out what the model adds to its own."""
+        """Refuses `compute_loss_func` where it would replace terms of the model's own loss."""
         if self.compute_loss_func is None:
             self.label_smoother = None  # the model's own loss smooths, at every iteration
             return
@@ -117,14 +118,14 @@ class FeedbackTrainer(SearchTrainer):
                 )
 
     def call_model_init(self, trial: Trial = None) -> nn.Module:
-        """As in transformers; what `args.freeze` names in the new model is frozen, once the trial's options are set."""
+        """As in transformers; the new model is frozen as `args.freeze` says, after the trial's options are set."""
         model = super().call_model_init(trial)
         if trial is None:
             self._freeze(model)
         return model
 
     def _hp_search_setup(self, trial: Trial) -> None:
-        """As in transformers, called where a trial has its model already."""
+        """As in transformers, called after the model of a trial is made."""
         super()._hp_search_setup(trial)
         if trial is not None:
             self._freeze(cast(nn.Module, self.model))
@@ -136,10 +137,10 @@ class FeedbackTrainer(SearchTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; `resume_from_checkpoint=True` takes the newest complete checkpoint.
 
-        Where it is left out, `args.resume` counts, but not in a search; of a finished run, the state is loaded.
+        By default `args.resume` applies, except in a search; of a finished run only the state is loaded.
 
-        With K = 1 in every step nothing reads the feedback, and distributed training refuses unused parameters: the
-        feedback is frozen while training lasts.
+        With K = 1 in every step the feedback is unused, which distributed training refuses, so that it is frozen during
+        training.
 
         Raises:
             ValueError: no checkpoint is complete.
@@ -173,16 +174,16 @@ class FeedbackTrainer(SearchTrainer):
         return None if newest is None else str(newest)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers, in the stages that `args` asks for; frozen layers make no noise."""
+        """As in transformers, in the stages that `args` asks for; frozen layers run without dropout."""
         self._losses, self._batch_weights = [], None
         self.techniques.start()
         if self.args.auto_find_batch_size:
-            self._begin_alike()
+            self._save_or_restore_start()
         with make_frozen_prefix(self, self.args), staged(self, self.args):
             return super()._inner_training_loop(*args, **kwargs)
 
-    def _begin_alike(self) -> None:
-        """Has a training that begins again, with smaller batches, begin as the first time."""
+    def _save_or_restore_start(self) -> None:
+        """Saves the initial state, or restores it where training starts again with smaller batches."""
         if self._start is None:
             self._start = TrainingStart(self)
         else:
@@ -207,14 +208,14 @@ class FeedbackTrainer(SearchTrainer):
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> torch.Tensor | float:
-        """As in transformers; called before the optimizer's step, which a loss that is not finite does not reach."""
+        """As in transformers; raises before the optimizer's step if loss or gradient is not finite."""
         norm = super()._get_grad_norm(model, grad_norm)
         losses, self._losses = self._losses, []
         check_step(self, losses, norm)
         return norm
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """As in transformers; also groups of similar length have an order that a resumed run repeats."""
+        """As in transformers; groups of similar length have an order that a resumed run repeats."""
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
@@ -239,7 +240,7 @@ class FeedbackTrainer(SearchTrainer):
         return (result.loss, result.outputs) if return_outputs else result.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers; beside the loss are its parts, without their weights, and reports of the edges."""
+        """As in transformers; adds the parts of the loss, without their weights, and the curves of the edges."""
         parts = self.techniques.log.read(self.accelerator) if "loss" in logs else {}
         if self._curves is not None and "loss" in logs:
             parts |= self._curves.of_edges()
@@ -247,7 +248,7 @@ class FeedbackTrainer(SearchTrainer):
 
     @property
     def batch_number(self) -> int:
-        """Number of the running batch in its step, counted from 0."""
+        """Number of the current batch in its step, counted from 0."""
         return len(self._losses)
 
     @property
@@ -260,7 +261,7 @@ class FeedbackTrainer(SearchTrainer):
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._batch_weights = batch_weights(self, batches) if batches else None
         self.techniques.begin_step(batches)
-        self._losses = []  # a pass through a stream may leave batches that were no step yet
+        self._losses = []  # a pass through a stream may end within a step
         return batches, items
 
     def _draw_iterations(self, mean: int) -> int:
@@ -276,7 +277,7 @@ class FeedbackTrainer(SearchTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """As in transformers; rows that fill up the last batch of a process have no part in the loss."""
+        """As in transformers; padding rows of the last batch of a process do not count in the loss."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         counted = without_filling(self.accelerator, inputs)
         if counted is not None and loss is not None:
@@ -333,7 +334,7 @@ class FeedbackTrainer(SearchTrainer):
     def _init_training_state(
         self, max_steps: int, steps_an_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Trial
     ) -> tuple[int, int]:
-        """As in transformers, which loses the best checkpoint where the folder has moved, and the place in a stream."""
+        """As in transformers, also for a folder that was moved, and for the position in a stream."""
         progress = super()._init_training_state(max_steps, steps_an_epoch, epochs, resume_from_checkpoint, trial)
         if resume_from_checkpoint is None:
             return progress
@@ -346,21 +347,21 @@ class FeedbackTrainer(SearchTrainer):
         return passes, 0 if self.args.ignore_data_skip else batches
 
     def _locate_best(self, checkpoint: Path) -> None:
-        """Sets the best checkpoint to one beside this one, or none, wherever it was when the state was written."""
+        """Sets the best checkpoint to that in the same folder, or to `None`, wherever it was when the state was
+        saved."""
         folder, best = Path(str(self.args.output_dir)), best_checkpoint(checkpoint)
         if best is not None and folder.resolve() == checkpoint.resolve().parent:
-            best = folder / best.name  # spelled as it is when old checkpoints are removed
+            best = folder / best.name  # spelled as in the removal of old checkpoints
         self.state.best_model_checkpoint = str(best) if best is not None and best.is_dir() else None
 
     def load_finished(self, checkpoint: str) -> bool:
-        """Loads the state that training ends with, if this checkpoint was written after its last step, or where it was
-        stopped early.
+        """Loads the final state of training, if the checkpoint was written after the last step or at an early stop.
 
         Args:
             checkpoint: folder of the checkpoint.
 
         Returns:
-            `False` if steps are left to train; nothing is loaded then.
+            `False`, with nothing loaded, if steps are left to train.
         """
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -385,7 +386,7 @@ class FeedbackTrainer(SearchTrainer):
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As in transformers, which leaves out the code files that the config refers to."""
+        """As in transformers, with the code files that the config refers to."""
         if self.is_world_process_zero():
             for file in Path(checkpoint_folder).glob("*.py"):
                 shutil.copy(file, str(self.args.output_dir))
@@ -395,7 +396,7 @@ class FeedbackTrainer(SearchTrainer):
         """As in transformers.
 
         Raises:
-            ValueError: the schedule does not take the options in `args.lr_scheduler_kwargs`.
+            ValueError: the schedule does not accept the options in `args.lr_scheduler_kwargs`.
         """
         try:
             return super().create_scheduler(num_training_steps, optimizer)

@@ -1,4 +1,4 @@
-"""Gradual unfreezing: feedback and head train first, then the layers of the backbone, from the top."""
+"""Gradual unfreezing: feedback and head are trained first, then the layers of the backbone, from the top."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Duration:
-    """A part of the training.
+    """A duration in training.
 
     Args:
         amount: number of epochs, also a fraction of one, or of optimizer steps.
@@ -28,14 +28,14 @@ class Duration:
 
     @classmethod
     def parse(cls, option: str, text: str) -> Self:
-        """Returns what a text such as "0.5 epochs" or "200 steps" means.
+        """Parses a text such as "0.5 epochs" or "200 steps".
 
         Args:
             option: name of the option, for the message.
             text: the text.
 
         Raises:
-            ValueError: the text is no duration.
+            ValueError: the text is not a duration.
 
         Example:
 
@@ -47,17 +47,17 @@ class Duration:
         """
         match = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:(epoch)s?|(step)s?)", str(text).strip())
         if match is None or (match[3] and "." in match[1]):
-            raise ValueError(f"`{option}` must be such as '0.5 epochs' or '200 steps', got {text!r}.")
+            raise ValueError(f"`{option}` must be a duration such as '0.5 epochs' or '200 steps', got {text!r}.")
         return cls(float(match[1]), "epochs" if match[2] else "steps")
 
 
 @dataclass(frozen=True)
 class UnfreezingSchedule:
-    """When the parts of the backbone begin to train.
+    """The times at which parts of the backbone are unfrozen.
 
     Args:
-        first: when the first one does.
-        every: from one to the next; `None`: all begin together.
+        first: time of the first part.
+        every: interval between parts; `None`: all at once.
     """
 
     first: Duration
@@ -65,14 +65,14 @@ class UnfreezingSchedule:
 
     @classmethod
     def parse(cls, unfreeze_every: str | None, feedback_warmup: str | None) -> Self:
-        """Returns the schedule of two options, of which one may be `None`.
+        """Parses the two options of the schedule, one of which may be `None`.
 
         Args:
-            unfreeze_every: from one part to the next.
-            feedback_warmup: until the first part; as long as `unfreeze_every` by default.
+            unfreeze_every: interval between parts.
+            feedback_warmup: time of the first part; `unfreeze_every` by default.
 
         Raises:
-            ValueError: an option is no duration, or the two are in different units.
+            ValueError: an option is not a duration, or the two are in different units.
         """
         every = None if unfreeze_every is None else Duration.parse("unfreeze_every", unfreeze_every)
         warmup = None if feedback_warmup is None else Duration.parse("feedback_warmup", feedback_warmup)
@@ -89,14 +89,14 @@ class UnfreezingSchedule:
         return cls(first, every)
 
     def start_of(self, stage: int) -> float:
-        """Returns how many epochs or steps must be over before a part trains; the first one is stage 0."""
+        """Returns the number of epochs or steps before a part is unfrozen; the first one is stage 0."""
         return self.first.amount + stage * (self.every.amount if self.every else 0.0)
 
     def num_open(self, stages: int, step: int, epoch: float) -> int:
-        """Returns how many parts train.
+        """Returns the number of unfrozen parts.
 
         Args:
-            stages: number of all parts.
+            stages: total number of parts.
             step: optimizer steps that are over.
             epoch: epochs that are over, with fractions.
         """
@@ -105,22 +105,22 @@ class UnfreezingSchedule:
 
 
 class GradualUnfreezing:
-    """Freezes the backbone; then its layers begin to train one after the other, from the top, the embeddings last.
+    """Freezes the backbone, then unfreezes its layers one after the other, from the top, the embeddings last.
 
-    What stands above the layers, such as a final norm, begins with the top layer. What is frozen already stays so.
-    Make the optimizer before, so that its groups hold all that will ever train and stay as they are: a parameter that
-    is frozen gets no gradient, hence no step, no weight decay and no momentum.
+    Modules above the layers, such as a final norm, are unfrozen with the top layer. Parameters that were frozen before
+    stay frozen. Create the optimizer first, so that its groups hold every parameter: a frozen one gets no gradient,
+    hence no step, no weight decay and no momentum.
 
     Args:
         model: A feedback model with a backbone, wrapped or not.
-        unfreeze_every: from one layer to the next, such as "0.5 epochs" or "200 steps"; `None`: all begin together.
-        feedback_warmup: until the top layer begins; as long as `unfreeze_every` by default.
+        unfreeze_every: interval between layers, such as "0.5 epochs" or "200 steps"; `None`: all at once.
+        feedback_warmup: time of the top layer; `unfreeze_every` by default.
 
     Attributes:
-        stages: parts that begin to train together, the first one first: name → its parameters.
+        stages: parts in the order in which they are unfrozen: name → parameters.
 
     Raises:
-        ValueError: An option is no duration, or nothing is left to train, now or later.
+        ValueError: an option is not a duration, or nothing is left to train, now or later.
 
     Source: Howard and Ruder 2018, Universal Language Model Fine-tuning for Text Classification, arXiv 1801.06146,
         section 3.3.
@@ -157,21 +157,21 @@ class GradualUnfreezing:
             )
         if not any(p.requires_grad and id(p) not in staged for p in model.parameters()) and self.schedule.start_of(0):
             raise ValueError(
-                "Neither feedback nor head is left to train before the backbone; freeze less, set `feedback_warmup` to "
-                "'0 steps', or leave `unfreeze_every` and `feedback_warmup` out."
+                "Feedback and head are frozen, so that nothing trains before the backbone; freeze less, set "
+                "`feedback_warmup` to '0 steps', or leave `unfreeze_every` and `feedback_warmup` out."
             )
         self._num_open = len(self.stages)
         self.update(0, 0.0)
 
     def update(self, step: int, epoch: float = 0.0) -> bool:
-        """Freezes and unfreezes what is to train next.
+        """Freezes and unfreezes parts as the schedule says.
 
         Args:
             step: optimizer steps that are over.
             epoch: epochs that are over, with fractions.
 
         Returns:
-            Whether that is another number of parts than before.
+            Whether the number of unfrozen parts changed.
         """
         before, self._num_open = self._num_open, self.schedule.num_open(len(self.stages), step, epoch)
         for stage, parameters in enumerate(self.stages.values()):
@@ -202,7 +202,7 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 class UnfreezingCallback(TrainerCallback):
-    """Unfreezes a model gradually while a `transformers.Trainer` trains it; see `GradualUnfreezing`.
+    """Gradual unfreezing in a `transformers.Trainer`; see `GradualUnfreezing`.
 
     Args:
         unfreeze_every: as in `GradualUnfreezing`.
@@ -231,7 +231,7 @@ class UnfreezingCallback(TrainerCallback):
             len(self.unfreezing.stages), state.max_steps - 1, state.num_train_epochs - 1e-3
         )
         if state.is_world_process_zero and (never := list(self.unfreezing.stages)[num_open:]):
-            logger.warning(f"Training ends before these parts begin to train: {', '.join(never)}.")
+            logger.warning(f"Training ends before these parts are unfrozen: {', '.join(never)}.")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -245,7 +245,7 @@ class UnfreezingCallback(TrainerCallback):
         self.finish()
 
     def finish(self) -> None:
-        """Unfreezes all parts, also where training ended with an error."""
+        """Unfreezes all parts, also after an error in training."""
         if self.unfreezing is not None:
             self.unfreezing.finish()
             self.unfreezing = None

@@ -1,4 +1,4 @@
-"""What a command ends with: errors that its user can correct are one line on stderr, others a traceback."""
+"""Exit of a command: errors that the user can correct are one line on stderr, others a traceback."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ PACKAGE = __name__.split(".")[0]
 
 
 def describe_user_error(error: Exception) -> str | None:
-    """Returns, in one line, what a user of the command can correct.
+    """Returns the message, in one line, of an error that the user can correct.
 
     Returns:
-        `None` for a mistake of the program.
+        `None` for an error of the program.
 
     Example:
 
@@ -39,7 +39,7 @@ def describe_user_error(error: Exception) -> str | None:
 
 
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Runs a command and returns its exit status: 2 where its input is wrong, 130 where Ctrl-C ended it.
+    """Runs a command and returns its exit status: 2 for wrong input, 130 after Ctrl-C.
 
     Args:
         command: returns the exit status.

@@ -1,4 +1,4 @@
-"""Options of the commands: from a file, from the command line, and messages about wrong ones."""
+"""Parsing of options from a file and the command line, with messages about wrong ones."""
 
 import json
 import re
@@ -21,7 +21,7 @@ METAVARS: dict[object, str] = {int: "INTEGER", float: "NUMBER", string_to_bool: 
 
 
 class SpelledFloat(float):
-    """A number that keeps its spelling: the option that it is for may be a text, such as a revision."""
+    """A number that keeps its spelling, since its option may be a text, such as a revision."""
 
     text: str
 
@@ -35,7 +35,7 @@ class SpelledFloat(float):
 
 
 class OptionLoader(yaml.SafeLoader):
-    """Reads numbers as YAML 1.2 does, which JSON is a part of: `1e-6` is one."""
+    """Loads YAML with the numbers of YAML 1.2 and JSON, such as `1e-6`."""
 
 
 OptionLoader.add_implicit_resolver(
@@ -45,9 +45,9 @@ OptionLoader.add_constructor("!exponent", lambda loader, node: SpelledFloat(node
 
 
 def options_from_file(arguments: Sequence[str]) -> list[str]:
-    """Replaces a leading YAML or JSON file by the options that it holds.
+    """Replaces a leading YAML or JSON file by the options in it.
 
-    What has a structure becomes JSON, null is left out.
+    Nested values become JSON; null values are left out.
 
     Args:
         arguments: as on the command line.
@@ -56,7 +56,7 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
         The options of the file, and all other arguments after them.
 
     Raises:
-        ValueError: the file cannot be read, or holds something else.
+        ValueError: the file cannot be read, or does not hold options.
 
     Example:
 
@@ -78,16 +78,16 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read ({error}).") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{file}: must hold option names with their values.")
+        raise ValueError(f"{file}: must map option names to values.")
     options = [_as_arguments(key.replace("-", "_"), value) for key, value in values.items()]
     return [*(argument for option in options for argument in option), *arguments[1:]]
 
 
 def _as_arguments(name: str, value: object) -> list[str]:
-    """Returns one option of a file as on the command line."""
+    """Converts one option of a file to arguments of the command line."""
     if value is None and name in OPTIONS_WITH_NONE:
         value = "none"
-    if value is None or value == []:  # as if it were not there
+    if value is None or value == []:  # as if left out
         return []
     if name.endswith("strategy") and value is False:  # YAML reads `no` as false
         value = "no"
@@ -98,7 +98,7 @@ def _as_arguments(name: str, value: object) -> list[str]:
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of a description, and shows the defaults that are values."""
+    """Keeps the lines of a description, and shows defaults other than `None`."""
 
     def _get_help_string(self, action: Action) -> str | None:
         if action.default is None or "(default: " in (action.help or ""):
@@ -136,13 +136,13 @@ class OptionParser(HfArgumentParser):
         return self.listed().format_help(self.prog)
 
     def describe_default(self, name: str, words: str) -> None:
-        """Says in words what an option is by default, where that depends on the machine."""
+        """Describes the default of an option in words, where it depends on the machine."""
         for action in self._actions:
             if action.dest == name and "(default: " not in (action.help or ""):
                 action.help = f"{action.help} (default: {words})"
 
     def listed(self) -> ListedCommand:
-        """Returns what is shown of the options, by subject."""
+        """Returns the options by subject, for the stored list."""
         groups: dict[str, list[ListedOption]] = {}
         for options in self.dataclass_types:
             for name, subject in subjects_of(options).items():
@@ -185,7 +185,7 @@ class OptionParser(HfArgumentParser):
 
     def _describe_unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
-            return f"{argument!r} belongs to no option"
+            return f"{argument!r} does not belong to an option"
         name = argument.split("=")[0]
         known = [option for option in self._option_string_actions if "_" not in option]
         close = get_close_matches(name.replace("_", "-"), known, 1)

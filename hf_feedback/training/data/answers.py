@@ -1,4 +1,4 @@
-"""Answers that stand in a text: their tokens in windows of the text, the best one over all windows, SQuAD's metrics.
+"""Extractive question answering: answer tokens in windows of a text, the best answer of all windows, metrics of SQuAD.
 
 Source: Rajpurkar et al. 2016, SQuAD: 100,000+ Questions for Machine Comprehension of Text.
 """
@@ -29,7 +29,7 @@ def answer_tokens(offsets: Sequence[Sequence[int]], start: int, end: int) -> tup
         end: last character of the answer, exclusive.
 
     Returns:
-        `None` where the window does not hold the whole answer.
+        `None` if the window does not hold the whole answer.
 
     Example:
 
@@ -47,13 +47,13 @@ def answer_tokens(offsets: Sequence[Sequence[int]], start: int, end: int) -> tup
 
 
 class WindowEncoder:
-    """Turns questions with their texts into tokens; a long text becomes several windows.
+    """Tokenizes questions with their contexts; a long context becomes several windows.
 
     Args:
-        tokenizer: A fast one that pads to the right.
-        max_length: tokens of a window, the question included.
-        stride: tokens of the text that a window shares with the one before.
-        encoder: keeps the result on disk, or not.
+        tokenizer: a fast tokenizer that pads on the right.
+        max_length: tokens of a window, question included.
+        stride: tokens of the context by which windows overlap.
+        encoder: encodes the rows, with or without a cache on disk.
     """
 
     def __init__(
@@ -69,12 +69,11 @@ class WindowEncoder:
             split: the rows.
 
         Returns:
-            Windows with `start_positions` and `end_positions` of the first answer, both at the first token (CLS) where
-            the window does not hold it; `example`, their row; `offsets`, as in `answer_tokens`; `null`, the position
-            of CLS.
+            Windows with `start_positions` and `end_positions` of the first answer, both at the first token (CLS) if the
+            window does not hold it; `example`, the row; `offsets`, as in `answer_tokens`; `null`, the position of CLS.
 
         Raises:
-            ValueError: A question leaves no room for its text.
+            ValueError: a question leaves no room for its context.
         """
 
         def encode_batch(batch: Batch, indices: list[int]) -> Batch:
@@ -144,9 +143,9 @@ def best_answers(
         start: logits of the first token, `(windows, T)`.
         end: logits of the last token, `(windows, T)`.
         windows: windows of a `WindowEncoder`.
-        contexts: the texts, one a question.
-        max_answer_length: tokens of an answer at most.
-        may_be_empty: whether a question may have no answer; it has none where every window prefers CLS.
+        contexts: the contexts, one per question.
+        max_answer_length: maximum number of tokens of an answer.
+        may_be_empty: whether a question may have no answer; it has none if every window prefers CLS.
     """
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(contexts)
     null_scores = [np.inf] * len(contexts)
@@ -164,7 +163,7 @@ def best_answers(
 
 
 def normalize_answer(text: str) -> str:
-    """Returns an answer as SQuAD's evaluation compares it: lower case, no punctuation, articles or extra spaces.
+    """Normalizes an answer as the evaluation of SQuAD: lower case, no punctuation, articles or extra spaces.
 
     Example:
 
@@ -199,8 +198,8 @@ def answer_scores(references: Sequence[Sequence[str]], predictions: Sequence[str
     """Returns the means (0 to 1) of exact match and F1.
 
     Args:
-        references: the right answers to each question, of which the best fit counts; none where there is no answer.
-        predictions: one answer a question.
+        references: the right answers to each question, of which the best match counts; empty if there is no answer.
+        predictions: one answer per question.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The columns of a data set: which hold the texts and labels, and rows whose columns have to be complete."""
+"""Choice and checks of the columns of texts and labels in a data set."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,8 +28,7 @@ class Columns:
         text: column of the texts.
         text_pair: column of the second texts, for pairs.
         label: column of the labels.
-        label_separator: what stands between several labels of a text in one cell; `None` where a cell is one label or a
-            list.
+        label_separator: separator of several labels in one cell; `None` if a cell is one label or a list.
 
     Example:
 
@@ -53,7 +52,7 @@ class Columns:
         )
 
     def store_in(self, config: PreTrainedConfig) -> None:
-        """Writes the columns into the config of a model that is trained on them."""
+        """Stores the columns in the config of the model that is trained on them."""
         config.data_columns = asdict(self)
         if self.label_separator is None:
             del config.data_columns["label_separator"]
@@ -63,7 +62,7 @@ class Columns:
         """Returns the columns that a model was trained on, `None` if unknown.
 
         Raises:
-            ValueError: the config holds something else instead of them.
+            ValueError: the config holds something else.
         """
         stored = getattr(config, "data_columns", None)
         if stored is None:
@@ -72,7 +71,7 @@ class Columns:
         if not isinstance(names[0], str) or not all(isinstance(name, str | None) for name in names):
             raise ValueError(
                 f"`data_columns` in the model's config must name the columns {', '.join(cls.__dataclass_fields__)}, "
-                f"got {stored!r:.80}; correct it or take it out."
+                f"got {stored!r:.80}; correct or remove it."
             )
         return cls(*names)
 
@@ -84,8 +83,8 @@ def check_column(column: str, names: Sequence[str], source: str, option: str | N
         column: name of the column.
         names: names of all columns of the data set.
         source: the data set, for the message.
-        option: option that the name comes from, with its dashes or underscores.
-        reason: why the column is read, to follow its name.
+        option: option that gives the name, with its dashes or underscores.
+        reason: why the column is read; follows its name in the message.
 
     Raises:
         ValueError: the column is missing; the message lists all columns.
@@ -96,16 +95,15 @@ def check_column(column: str, names: Sequence[str], source: str, option: str | N
 
 
 def check_rows(split: Split, columns: Sequence[str], find_fault: Callable[..., str | None]) -> None:
-    """Looks through all rows before any work is done.
+    """Checks all rows before any work is done.
 
     Args:
         split: the rows.
         columns: columns that the task needs.
-        find_fault: is called with the values of these columns in a row; returns what is wrong with them, `None` if
-            nothing is.
+        find_fault: takes the values of these columns in a row, and returns what is wrong with them, or `None`.
 
     Raises:
-        ValueError: A column is missing, or a row has a fault; the message names it.
+        ValueError: a column is missing, or a row has a fault; the message names it.
     """
     for column in columns:
         check_column(column, split.data.column_names, split.source)
@@ -133,12 +131,12 @@ def find_columns(
         text: column of the texts, if an option names it.
         text_pair: column of the second texts, if an option names it.
         label: column of the labels, if an option names it.
-        needs_label: whether there has to be a column of labels.
+        needs_label: whether a column of labels is required.
         trained: the columns of training.
-        label_separator: what separates the labels of a cell, if an option says so.
+        label_separator: separator of several labels in one cell, if an option gives it.
 
     Raises:
-        ValueError: A column is missing or cannot be chosen; the message lists all columns.
+        ValueError: a column is missing or cannot be chosen; the message lists all columns.
 
     Example:
 
@@ -191,7 +189,7 @@ def _simplify(name: str) -> str:
 
 
 def _spellings(names: Sequence[str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Maps names as they are, and without capitals and outer spaces, to names as they are; the first of equals wins."""
+    """Maps exact names, and names in lower case without outer spaces, to names; the first of several wins."""
     return {name: name for name in names}, {_simplify(name): name for name in reversed(names)}
 
 

@@ -24,11 +24,11 @@ class CsvRow(NamedTuple):
 
 
 def read_csv(path: Path, text_format: TextFormat) -> Dataset:
-    """Reads a CSV or TSV file, whose header names the columns; cells are kept as text, empty lines are left out.
+    """Reads a CSV or TSV file with a header; cells are kept as text, empty lines are skipped.
 
     Args:
         path: the file.
-        text_format: how it is written.
+        text_format: separator and encoding of the file.
 
     Raises:
         ValueError: the file cannot be decoded, a quote is not closed, the header names a column twice, or a row has
@@ -48,17 +48,17 @@ def read_csv(path: Path, text_format: TextFormat) -> Dataset:
 
 
 def delimiter_of(text: str, usual: str) -> str:
-    """Returns the separator that stands in the header, the usual one if none does."""
+    """Returns the separator found in the header, or else the usual one."""
     header = FIRST_LINE.match(text)[1]  # type: ignore[index]  # matches anything
     return next((mark for mark in (usual, ";", "\t", ",") if mark in header), usual)
 
 
 def _describe_uneven_row(path: Path, index: int, row: CsvRow, names: Sequence[str], delimiter: str) -> str:
     if len(row.cells) > len(names):
-        advice = f"put texts that hold the separator {delimiter!r} in quotes, or name another with `--delimiter`"
+        advice = f"quote texts that hold the separator {delimiter!r}, or name another with `--delimiter`"
     else:
         missing = ", ".join(names[len(row.cells) :])
-        advice = f"it has none for {missing:.80}; put texts that hold the separator {delimiter!r} in quotes"
+        advice = f"it has none for {missing:.80}; quote texts that hold the separator {delimiter!r}"
     return (
         f"{path}: row {index + 1} has {len(row.cells)} cells, the header has {len(names)} (line {row.line} of the "
         f"file); {advice}."

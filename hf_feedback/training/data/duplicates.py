@@ -1,4 +1,4 @@
-"""Rows that stand in a data set more than once."""
+"""Duplicate rows of a data set."""
 
 from collections.abc import Hashable, Iterable
 
@@ -13,7 +13,7 @@ ID_NAMES = ("id", "idx", "guid", "uid", "uuid", "example_id")
 
 
 def repeated_rows(values: Iterable[Hashable]) -> list[int]:
-    """Returns the rows, counted from 0, whose value an earlier row has.
+    """Returns the rows, counted from 0, whose value repeats that of an earlier row.
 
     Example:
 
@@ -28,7 +28,7 @@ def repeated_rows(values: Iterable[Hashable]) -> list[int]:
 
 
 def warn_of_repeated_ids(split: Split) -> None:
-    """Warns where rows have the id of an earlier row, which usually means that data were joined twice."""
+    """Warns about rows with the id of an earlier row, which usually means that data were joined twice."""
     column = next((name for name in split.data.column_names if name.strip().lower() in ID_NAMES), None)
     if column is None:
         return

@@ -24,7 +24,7 @@ def read_file(file: str | Path, text_format: TextFormat = DEFAULT_FORMAT) -> Dat
 
     Args:
         file: path of the file; its suffix decides how it is read.
-        text_format: separator and encoding; parquet files need none.
+        text_format: separator and encoding, which parquet files do not need.
 
     Returns:
         The rows.
@@ -74,14 +74,14 @@ def format_rows(indices: Sequence[int]) -> str:
 
 
 def root_cause(error: BaseException) -> str:
-    """Returns, in one line, the message of the exception at the start of a chain (`datasets` gives no other reason)."""
+    """Returns, in one line, the message of the first exception of a chain (`datasets` gives no other reason)."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_json(path: Path, text_format: TextFormat) -> Dataset:
-    """Reads objects one after the other, usually one a line, or one list of objects or texts."""
+    """Reads a sequence of objects, usually one per line, or one list of objects or texts."""
     rows = list(_json_values(path, read_text(path, text_format)))
     if len(rows) == 1 and isinstance(rows[0], list):
         rows = [{"text": row} if isinstance(row, str) else row for row in rows[0]]
@@ -125,7 +125,7 @@ def _json_values(path: Path, text: str) -> Iterator[Any]:
 
 def _read_parquet(path: Path, text_format: TextFormat) -> Dataset:
     try:
-        parquet.read_schema(path)  # `datasets` would also print what is wrong with the file
+        parquet.read_schema(path)  # `datasets` would also print the error
         return load_dataset("parquet", data_files=escape(str(path)), split="train")
     except (ArrowException, DatasetGenerationError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as parquet ({root_cause(error)}).") from error

@@ -1,4 +1,4 @@
-"""One spelling of each label, whatever type of file it comes from."""
+"""One spelling of each label for all types of files."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ LIST = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
 LISTS_OF_LABELS = 'lists of labels such as ["late", "lost"]'
 
 RowLabels: TypeAlias = str | list[str | None] | None
-"""The labels of one row: one, several, or none where it is missing."""
+"""The labels of one row: one, several, or `None` if missing."""
 
 
 def label_name(label: object) -> str:
@@ -42,16 +42,16 @@ def label_name(label: object) -> str:
 def normalize_labels(
     values: Sequence[object], column: str, source: str, allow_lists_in_text: bool = True
 ) -> list[RowLabels]:
-    """Returns the labels of rows by `label_name`: one a row, or a list of them; a missing one is `None`.
+    """Returns the labels of rows by `label_name`: one or a list per row; a missing one is `None`.
 
     Args:
         values: cells of the column.
         column: name of the column, for messages.
         source: data set of the column, for messages.
-        allow_lists_in_text: whether a text such as "['late', 'lost']" is a list of labels, and not the name of one.
+        allow_lists_in_text: whether a text such as "['late', 'lost']" is a list of labels instead of one name.
 
     Raises:
-        ValueError: A cell is neither a label nor a list of labels; the message names its row.
+        ValueError: a cell is neither a label nor a list of labels; the message names its row.
 
     Example:
 
@@ -81,7 +81,7 @@ def normalize_labels(
 
 
 def _parse_lists(values: Sequence[object], column: str, source: str) -> list[object]:
-    """Parses texts that are written as lists of labels; names in brackets such as [OTHER] are no lists."""
+    """Parses texts that are written as lists of labels, unlike names in brackets such as [OTHER]."""
     inside = [LIST.fullmatch(value) if isinstance(value, str) else None for value in values]
     if not any(match and (not match[1].strip() or set(match[1]) & set(",'\"")) for match in inside):
         return list(values)
@@ -97,9 +97,9 @@ def _parse_lists(values: Sequence[object], column: str, source: str) -> list[obj
 
 @cache
 def _parse_list(text: str) -> list[str] | None:
-    """Parses a list of texts as JSON or Python writes it; `None` if it is none."""
+    """Parses a list of texts in the syntax of JSON or Python; returns `None` for anything else."""
     try:
-        value = yaml.load(text, yaml.BaseLoader)  # makes texts, lists and dictionaries alone
+        value = yaml.load(text, yaml.BaseLoader)  # creates only texts, lists and dictionaries
     except (yaml.YAMLError, RecursionError):
         return None
     return value if isinstance(value, list) and all(isinstance(label, str) for label in value) else None
@@ -113,7 +113,7 @@ def class_label_of(data: Dataset, column: str) -> ClassLabel | None:
 
 
 def split_labels(cell: object, separator: str) -> object:
-    """Returns the labels of a cell as a list; a cell of the separator alone holds none, an empty one is a gap.
+    """Splits the labels of a cell; a cell with only the separator has no labels, an empty cell is missing.
 
     Example:
 
@@ -130,14 +130,14 @@ def split_labels(cell: object, separator: str) -> object:
 
 
 def label_cells(data: Dataset, column: str, separator: str | None = None) -> list[object]:
-    """Returns the labels of a column, by name where they are numbers of a `ClassLabel`.
+    """Returns the labels of a column, by name if they are numbers of a `ClassLabel`.
 
     −1, the number of hidden test labels in data sets of the Hub, becomes `None`.
 
     Args:
         data: the rows.
         column: column of the labels.
-        separator: what stands between several labels of a cell, if anything does.
+        separator: separator of several labels in one cell, if any.
 
     Example:
 
@@ -165,7 +165,7 @@ def check_no_label_missing(labels: Sequence[RowLabels], column: str, source: str
     """Refuses rows without a label.
 
     Raises:
-        ValueError: A label is `None`; the message names the rows.
+        ValueError: a label is `None`; the message names the rows.
     """
     missing = [i for i, value in enumerate(labels) if value is None or (isinstance(value, list) and None in value)]
     if missing:

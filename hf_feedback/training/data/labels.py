@@ -1,4 +1,4 @@
-"""The labels of a data set: which there are, and their numbers in a model."""
+"""The labels of a data set, and their numbers in a model."""
 
 import math
 from collections.abc import Sequence
@@ -97,14 +97,15 @@ class LabelSet:
     ) -> "LabelSet":
         """Finds the labels of training rows.
 
-        Lists mean several labels at once, numbers that are not whole mean regression, anything else means classes.
+        Lists are several labels at once, numbers that are not whole are values for regression, anything else is a
+        class.
 
         Args:
             data: the training rows.
             column: column of the labels.
             source: data set, for messages.
-            problem_type: type of the problem, instead of the one that the labels suggest.
-            separator: what stands between several labels of a cell, if anything does.
+            problem_type: problem type; inferred from the labels by default.
+            separator: separator of several labels in one cell, if any.
 
         Raises:
             ValueError: A label is missing, or there are fewer than two classes.
@@ -126,7 +127,7 @@ class LabelSet:
         if len(names) < 2:
             raise ValueError(
                 f"{source}: column {column!r} has fewer than two different labels ({', '.join(names)}); "
-                "a classifier needs at least two. For numbers to predict, give `--problem-type regression`."
+                "a classifier needs at least two. To predict numbers, give `--problem-type regression`."
             )
         return cls(problem_type, tuple(names))
 
@@ -139,7 +140,7 @@ class LabelSet:
             source: data set, for messages.
 
         Returns:
-            One class number a row; for regression one value a row; for several labels a list of zeros and ones.
+            One class number per row; for regression one value; for several labels a list of zeros and ones.
 
         Raises:
             ValueError: A label is missing, unknown or, for regression, not a number; the message names the rows.
@@ -183,7 +184,7 @@ def _sorted_names(values: Sequence[RowLabels]) -> list[str]:
 
 
 def _check_same_shape(values: Sequence[RowLabels], column: str, source: str, problem_type: ProblemType | None) -> None:
-    """Refuses rows of which only some hold lists, or that do not suit the problem type."""
+    """Refuses rows of which only some hold lists, or that contradict the problem type."""
     lists = [isinstance(value, list) for value in values]
     several = any(lists) if problem_type is None else problem_type == MULTI_LABEL
     if set(lists) != {several}:
@@ -194,7 +195,7 @@ def _check_same_shape(values: Sequence[RowLabels], column: str, source: str, pro
 
 
 def _check_same_kind(values: Sequence[RowLabels], column: str, source: str) -> None:
-    """Refuses truth values beside 0 or 1, which would be other classes, and words beside values to predict."""
+    """Refuses truth values mixed with 0 and 1, and words mixed with numbers to predict."""
     rows: dict[str, int] = {}
     for row, label in enumerate(values):
         if isinstance(label, str):
@@ -241,7 +242,7 @@ def _guess_problem(values: Sequence[RowLabels], has_names: bool) -> ProblemType:
 
 
 def is_number(value: object) -> bool:
-    """Whether a label, which may be a text, is a finite number."""
+    """Whether a label, possibly a text, is a finite number."""
     try:
         return math.isfinite(float(value))  # type: ignore[arg-type]  # anything else raises
     except (TypeError, ValueError):
@@ -249,7 +250,7 @@ def is_number(value: object) -> bool:
 
 
 def has_labels(split: Split, column: str) -> bool:
-    """Whether any row has a label; test splits of the Hub often hide them all."""
+    """Whether any row has a label, which test splits of the Hub often hide."""
     cells = label_cells(split.data, column)
     return any(label is not None for label in normalize_labels(cells, column, split.source, allow_lists_in_text=False))
 
@@ -267,7 +268,7 @@ def label_numbers(
 
 
 def single_label_set(split: Split, column: str) -> LabelSet:
-    """Returns the classes of a column that holds one label a row.
+    """Returns the classes of a column with one label per row.
 
     Raises:
         ValueError: there is no such column, a label is missing, or there are fewer than two classes.
@@ -277,6 +278,6 @@ def single_label_set(split: Split, column: str) -> LabelSet:
 
 
 def row_classes(split: Split, column: str) -> list[str]:
-    """Returns the class of every row, by name, where each row has one label."""
+    """Returns the class name of every row, for rows with one label each."""
     names = normalize_labels(label_cells(split.data, column), column, split.source, allow_lists_in_text=False)
     return list(map(str, names))

@@ -42,12 +42,12 @@ class _AudioFolder(AudioFolder):
 def read_media(
     file: str, folder_type: Literal["imagefolder", "audiofolder"], text_format: TextFormat = DEFAULT_FORMAT
 ) -> Dataset:
-    """Reads a parquet file, or a folder with one folder of files a class.
+    """Reads a parquet file, or a folder with one folder per class.
 
     Args:
         file: path of either.
         folder_type: type of folder, as `datasets` names it.
-        text_format: how a file of text is written.
+        text_format: separator and encoding of a text file.
 
     Raises:
         ValueError: the file is missing or cannot be read.
@@ -63,7 +63,7 @@ def read_media(
         return builder.as_dataset("train")
     except Exception as error:
         raise ValueError(
-            f"{file}: cannot be read as a folder with one folder of files a class ({root_cause(error)})."
+            f"{file}: cannot be read as a folder with one folder per class ({root_cause(error)})."
         ) from error
 
 
@@ -74,7 +74,7 @@ def check_media(split: Split, column: str, feature: Image | Audio, decode: Calla
         split: the rows.
         column: column of the images or recordings.
         feature: `Image(decode=False)` or `Audio(decode=False)`.
-        decode: raises where the bytes are no image or recording.
+        decode: raises an error if the bytes are not an image or recording.
 
     Returns:
         The split with that column as `MediaCell`s.
@@ -86,7 +86,7 @@ def check_media(split: Split, column: str, feature: Image | Audio, decode: Calla
     def find_fault(cell: MediaCell | None) -> str | None:
         try:
             decode(read_bytes(cell))
-        except Exception as error:  # decoders raise anything
+        except Exception as error:  # decoders may raise any exception
             file = f" {cell['path']}" if cell and cell["bytes"] is None and cell["path"] else ""
             return f"`{column}`{file} cannot be read ({error})"
         return None
@@ -120,13 +120,13 @@ def read_wave(content: bytes, sampling_rate: int | None = None) -> np.ndarray:
 
     Args:
         content: bytes of the file.
-        sampling_rate: samples a second of the result; those of the file by default.
+        sampling_rate: samples per second of the result; those of the file by default.
 
     Returns:
         The wave `(samples,)` between −1 and 1, its channels averaged.
 
     Raises:
-        ValueError: the bytes are no WAV file, or have no samples.
+        ValueError: the bytes are not a WAV file, or have no samples.
     """
     rate, samples = wavfile.read(BytesIO(content))
     if len(samples) == 0:

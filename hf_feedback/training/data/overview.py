@@ -1,4 +1,4 @@
-"""What was understood of the data of a run, in words."""
+"""Descriptions of the data of a run: rows, labels and duplicates."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from .texts import texts_of
 def describe_rows(
     name: str, split: Split, column: str | None = None, labels: LabelSet | None = None, separator: str | None = None
 ) -> str:
-    """Returns the number of rows of a split, and how many have each label.
+    """Describes the number of rows of a split, in total and by label.
 
     Args:
         name: name of the split.
         split: its rows.
         column: column of the labels, if there is one.
         labels: labels of the task.
-        separator: what stands between several labels of a cell, if anything does.
+        separator: separator of several labels in one cell, if any.
     """
     counts = f"{name}: {len(split.data)} rows from {split.source}"
     if column is None or column not in split.data.column_names or labels is None:
@@ -36,7 +36,7 @@ def describe_rows(
 
 
 def label_counts(values: Sequence[RowLabels]) -> Counter[str]:
-    """Returns how many rows have each label.
+    """Returns the number of rows with each label.
 
     Example:
 
@@ -51,7 +51,7 @@ def label_counts(values: Sequence[RowLabels]) -> Counter[str]:
 
 
 def _describe_counts(counts: Counter[str], labels: LabelSet) -> str:
-    """The most frequent labels first, those that no row has last."""
+    """The counts of labels, the most frequent ones first, unused ones last."""
     ordered = sorted(labels.numbers, key=lambda label: -counts[label])
     shown = ", ".join(f"{label:.40} {counts[label]}" for label in ordered[:MAX_SHOWN])
     rest = ordered[MAX_SHOWN:]
@@ -59,7 +59,7 @@ def _describe_counts(counts: Counter[str], labels: LabelSet) -> str:
 
 
 def describe_duplicates(splits: Mapping[str, Split], columns: Mapping[str, Columns]) -> list[str]:
-    """Returns what is to be known of texts that stand there twice, in the training rows or in two splits.
+    """Describes duplicate texts within the training rows and between splits.
 
     Args:
         splits: the splits by name.
@@ -72,7 +72,7 @@ def describe_duplicates(splits: Mapping[str, Split], columns: Mapping[str, Colum
         contradicting = _contradicting_rows(train, texts["train"], columns["train"].label)
         contradiction = f", {len(contradicting)} of them with another label" if contradicting else ""
         rows = format_rows(train.rows_of(contradicting or repeated))
-        lines.append(f"{len(repeated)} texts of train stand there before{contradiction}, such as {rows}")
+        lines.append(f"{len(repeated)} texts of train repeat earlier ones{contradiction}, such as {rows}")
     known = set(texts["train"])
     for name in [name for name in splits if name != "train"]:
         shared = [row for row, text in enumerate(texts[name]) if text in known]
@@ -88,7 +88,7 @@ def _row_texts(split: Split, columns: Columns) -> list[tuple[str | None, ...]]:
 
 
 def _contradicting_rows(split: Split, texts: Sequence[tuple[str | None, ...]], column: str | None) -> list[int]:
-    """Rows whose text an earlier row has with another label."""
+    """Rows that repeat the text of an earlier row with another label."""
     if column is None:
         return []
     first: dict[tuple[str | None, ...], object] = {}

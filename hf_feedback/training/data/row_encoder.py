@@ -1,4 +1,4 @@
-"""Rows that are encoded once: kept on disk, and found again for the same rows, tokenizer and options."""
+"""Encoding of rows with a cache on disk, keyed by rows, tokenizer and options."""
 
 import hashlib
 import inspect
@@ -32,9 +32,9 @@ class RowEncoder:
     """Encodes rows, in one process or several.
 
     Args:
-        num_workers: processes; one by default, in which a fast tokenizer uses all cores too.
-        keeps: whether encoded rows are kept on disk, in the cache of `datasets`, and read from there the next time.
-        overwrites: whether rows are encoded anew that are on disk.
+        num_workers: number of processes; one by default, in which a fast tokenizer uses all cores.
+        keeps: whether encoded rows are cached on disk, in the cache of `datasets`.
+        overwrites: whether cached rows are encoded again.
 
     Example:
 
@@ -63,9 +63,9 @@ class RowEncoder:
         Args:
             data: the rows.
             columns: columns that the function reads.
-            function: batches of rows, with their numbers from 0, to encoded rows.
-            tokenizer: tokenizer that the function calls; rows are kept if it is a fast one.
-            options: all else that the result depends on, as JSON values.
+            function: maps a batch of rows and their numbers, from 0, to encoded rows.
+            tokenizer: tokenizer that the function calls; only rows of a fast one are cached.
+            options: everything else that the result depends on, as JSON values.
         """
         read = data.select_columns(list(dict.fromkeys(columns)))
         call = {
@@ -118,9 +118,9 @@ class EncodingArguments:
 
 @contextmanager
 def one_process_first() -> Iterator[None]:
-    """Lets one process of each machine go first, so that the others find on disk what it keeps.
+    """Context in which one process of each machine runs first, so that the others find its cached rows.
 
-    Unlike accelerate's own, it also lets the others go on where the first one fails; they meet the same error.
+    Unlike that of accelerate, it also lets the others continue if the first one fails; they raise the same error.
     """
     state = PartialState()
     if not state.is_local_main_process:
@@ -133,9 +133,9 @@ def one_process_first() -> Iterator[None]:
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, object] | None:
-    """Returns what the tokens of a text depend on; `None` for a tokenizer that cannot tell it, which is a slow one.
+    """Returns the state of a tokenizer that tokens depend on; `None` for a slow tokenizer, which has none.
 
-    How the last call cut and padded is left out: by that, `datasets` takes a tokenizer for another after its first use.
+    Truncation and padding of the last call are left out, since they change with the first use of a tokenizer.
     """
     if tokenizer is None or not tokenizer.is_fast:
         return None
@@ -150,7 +150,7 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, obje
 
 
 def cache_key(*parts: object) -> str:
-    """Returns the name of encoded rows, by what they depend on and the versions of what makes them.
+    """Returns the cache key of encoded rows, from their dependencies and the versions of the packages involved.
 
     Example:
 

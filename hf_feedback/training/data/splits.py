@@ -34,7 +34,7 @@ class Split:
     Args:
         data: the rows as they were read.
         source: file or data set that they come from, for messages and the model card.
-        rows: where the rows stand in the source, counted from 0; `None` where it has no others.
+        rows: positions of the rows in the source, counted from 0; `None` if they are all of its rows.
     """
 
     data: Dataset
@@ -42,11 +42,11 @@ class Split:
     rows: Sequence[int] | None = None
 
     def rows_of(self, indices: Sequence[int]) -> Sequence[int]:
-        """Returns where rows stand in the source, by their numbers in `data`."""
+        """Returns the positions of rows in the source, by their numbers in `data`."""
         return indices if self.rows is None else [self.rows[i] for i in indices]
 
     def select(self, indices: Sequence[int], share: str) -> "Split":
-        """Returns some of the rows; `share` says which, for messages."""
+        """Returns some of the rows; `share` describes them in messages."""
         indices = sorted(int(i) for i in indices)
         return Split(self.data.select(indices), f"{self.source} ({share})", self.rows_of(indices))
 
@@ -62,11 +62,11 @@ def read_splits(args: FileArguments, read: Callable[[str], Dataset] = read_file)
         The splits by name: `train`, `validation`, `test`.
 
     Raises:
-        ValueError: there is no file to train on, or one cannot be read.
+        ValueError: there is no training file, or a file cannot be read.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     if args.train_file is None:
-        raise ValueError("There is nothing to train on: give `--train-file`.")
+        raise ValueError("There is no training data: give `--train-file`.")
     return {name: Split(read(file), file) for name, file in files.items() if file is not None}
 
 
@@ -75,32 +75,32 @@ def load_hub_splits(name: str, configuration: str | None) -> dict[str, Split]:
 
     Args:
         name: Hub id or folder of the data set.
-        configuration: which of its configurations.
+        configuration: name of its configuration.
 
     Returns:
         The splits by name.
 
     Raises:
-        ValueError: the data set cannot be read, or has no split to train on.
+        ValueError: the data set cannot be read, or has no training split.
     """
     try:
         loaded = load_dataset(name, configuration)
     except (DatasetGenerationError, ValueError) as error:  # such as of a split without rows
         raise ValueError(f"`dataset_name`: {name} cannot be read ({root_cause(error)}).") from error
     if "train" not in loaded:
-        raise ValueError(f"`dataset_name`: {name} has no split to train on, only {', '.join(loaded)}.")
+        raise ValueError(f"`dataset_name`: {name} has no split named train, only {', '.join(loaded)}.")
     return {split: Split(loaded[split], f"{name}/{split}") for split in loaded}
 
 
 def draw_rows(
     splits: Mapping[str, Split], args: SamplingArguments, classes: Sequence[Hashable] | None
 ) -> dict[str, Split]:
-    """Returns the splits with the rows that the options leave them.
+    """Samples the rows of the splits as the options say.
 
     Args:
         splits: the splits by name, as they were read.
-        args: how many rows are used, and which share of the training rows validates.
-        classes: the class of every training row; `None` where rows have none.
+        args: options of sampling and of the validation split.
+        classes: the class of every training row; `None` if rows have none.
 
     Raises:
         ValueError: there is a validation split already, or too few rows for two splits.
@@ -119,18 +119,18 @@ def draw_rows(
 def _hold_out(
     splits: Mapping[str, Split], share: float, classes: Sequence[Hashable] | None, seed: int
 ) -> dict[str, Split]:
-    """Divides the training rows into those that train and those that validate."""
+    """Divides the training rows into a training and a validation split."""
     train, count = splits["train"], len(splits["train"].data)
     if "validation" in splits:
         raise ValueError(
-            f"`validation_split` and {splits['validation'].source} exclude each other: both are to validate on; give "
-            "one."
+            f"`validation_split` and {splits['validation'].source} exclude each other: both are validation data; "
+            "give one."
         )
     held_out = held_out_rows([None] * count if classes is None else classes, share, seed)
     if not held_out:
         raise ValueError(
-            f"`validation_split`: {share:g} of the {count} rows of {train.source} leaves none to validate on; give "
-            "more, or a file (`--validation-file`)."
+            f"`validation_split`: {share:g} of the {count} rows of {train.source} leaves no validation rows; "
+            "give a larger share, or a file (`--validation-file`)."
         )
     kept = sorted(set(range(count)) - set(held_out))
     shares = {"train": f"{len(kept)} of {count} rows", "validation": f"{len(held_out)} of {count} rows"}

@@ -1,4 +1,4 @@
-"""Files that are read row by row, however large they are."""
+"""Streaming of files row by row."""
 
 import csv
 import gzip
@@ -19,15 +19,14 @@ from .text_files import DEFAULT_FORMAT, TextFormat, decoding_error
 
 
 def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[Row]:
-    """Reads a .txt file of one text a line, or a JSON-lines, CSV, TSV or parquet file, row by row; all but the last may
-    be compressed (.csv.gz).
+    """Streams a .txt file with one text per line, or a JSON-lines, CSV, TSV or parquet file, row by row.
 
-    Cells of CSV and TSV files are kept as text. In a TSV file quotes are part of it, unless every cell with a quote is
-    quoted as a whole. Empty lines are left out.
+    All but parquet may be compressed (.csv.gz). Cells of CSV and TSV files are kept as text. In a TSV file quotes are
+    part of it, unless every cell with a quote is quoted as a whole. Empty lines are skipped.
 
     Args:
         file: path of the file; its suffix decides how it is read.
-        text_format: separator and encoding; parquet files need none.
+        text_format: separator and encoding, which parquet files do not need.
 
     Raises:
         ValueError: the file is missing, of another type, or cannot be read; the message names the row.
@@ -47,7 +46,7 @@ def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator
     path = Path(file)
     reader = READERS.get(file_type(path))
     if reader is None:
-        raise ValueError(f"`streaming`: {file} is of another type than {', '.join(READERS)}; convert it.")
+        raise ValueError(f"`streaming`: {file} must be one of {', '.join(READERS)}; convert it.")
     if not path.is_file():
         raise ValueError(f"{file}: there is no such file.")
     count = 0
@@ -62,7 +61,7 @@ def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator
 
 
 def stream_standard_input() -> Iterator[Row]:
-    """Reads standard input row by row: JSON objects if the first line is one, else one text a line.
+    """Streams standard input row by row: JSON objects if the first line is one, else one text per line.
 
     Raises:
         ValueError: a line cannot be read; the message names the row.
@@ -80,12 +79,12 @@ def stream_standard_input() -> Iterator[Row]:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a file is compressed by gzip, by its name."""
+    """Whether the name of a file says that it is compressed by gzip."""
     return path.suffix.lower() == ".gz"
 
 
 def file_type(path: Path) -> str:
-    """Returns the ending that says how a file is read: `.csv` of `texts.csv.gz`."""
+    """Returns the ending that determines the type of a file: `.csv` of `texts.csv.gz`."""
     return Path(path.stem if is_compressed(path) else path).suffix.lower()
 
 
@@ -137,7 +136,9 @@ def _stream_csv(path: Path, text_format: TextFormat) -> Iterator[Row]:
         rows = csv.DictReader(all_lines, dialect=dialect, delimiter=delimiter, strict=True)
         for row in rows:
             if None in row or None in row.values():
-                raise ValueError(f"it has not as many cells as the header, {len(rows.fieldnames or ())}")
+                raise ValueError(
+                    f"the number of its cells differs from that of the header, {len(rows.fieldnames or ())}"
+                )
             yield row
 
 

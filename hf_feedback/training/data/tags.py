@@ -25,11 +25,11 @@ def is_bio(tag: str) -> bool:
 def entity_scores(references: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:
     """Returns F1, precision and recall over all entities of all texts.
 
-    An entity counts only with its exact words and type. As in the CoNLL evaluation, an `I-` that continues nothing
-    begins an entity.
+    An entity counts only with its exact words and type. As in the evaluation of CoNLL, an `I-` without an entity before
+    it starts one.
 
     Args:
-        references: BIO tags of the words, one list a text.
+        references: BIO tags of the words, one list per text.
         predictions: predicted tags.
 
     Source: Nakayama 2018, seqeval; Tjong Kim Sang and De Meulder 2003, CoNLL-2003.
@@ -52,7 +52,7 @@ def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
     """Returns the tags of the training texts, O first.
 
     Args:
-        rows: tags, one list a text.
+        rows: tags, one list per text.
         source: file of the texts, for messages.
 
     Raises:

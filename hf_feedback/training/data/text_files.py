@@ -1,4 +1,4 @@
-"""Files of text: how they are encoded, and where one is not."""
+"""Text files: separator, encoding, and errors that name the place of a wrong byte."""
 
 import codecs
 from dataclasses import dataclass
@@ -12,12 +12,11 @@ TAB_NAMES = ("\\t", "tab")
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a file of text is written.
+    """Format of a text file.
 
     Args:
-        delimiter: what separates the cells of CSV and TSV files, `\\\\t` or `tab` for a tab; by default the header
-            tells.
-        encoding: name of the encoding. A byte order mark is left out.
+        delimiter: separator of CSV and TSV files, `\\\\t` or `tab` for a tab; inferred from the header by default.
+        encoding: name of the encoding. A byte order mark is skipped.
 
     Raises:
         ValueError: the delimiter is not one character, or there is no such encoding.
@@ -53,7 +52,7 @@ class TextFormat:
 
     @property
     def codec(self) -> str:
-        """The encoding as `open` needs it to leave out a byte order mark."""
+        """The encoding for `open`, which skips a byte order mark."""
         return "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
 
 
@@ -84,10 +83,10 @@ def read_text(path: Path, text_format: TextFormat = DEFAULT_FORMAT) -> str:
 
     Args:
         path: the file.
-        text_format: how it is written.
+        text_format: its encoding.
 
     Raises:
-        ValueError: the file is of another encoding; the message names the line and the byte.
+        ValueError: the file has another encoding; the message names the line and the byte.
     """
     try:
         text = path.read_bytes().decode(text_format.codec).removeprefix("\ufeff")
@@ -96,14 +95,14 @@ def read_text(path: Path, text_format: TextFormat = DEFAULT_FORMAT) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ValueError(
-            f"{path}: line {line} holds a NUL character, as a file of another encoding does; name the encoding, such "
+            f"{path}: line {line} holds a NUL character, as files of another encoding do; name the encoding, such "
             "as `--encoding utf-16`, or remove the character."
         )
     return text
 
 
 def decoding_error(path: Path, text_format: TextFormat) -> ValueError:
-    """Returns the error for a file that is of another encoding: its first line and byte that cannot be decoded."""
+    """Returns the error for a file of another encoding, with the first line and byte that cannot be decoded."""
     decoder, line, size = codecs.getincrementaldecoder(text_format.codec)(), 1, 0
     with path.open("rb") as file:
         chunk = start = file.read(CHUNK)

@@ -1,4 +1,4 @@
-"""Cells of a column as texts, and texts as token ids."""
+"""Conversion of cells to texts, and of texts to token ids."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ from .splits import Batch, Split
 
 logger = logging.get_logger(__name__)
 
-NUM_TOKENS, IS_EMPTY = "num_tokens", "is_empty"  # columns beside the tokens, until they are counted
+NUM_TOKENS, IS_EMPTY = "num_tokens", "is_empty"  # columns added to the tokens until they are counted
 
 
 def texts_of(cells: Sequence[object], column: str, source: str, rows: Sequence[int] | None = None) -> list[str | None]:
-    """Returns the texts of cells: numbers, dates and truth values as JSON spells them, `None` for a gap.
+    """Returns the texts of cells: numbers, dates and truth values as in JSON, `None` for a missing one.
 
     Args:
         cells: cells of one column.
@@ -32,7 +32,7 @@ def texts_of(cells: Sequence[object], column: str, source: str, rows: Sequence[i
         rows: rows of the cells, counted from 0; by default the first ones.
 
     Raises:
-        ValueError: A cell holds something else; the message names its row.
+        ValueError: a cell holds something else; the message names its row.
 
     Example:
 
@@ -52,7 +52,7 @@ def texts_of(cells: Sequence[object], column: str, source: str, rows: Sequence[i
             return str(cell)
         raise ValueError(
             f"{source}: {format_rows([row])}: column {column!r} must hold a text, got {type(cell).__name__} "
-            f"{cell!r:.80}; name another column or make texts of it."
+            f"{cell!r:.80}; name another column, or convert it to texts."
         )
 
     return list(map(text_of, range(len(cells)) if rows is None else rows, cells))
@@ -60,11 +60,11 @@ def texts_of(cells: Sequence[object], column: str, source: str, rows: Sequence[i
 
 @dataclass(frozen=True)
 class TextLengths:
-    """How long the texts of a split are.
+    """Lengths of the texts of a split.
 
     Args:
-        tokens: tokens of every text before it is cut.
-        max_length: texts are cut at this number of tokens.
+        tokens: tokens of every text before truncation.
+        max_length: tokens to which texts are truncated.
 
     Example:
 
@@ -80,7 +80,7 @@ class TextLengths:
 
     @property
     def cut(self) -> int:
-        """Number of texts that are cut."""
+        """Number of texts that are truncated."""
         return int((self.tokens > self.max_length).sum())
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class EncodedTexts:
 
     Args:
         data: the encoded rows.
-        lengths: how long the texts are.
+        lengths: lengths of the texts.
         empty: number of texts without a character.
     """
 
@@ -114,17 +114,17 @@ def tokenize_texts(
     max_length: int,
     encoder: RowEncoder = IN_MEMORY,
 ) -> EncodedTexts:
-    """Turns texts into token ids. An empty text remains as its special tokens.
+    """Tokenizes texts. An empty text keeps its special tokens.
 
     Args:
         split: the rows.
         columns: columns of the texts.
         tokenizer: tokenizer of the model.
         max_length: texts are cut at this number of tokens.
-        encoder: keeps the result on disk, or not.
+        encoder: encodes the rows, with or without a cache on disk.
 
     Raises:
-        ValueError: A cell is no text.
+        ValueError: a cell is not a text.
     """
     text_columns = [column for column in (columns.text, columns.text_pair) if column]
 
@@ -152,12 +152,12 @@ def whole_lengths(
     tokenize: Callable[..., Mapping[str, Sequence[Sequence[int]]]],
     texts: Sequence[Sequence[object]],
 ) -> list[int]:
-    """Returns how many tokens texts have before they are cut; only those that may be cut are tokenized once more.
+    """Returns the lengths of texts before truncation; only those that may be truncated are tokenized again.
 
     Args:
-        cut: token ids after cutting.
-        max_length: tokens at which texts are cut.
-        tokenize: tokenizes without cutting.
+        cut: token ids after truncation.
+        max_length: tokens to which texts are truncated.
+        tokenize: tokenizes without truncation.
         texts: the texts, and the second texts of pairs.
     """
     lengths = [len(ids) for ids in cut]
@@ -176,28 +176,28 @@ def encode_texts(
     max_length: int,
     labels: LabelSet | None = None,
 ) -> Dataset:
-    """Turns texts (and labels) into token ids (and numbers).
+    """Tokenizes texts, and adds the numbers of their labels.
 
-    Texts that are cut and texts that are empty are counted in a warning.
+    A warning counts truncated and empty texts.
 
     Args:
         split: the rows.
         columns: columns of the texts and labels.
         tokenizer: tokenizer of the model.
         max_length: texts are cut at this number of tokens.
-        labels: numbers of the labels; left out, the rows get no labels.
+        labels: numbers of the labels; `None`: the rows get no labels.
 
     Returns:
         The encoded rows.
 
     Raises:
-        ValueError: A cell is no text, or a label is missing or unknown.
+        ValueError: a cell is not a text, or a label is missing or unknown.
     """
     return with_labels(tokenize_texts(split, columns, tokenizer, max_length), split, columns, labels)
 
 
 def with_labels(encoded: EncodedTexts, split: Split, columns: Columns, labels: LabelSet | None = None) -> Dataset:
-    """Adds the numbers of labels to texts, and warns of those that are cut or empty, see `encode_texts`."""
+    """Adds the numbers of labels to texts, and warns about truncated and empty ones, see `encode_texts`."""
     warn_of_cut_texts(split, encoded.lengths.cut, encoded.lengths.max_length)
     if encoded.empty:
         logger.warning(f"{split.source}: {encoded.empty} of {len(split.data)} texts are empty.")
@@ -207,7 +207,7 @@ def with_labels(encoded: EncodedTexts, split: Split, columns: Columns, labels: L
 
 
 def _without_empty_rows(encoding: Batch, tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """Gives one filler token to rows that a tokenizer without special tokens leaves empty."""
+    """Adds a filler token to rows that a tokenizer without special tokens leaves empty."""
     filler = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
     for row, ids in enumerate(encoding["input_ids"]):
         if not ids:
@@ -217,7 +217,7 @@ def _without_empty_rows(encoding: Batch, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def warn_of_cut_texts(split: Split, count: int, max_length: int) -> None:
-    """Warns where texts of a split were cut at `max_length` tokens."""
+    """Warns about texts of a split that were truncated to `max_length` tokens."""
     if count:
         logger.warning(
             f"{split.source}: {count} of {len(split.data)} texts are longer than {max_length} tokens and were cut."

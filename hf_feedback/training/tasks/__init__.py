@@ -1,4 +1,4 @@
-"""The tasks that models are trained for, each in a file of its own."""
+"""The tasks that models are trained for, one module each."""
 
 from ..data.splits import FileArguments
 from .audio_classification import AudioClassification

@@ -1,4 +1,4 @@
-"""The classification of recordings."""
+"""Audio classification."""
 
 from dataclasses import dataclass
 
@@ -76,7 +76,7 @@ class AudioClassification(MediaClassification[AudioArguments]):
         return extractor, make_model(self.model_class, args, self.labels, overrides)
 
     def encode_media(self, data: Dataset) -> Dataset:
-        """Recordings become what the feature extractor makes of their waves."""
+        """Encodes recordings with the feature extractor."""
         column, rate = self.media_column, self.processor.sampling_rate
         longest = max(1, int(self.data_args.max_seconds * rate))
 

@@ -1,4 +1,4 @@
-"""Language modelling from left to right: texts joined into blocks, and continuations of prompts."""
+"""Causal language modelling: texts packed into blocks, and continuations of prompts."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -56,15 +56,15 @@ class CausalLMArguments(PlainTextArguments):
 
 @dataclass(frozen=True)
 class TextBlocks:
-    """Turns texts into the rows that a language model is trained on.
+    """Converts texts to training rows of a language model.
 
-    Packed, texts are joined, each with an end-of-text token after it, and cut into blocks of the same length, of which
-    the last may be shorter: no token is lost and next to none is padding. A token may read the texts before its own.
+    With packing, texts are joined, each followed by an end-of-text token, and cut into blocks of equal length, of which
+    only the last may be shorter. A token can read the texts before its own.
 
     Args:
-        tokenizer: has an end-of-text token.
-        length: tokens of a row at most, 2 or more.
-        packing: whether to join texts; else each is a row.
+        tokenizer: a tokenizer with an end-of-text token.
+        length: maximum number of tokens of a row, at least 2.
+        packing: whether to join texts; otherwise each is a row.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -72,28 +72,28 @@ class TextBlocks:
     packing: bool = True
 
     def rows_of(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields rows of token ids; none of a single token, of which nothing is to be predicted."""
+        """Yields rows of at least two token ids, since a single one has no target."""
         return self.rows_from(self.tokens_of(texts))
 
     def rows_from(self, tokens: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields rows of token ids, of texts that are tokens already."""
+        """Yields rows of token ids from tokenized texts."""
         rows = self._join(tokens) if self.packing else (ids[: self.length] for ids in tokens)
         return (row for row in rows if len(row) > 1)
 
     def tokens_of(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yields the tokens of each text that has words, and the end of the text."""
+        """Yields the tokens of each text with words, with the end-of-text token."""
         texts, end = (text for text in texts if text.strip()), self.tokenizer.eos_token_id
         while together := list(islice(texts, TEXTS_AT_ONCE)):
             for ids in self.tokenizer(together, verbose=False)["input_ids"]:
                 yield np.asarray(ids if ids[-1:] == [end] else [*ids, end], dtype=np.int32)
 
     def stream(self, file: str, column: str, text_format: TextFormat) -> Iterator[Row]:
-        """Yields the rows of a file that is read while the model trains.
+        """Streams the rows of a file.
 
         Args:
             file: its path.
             column: column of the texts.
-            text_format: how the file is written.
+            text_format: format of the file.
         """
         for ids in self.rows_of(stream_texts(file, column, text_format)):
             yield {"input_ids": ids}
@@ -112,9 +112,9 @@ class TextBlocks:
 
 
 class NextTokenCollator:
-    """Pads rows on the right; all tokens but the first are labels.
+    """Collator that pads rows on the right and adds labels.
 
-    Padding is told from the tokens by its place: it may be the end-of-text token, which is to be predicted.
+    Padding is recognized by its position, since the padding token may be the end-of-text token, which is a target.
 
     Args:
         tokenizer: tokenizer of the texts.
@@ -132,11 +132,11 @@ class NextTokenCollator:
 
 
 def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the loss of every token, which is predicted from those before it; 0 for the first, and padding.
+    """Returns the loss of every token given those before it; 0 for the first token and for padding.
 
     Args:
         logits: `(B, T, V)`.
-        labels: `(B, T)`, −100 for tokens that are not to be predicted.
+        labels: `(B, T)`, −100 for tokens that are not targets.
 
     Returns:
         `(B, T)`.
@@ -153,7 +153,7 @@ def continue_prompts(
         model: the language model.
         tokenizer: its tokenizer.
         prompts: texts of at least one token.
-        max_new_tokens: tokens of a continuation at most.
+        max_new_tokens: maximum number of tokens of a continuation.
     """
     texts: list[str] = []
     model.eval()
@@ -218,7 +218,7 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
                 f"`model`: the tokenizer of {self.model_args.model} has no end-of-text token (`eos_token`), by which a "
                 "language model ends a text; use one that has."
             )
-        tokenizer.padding_side = "left"  # for generation, in pipelines too
+        tokenizer.padding_side = "left"  # for generation, also in pipelines
 
     def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
         requested = self.data_args.max_length

@@ -1,4 +1,4 @@
-"""The classification of images."""
+"""Image classification."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -28,7 +28,7 @@ class ImageArguments(MediaArguments):
 
 
 class ImageCollator:
-    """Makes `pixel_values` of images, as the processor prepares them.
+    """Collator that makes `pixel_values` of images with the processor.
 
     Args:
         processor: image processor of the model.
@@ -73,7 +73,7 @@ class ImageClassification(MediaClassification[ImageArguments]):
     media_name = "images"
     folder_type = "imagefolder"
     feature = Image(decode=False)
-    keep_all_columns = True  # the collator makes the inputs of the model of them
+    keep_all_columns = True  # the collator makes the model's inputs from them
 
     def check_options(self) -> None:
         requires_backends(self, "vision")
@@ -90,7 +90,7 @@ class ImageClassification(MediaClassification[ImageArguments]):
         return processor, make_model(self.model_class, args, self.labels)
 
     def encode_media(self, data: Dataset) -> Dataset:
-        """Images are decoded when a batch needs them."""
+        """Leaves images encoded until a batch needs them."""
         return data.select_columns([self.media_column]).cast_column(self.media_column, Image(mode="RGB"))
 
     def make_collator(self) -> Collator:

@@ -1,4 +1,4 @@
-"""Masked language modelling: masks that change in training and stay in evaluation, and the loss over all of them."""
+"""Masked language modelling: new masks in every epoch of training, fixed masks in evaluation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class MaskingArguments(PlainTextArguments):
 
 
 def make_masker(tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool) -> Masker:
-    """Returns what masks texts; whole words are all replaced by the mask, single tokens sometimes by others.
+    """Returns the collator that masks texts; whole words always become masks, single tokens sometimes other tokens.
 
     Args:
         tokenizer: tokenizer of the texts.
@@ -60,20 +60,20 @@ def make_masker(tokenizer: PreTrainedTokenizerBase, probability: float, whole_wo
 
 
 def mask_row(masker: Masker, row: Row, generator: torch.Generator) -> Row:
-    """Returns a text with masks and labels; its random numbers come from the generator alone."""
+    """Masks a text with random numbers of a generator, and adds labels."""
     masker.generator = generator
     return {name: tensor[0].tolist() for name, tensor in masker([row]).items()}
 
 
 def has_labels(row: Row) -> bool:
-    """Whether a text that is masked has a token to predict."""
+    """Whether a masked text has a target token."""
     return any(label != IGNORED for label in row["labels"])
 
 
 def with_fixed_masks(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool = False
 ) -> Dataset:
-    """Masks every text once, whatever batch it comes in; at least one token of each.
+    """Masks every text once, with at least one masked token.
 
     Args:
         data: rows of `PieceEncoder`.
@@ -93,10 +93,10 @@ def with_fixed_masks(
 
 
 class MaskingCollator:
-    """Masks texts anew in every epoch, and pads those that are masked already.
+    """Collator that masks texts anew in every epoch, and pads texts that are masked already.
 
-    The masks of a text depend on the text, the seed and the epoch alone: whatever else the run draws, whichever process
-    has the text and wherever the run resumes, they are the same.
+    The masks depend only on the text, the seed and the epoch, so that they are the same in any process and in a resumed
+    run.
 
     Args:
         tokenizer: tokenizer of the texts.
@@ -108,10 +108,10 @@ class MaskingCollator:
         self.probability, self.whole_words = probability, whole_words
         self.mask = make_masker(tokenizer, probability, whole_words)
         self.pad = DataCollatorForTokenClassification(tokenizer)
-        self._seed_and_epoch = torch.zeros(2, dtype=torch.long).share_memory_()  # with workers that outlive an epoch
+        self._seed_and_epoch = torch.zeros(2, dtype=torch.long).share_memory_()  # also in workers that outlive an epoch
 
     def start_epoch(self, seed: int, epoch: int) -> None:
-        """Sets what the masks depend on besides the text."""
+        """Sets the seed and the epoch that the masks depend on."""
         self._seed_and_epoch.copy_(torch.tensor((seed, epoch)))
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
@@ -134,12 +134,12 @@ class MaskingCollator:
 
 @dataclass(frozen=True)
 class PieceEncoder:
-    """Turns texts into token ids, in pieces; pieces without a word are left out.
+    """Tokenizes texts in pieces; pieces without a word are left out.
 
     Args:
         tokenizer: tokenizer of the model.
-        max_length: tokens of a piece at most.
-        whole_words: whether to add which tokens are one word, as `offset_mapping`.
+        max_length: maximum number of tokens of a piece.
+        whole_words: whether to add the words of tokens, as `offset_mapping`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -163,12 +163,12 @@ class PieceEncoder:
         return columns
 
     def stream(self, file: str, column: str, text_format: TextFormat) -> Iterator[Row]:
-        """Yields the pieces of a file that is read while the model trains.
+        """Streams the pieces of a file.
 
         Args:
             file: its path.
             column: column of the texts.
-            text_format: how the file is written.
+            text_format: format of the file.
         """
         texts = stream_texts(file, column, text_format)
         while together := list(islice(texts, TEXTS_AT_ONCE)):
@@ -177,7 +177,7 @@ class PieceEncoder:
 
 
 def adjacent_tokens(words: Sequence[int | None]) -> list[tuple[int, int]]:
-    """Returns spans that touch where tokens are of the same word, by which transformers' collator knows words.
+    """Returns spans that are adjacent for tokens of the same word, as the collator of transformers expects.
 
     Args:
         words: the word that each token is part of, `None` for special tokens.
@@ -207,8 +207,8 @@ def encode_pieces(
     Args:
         split: the rows.
         trained: the columns of training.
-        encoder: turns texts into pieces.
-        row_encoder: keeps the result on disk, or not.
+        encoder: tokenizes texts in pieces.
+        row_encoder: encodes the rows, with or without a cache on disk.
 
     Raises:
         ValueError: the texts hold no words.
@@ -258,8 +258,8 @@ class MaskedLM(PlainTextTask[MaskingArguments]):
 
         if self.data_args.whole_word_masking and not tokenizer.is_fast:
             raise ValueError(
-                f"`whole_word_masking`: the tokenizer of {self.model_args.model} does not tell which tokens are one "
-                "word; use a fast one, or leave it out."
+                f"`whole_word_masking`: the tokenizer of {self.model_args.model} does not return the words of "
+                "tokens; use a fast one, or leave it out."
             )
 
     def encode(self, name: str, split: Split) -> EncodedSplit:

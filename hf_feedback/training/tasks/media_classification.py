@@ -1,4 +1,4 @@
-"""What the classification of images and recordings has in common."""
+"""Base of image and audio classification."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class MediaClassification(Task[Arguments]):
 
     Attributes:
         column_option: option that names the column of the images or recordings.
-        media_name: what the model reads, in the plural.
+        media_name: name of the inputs, in the plural.
         folder_type: type of folders, as `datasets` names it.
         feature: feature of the undecoded column.
     """
@@ -50,7 +50,7 @@ class MediaClassification(Task[Arguments]):
     @staticmethod
     @abstractmethod
     def decode(content: bytes) -> object:
-        """Decodes the bytes of a file; raises where they are no image or recording."""
+        """Decodes the bytes of a file; raises an error if they are not an image or recording."""
 
     @abstractmethod
     def encode_media(self, data: Dataset) -> Dataset:

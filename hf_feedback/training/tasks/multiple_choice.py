@@ -1,4 +1,4 @@
-"""The choice of the text that goes on best."""
+"""Multiple choice."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ def usage_of(space: str = "") -> str:
     """Returns the Python lines of the model card; transformers has no pipeline for this task.
 
     Args:
-        space: what must stand before a choice, see `space_between_texts`.
+        space: prefix of a choice, see `space_between_texts`.
     """
     return f"""from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
@@ -52,13 +52,13 @@ class ChoiceArguments(FileArguments):
 def tokenize_choices(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, encoder: RowEncoder = IN_MEMORY
 ) -> EncodedTexts:
-    """Pairs every choice with its context: token ids `(choices, tokens)` a row, and the number of the right choice.
+    """Pairs every choice with its context: token ids `(choices, tokens)` per row, and the number of the right choice.
 
     Args:
         data: rows of `context`, `choices` and `label`.
         tokenizer: tokenizer of the model.
-        max_length: pairs are cut at this number of tokens.
-        encoder: keeps the result on disk, or not.
+        max_length: tokens to which pairs are truncated.
+        encoder: encodes the rows, with or without a cache on disk.
 
     Returns:
         The rows; a row is as long as its longest pair.
@@ -84,7 +84,7 @@ def tokenize_choices(
 
 
 def _by_row(values: Iterable[T], groups: Sequence[Sequence[str]]) -> list[list[T]]:
-    """Groups what stands for every choice by row."""
+    """Groups values of all choices by row."""
     remaining = iter(values)
     return [[next(remaining) for _ in choices] for choices in groups]
 

@@ -1,4 +1,4 @@
-"""What the tasks of language models share: texts of one column, and the perplexity of their tokens."""
+"""Base of language-modelling tasks: texts of one column, and the perplexity of their tokens."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -37,11 +37,11 @@ class PlainTextArguments(FileArguments):
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the loss of every token that is to be predicted, 0 elsewhere.
+    """Returns the loss of every target token, 0 elsewhere.
 
     Args:
         logits: `(B, T, V)`.
-        labels: `(B, T)`, −100 for tokens that are not to be predicted.
+        labels: `(B, T)`, −100 for tokens that are not targets.
 
     Returns:
         `(B, T)`.
@@ -50,9 +50,9 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def perplexity_of_losses(prediction: EvalPrediction) -> dict[str, float]:
-    """Returns the mean loss over all tokens that were to be predicted and its exponential.
+    """Returns the mean loss over all target tokens, and its exponential.
 
-    Every token has the same weight; the Trainer's own loss would weigh batches by their number of texts.
+    Every token has the same weight, unlike in the loss of the Trainer, which weights batches by their number of texts.
 
     Args:
         prediction: `token_losses` in place of logits, and labels.
@@ -62,11 +62,11 @@ def perplexity_of_losses(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def read_first_row(file: str, text_format: TextFormat) -> Dataset:
-    """Reads the first row of a file alone, by which its columns are found.
+    """Reads only the first row of a file, to find its columns.
 
     Args:
         file: its path.
-        text_format: how it is written.
+        text_format: its format.
 
     Raises:
         ValueError: there is none, or the file cannot be read.
@@ -78,19 +78,19 @@ def read_first_row(file: str, text_format: TextFormat) -> Dataset:
 
 
 def stream_texts(file: str, column: str, text_format: TextFormat) -> Iterator[str]:
-    """Yields the texts of a file that is read while the model trains; empty ones where there is none.
+    """Streams the texts of a file; a missing text is empty.
 
     Args:
         file: its path.
         column: column of the texts.
-        text_format: how the file is written.
+        text_format: format of the file.
     """
     for number, row in enumerate(stream_rows(file, text_format)):
         yield from (text or "" for text in texts_of([row.get(column)], column, file, [number]))
 
 
 class PlainTextTask(TextTask[Arguments]):
-    """A task that reads the texts of one column, or of a .txt file with one text a line."""
+    """A task that reads the texts of one column, or of a .txt file with one text per line."""
 
     metrics = {"perplexity": MetricInfo(greater_is_better=False)}  # noqa: RUF012
     cuts_texts = False  # longer texts become several pieces, or several blocks
@@ -98,7 +98,7 @@ class PlainTextTask(TextTask[Arguments]):
     columns: Columns
 
     def read(self, file: str) -> Dataset:
-        """Reads a file as `read_file` does, or a .txt file of one text a line."""
+        """Reads a file as `read_file`, or a .txt file with one text per line."""
         if Path(file).suffix.lower() != ".txt" or not Path(file).is_file():
             return read_file(file, self.data_args.text_format)
         lines = [line for line in read_text(Path(file), self.data_args.text_format).splitlines() if line.strip()]
@@ -107,7 +107,7 @@ class PlainTextTask(TextTask[Arguments]):
         return Dataset.from_dict({"text": lines})
 
     def read_splits(self) -> dict[str, Split]:
-        """Reads all splits; of a training file that is streamed, the first row alone."""
+        """Reads all splits; of a streamed training file only the first row."""
         args = self.data_args
         if not args.streaming:
             return super().read_splits()
@@ -136,12 +136,12 @@ class PlainTextTask(TextTask[Arguments]):
         self.columns = Columns(text, None, None)
 
     def stream(self, split: Split, read: Callable[..., Iterator[Row]], **options: object) -> EncodedSplit:
-        """Returns the training file as rows that are read while the model trains.
+        """Returns the training file as a stream of rows.
 
         Args:
             split: its first row.
             read: path, column and format of the file → rows.
-            **options: what else the rows depend on.
+            **options: other settings that the rows depend on.
         """
         text_format, column = self.data_args.text_format, self.columns.text
         file = {"file": split.source, "column": column, "text_format": text_format}

@@ -1,4 +1,4 @@
-"""Answers to questions that stand in a text."""
+"""Extractive question answering."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ def usage_of(space: str = "") -> str:
     """Returns the Python lines of the model card; transformers has no pipeline for this task.
 
     Args:
-        space: what must stand before the text, see `space_between_texts`.
+        space: prefix of the context, see `space_between_texts`.
     """
     return f"""from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
@@ -53,13 +53,13 @@ class QuestionArguments(FileArguments):
 
 
 def find_fault(question: object, context: object, answers: object) -> str | None:
-    """Returns what is wrong with a row, `None` if nothing is.
+    """Returns what is wrong with a row, or `None`.
 
     Example:
 
     ```python
     >>> find_fault("When?", "On Monday.", {"text": ["Sunday"], "answer_start": [3]})
-    "the answer 'Sunday' does not stand at character 3 of the context"
+    "the answer 'Sunday' is not at character 3 of the context"
 
     ```
     """
@@ -74,7 +74,7 @@ def find_fault(question: object, context: object, answers: object) -> str | None
             return f"an answer must be a text, got {text!r}"
         position = label_name(start)
         if not position.isdecimal() or not str(context).startswith(text, int(position)):
-            return f"the answer {text!r} does not stand at character {start!r} of the context"
+            return f"the answer {text!r} is not at character {start!r} of the context"
     return None
 
 
@@ -85,13 +85,13 @@ def make_answer_texts(
     max_answer_length: int,
     may_be_empty: bool,
 ) -> AnswerTexts:
-    """Returns what finds the best answers over all windows; they are returned beside the right ones.
+    """Returns a function from predictions to the right answers and the best answers over all windows.
 
     Args:
-        contexts: the texts, one a question.
-        references: the right answers, one list a question.
+        contexts: the contexts, one per question.
+        references: the right answers, one list per question.
         windows: windows of a `WindowEncoder`.
-        max_answer_length: tokens of an answer at most.
+        max_answer_length: maximum number of tokens of an answer.
         may_be_empty: whether a question may have no answer.
     """
     positions = windows.select_columns(["example", "offsets", "null"])
@@ -145,12 +145,12 @@ class QuestionAnswering(TextTask[QuestionArguments]):
         self.find_labels(split)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        tokenizer.padding_side = "right"  # answers are counted by the positions of tokens, the same in every batch
+        tokenizer.padding_side = "right"  # positions of answer tokens must be the same in every batch
         self.card = replace(self.card, usage=usage_of(space_between_texts(tokenizer)))
 
     def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
         longest = resolve_max_length(None, tokenizer, model)
-        length = longest if model.cutting else min(384, longest)  # segments are windows that know of each other
+        length = longest if model.cutting else min(384, longest)  # segments are windows that exchange messages
         return resolve_max_length(self.data_args.max_length or length, tokenizer, model)
 
     def encode(self, name: str, split: Split) -> EncodedSplit:

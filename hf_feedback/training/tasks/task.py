@@ -1,4 +1,4 @@
-"""What every task has in common: the way from the options of a run to a model and encoded data."""
+"""Base of all tasks: from the options of a run to a model and encoded data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -48,12 +48,12 @@ class EncodedSplit:
     Args:
         data: rows for the collator.
         source: file or data set that they come from.
-        count: number of examples in the source; `None` if it is read while training.
-        compute_metrics: as in `Trainer`; `None` for the loss alone.
-        answer_texts: what was predicted → the right answers, one list a question, and the answers, where these are
+        count: number of examples in the source; `None` if it is streamed.
+        compute_metrics: as in `Trainer`; `None`: only the loss.
+        answer_texts: predictions → the right answers, one list per question, and the predicted answers, if these are
             texts.
-        lengths: how long the texts are, where they may be cut.
-        reading: options that rows which are read while training depend on, by name.
+        lengths: lengths of the texts, if they may be truncated.
+        reading: options by name that streamed rows depend on.
     """
 
     data: Dataset | IterableDataset
@@ -70,16 +70,16 @@ class PreparedTask:
     """A task that is ready to train.
 
     Args:
-        model: A model with the head of the task.
+        model: the model with the head of the task.
         processor: its tokenizer, image processor or feature extractor; saved with the model.
-        splits: `train`, and `validation` and `test` if there are any.
+        splits: `train`, and `validation` and `test`, if any.
         collator: makes batches of rows.
-        card: the task in words.
+        card: description of the task.
         metrics: metrics by name; the first chooses the best epoch.
         preprocess_logits: as `preprocess_logits_for_metrics` in `Trainer`.
         keep_all_columns: whether the collator reads columns that `forward` does not name.
-        dataset: Hub id of the data, if they come from there.
-        write_predictions: writes what the trained model answers into a folder, where an option asks for it.
+        dataset: Hub id of the data, if they come from the Hub.
+        write_predictions: writes the predictions that an option asks for into a folder.
     """
 
     model: Model
@@ -98,21 +98,21 @@ class Task(ABC, Generic[DataArguments]):
     """One task with the options of one run. A new task is a subclass in a file of its own, listed in `TASKS`.
 
     Args:
-        model_args: which model, and its options.
-        data_args: which data, and how they are read.
+        model_args: options of the model.
+        data_args: options of the data.
 
     Attributes:
         model_arguments: options of the model.
         data_arguments: options of the data.
         model_class: class of the model.
-        card: the task in words.
+        card: description of the task.
         metrics: metrics by name; the first chooses the best epoch.
         keep_all_columns: whether the collator reads columns that `forward` does not name.
         peft_task_type: name of the task in PEFT.
         labels: labels of the training data; `None` for tasks without labels.
-        encoder: encodes the rows, once the options are checked.
-        processor: tokenizer, image processor or feature extractor, once it is loaded.
-        model: the model, once it is loaded.
+        encoder: encodes the rows; set when the options are checked.
+        processor: tokenizer, image processor or feature extractor, when loaded.
+        model: the model, when loaded.
     """
 
     model_arguments: ClassVar[type[ModelArguments] | type[FNNArguments]] = ModelArguments
@@ -135,11 +135,11 @@ class Task(ABC, Generic[DataArguments]):
         """Reads and checks the data, loads processor and model, and encodes the data.
 
         Args:
-            announce: whether to print how the training data are read.
-            keeps_rows: whether encoded rows are kept on disk.
+            announce: whether to print a description of the training data.
+            keeps_rows: whether encoded rows are cached on disk.
 
         Raises:
-            ValueError: an option, a file or a label is not as it must be.
+            ValueError: an option, a file or a label is invalid.
             UnsupportedBackboneError: the backbone cannot be looped exactly.
         """
         self.check_options()
@@ -180,12 +180,12 @@ class Task(ABC, Generic[DataArguments]):
             file: path of the file.
 
         Raises:
-            ValueError: an option, the file or a label is not as it must be, or there are no labels.
+            ValueError: an option, the file or a label is invalid, or there are no labels.
         """
         self.check_options()
         self.encoder = IN_MEMORY
         split = self.check_split(Split(self.read(file), file))
-        self.labels = None  # they are those of the model
+        self.labels = None  # labels are those of the model
         self.load_trained(split)
         encoded = self.encode("test", split)
         if encoded is None:
@@ -193,7 +193,7 @@ class Task(ABC, Generic[DataArguments]):
         return encoded
 
     def load_trained(self, split: Split) -> None:
-        """Loads processor and model, and finds out what else is needed to encode a split."""
+        """Loads processor and model, and sets what encoding a split needs."""
         self.processor, self.model = self.load()
 
     def check_options(self) -> None:
@@ -211,7 +211,7 @@ class Task(ABC, Generic[DataArguments]):
         return read_splits(self.data_args, self.read)
 
     def check_split(self, split: Split) -> Split:
-        """Returns a split after its rows are checked, before anything is loaded."""
+        """Checks the rows of a split before anything is loaded, and returns it."""
         return split
 
     def find_labels(self, train: Split) -> LabelSet | None:
@@ -219,15 +219,15 @@ class Task(ABC, Generic[DataArguments]):
         return None
 
     def classes_of(self, train: Split) -> Sequence[Hashable] | None:
-        """Returns the class of every training row; `None` where rows have none, or several."""
+        """Returns the class of every training row; `None` if rows have none or several."""
         return None
 
     def describe_data(self) -> str | None:
-        """Returns how the training data are read, in words."""
+        """Describes columns and labels of the training data."""
         return None
 
     def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
-        """Returns what the splits hold, in words, one line each."""
+        """Describes the splits, one line each."""
         return [describe_rows(name, split) for name, split in splits.items()]
 
     @abstractmethod
@@ -248,27 +248,27 @@ class Task(ABC, Generic[DataArguments]):
 
     @abstractmethod
     def make_collator(self) -> Collator:
-        """Returns what makes batches of rows."""
+        """Returns the collator."""
 
     def preprocess_logits(self) -> PreprocessLogits | None:
         """Returns `preprocess_logits_for_metrics` of the Trainer."""
         return None
 
     def advise(self, splits: Mapping[str, EncodedSplit]) -> list[str]:
-        """Returns what to try next, by the data of a run that is finished and by what the model predicts."""
+        """Returns advice from the data of a finished run and the predictions of its model."""
         return []
 
     def write_predictions(self, folder: Path) -> None:
-        """Writes what the trained model answers into a folder, where an option asks for it."""
+        """Writes the predictions that an option asks for into a folder."""
 
 
 class TextTask(Task[DataArguments]):
-    """A task that reads tokens.
+    """A task whose inputs are tokens.
 
     Attributes:
-        reads_words: whether texts are lists of words, or the positions of tokens in a text are needed.
-        cuts_texts: whether pipelines cut texts where training cuts them.
-        max_length: texts are cut at this number of tokens, once the model is loaded.
+        reads_words: whether the tokenizer must read lists of words, or return the positions of tokens.
+        cuts_texts: whether pipelines truncate texts as in training.
+        max_length: tokens to which texts are truncated, when the model is loaded.
     """
 
     reads_words: ClassVar[bool] = False
@@ -289,10 +289,10 @@ class TextTask(Task[DataArguments]):
         return tokenizer, model
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Checks and sets what the task needs of a tokenizer."""
+        """Checks and sets the properties of the tokenizer that the task needs."""
 
     def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
-        """Returns how many tokens a text may have."""
+        """Returns the maximum number of tokens of a text."""
         return resolve_max_length(getattr(self.data_args, "max_length", None), tokenizer, model)
 
     def make_collator(self) -> Collator:

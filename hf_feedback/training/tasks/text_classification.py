@@ -1,4 +1,4 @@
-"""The classification of whole texts, and the regression of values."""
+"""Text classification and regression."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -88,11 +88,11 @@ def columns_of(split: Split, args: TextArguments, needs_label: bool = True, trai
     Args:
         split: the rows.
         args: options that may name columns.
-        needs_label: whether there has to be a column of labels.
+        needs_label: whether a column of labels is required.
         trained: the columns of training.
 
     Raises:
-        ValueError: A column is missing or cannot be chosen.
+        ValueError: a column is missing or cannot be chosen.
     """
     label, separator = getattr(args, "label_column", None), getattr(args, "label_separator", None)
     names, text, text_pair = split.data.column_names, args.text_column, args.text_pair_column
@@ -187,7 +187,7 @@ class TextClassification(TextTask[TextDataArguments]):
         return tokenizer, model
 
     def load_model(self) -> tuple[PreTrainedTokenizerBase, Model]:
-        """Loads the tokenizer and the model, before the length of texts is known."""
+        """Loads the tokenizer and the model."""
         args = self.model_args
         model_type = read_config(args.model, args.revision).get("model_type")
         if model_type == FNNConfig.model_type:
@@ -236,10 +236,10 @@ class TextClassification(TextTask[TextDataArguments]):
 
 
 class NetworkTextClassification(TextClassification):
-    """The same task with a feedback network that is trained from scratch."""
+    """Text classification with a feedback network from scratch."""
 
     model_arguments = FNNArguments
-    # There is no model to start from.
+    # A network from scratch starts from no model.
     model_class = FNNForSequenceClassification  # type: ignore[assignment]
     model_args: FNNArguments  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""Tags of words: entities such as names and dates, or parts of speech."""
+"""Token classification: entities such as names and dates, or parts of speech."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,12 +41,12 @@ class TagArguments(FileArguments):
 
 
 def align_labels(word_ids: Sequence[int | None], labels: Sequence[int], label_piece: LabelPiece = "first") -> list[int]:
-    """Returns the labels of word pieces: one piece of a word has its label, all others have none.
+    """Returns the labels of word pieces: one piece of a word has its label, the others are ignored.
 
     Args:
         word_ids: the word that each piece belongs to, `None` for special tokens.
         labels: labels of the words.
-        label_piece: which piece, see `labelled_pieces`.
+        label_piece: the piece, see `labelled_pieces`.
 
     Example:
 
@@ -64,10 +64,10 @@ def align_labels(word_ids: Sequence[int | None], labels: Sequence[int], label_pi
 
 
 def make_tag_metrics(names: Sequence[str]) -> ComputeMetrics:
-    """Returns the `compute_metrics` of a Trainer that takes tag numbers, not logits.
+    """Returns the `compute_metrics` of a Trainer for tag numbers instead of logits.
 
     Args:
-        names: the tags in the order of their numbers. Where all are BIO, entities are scored beside words.
+        names: the tags in the order of their numbers. If all are BIO, entities are scored as well as words.
     """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -106,20 +106,20 @@ def tokenize_words(
     label_piece: LabelPiece = "first",
     encoder: RowEncoder = IN_MEMORY,
 ) -> EncodedTexts:
-    """Turns words and tags into token ids and labels; only one piece of a word has one.
+    """Converts words and tags to token ids and labels; only one piece of a word has a label.
 
     Args:
         split: the rows.
         tags: tags of the rows.
         labels: numbers of the tags.
         column: column of the words.
-        tokenizer: A fast tokenizer that reads lists of words.
-        max_length: texts are cut at this number of tokens; those that are cut are counted in a warning.
-        label_piece: which piece of a word has its label, see `labelled_pieces`.
-        encoder: keeps the result on disk, or not.
+        tokenizer: a fast tokenizer that reads lists of words.
+        max_length: tokens to which texts are truncated; a warning counts truncated ones.
+        label_piece: the piece of a word that has its label, see `labelled_pieces`.
+        encoder: encodes the rows, with or without a cache on disk.
 
     Raises:
-        ValueError: A tag is not among `labels`.
+        ValueError: a tag is not among `labels`.
     """
     numbers, space = labels.numbers, space_before_words(tokenizer)
     _check_tags(split, tags, labels)
@@ -148,10 +148,10 @@ def tokenize_words(
 
 
 def usage_of(label_piece: LabelPiece) -> str:
-    """Returns the Python lines of the model card, which read labels where they stand.
+    """Returns the Python lines of the model card.
 
     Args:
-        label_piece: where they stand; at the last piece, the pipeline is that of the model.
+        label_piece: the piece of a word that has its label; for the last one, the pipeline is that of the model.
     """
     strategy = "simple" if label_piece == "last" else "first"
     options = f', aggregation_strategy="{strategy}"'
@@ -187,7 +187,7 @@ class TokenClassification(TextTask[TagArguments]):
         """Returns the tags of all rows by name.
 
         Raises:
-            ValueError: A row has no words, or not one tag a word.
+            ValueError: a row has no words, or not one tag per word.
         """
         args = self.data_args
 
@@ -195,7 +195,7 @@ class TokenClassification(TextTask[TagArguments]):
             if not (isinstance(tokens, list) and tokens and all(isinstance(token, str) for token in tokens)):
                 return f"`{args.tokens_column}` must be a list of words, got {tokens!r}"
             if not (isinstance(tags, list) and len(tags) == len(tokens) and None not in tags):
-                return f"`{args.tags_column}` must be a list of {len(tokens)} tags, one a word, got {tags!r}"
+                return f"`{args.tags_column}` must be a list of {len(tokens)} tags, one per word, got {tags!r}"
             return None
 
         check_rows(split, (args.tokens_column, args.tags_column), find_fault)
@@ -233,4 +233,4 @@ class TokenClassification(TextTask[TagArguments]):
         return DataCollatorForTokenClassification(self.processor)
 
     def preprocess_logits(self) -> PreprocessLogits:
-        return lambda logits, _: logits.argmax(-1)  # keeps one number a token, not one a tag
+        return lambda logits, _: logits.argmax(-1)  # keeps one number per token instead of one per tag
