@@ -8,32 +8,23 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 
-from .activations import check_activation
 from .configuration_base import OptionsConfig, document_options
-from .connections import CONNECTIONS
 from .cutting import PairOption
 from .gradients import GRADIENTS
-from .halting import HALTING_RULES, parse_halting
 from .iteration_losses import ITERATION_LOSSES
 from .labels import normalize_labels_of
+from .option_checks import check_feedback_options
 from .pooling import Pooling
 from .recipes import options_of_recipe
-from .segment_connections import SEGMENT_CONNECTIONS
 from .solvers import SOLVERS
-from .stored_config import backbone_config_from_dict, check_class_references, check_place, refuse_attributes
+from .stored_config import backbone_config_from_dict, refuse_attributes
 from .topology import TOPOLOGIES, resolve_edges
 from .validation import (
-    MOST_ITERATIONS,
     TRANSFORMERS_KEYS,
     Keywords,
-    check_choice,
-    check_integer,
-    check_problem,
     check_shared_options,
     check_types,
-    is_integer,
     is_newer,
-    is_number,
     option,
 )
 from .version import HF_FEEDBACK_VERSION
@@ -441,195 +432,7 @@ class FeedbackConfig(OptionsConfig):
     def check_options(self) -> None:
         """Raises `ValueError` naming the option, its value, what is allowed and what to do."""
         super().check_options()
-        check_place(self.backbone_source)
-        check_class_references("custom_operators", self.custom_operators)
-        hint = "1 is the plain backbone, 2 reads feedback once"
-        check_integer("num_iterations", self.num_iterations, 1, hint, MOST_ITERATIONS)
-        self._check_type()
-        self._check_segments()
-        self.check_dynamics()
-        self.check_halting()
-        self._check_shift()
-        check_activation(self.feedback_activation)
-        for name in ("feedback_dropout", "classifier_dropout"):
-            value = getattr(self, name)
-            if value is None and name == "classifier_dropout":
-                continue
-            if not is_number(value) or not 0 <= value < 1:
-                raise ValueError(f"`{name}` must be a probability in [0, 1), got {value!r}.")
-        for name in ("feedback_scale", "initializer_range"):
-            if not is_number(getattr(self, name)):
-                raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)!r}.")
-        check_problem(self)
-        self._check_rank()
-        self._check_layers()
-        self._check_edges()
-
-    def _check_type(self) -> None:
-        names = self.feedback_type.split("+") if isinstance(self.feedback_type, str) else [self.feedback_type]
-        for name in names:
-            check_choice("feedback_type", name, (*CONNECTIONS, *SEGMENT_CONNECTIONS, *(self.custom_operators or {})))
-        if len(set(names)) < len(names):
-            raise ValueError(f"`feedback_type` names an operator twice: {self.feedback_type!r}; name each once.")
-        reads_classes = any(CONNECTIONS[name].may_read_classes for name in names if name in CONNECTIONS)
-        if self.feedback_context == "classes" and not reads_classes and self.feedback_span == "token":
-            raise ValueError(
-                f"`feedback_context`='classes' is for `feedback_type='context'`, got {self.feedback_type!r}; leave one "
-                "out."
-            )
-        check_integer("feedback_heads", self.feedback_heads, 1, "the heads share the rank")
-        hint = "one sweep reads no neighbours: use 'additive'"
-        check_integer("feedback_sweeps", self.feedback_sweeps, 2, hint, MOST_ITERATIONS)
-        for name in names:
-            registry = CONNECTIONS if self.feedback_span == "token" else SEGMENT_CONNECTIONS
-            if name in registry:
-                registry[name].check_options(self)
-
-    def _check_shift(self) -> None:
-        """One pass a token is the limit of many iterations only where nothing but the messages moves on."""
-        check_integer("feedback_shift", self.feedback_shift, 0, "0: each token's own messages; 1: those before", 1)
-        if self.feedback_shift == 0:
-            return
-        others = ("feedback_state", "feedback_damping", "learn_damping", "halting", "feedback_span")
-        for name in others:
-            if getattr(self, name) != getattr(type(self), name):
-                raise ValueError(
-                    f"`feedback_shift`=1 carries a state from token to token and excludes `{name}`, got "
-                    f"{getattr(self, name)!r}; leave one out."
-                )
-        names = [name for name in self.feedback_type.split("+") if name in CONNECTIONS]
-        if mixing := [name for name in names if CONNECTIONS[name].mixes_tokens]:
-            raise ValueError(
-                f"`feedback_shift`=1 is for messages of single tokens, got `feedback_type`={self.feedback_type!r}, "
-                f"where {mixing[0]!r} reads several; use 'gated', 'additive' or 'joint'."
-            )
-
-    def check_dynamics(self) -> None:
-        """The part of `check_options` about iterations and their gradient, which may be changed after building."""
-        if not is_number(self.feedback_damping) or not 0 < self.feedback_damping <= 1:
-            raise ValueError(f"`feedback_damping` must be in (0, 1], got {self.feedback_damping!r}; 1 damps nothing.")
-        if not is_number(self.jacobian_penalty) or self.jacobian_penalty < 0:
-            raise ValueError(f"`jacobian_penalty` must be a number of at least 0, got {self.jacobian_penalty!r}.")
-        if not is_number(self.fixed_point_tolerance) or self.fixed_point_tolerance <= 0:
-            raise ValueError(f"`fixed_point_tolerance` must be above 0, got {self.fixed_point_tolerance!r}.")
-        if self.iteration_loss != "last" and self.gradient != "full":
-            raise ValueError(
-                f"`iteration_loss`={self.iteration_loss!r} needs a gradient of every iteration, and "
-                f"`gradient`={self.gradient!r} drops that of the earlier ones; use 'full', or `iteration_loss='last'`."
-            )
-        if self.fixed_point_solver != "iteration" and self.gradient != "implicit":
-            raise ValueError(
-                f"`fixed_point_solver`={self.fixed_point_solver!r} is for `gradient='implicit'`, got "
-                f"{self.gradient!r}; leave one out."
-            )
-        truncated = self.gradient == "truncated"
-        if truncated:
-            check_integer("gradient_iterations", self.gradient_iterations, 1, "for `gradient='truncated'`")
-        elif self.gradient_iterations is not None:
-            raise ValueError(
-                f"`gradient_iterations` is for `gradient='truncated'`, got {self.gradient_iterations!r} with "
-                f"`gradient`={self.gradient!r}; leave one out."
-            )
-
-    def _check_segments(self) -> None:
-        if self.segment_overlap is not None:
-            check_integer("segment_overlap", self.segment_overlap, 0, "0: segments share no tokens")
-        check_integer("max_segments", self.max_segments, 1, "of a text")
-        check_integer("segment_summaries", self.segment_summaries, 1, "vectors of a segment")
-        around = self.segment_special_tokens
-        if around is not None and not (
-            isinstance(around, list | tuple) and len(around) == 2 and all(is_integer(n) and n >= 0 for n in around)
-        ):
-            raise ValueError(
-                "`segment_special_tokens` must be how many tokens stand at the start and at the end of a text, such "
-                f"as [1, 1], got {around!r}."
-            )
-        if self.segment_length is not None:
-            least = 1 + (self.segment_overlap or 0) + sum(around or ())
-            check_integer("segment_length", self.segment_length, least, "overlap and special tokens need as many")
-        if self.feedback_span == "token":
-            for name in sorted(name for name in self.option_names() if "segment" in name):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ValueError(
-                        f"`{name}` is for `feedback_span='segment'`, got {getattr(self, name)!r} with 'token'; leave "
-                        "one out."
-                    )
-            if only := [
-                name
-                for name in self.feedback_type.split("+")
-                if name not in CONNECTIONS and name in SEGMENT_CONNECTIONS
-            ]:
-                raise ValueError(
-                    f"`feedback_type`={only[0]!r} is for `feedback_span='segment'`, got 'token'; give both, or use "
-                    "'attention'."
-                )
-        else:
-            self._check_segment_messages()
-
-    def _check_segment_messages(self) -> None:
-        if self.feedback_context != "state":
-            raise ValueError(
-                f"`feedback_span='segment'` reads the segments' states; leave out `feedback_context`, got "
-                f"{self.feedback_context!r}."
-            )
-        if not {*self.feedback_type.split("+")} <= SEGMENT_CONNECTIONS.keys():
-            raise ValueError(
-                f"`feedback_span='segment'` has messages of its own, {', '.join(SEGMENT_CONNECTIONS)}; use one of them "
-                f"as `feedback_type`, got {self.feedback_type!r}."
-            )
-
-    def check_halting(self) -> None:
-        """The part of `check_options` about halting, which may be changed after training."""
-        for rules in parse_halting(self.halting):
-            for rule in rules:
-                check_choice("halting", rule, ("none", *HALTING_RULES))
-        if self.halting != "none" and "none" in self.halting.replace("+", "|").split("|"):
-            raise ValueError(f"`halting`: 'none' cannot be joined with others, got {self.halting!r}.")
-        values = self.problem_type == "regression" or len(self.id2label or {}) == 1
-        if values and self.halting not in ("none", "convergence"):
-            raise ValueError(f"`halting`={self.halting!r} needs classes, not one value; use 'convergence'.")
-        if not is_number(self.halting_threshold) or self.halting_threshold < 0:
-            raise ValueError(f"`halting_threshold` must be a number of at least 0, got {self.halting_threshold!r}.")
-        if not is_number(self.halting_confidence) or not 0 < self.halting_confidence <= 1:
-            raise ValueError(f"`halting_confidence` must be in (0, 1], got {self.halting_confidence!r}.")
-        check_integer("halting_patience", self.halting_patience, 1, "the same answer so many times in a row")
-        check_integer("min_iterations", self.min_iterations, 1, "no example stops before")
-
-    def _check_rank(self) -> None:
-        if self.feedback_rank is None:
-            return
-        hint = "`None` means full rank"
-        check_integer("feedback_rank", self.feedback_rank, 1, hint)
-        if self.hidden_size is not None and self.feedback_rank > self.hidden_size:
-            raise ValueError(
-                f"`feedback_rank` must be at most the backbone's hidden size {self.hidden_size}, got "
-                f"{self.feedback_rank}; choose a smaller rank ({hint})."
-            )
-
-    def _check_layers(self) -> None:
-        layers = self.backbone_layers
-        if layers is None:
-            return
-        if (
-            not isinstance(layers, list | tuple)
-            or not layers
-            or not all(is_integer(i) and i >= 0 for i in layers)
-            or sorted(set(layers)) != list(layers)
-        ):
-            raise ValueError(
-                f"`backbone_layers` must be a list of layer numbers, ascending and counted from 0, got {layers!r}."
-            )
-        total = self.num_backbone_layers
-        if total is not None and layers[-1] >= total:
-            raise ValueError(f"`backbone_layers` must be below the backbone's {total} layers, got {layers!r}.")
-
-    def _check_edges(self) -> None:
-        if self.num_hidden_layers is not None:
-            self.edges()
-        else:  # the number of layers is open: check whatever does not depend on it, with as many as are mentioned
-            mentioned = [i for edge in self.feedback_edges or [] if isinstance(edge, list | tuple) for i in edge]
-            mentioned += self.feedback_layers or []
-            self.edges(2 + max((i for i in mentioned if is_integer(i)), default=0))
+        check_feedback_options(self)
 
     def _check_backbone_facts(self, facts: Keywords) -> None:
         """Refuses facts that contradict the backbone; those of `to_dict` are what follows from it anyway."""

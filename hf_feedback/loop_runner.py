@@ -23,6 +23,7 @@ from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompile
 from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput, split_iterations
 from .one_pass import run_in_one_pass
+from .option_checks import check_halting
 from .segments import Segments
 from .stability import estimate_contraction, jacobian_penalty
 from .token_halting import TokenHalting
@@ -232,7 +233,7 @@ class LoopRunner:
     ) -> LayerOutput:
         """Each example stops by itself, or each token where every one is answered."""
         config = self.config
-        config.check_halting()  # options may have been set since the model was built
+        check_halting(config)  # options may have been set since the model was built
         read_answers = (lambda state: self._logits_at(context, state)) if reads_answers(config.halting) else None
         halting: Halting | TokenHalting
         if context.cache is not None:
