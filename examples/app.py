@@ -1,4 +1,4 @@
-"""Steps through the iterations of a text in the browser: class probabilities, and how far each token moved.
+"""App that steps through the iterations of a text: class probabilities, and the movement of each token.
 
 pip install "hf-feedback[app]"
 python examples/app.py runs/quickstart

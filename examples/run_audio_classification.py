@@ -4,8 +4,8 @@
         --train-file examples/data/tones/train.parquet --validation-file examples/data/tones/validation.parquet
 
 Files: parquet with a column of recordings (the bytes of WAV files) and one of labels, or a folder with one folder of
-WAV files a class. Recordings are brought to one channel and the sampling rate of the model. Works under
-`accelerate launch` and `torchrun` too, with all options of `hf-feedback train`.
+WAV files per class. Recordings are converted to one channel and the sampling rate of the model. Works under `accelerate
+launch` and `torchrun` too, with all options of `hf-feedback train`.
 """
 
 import sys

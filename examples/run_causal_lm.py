@@ -4,9 +4,9 @@
         --train-file examples/data/support_messages/train.csv \\
         --validation-file examples/data/support_messages/validation.csv
 
-Files: CSV, TSV, JSON lines or parquet with a column of texts, or a .txt file with one text a line. Texts are joined,
+Files: CSV, TSV, JSON lines or parquet with a column of texts, or a .txt file with one text per line. Texts are joined,
 with an end-of-text token after each, into blocks of `--max-length` tokens, in which a token may read the texts before
-its own; `--packing false` keeps each text in a row. `--streaming` reads a large training file while training, in its
+its own; `--packing false` keeps each text in a row. `--streaming` reads a large training file during training, in its
 order (give `--max-steps`). The perplexity is that of all tokens together. `--prompt-file` names prompts that the
 trained model continues. `examples/data/get_smollm2.py` writes a small pretrained decoder. Works under `accelerate
 launch` and `torchrun` too, with all options of `hf-feedback train`.

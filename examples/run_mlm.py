@@ -4,10 +4,10 @@
         --train-file examples/data/support_messages/train.csv \\
         --validation-file examples/data/support_messages/validation.csv
 
-Files: CSV, TSV, JSON lines or parquet with a column of texts, or a .txt file with one text a line. Training masks
-other words every time, evaluation always the same ones. The result is a start for any other task:
-`hf-feedback train --model out` keeps its layers and its feedback. Works under `accelerate launch` and `torchrun` too,
-with all options of `hf-feedback train`.
+Files: CSV, TSV, JSON lines or parquet with a column of texts, or a .txt file with one text per line. Training masks
+other words in every epoch, evaluation always the same ones. The result can be the start of any other task: `hf-feedback
+train --model out` keeps its layers and its feedback. Works under `accelerate launch` and `torchrun` too, with all
+options of `hf-feedback train`.
 """
 
 import sys

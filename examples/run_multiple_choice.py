@@ -1,4 +1,4 @@
-"""Fine-tune a backbone with feedback to choose the text that goes on best.
+"""Fine-tune a backbone with feedback to choose the best continuation of a text.
 
     python examples/run_multiple_choice.py --model BACKBONE --output-dir out --num-train-epochs 3 \\
         --train-file examples/data/replies/train.jsonl --validation-file examples/data/replies/validation.jsonl

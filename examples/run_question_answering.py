@@ -3,8 +3,8 @@
     python examples/run_question_answering.py --model BACKBONE --output-dir out --num-train-epochs 3 \\
         --train-file examples/data/questions/train.jsonl --validation-file examples/data/questions/validation.jsonl
 
-Files: JSON lines (or parquet) as SQuAD has them: {"question": "...", "context": "...", "answers": {"text": ["..."],
-"answer_start": [17]}}. A text that is too long is read in several windows. Where training questions have no answers
+Files: JSON lines (or parquet) as in SQuAD: {"question": "...", "context": "...", "answers": {"text": ["..."],
+"answer_start": [17]}}. A context that is too long is read in several windows. If some training questions have no answer
 (empty lists), the model learns to give none. Works under `accelerate launch` and `torchrun` too, with all options of
 `hf-feedback train`.
 """

@@ -4,8 +4,8 @@
         --train-file examples/data/entities/train.jsonl --validation-file examples/data/entities/validation.jsonl
 
 Files: JSON lines (or parquet) of {"tokens": ["my", "lamp"], "tags": ["O", "B-PRODUCT"]}. Tags are BIO (O, B-TYPE,
-I-TYPE), or, where none of them is O or begins with B-, anything else, such as parts of speech. Works under
-`accelerate launch` and `torchrun` too, with all options of `hf-feedback train`.
+I-TYPE), or, if none of them is O or begins with B-, any other names, such as parts of speech. Works under `accelerate
+launch` and `torchrun` too, with all options of `hf-feedback train`.
 """
 
 import sys

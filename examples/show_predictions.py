@@ -1,4 +1,4 @@
-"""Shows a handful of predictions beside the right answers.
+"""Shows some predictions and the right answers.
 
 python examples/show_predictions.py PREDICTIONS.jsonl LABELLED.csv [COUNT]
 """

@@ -100,7 +100,7 @@ def test_texts(folders, tmp_path, capsys):
     assert "precision" in printed
     assert Image.open(picture).size[0] > 300
     assert evaluate(model, file, "--output", output) == 2
-    assert "is there already; name another, or write over it (`--force`)" in capsys.readouterr().err
+    assert "already exists; name another, or overwrite it (`--force`)" in capsys.readouterr().err
     assert evaluate(model, file, "--output", file, "--force") == 2
     assert f"`output`: {file} is the file of rows itself; name another" in capsys.readouterr().err
     assert evaluate(model, file, "--confusion-matrix", tmp_path / "confusion.doc") == 2

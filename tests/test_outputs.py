@@ -149,7 +149,7 @@ def test_predictions_are_not_written_over_a_file(trained, tmp_path, capsys):
         assert f"`output`: {texts} is the file of rows itself; name another" in capsys.readouterr().err
         assert texts.read_bytes() == before
     assert main([*command, str(output)]) == 2
-    words = f"`output`: {output} is there already; name another, or write over it (`--force`)"
+    words = f"`output`: {output} already exists; name another, or overwrite it (`--force`)"
     assert words in capsys.readouterr().err
     assert output.read_text() == "mine"
     assert main([*command, str(output), "--force"]) == 0

@@ -222,12 +222,12 @@ def test_texts_and_names_are_escaped(page, report):
 def test_every_part_stands_in_the_page(page, report):
     for words in (
         "Accuracy after every iteration",
-        "What became right, and what became wrong",
-        "How far the states move",
+        "Changed predictions",
+        "Convergence of the states",
         "Messages",
-        "Which tokens moved",
+        "Token movements",
         "Calibration",
-        "Confusions that changed",
+        "Changed confusions",
         report.verdict.split(":")[0],
         *(f"{edge.source} → {edge.target}" for edge in report.edges),
     ):
@@ -320,7 +320,7 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(written, tmp_path, 
 def test_a_report_is_not_lost(model, file, written, capsys):
     command = ["report", "--model", model, "--file", file, "--output", str(written)]
     assert main(command) == 2
-    assert f"error: `output`: {written} holds report.html already; name another, or write over it (`--force`)." in (
+    assert f"error: `output`: {written} holds report.html already; name another, or overwrite it (`--force`)." in (
         capsys.readouterr().err
     )
 

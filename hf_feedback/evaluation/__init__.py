@@ -1,4 +1,4 @@
-"""Does feedback help? Matched comparisons, their statistics, and reports on trained models."""
+"""Matched comparisons of feedback with alternatives, their statistics, and reports on trained models."""
 
 from .compare import compare
 from .comparison import Comparison

@@ -1,10 +1,10 @@
-"""All ways to train that feedback can be compared with. A further one is a class and a row here."""
+"""Registry of the arms that feedback can be compared with. A new arm is a class and a row here."""
 
 from .arms import Arm, BottomUp, Duplicated, HeadOnly, LoopOnly, LoRA, Plain, PlainLonger, RDrop
 from .decoder_arms import Repeated, Unmasked
 from .long_text_arms import ToBERT, Truncated, WholeText, Windows
 
-# By their names in the option `arms`.
+# By name in the option `arms`.
 ARMS: dict[str, Arm] = {
     "head-only": HeadOnly(),
     "plain": Plain(),

@@ -1,4 +1,4 @@
-"""One run of a comparison: one arm with one seed and one set of rates, trained, tested, and kept in a file."""
+"""Runs of a comparison: one arm with one seed and one set of rates, trained, tested and saved."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ RATES = ("learning_rate", "backbone_lr", "feedback_lr", "head_lr")
 
 
 def most_steps(args: FeedbackTrainingArguments, num_examples: int, limit: int | None) -> int | None:
-    """How many steps a run takes where they are not just those of its epochs."""
+    """Returns the number of steps of a run if it is not that of its epochs."""
     steps = args.max_steps if args.max_steps > 0 else None
     if limit is None:
         return steps
@@ -46,7 +46,7 @@ def most_steps(args: FeedbackTrainingArguments, num_examples: int, limit: int | 
 
 
 class MatchedTrainer(FeedbackTrainer):
-    """Draws the order of the examples from the seed alone, in every epoch, whatever the model draws meanwhile."""
+    """Trainer whose order of examples depends only on seed and epoch."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -60,9 +60,9 @@ class Job:
     """One run.
 
     Args:
-        arm: its name.
+        arm: name of the arm.
         seed: the seed.
-        factor: on all rates.
+        factor: factor on all rates.
     """
 
     arm: str
@@ -71,20 +71,20 @@ class Job:
 
     @property
     def name(self) -> str:
-        """That of its files."""
+        """Name of its files."""
         return f"{self.arm}.seed{self.seed}.rates{self.factor:g}"
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """What was measured in one run.
+    """The measurements of one run.
 
     Args:
-        job: which run.
-        validation: the metric that decides, on validation.
-        examples: `(N, s)`, what every test example adds to the metric, by what the messages carried: `"own"` as they
-            were trained, and for feedback `"silent"` and `"swapped"`; and of every further test file by its name.
-        facts: whatever else: parameters, epochs, seconds, the metric at every iteration, …
+        job: the run.
+        validation: the deciding metric on validation.
+        examples: contributions `(N, s)` of every test example to the metric, by name: `"own"` with the trained
+            messages, for feedback also `"silent"` and `"swapped"`, and the name of every further test file.
+        facts: other measurements: parameters, epochs, seconds, the metric at every iteration, …
     """
 
     job: Job
@@ -94,12 +94,12 @@ class ArmRun:
 
     @property
     def score(self) -> ExampleScore:
-        """The metric that decides."""
+        """The deciding metric."""
         return EXAMPLE_SCORES[self.facts["metric"]]
 
     @property
     def gain(self) -> float:
-        """The metric on validation, negative where less of it is better."""
+        """The metric on validation, negated if smaller is better."""
         return self.validation if self.score.greater_is_better else -self.validation
 
     def test_value(self, messages: str = "own") -> float:
@@ -107,7 +107,7 @@ class ArmRun:
         return float(self.score.metric(self.examples[messages].sum(0)))
 
     def save(self, folder: Path) -> None:
-        """Writes two files; the second one says that both are complete."""
+        """Writes two files; the second one marks both as complete."""
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / f"{self.job.name}.npz") as partial, partial.open("wb") as stream:
             arrays: dict[str, Any] = {f"of {name}": one for name, one in self.examples.items()}
@@ -130,12 +130,12 @@ class ArmRun:
 
 
 class ArmTrainer:
-    """Trains and measures one job.
+    """Trains and evaluates one job.
 
     Args:
-        comparison: what all jobs have in common.
-        job: which one.
-        budget: what the feedback arm uses.
+        comparison: settings that all jobs share.
+        job: the job.
+        budget: resources of the feedback arm.
     """
 
     def __init__(self, comparison: Comparison, job: Job, budget: Budget) -> None:
@@ -149,7 +149,7 @@ class ArmTrainer:
     def _make_trainer(self, model: nn.Module, budget: Budget) -> FeedbackTrainer:
         task = self.prepared
         train = self.arm.adapt_data(cast(Dataset, task.splits["train"].data))
-        set_seed(self.job.seed)  # the same order of examples, whatever building the model drew
+        set_seed(self.job.seed)  # the same order of examples, whatever random numbers building the model used
         return MatchedTrainer(
             model=model,
             args=self._training_arguments(budget, len(train)),
@@ -188,7 +188,7 @@ class ArmTrainer:
         return args
 
     def run(self) -> ArmRun:
-        """Trains for all epochs; the model of the last step is measured."""
+        """Trains for all epochs and evaluates the model of the last step."""
         started, processor = time.perf_counter(), time.process_time()
         self.trainer.train()
         facts: dict[str, Any] = {
@@ -215,14 +215,14 @@ class ArmTrainer:
         return ArmRun(self.job, validation, examples, {"metric": name, **facts})
 
     def _can_swap(self) -> bool:
-        """Whether the row before another one is another example."""
+        """Whether every row is preceded by a row of another example."""
         several_rows = self.prepared.splits["test"].answer_texts is not None or isinstance(
             self.core, FeedbackForMultipleChoice
         )
         return not several_rows and self.trainer.args.per_device_eval_batch_size > 1
 
     def _in_random_order(self, score: ExampleScore) -> np.ndarray:
-        """What every test example adds to the metric, read in another order: files may be sorted by label."""
+        """Contributions of the test examples, read in random order since files may be sorted by label."""
         order = np.random.default_rng(0).permutation(len(cast(Dataset, self.prepared.splits["test"].data)))
         examples = score.of_examples(self._answers("test", order))
         return examples[np.argsort(order)]
@@ -242,7 +242,7 @@ class ArmTrainer:
         )
 
     def _by_iteration(self, measure: Callable[[], float]) -> list[float]:
-        """The metric on validation for 1 … K + 1 iterations."""
+        """The metric on validation for 1 to K + 1 iterations."""
         num_iterations, values = self.core.config.num_iterations, []
         for k in range(1, num_iterations + 2):
             self.core.set_num_iterations(k)

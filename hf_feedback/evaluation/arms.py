@@ -25,12 +25,12 @@ from .message_controls import read_bottom_up
 
 @dataclass(frozen=True)
 class Budget:
-    """What the feedback arm uses, which others are given as well.
+    """Resources of the feedback arm, which other arms match.
 
     Args:
-        parameters: of its messages.
-        flops: of a step of its training, relative to the same without feedback.
-        num_iterations: its K.
+        parameters: number of parameters of its messages.
+        flops: FLOPs of a training step, relative to the same step without feedback.
+        num_iterations: K.
         segment_tokens: tokens of a segment, if texts are cut.
         text_tokens: tokens of the longest text, if texts are cut.
     """
@@ -43,13 +43,13 @@ class Budget:
 
 
 class Arm:
-    """One way to train.
+    """One of the compared ways to train.
 
     Attributes:
-        description: what it is, in a few words.
-        is_feedback: whether it is what the others are compared with.
-        trains_new_parts_only: whether only parameters that start at random are trained, at the rate of these.
-        is_default: whether it is compared where no arms are named.
+        description: a short description.
+        is_feedback: whether it is a feedback arm, which the others are compared with.
+        trains_new_parts_only: whether only parameters that start at random are trained, at their rate.
+        is_default: whether it is compared by default.
     """
 
     description: str
@@ -58,29 +58,29 @@ class Arm:
     is_default: bool = True
 
     def model_options(self) -> Options:
-        """Feedback options of its model, beside those of the command."""
+        """Feedback options of its model, in addition to those of the command."""
         return {"num_iterations": 1}
 
     def freeze(self, freeze: list[str]) -> list[str]:
-        """What does not train, given what the command freezes."""
+        """Frozen parts, given those that the command freezes."""
         return [*freeze, "feedback"]
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        """Why there is no such arm; `None` if there is one.
+        """Returns the reason why the arm cannot be compared; `None` if it can.
 
         Args:
             model: the feedback model.
             row: an encoded training example.
-            freeze: what the command freezes.
+            freeze: parts that the command freezes.
         """
         return None
 
     def data_options(self, budget: Budget) -> Options:
-        """Options of its data, beside those of the command."""
+        """Options of its data, in addition to those of the command."""
         return {}
 
     def training_options(self) -> Options:
-        """Options of its training, beside those of the command."""
+        """Options of its training, in addition to those of the command."""
         return {}
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
@@ -98,10 +98,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Feedback(Arm):
-    """Feedback with options.
+    """Feedback with certain options.
 
     Args:
-        options: of `FeedbackConfig`, beside those of the command.
+        options: options of `FeedbackConfig`, in addition to those of the command.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Plain(Arm):
 
 
 class PlainLonger(Plain):
-    """The same for as many epochs as cost what the feedback arm costs."""
+    """Plain fine-tuning for more epochs, with the compute of the feedback arm."""
 
     description = "plain fine-tuning with the compute of feedback"
 
@@ -139,7 +139,7 @@ class PlainLonger(Plain):
 
 
 class RDrop(Plain):
-    """The backbone reads every text twice, with other dropout masks, and its two answers are to agree.
+    """R-Drop: the predictions for a text under two dropout masks are trained to agree.
 
     Source: Liang et al. 2021, R-Drop: Regularized Dropout for Neural Networks, arXiv 2106.14448.
     """
@@ -152,7 +152,7 @@ class RDrop(Plain):
 
 
 class HeadOnly(Arm):
-    """The head alone is trained."""
+    """Only the head is trained."""
 
     description = "head only"
     trains_new_parts_only = True
@@ -161,7 +161,7 @@ class HeadOnly(Arm):
         return ["backbone", "feedback"]
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        return None if _head_of(model) and "head" not in freeze else "the task has no new head that is trained"
+        return None if _head_of(model) and "head" not in freeze else "the task has no new head to train"
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class LoRA(Arm):
     """Low-rank adapters in the frozen backbone, with as many parameters as the messages.
 
     Args:
-        trains_feedback: whether the messages are trained beside them.
+        trains_feedback: whether the messages are trained too.
 
     Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
     """
@@ -221,18 +221,18 @@ class BottomUp(Arm):
 
 
 class Duplicated(Plain):
-    """The layers that feedback repeats stand in the stack K times, each with weights of its own.
+    """The layers that feedback repeats are copied K times in the stack, each with its own weights.
 
     Source: Kim et al. 2023, SOLAR 10.7B, arXiv 2312.15166, for stacks with doubled layers.
     """
 
-    description = "repeated layers with weights of their own"
+    description = "repeated layers with their own weights"
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         if len({id(layer) for layer in model.layers}) < len(model.layers):
             return "the backbone's layers share their weights"
         if any(item not in FREEZABLE_PARTS for item in freeze):
-            return "single layers are frozen, whose numbers would be those of others"
+            return "single layers are frozen, and their numbers would change"
         return super().why_not(model, row, freeze)
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
@@ -249,7 +249,7 @@ class Duplicated(Plain):
 
 
 class LoopOnly(Arm):
-    """The layers are repeated with their own output as their input, as often as with feedback, and without messages."""
+    """The loop without messages: the layers read their own output, as often as with feedback."""
 
     description = "the loop without messages"
 
@@ -266,7 +266,7 @@ def _head_of(model: FeedbackPreTrainedModel) -> list[str]:
 
 
 class Together(Arm):
-    """Several arms at once, such as LoRA in a backbone whose mask is lifted.
+    """A combination of arms, such as LoRA in a backbone without its causal mask.
 
     Args:
         parts: the arms.

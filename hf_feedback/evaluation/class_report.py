@@ -1,4 +1,4 @@
-"""What a classifier answered, class by class: precision, recall, F1, confusion and calibration."""
+"""Evaluation of a classifier by class: precision, recall, F1, confusion and calibration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ClassAnswers:
 
     Args:
         labels: numbers of the right classes, `(N,)`; zeros and ones `(N, C)` for several labels at once.
-        predicted: those that were predicted.
+        predicted: predicted classes, in the same form.
         confidence: probability of each prediction, of the same shape.
         names: names of the classes in the order of their numbers.
     """
@@ -39,7 +39,7 @@ class ClassAnswers:
 
     @classmethod
     def of_logits(cls, prediction: EvalPrediction, labels: LabelSet) -> "ClassAnswers":
-        """Returns the answers that logits stand for."""
+        """Returns the predictions of logits."""
         logits = prediction.predictions
         logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=float)
         predicted = predict_labels(logits, labels.problem_type)
@@ -49,7 +49,7 @@ class ClassAnswers:
 
     @classmethod
     def of_tags(cls, prediction: EvalPrediction, names: tuple[str, ...]) -> "ClassAnswers":
-        """Returns the answers to words, of tags with their probabilities."""
+        """Returns the predictions for words, from tags with their probabilities."""
         labels, predicted = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)
         labelled = labels != IGNORED
         tags, confidence = predicted[labelled].T
@@ -58,7 +58,7 @@ class ClassAnswers:
     def report(self) -> Report:
         """Returns accuracy, the scores of each class and their averages, calibration, and confusion.
 
-        Accuracy is that of whole items: of several labels at once, all must be right.
+        Accuracy counts whole items: of several labels at once, all must be right.
         """
         right = self.labels == self.predicted
         numbers = np.arange(len(self.names))
@@ -79,7 +79,7 @@ class ClassAnswers:
 
 
 def has_confusion(task: Task) -> bool:
-    """Whether the report of a task has a confusion matrix: whether it answers with one class for each item.
+    """Whether the report of a task has a confusion matrix: whether it predicts one class per item.
 
     Args:
         task: the task, with its model.
@@ -90,15 +90,15 @@ def has_confusion(task: Task) -> bool:
 
 
 def report_of(task: Task, prediction: EvalPrediction) -> Report | None:
-    """Returns the report of a task's answers.
+    """Returns the report on the predictions of a task.
 
     Args:
         task: the task, with its model.
-        prediction: what `LabelledFile.predict` returns.
+        prediction: from `LabelledFile.predict`.
 
     Returns:
-        Of values, their errors; of choices, accuracy and calibration; of entities, scores of each type; `None` for
-        answers that are no classes.
+        For values, their errors; for choices, accuracy and calibration; for entities, scores of each type; `None` for
+        other predictions.
     """
     labels = LabelSet.of_model(task.model)
     if isinstance(task, TokenClassification):
@@ -116,7 +116,7 @@ def report_of(task: Task, prediction: EvalPrediction) -> Report | None:
 
 
 def _entities(prediction: EvalPrediction, names: Sequence[str]) -> Report:
-    """The scores of each type of entity, an entity counting only with its exact words, and their averages."""
+    """Scores of each type of entity and their averages; an entity counts only with its exact words."""
     labels, predicted = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)[..., 0].astype(int)
     references, answers = (
         [[names[number] for number in row[mask]] for row, mask in zip(numbers, labels != IGNORED, strict=True)]
@@ -141,7 +141,7 @@ def _errors(prediction: EvalPrediction) -> Report:
 
 
 def format_report(report: Report) -> str:
-    """Returns a report as a table, one class a line."""
+    """Formats a report as a table, one class per line."""
     lines = []
     if "classes" in report:
         rows = {**report["classes"], **{f"({name})": report[name] for name in AVERAGES}}

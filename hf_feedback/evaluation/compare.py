@@ -1,4 +1,4 @@
-"""Runs a comparison: the plan, the runs that choose rates, the runs with all seeds, and what comes out of them."""
+"""Runs a comparison: first the runs that choose rates, then those with all seeds."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from .comparison_result import ComparisonResult
 
 
 def run_job(comparison: Comparison, job: Job, budget: Budget) -> None:
-    """Trains and measures one job, unless that was done before; what training prints goes into a file beside it."""
+    """Runs one job unless it is finished; its output is written to a log file."""
     folder = runs_folder(comparison)
     if ArmRun.load(folder, job) is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,18 +35,18 @@ def run_job(comparison: Comparison, job: Job, budget: Budget) -> None:
 
 
 def hide_progress_bars() -> None:
-    """Hides the bars of loading and encoding, which come with every run."""
+    """Hides the progress bars of loading and encoding, which would repeat in every run."""
     disable_progress_bars()
     logging.disable_progress_bar()
 
 
 def runs_folder(comparison: Comparison) -> Path:
-    """Where the runs of a comparison are kept."""
+    """Returns the folder of the runs of a comparison."""
     return comparison.folder / "runs"
 
 
 def _start_process(devices: "Queue[str]", num_threads: int) -> None:
-    """Gives a process a GPU, or its part of the cores."""
+    """Assigns a GPU, or a share of the cores, to a process."""
     if device := devices.get():
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     torch.set_num_threads(num_threads)
@@ -57,9 +57,9 @@ class JobRunner:
     """Runs jobs, in this process or in several.
 
     Args:
-        comparison: what they have in common.
-        plan: what they cost.
-        num_processes: how many run at a time; they take turns on the GPUs that there are.
+        comparison: settings that they share.
+        plan: their costs.
+        num_processes: number of runs at a time; they take turns on the available GPUs.
     """
 
     def __init__(self, comparison: Comparison, plan: Plan, num_processes: int = 1) -> None:
@@ -67,11 +67,11 @@ class JobRunner:
         self.started, self.finished_flops = time.monotonic(), 0.0
 
     def run(self, jobs: Sequence[Job], later: Sequence[Job] = ()) -> list[ArmRun]:
-        """Runs jobs that are not finished, and reads all of them.
+        """Runs unfinished jobs, and returns the results of all.
 
         Args:
-            jobs: those to run.
-            later: those that follow, for the time that is left.
+            jobs: the jobs to run.
+            later: jobs that follow, for the estimate of the remaining time.
         """
         folder = runs_folder(self.comparison)
         open_jobs = [job for job in jobs if ArmRun.load(folder, job) is None]
@@ -106,7 +106,9 @@ class JobRunner:
             except BaseException:
                 processes = list((pool._processes or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in processes:  # what is running cannot be cancelled; its files appear whole or not at all
+                for (
+                    process
+                ) in processes:  # running jobs cannot be cancelled; their files are written completely or not at all
                     process.terminate()
                 raise
 
@@ -116,7 +118,7 @@ class JobRunner:
 
 
 def choose_factors(runs: Sequence[ArmRun]) -> dict[str, float]:
-    """The factor on the rates that is best on validation, for each arm; of equal ones the smallest."""
+    """Returns the factor on the rates that is best on validation, for each arm; of equal ones the smallest."""
     by_factor = sorted(runs, key=lambda run: run.job.factor)
     return {
         arm: max((run for run in by_factor if run.job.arm == arm), key=lambda run: run.gain).job.factor
@@ -125,12 +127,12 @@ def choose_factors(runs: Sequence[ArmRun]) -> dict[str, float]:
 
 
 def compare(comparison: Comparison, plan: Plan, num_processes: int = 1) -> ComparisonResult:
-    """Trains all arms and returns what comes out; finished runs of an earlier call are not run again.
+    """Trains all arms and returns the results; finished runs of an earlier call are not repeated.
 
     Args:
-        comparison: what is compared.
+        comparison: the comparison.
         plan: from `make_plan`.
-        num_processes: how many runs at a time.
+        num_processes: number of runs at a time.
 
     Raises:
         ValueError: the folder holds runs of another comparison.
@@ -147,7 +149,7 @@ def compare(comparison: Comparison, plan: Plan, num_processes: int = 1) -> Compa
 
 
 def claim_folder(comparison: Comparison, plan: Plan) -> None:
-    """Notes in the output folder what its runs depend on.
+    """Records in the output folder the settings that its runs depend on.
 
     Raises:
         ValueError: the folder holds runs of another comparison.

@@ -23,19 +23,19 @@ from .example_scores import EXAMPLE_SCORES, ExampleScore
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all runs have in common.
+    """The settings that all runs share.
 
     Args:
         task: the task.
         model_args: the backbone, and the feedback options.
-        data_args: the data, and how they are read.
+        data_args: options of the data.
         args: the training arguments.
         arms: by name; those with feedback among them.
-        seeds: of the order of the data, new parameters and dropout.
-        rate_factors: on all rates; each arm takes the one that is best on validation with the first seed.
-        margin: in points, differences that are smaller do not matter.
-        also_test: further files that every trained model is tested on, such as noisy or adversarial ones.
-        most_steps: of training, before an arm's factor; `None` for as many as the epochs take.
+        seeds: seeds of the data order, new parameters and dropout.
+        rate_factors: factors on all rates; each arm uses the best on validation with the first seed.
+        margin: smallest difference that matters, in points.
+        also_test: further test files for every trained model, such as noisy or adversarial ones.
+        most_steps: maximum number of training steps, before an arm's factor; `None`: those of the epochs.
     """
 
     task: type[Task[FileArguments]]
@@ -63,7 +63,7 @@ class Comparison:
         return self.task(self.model_args, self.data_args).card.pipeline_tag
 
     def prepare(self, arm: Arm, seed: int, budget: Budget) -> tuple[PreparedTask, nn.Module]:
-        """Returns the task with the arm's data, and the arm's model; its head is the same for all arms of a seed."""
+        """Returns the task with the arm's data and model; the initial head is the same for all arms of a seed."""
         set_seed(seed)
         model_args = replace(self.model_args, **arm.model_options())
         task = self.task(model_args, replace(self.data_args, **arm.data_options(budget)))
@@ -76,14 +76,14 @@ class Comparison:
             more[test_name(file)] = split
         model = cast(FeedbackPreTrainedModel, prepared.model)
         if read_config(self.model_args.model, self.model_args.revision).get("model_type") != model.config.model_type:
-            draw_head(model, seed)  # and not of a feedback model that is trained further
+            draw_head(model, seed)  # and not a feedback model that is trained further
         return replace(prepared, splits={**prepared.splits, **more}), arm.adapt_model(model, budget)
 
     def score_of(self, prepared: PreparedTask) -> tuple[str, ExampleScore]:
-        """The name of the metric that decides, and how it comes about.
+        """Returns the name of the deciding metric, and its score by example.
 
         Raises:
-            ValueError: it is none that can be resampled.
+            ValueError: the metric cannot be resampled.
         """
         names = [name for name in prepared.metrics if name in EXAMPLE_SCORES]
         name = (self.args.metric_for_best_model or next(iter(prepared.metrics), "")).removeprefix("eval_")
@@ -96,12 +96,12 @@ class Comparison:
 
 
 def test_name(file: str) -> str:
-    """The name of a further test file: that of the file without its ending."""
+    """Returns the name of a further test file: the file name without its ending."""
     return Path(file).stem
 
 
 def draw_head(model: FeedbackPreTrainedModel, seed: int) -> None:
-    """Draws a new head anew, so that it does not depend on what was drawn before it."""
+    """Draws a new head again, independently of earlier random numbers."""
     if model.config.head != "new":
         return
     torch.manual_seed(seed)

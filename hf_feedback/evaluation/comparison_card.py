@@ -1,4 +1,4 @@
-"""A model card about what comparisons found."""
+"""The model card of comparisons."""
 
 import statistics
 from pathlib import Path
@@ -12,7 +12,7 @@ from .joined_results import join_results
 from .markdown_tables import markdown_table
 
 SPLITS = ("train", "validation", "test")
-# Options of feedback that a card names.
+# Feedback options that a card lists.
 SHOWN_OPTIONS = ("num_iterations", "feedback_type", "feedback_edges", "feedback_topology", "feedback_rank", "freeze")
 
 
@@ -26,7 +26,7 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> Model
     found = [
         EvalResult(
             task_type=result["task"],
-            dataset_type=short_name(data),  # by which results are told apart
+            dataset_type=short_name(data),  # to identify the results
             dataset_name=short_name(data),
             dataset_split="test",
             metric_type="f1" if result["metric"].endswith("f1") else result["metric"],
@@ -48,7 +48,7 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> Model
 
 
 def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Writes a card with the verdicts, the differences and how they came about.
+    """Writes a card with verdicts, differences and settings.
 
     Args:
         file: the card; its name without the ending is that of the card.

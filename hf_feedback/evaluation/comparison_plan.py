@@ -1,4 +1,4 @@
-"""What a comparison is going to do and what that costs, before it starts."""
+"""The plan of a comparison: its runs and their costs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ from .cost import count_flops
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What one arm costs.
+    """The cost of one arm.
 
     Args:
-        parameters: trained ones.
-        flops: of a training step, for one example.
-        examples: of training, over all epochs.
+        parameters: number of trained parameters.
+        flops: FLOPs of a training step per example.
+        examples: number of training examples over all epochs.
     """
 
     parameters: int
@@ -46,11 +46,11 @@ class Plan:
     """The runs of a comparison.
 
     Args:
-        budget: what the feedback arm uses.
+        budget: resources of the feedback arm.
         costs: by arm.
-        left_out: arms that there are none of, with the reason.
-        seconds_a_flop: measured on one batch of this machine.
-        record: what the result depends on, see `run_record`.
+        left_out: arms that cannot be compared, with the reason.
+        seconds_a_flop: seconds per FLOP, measured with one batch on this machine.
+        record: settings that the result depends on, see `run_record`.
     """
 
     budget: Budget
@@ -60,7 +60,7 @@ class Plan:
     record: Record
 
     def seconds(self, jobs: Sequence[Job]) -> float:
-        """Estimated seconds of training, one job after the other."""
+        """Estimated seconds of training, for one job at a time."""
         return sum(self.costs[job.arm].total for job in jobs) * self.seconds_a_flop
 
 
@@ -70,15 +70,15 @@ def choosing_jobs(comparison: Comparison, arms: list[str]) -> list[Job]:
 
 
 def seed_jobs(comparison: Comparison, chosen: Mapping[str, float]) -> list[Job]:
-    """The runs with all other seeds, with the rates that were chosen."""
+    """The runs with all other seeds and the chosen rates."""
     return [Job(arm, seed, factor) for seed in comparison.seeds[1:] for arm, factor in chosen.items()]
 
 
 def make_plan(comparison: Comparison) -> Plan:
-    """Builds every arm once, and counts what it costs.
+    """Builds every arm once and counts its cost.
 
     Raises:
-        ValueError: an option, a file or a label is not as it must be.
+        ValueError: an option, a file or a label is invalid.
         UnsupportedBackboneError: the backbone cannot be looped exactly.
     """
     first, arm = next((name, arm) for name, arm in comparison.arms.items() if arm.is_feedback)
@@ -114,7 +114,7 @@ def make_plan(comparison: Comparison) -> Plan:
 
 
 def _check_splits(prepared: PreparedTask) -> None:
-    """Refuses data that cannot be compared on."""
+    """Refuses data without validation and test splits of known length."""
     for split in ("validation", "test"):
         if split not in prepared.splits:
             raise ValueError(f"Rates are chosen on validation and results are read on test: give `{split}_file` too.")
@@ -123,10 +123,10 @@ def _check_splits(prepared: PreparedTask) -> None:
 
 
 def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost, float]:
-    """What an arm costs, and the seconds that a step takes for one example."""
+    """Returns the cost of an arm, and the seconds of a step per example."""
     made = ArmTrainer(comparison, Job(arm, comparison.seeds[0], 1.0), budget)
     trainer, model = made.trainer, cast(nn.Module, made.trainer.model).train()
-    made.core.config.jacobian_penalty = 0.0  # it is differentiated twice, which cannot be counted
+    made.core.config.jacobian_penalty = 0.0  # it is differentiated twice, which the counter does not support
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     size = len(next(iter(batch.values())))
 
@@ -148,7 +148,7 @@ def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost,
 
 
 def format_plan(comparison: Comparison, plan: Plan) -> str:
-    """The plan as a table, with the number of runs and the time that they take."""
+    """Formats the plan as a table, with the number of runs and the estimated time."""
     costs = plan.costs
     rows = [("arm", "trained parameters", "FLOPs of training, relative")]
     base = next(iter(costs.values())) if "plain" not in costs else costs["plain"]
@@ -167,7 +167,7 @@ def format_plan(comparison: Comparison, plan: Plan) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A time in the unit that suits it.
+    """Formats a time in seconds, minutes or hours.
 
     Example:
 

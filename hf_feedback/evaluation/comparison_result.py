@@ -1,4 +1,4 @@
-"""What comes out of a comparison: differences with intervals, a verdict in a sentence, a table, and JSON."""
+"""Results of a comparison: differences with intervals, a verdict, tables and JSON."""
 
 import json
 import platform
@@ -25,13 +25,13 @@ from .statistics import compare_paired, draw_examples, resample_examples, seeds_
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """The runs of a comparison and what follows from them.
+    """The runs of a comparison and the results.
 
     Args:
-        comparison: what was compared.
-        plan: with the costs.
+        comparison: the comparison.
+        plan: the plan with the costs.
         choosing: the runs that chose the rates.
-        runs: those with the rates that were chosen, every arm with every seed.
+        runs: the runs with the chosen rates, every arm with every seed.
     """
 
     comparison: Comparison
@@ -50,17 +50,17 @@ class ComparisonResult:
 
     @property
     def metric(self) -> str:
-        """Name of the metric that decides."""
+        """Name of the deciding metric."""
         return str(self.runs[0].facts["metric"])
 
     @property
     def unit(self) -> float:
-        """Points in one unit of the metric: 100, for a metric between 0 and 1; negative where less is better."""
+        """Points per unit of the metric: 100 for a metric between 0 and 1; negative if smaller is better."""
         return 100.0 if self.runs[0].score.greater_is_better else -1.0
 
     @cached_property
     def contrasts(self) -> list[Contrast]:
-        """Each feedback arm beside every other arm."""
+        """Each feedback arm compared with every other arm."""
         arms = self.comparison.arms
         with_feedback = [name for name in self.by_arm if arms[name].is_feedback]
         others = [name for name in self.by_arm if not arms[name].is_feedback]
@@ -78,7 +78,7 @@ class ComparisonResult:
 
     @cached_property
     def drops(self) -> list[Contrast]:
-        """How much less feedback loses from the test file to each further one, where that has the same examples."""
+        """How much less feedback loses from the test file to each further file with the same examples."""
         number = len(self.runs[0].examples["own"])
         files = [test_name(file) for file in self.comparison.also_test]
         return [
@@ -90,7 +90,7 @@ class ComparisonResult:
 
     @cached_property
     def controls(self) -> list[Contrast]:
-        """Each feedback arm beside itself with other messages."""
+        """Each feedback arm compared with itself with other messages."""
         return [
             self._contrast(name, control, runs, control)
             for name, runs in self.by_arm.items()
@@ -107,7 +107,7 @@ class ComparisonResult:
         ours: str = "own",
         since: str | None = None,
     ) -> Contrast:
-        """Feedback minus another one; of each, the examples of that name, minus those of the name `since`."""
+        """Feedback minus an alternative, on the examples of a name, each minus those of the name `since`."""
         runs, metric = self.by_arm[feedback], self.runs[0].score.metric
         number = len(runs[0].examples[ours])
         weights = self._weights(number)
@@ -133,24 +133,24 @@ class ComparisonResult:
 
     @property
     def first_feedback(self) -> str:
-        """The arm with feedback whose costs are the budget of others."""
+        """The feedback arm whose costs are the budget of the other arms."""
         return next(name for name, arm in self.comparison.arms.items() if arm.is_feedback)
 
     def best_feedback(self) -> str:
-        """The arm with feedback that is best on validation."""
+        """The feedback arm that is best on validation."""
         arms = [name for name in self.by_arm if self.comparison.arms[name].is_feedback]
         alone = [name for name in arms if "+" not in name]  # others have more parameters than their alternatives
         arms = alone or arms
         return max(arms, key=lambda name: statistics.mean(run.gain for run in self.by_arm[name]))
 
     def verdict(self) -> str:
-        """The answer in one sentence, about the feedback arm that is best on validation."""
+        """The verdict in one sentence, about the feedback arm that is best on validation."""
         best = self.best_feedback()
         contrasts = [contrast for contrast in self.contrasts if contrast.feedback == best]
         return write_verdict(contrasts, self.metric, self.comparison.margin)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
+        """Returns all results as JSON values."""
         comparison = self.comparison
         further = [test_name(file) for file in comparison.also_test]
         return {
@@ -199,7 +199,7 @@ class ComparisonResult:
         return [folder / name for name in contents]
 
     def as_markdown(self) -> str:
-        """The verdict, and tables of arms and of differences."""
+        """Returns the verdict and the tables of arms and differences as Markdown."""
         plan, base = self.plan, self.plan.costs.get("plain", next(iter(self.plan.costs.values())))
         percent = abs(self.unit)
         arms = [
@@ -233,7 +233,7 @@ class ComparisonResult:
         )
 
     def _further_tables(self) -> list[str]:
-        """What every arm does on further test files, and by how much feedback leads there."""
+        """Tables of all arms and of the differences on further test files."""
         files = [test_name(file) for file in self.comparison.also_test]
         if not files:
             return []
@@ -259,7 +259,7 @@ class ComparisonResult:
 
 
 def machine_and_versions() -> dict[str, str]:
-    """The processor and the versions of what trains."""
+    """Describes the processor and the versions of the packages that train."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "device": device,

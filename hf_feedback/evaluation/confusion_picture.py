@@ -1,20 +1,20 @@
-"""The confusion matrix as a picture."""
+"""Picture of a confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-MOST_NUMBERS = 30  # classes up to which the cells hold their counts
+MOST_NUMBERS = 30  # maximum number of classes for which cells show their counts
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], file: str) -> None:
-    """Draws how often each label got each answer.
+    """Draws a confusion matrix.
 
     Args:
-        counts: labels in rows, answers in columns, `(C, C)`.
+        counts: labels in rows, predictions in columns, `(C, C)`.
         names: names of the classes.
-        file: the picture to write; its ending decides the format.
+        file: the picture; its ending determines the format.
 
     Raises:
         ImportError: matplotlib is missing.

@@ -9,15 +9,15 @@ from .statistics import Difference
 
 @dataclass(frozen=True)
 class Contrast:
-    """Feedback beside one alternative.
+    """Feedback compared with one alternative.
 
     Args:
         feedback: name of the arm with feedback.
-        other: name of the arm that it is compared with, or what its own messages were replaced by.
-        test: name of the file that both were tested on.
-        difference: feedback minus the other, in points; more is better.
+        other: name of the alternative, or of the replacement of its own messages.
+        test: name of the test file.
+        difference: feedback minus the alternative, in points; larger is better.
         verdict: see `Difference.verdict`.
-        seeds_needed: to see a difference of the margin, if that is known.
+        seeds_needed: number of seeds to detect a difference of the margin, if known.
     """
 
     feedback: str
@@ -29,12 +29,12 @@ class Contrast:
 
 
 def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> str:
-    """The answer in one sentence.
+    """Returns the verdict in one sentence.
 
     Args:
-        contrasts: feedback beside every alternative.
+        contrasts: feedback compared with every alternative.
         metric: name of the metric.
-        margin: in points, differences that are smaller do not matter.
+        margin: smallest difference that matters, in points.
     """
     by_verdict: dict[str, list[Contrast]] = {}
     for contrast in sorted(contrasts, key=lambda contrast: contrast.difference.mean):
@@ -42,7 +42,7 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> 
     seeds = f"{(count := contrasts[0].difference.num_seeds)} seed{'s' * (count != 1)}"
 
     def hardest(verdict: str) -> tuple[str, str]:
-        """The alternative that is furthest ahead, and the difference to it."""
+        """Returns the strongest alternative, and the difference to it."""
         worst = by_verdict[verdict][0]
         d = worst.difference
         return worst.other, f"{d.mean:+.1f} points of {metric} [{d.low:+.1f}, {d.high:+.1f}]"
@@ -63,7 +63,7 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> 
 
 
 def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
-    """Differences as a Markdown table."""
+    """Returns differences as a Markdown table."""
     rows = [
         (
             contrast.feedback, contrast.other,
@@ -76,14 +76,14 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
 
 
 def _needed(contrast: Contrast, margin: float) -> str:
-    """How many seeds would see a difference of the margin, in words."""
+    """Describes the number of seeds that would detect a difference of the margin."""
     if contrast.difference.of_examples > margin:
         return "more test examples"
     return "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed)
 
 
 def format_p_value(difference: Difference) -> str:
-    """The p-value of the permutation test, or that so few seeds cannot show anything."""
+    """Formats the p-value of the permutation test, or that there are too few seeds for one."""
     if difference.p_value is None or difference.least_p_value > 0.05:
         return f"cannot tell (≥ {difference.least_p_value:.2g})"
     return f"{difference.p_value:.2g}"

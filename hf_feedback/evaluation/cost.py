@@ -1,4 +1,4 @@
-"""What a step costs, counted and not timed."""
+"""FLOPs of a step."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_flops(step: Callable[[], None]) -> int:
-    """FLOPs of the matrix products of a step, attention included, in the messages too.
+    """Returns the FLOPs of the matrix products of a step, including attention and messages.
 
     Args:
         step: runs it.

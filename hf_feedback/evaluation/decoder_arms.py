@@ -16,7 +16,7 @@ from .arms import Arm, Budget
 
 
 class Repeated(Arm):
-    """The input stands there twice, and the answer is read in the second copy, which has read the first.
+    """The input is repeated, and the prediction is made from the second copy, which can read the first.
 
     Source: Springer et al. 2024, Repetition Improves Language Model Embeddings, arXiv 2402.15449.
     """
@@ -31,7 +31,7 @@ class Repeated(Arm):
             return f"the task's {min(more)} cannot be repeated"
         labels_words = model.traits.labels_words
         if not labels_words and (isinstance(row.get("labels"), list) or model._pooling() != "last"):
-            return "the answer is not read at the last token"
+            return "the prediction is not made at the last token"
         return None
 
     def adapt_data(self, data: Dataset) -> Dataset:
@@ -46,7 +46,7 @@ class Repeated(Arm):
 
 
 class Unmasked(Arm):
-    """A causal backbone whose tokens see all others.
+    """A causal backbone without its mask, so that tokens attend to later ones too.
 
     Source: BehnamGhader et al. 2024, LLM2Vec, arXiv 2404.05961.
     """
@@ -77,7 +77,7 @@ def _reads_causally(model: FeedbackPreTrainedModel) -> bool:
 
 
 def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of a backbone: every token sees each one that is no padding."""
+    """Forward pre-hook of a backbone: every token attends to all tokens except padding."""
     mask = kwargs.get("attention_mask")
     if mask is None:
         inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]

@@ -1,7 +1,7 @@
-"""Numbers that say what iterations do to the answers of a model.
+"""Statistics on the predictions of a model by iteration.
 
-Iterations are counted from 1, as in the equations: `k` is row `k − 1` of an array. An item is whatever gets one class:
-a text, an image, a question with choices, or a word that is tagged.
+Iterations are counted from 1, as in the equations: `k` is row `k − 1` of an array. An item is the unit that gets one
+class: a text, an image, a question with choices, or a word that is tagged.
 """
 
 import math
@@ -16,10 +16,10 @@ CALIBRATION_BINS = 10
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answers after every iteration.
+    """The predictions of a model after every iteration.
 
     Args:
-        probabilities: of the classes, `(K, N, C)` for K iterations and N items.
+        probabilities: class probabilities, `(K, N, C)` for K iterations and N items.
         labels: number of the right class, `(N,)`.
     """
 
@@ -33,7 +33,7 @@ class Answers:
 
     @property
     def is_right(self) -> np.ndarray:
-        """Whether an answer is right, `(K, N)`."""
+        """Whether a prediction is right, `(K, N)`."""
         return self.predictions == self.labels
 
     @property
@@ -43,12 +43,12 @@ class Answers:
 
     @property
     def oracle_accuracy(self) -> list[float]:
-        """For each k, the accuracy of a gate that knows the best of the iterations 1 to k for every item."""
+        """For each k, the accuracy if the best of the iterations 1 to k were known for every item."""
         return np.logical_or.accumulate(self.is_right).mean(1).tolist()
 
 
 class Bin(TypedDict):
-    """A bin of a reliability diagram: confidences in (low, high]; `None` where it is empty."""
+    """A bin of a reliability diagram: confidences in (low, high]; `None` if it is empty."""
 
     low: float
     high: float
@@ -66,7 +66,7 @@ class Calibration(TypedDict):
 
 
 class ConfusionChange(TypedDict):
-    """How often a label got an answer, before and after."""
+    """How often a label got a prediction, in two iterations."""
 
     label: int
     answer: int
@@ -75,16 +75,16 @@ class ConfusionChange(TypedDict):
 
 
 def flips(answers: Answers, first: int, last: int) -> tuple[list[int], list[int], int]:
-    """Compares the answers of two iterations.
+    """Compares the predictions of two iterations.
 
     Args:
-        answers: of all iterations.
+        answers: predictions of all iterations.
         first: the earlier iteration.
         last: the later one.
 
     Returns:
-        Numbers of the items that became right, numbers of those that became wrong, and how many changed from one wrong
-        answer to another.
+        Numbers of the items that became right, numbers of those that became wrong, and the count of those that changed
+        from one wrong class to another.
     """
     before, after = answers.is_right[first - 1], answers.is_right[last - 1]
     changed = answers.predictions[first - 1] != answers.predictions[last - 1]
@@ -93,11 +93,11 @@ def flips(answers: Answers, first: int, last: int) -> tuple[list[int], list[int]
 
 
 def mcnemar(num_fixed: int, num_broken: int) -> float:
-    """Returns the p-value of McNemar's exact test: how often chance alone would make two answers differ so much.
+    """Returns the p-value of McNemar's exact test for two predictions of the same items.
 
     Args:
-        num_fixed: items that only the second answer has right.
-        num_broken: items that only the first answer has right.
+        num_fixed: number of items that only the second prediction gets right.
+        num_broken: number of items that only the first prediction gets right.
 
     Source: McNemar 1947, Note on the sampling error of the difference between correlated proportions.
 
@@ -115,23 +115,23 @@ def mcnemar(num_fixed: int, num_broken: int) -> float:
 
 
 def calibration(answers: Answers, k: int, num_bins: int = CALIBRATION_BINS) -> Calibration:
-    """Compares how sure the answers of an iteration are with how often they are right, see `calibrate`.
+    """Returns the calibration of the predictions of an iteration, see `calibrate`.
 
     Args:
-        answers: of all iterations.
+        answers: predictions of all iterations.
         k: the iteration.
-        num_bins: bins of equal width of the probability of the top class.
+        num_bins: number of bins of equal width of the probability of the top class.
     """
     return calibrate(answers.probabilities[k - 1].max(-1), answers.is_right[k - 1], num_bins)
 
 
 def calibrate(confidence: np.ndarray, right: np.ndarray, num_bins: int = CALIBRATION_BINS) -> Calibration:
-    """Compares how sure answers are with how often they are right.
+    """Compares the confidence of predictions with their accuracy.
 
     Args:
-        confidence: probability of each answer, `(N,)`.
+        confidence: probability of each prediction, `(N,)`.
         right: whether it is right, `(N,)`.
-        num_bins: bins of equal width of the confidence.
+        num_bins: number of bins of equal width of the confidence.
 
     Returns:
         The expected calibration error, Σ (items in the bin / N) · |accuracy − confidence|, the mean confidence, and the
@@ -157,7 +157,7 @@ def calibrate(confidence: np.ndarray, right: np.ndarray, num_bins: int = CALIBRA
 
 
 def confusion(answers: Answers, k: int) -> np.ndarray:
-    """Returns how often each label got each answer in iteration k: `(C, C)`, labels in rows."""
+    """Returns the confusion matrix of iteration k, `(C, C)`, labels in rows."""
     num_classes = answers.probabilities.shape[-1]
     counts = np.zeros((num_classes, num_classes), dtype=int)
     np.add.at(counts, (answers.labels, answers.predictions[k - 1]), 1)

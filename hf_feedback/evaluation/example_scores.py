@@ -1,4 +1,4 @@
-"""What every test example adds to a metric, so that the metric can be computed on any resampling of the examples."""
+"""Contributions of test examples to a metric, from which it is computed on any resampling of the examples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Sums: TypeAlias = np.ndarray  # (…, s)
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered on a split.
+    """The predictions of a model on a split.
 
     Args:
-        prediction: what the Trainer predicted, as `compute_metrics` gets it.
-        problem_type: of the labels.
-        label_names: in the order of their numbers.
-        texts: the right answers, one list a question, and the answers, where they are texts.
+        prediction: prediction of the Trainer, as for `compute_metrics`.
+        problem_type: problem type of the labels.
+        label_names: names of the labels in the order of their numbers.
+        texts: the right answers, one list per question, and the predicted answers, if they are texts.
     """
 
     prediction: EvalPrediction
@@ -53,7 +53,7 @@ class ExampleScore:
     """A metric as a function of sums over examples.
 
     Args:
-        of_examples: answers → what every example adds, `(N, s)`.
+        of_examples: predictions → contributions of the examples, `(N, s)`.
         metric: sums `(…, s)` → values `(…)`.
         greater_is_better: whether larger values are better.
     """
@@ -68,7 +68,7 @@ def _ratio(sums: Sums) -> np.ndarray:
 
 
 def _f1(sums: Sums) -> np.ndarray:
-    """Of true positives, predicted and true ones in the last dimension; 0 where there are none."""
+    """F1 of true positives, predicted and actual positives in the last dimension; 0 if there are none."""
     return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
 
 
@@ -85,7 +85,7 @@ def _class_counts(answers: Answers) -> np.ndarray:
 
 
 def _macro_f1(sums: Sums) -> np.ndarray:
-    """Mean over the classes that count: all of several labels at once, else those that occur or are predicted."""
+    """Mean F1 over all classes for several labels at once, else over those that occur or are predicted."""
     by_class = sums.reshape(*sums.shape[:-1], 4, -1)
     counts = by_class[..., 3, :] > 0
     return (_f1(np.moveaxis(by_class, -2, -1)) * counts).sum(-1) / np.maximum(counts.sum(-1), 1)
@@ -97,7 +97,7 @@ def _confusion(answers: Answers) -> np.ndarray:
 
 
 def _matthews(sums: Sums) -> np.ndarray:
-    """Gorodkin's coefficient of a confusion matrix; 0 where labels or predictions are all alike."""
+    """Gorodkin's coefficient of a confusion matrix; 0 if labels or predictions are constant."""
     size = round(sums.shape[-1] ** 0.5)
     matrix = sums.reshape(*sums.shape[:-1], size, size).astype(float)
     total, correct = matrix.sum((-1, -2)), np.trace(matrix, axis1=-2, axis2=-1)
@@ -109,12 +109,12 @@ def _matthews(sums: Sums) -> np.ndarray:
 def _moments(answers: Answers, ranked: bool) -> np.ndarray:
     x, y = (np.asarray(values, float) for values in answers.classes())
     x, y = (rankdata(x), rankdata(y)) if ranked else (x, y)
-    x, y = x - x.mean(), y - y.mean()  # sums of squares lose fewer digits
+    x, y = x - x.mean(), y - y.mean()  # so that sums of squares lose fewer digits
     return np.stack((np.ones_like(x), x, y, x * x, y * y, x * y), -1)
 
 
 def _correlation(sums: Sums) -> np.ndarray:
-    """0 for a constant."""
+    """Pearson's correlation; 0 for constants."""
     number, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
     spread = (xx - x * x / number) * (yy - y * y / number)
     return (xy - x * y / number) / np.sqrt(np.where(spread > 0, spread, np.inf))
@@ -127,7 +127,7 @@ def _labelled_tokens(answers: Answers) -> np.ndarray:
 
 
 def _entities(answers: Answers) -> np.ndarray:
-    """True positives, predicted and true entities of every text."""
+    """True positives, predicted and actual entities of every text."""
     names, prediction = answers.label_names, answers.prediction
     counts = []
     for labels, predicted in zip(np.asarray(prediction.label_ids), np.asarray(prediction.predictions), strict=True):

@@ -1,4 +1,4 @@
-"""The number of iterations and the rule of halting that a trained model answers best with, under a time budget."""
+"""Choice of the number of iterations and the halting rule of a trained model under a time budget."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from ..training.model_arguments import Options
 from ..training.model_setup import set_options
 from ..training.trainer import FeedbackTrainer
 
-# Rules of halting, and the thresholds that are tried.
+# Halting rules, and the thresholds to try.
 HALTING_CANDIDATES: Mapping[str, Sequence[Options]] = {
     "convergence": [{"halting_threshold": value} for value in (0.3, 0.2, 0.1, 0.05, 0.02, 0.01)],
     "confidence": [{"halting_confidence": value} for value in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)],
@@ -27,13 +27,13 @@ HALTING_CANDIDATES: Mapping[str, Sequence[Options]] = {
 
 @dataclass(frozen=True)
 class IterationChoice:
-    """What a model does with some options.
+    """Measurements of a model with some options.
 
     Args:
-        options: K and those of halting.
-        metric: of the labelled texts, 0 to 1; more is better.
-        iterations: mean number that a text takes.
-        milliseconds: for a text, the best of several rounds.
+        options: K and the options of halting.
+        metric: metric on the labelled texts, 0 to 1; larger is better.
+        iterations: mean number of iterations per text.
+        milliseconds: time per text, the best of several rounds.
     """
 
     options: Options
@@ -52,7 +52,7 @@ class IterationChoice:
 
 
 def candidates(max_iterations: int) -> Iterator[Options]:
-    """Every K up to the largest, then every rule of halting with the largest.
+    """Returns every K up to the largest, then every halting rule with the largest.
 
     Args:
         max_iterations: largest K.
@@ -75,16 +75,16 @@ def candidates(max_iterations: int) -> Iterator[Options]:
 
 @torch.no_grad()
 def measure_choice(trainer: FeedbackTrainer, data: Dataset, options: Options, rounds: int = 3) -> IterationChoice:
-    """Answers labelled texts with some options; the model keeps them.
+    """Measures a model on labelled texts with some options, which it keeps.
 
     Args:
-        trainer: the model and its metrics, of which the first counts.
+        trainer: the trainer with the model and its metrics, of which the first counts.
         data: encoded texts with labels.
-        options: K and those of halting.
-        rounds: the fastest of so many counts.
+        options: K and the options of halting.
+        rounds: number of time measurements, of which the fastest counts.
 
     Raises:
-        ValueError: the model cannot halt by this rule.
+        ValueError: the model does not support the halting rule.
     """
     model = cast(FeedbackPreTrainedModel, trainer.model).eval()
     model.set_num_iterations(options["num_iterations"])
@@ -108,15 +108,15 @@ def measure_choice(trainer: FeedbackTrainer, data: Dataset, options: Options, ro
 
 
 def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: float) -> IterationChoice:
-    """The fastest of those that are about as good as the best one within the budget.
+    """Returns the fastest choice whose metric is within the tolerance of the best one within the budget.
 
     Args:
-        choices: what was measured.
-        budget: milliseconds a text at most; `None`: any.
-        tolerance: how much worse, in the metric's units, counts as equally good.
+        choices: the measured choices.
+        budget: maximum milliseconds per text; `None`: any.
+        tolerance: difference to the best, in the metric's units, that counts as equal.
 
     Raises:
-        ValueError: none is within the budget.
+        ValueError: no choice is within the budget.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Comparisons on several data sets, side by side."""
+"""Joint tables of comparisons on several data sets."""
 
 import json
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def join_results(results: dict[str, dict[str, Any]]) -> str:
-    """One table for each pair of feedback and alternative that every comparison has.
+    """Returns one table for each pair of feedback and alternative that every comparison has.
 
-    p-values are adjusted by Holm's method over the data sets; with too few seeds, a test cannot show anything.
+    p-values are adjusted by Holm's method over the data sets; with too few seeds there are none.
 
     Args:
         results: contents of `comparison.json`, by data set.
@@ -66,7 +66,7 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _adjusted(contrasts: Sequence[dict[str, Any]]) -> list[str]:
-    """The adjusted p-values in words."""
+    """Formats the adjusted p-values."""
     values = [contrast["difference"]["p_value"] for contrast in contrasts]
     least = [contrast["difference"]["least_p_value"] * len(contrasts) for contrast in contrasts]
     if any(value is None for value in values) or min(len(c["difference"]["by_seed"]) for c in contrasts) < MIN_SEEDS:

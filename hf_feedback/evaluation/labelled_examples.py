@@ -1,4 +1,4 @@
-"""A trained model and a file of labelled examples, as the model reads them and as people do."""
+"""A trained model and a file of labelled examples, encoded and as text for reports."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -42,12 +42,12 @@ SUPPORTED: tuple[type[Task], ...] = (
 
 @dataclass(frozen=True)
 class ShownItem:
-    """What people see of an item.
+    """An item as text.
 
     Args:
-        before: the text, or what stands before the word that is tagged.
-        word: that word; empty where the item is the whole text.
-        after: what stands after it.
+        before: the text, or the part before the tagged word.
+        word: the tagged word; empty if the item is the whole text.
+        after: the part after it.
     """
 
     before: str
@@ -62,11 +62,11 @@ class LabelledExamples:
     Args:
         model: the model.
         processor: its tokenizer, image processor or feature extractor.
-        data: one row an example, for the collator.
+        data: one row per example, for the collator.
         collator: makes batches of rows.
         label_names: names of the classes.
-        unit: what gets one class each, in the plural.
-        show: number of an example, and number of the item among its items → what people see.
+        unit: name of the items, in the plural.
+        show: number of an example, and number of the item among its items → the item as text.
     """
 
     model: FeedbackPreTrainedModel
@@ -82,7 +82,7 @@ class LabelledExamples:
 
         Args:
             batch_size: examples of a batch.
-            most: only so many examples, from the first on.
+            most: maximum number of examples, from the first on.
         """
         data = self.data if most is None else self.data.select(range(min(most, len(self.data))))
         return DataLoader(cast(Any, data), batch_size, collate_fn=self.collator)
@@ -93,7 +93,7 @@ class LabelledExamples:
         return isinstance(self.processor, PreTrainedTokenizerBase) and self.unit != "questions"
 
     def inputs(self, example: int) -> dict[str, torch.Tensor]:
-        """An example as a batch of its own, without its label."""
+        """An example as a batch of one, without its label."""
         batch = self.collator([self.data[example]])
         return {name: cast(torch.Tensor, value) for name, value in batch.items() if name != "labels"}
 
@@ -110,8 +110,8 @@ def load_examples(
         columns: options of the task's data by name, such as `label_column`.
 
     Raises:
-        ValueError: the model or the file is not as it must be, the model does not answer with one class for each item,
-            or an option is not one of the task.
+        ValueError: the model or the file is invalid, the model does not predict one class per item, or an option is not
+            one of the task.
     """
     options = {name: value for name, value in (columns or {}).items() if value is not None}
     task_class = _task_of(model, revision)
@@ -184,7 +184,7 @@ def _label_names(model: FeedbackPreTrainedModel, rows: Dataset, task_class: type
 
 
 def _shown_by(task: Task, rows: Dataset, encoded: Dataset) -> Callable[[int, int], ShownItem]:
-    """What people see of the items of a task."""
+    """Returns the function that shows the items of a task as text."""
     if isinstance(task, TokenClassification):
         return lambda example, number: _show_word(task, rows[example], encoded[example]["labels"], number)
     if isinstance(task, MultipleChoice):
@@ -198,7 +198,7 @@ def _lines_of_question(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _show_word(task: TokenClassification, row: Mapping[str, Any], labels: list[int], number: int) -> ShownItem:
-    """The word that an item of tagging is, in its sentence."""
+    """A tagged word in its sentence."""
     words: list[str] = row[task.data_args.tokens_column]
     position = [i for i, label in enumerate(labels) if label != IGNORED][number]
     space = space_before_words(task.processor)

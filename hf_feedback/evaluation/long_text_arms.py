@@ -1,4 +1,4 @@
-"""The ways to train on long texts that feedback over segments is compared with."""
+"""The arms that feedback over segments is compared with on long texts."""
 
 from typing import cast
 
@@ -15,12 +15,12 @@ from ..training.data.splits import Row
 from ..training.model_arguments import Options
 from .arms import Budget, Plain
 
-# Options that `feedback_span='token'` does not take.
+# Options that `feedback_span='token'` excludes.
 SEGMENT_OPTIONS = tuple(name for name in FeedbackConfig.declared_options() if "segment" in name)
 
 
 class Truncated(Plain):
-    """The backbone reads the start of the text, as much as one segment holds."""
+    """Texts are truncated to the length of one segment."""
 
     description = "the first segment's length of the text"
 
@@ -51,9 +51,9 @@ class WholeText(Truncated):
 
 
 class Windows(Plain):
-    """Every segment is read by itself."""
+    """Segments without messages."""
 
-    description = "segments that know nothing of each other"
+    description = "segments without messages"
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         return None if model.cutting is not None else "texts are not cut into segments"
@@ -64,8 +64,8 @@ class WindowTransformer(nn.Module):
 
     Args:
         hidden_size: d.
-        num_heads: of its attention.
-        max_segments: segments of a text at most.
+        num_heads: attention heads.
+        max_segments: maximum number of segments of a text.
 
     Shapes:
         the segments' vectors `(N, d)` → `(B, d)`.

@@ -7,7 +7,7 @@ from scipy import stats
 
 
 def format_values(values: Sequence[float]) -> str:
-    """Mean with the half-width of Student's 95% interval."""
+    """Formats the mean with the half-width of Student's 95% interval."""
     if len(values) < 2:
         return f"{values[0]:.1f}"
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5

@@ -1,4 +1,4 @@
-"""Feedback whose messages carry something else: controls that tell top-down messages from whatever else they bring."""
+"""Controls of feedback with other messages, which isolate the effect of top-down messages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ..modeling_base import FeedbackPreTrainedModel
 
 
 class BottomUpConnections(FeedbackConnections):
-    """The same messages with as many parameters, read from the target layer's own input in the first iteration."""
+    """The same operators and parameters, reading the target layer's own input in the first iteration."""
 
     def add_messages(
         self, x: torch.Tensor, target: int, source_messages: dict[int, SourceMessage] | None, context: MessageContext
@@ -33,11 +33,10 @@ class SilentConnections(FeedbackConnections):
 
 
 class SwappedConnections(FeedbackConnections):
-    """Every example of a batch gets the messages of the one before it, the first those of the last.
+    """Every example of a batch receives the messages of the previous example, the first one those of the last.
 
-    A token reads the state of the other example's token at the same place, counted from the start again where the other
-    one is shorter; padding is never read. Of texts that are cut, each segment reads the one at its place in the text
-    before, counted in the same way.
+    A token reads the state of the other example's token at the same position, modulo the length of that example;
+    padding is never read. Segments of long texts are paired in the same way.
     """
 
     def forward(self, h: States, context: MessageContext) -> dict[int, SourceMessage]:
@@ -48,7 +47,7 @@ class SwappedConnections(FeedbackConnections):
 
 
 def _rows_before(context: MessageContext, count: int) -> torch.Tensor:
-    """`(N,)`, for each row that of the example before it."""
+    """For each row the row of the previous example, `(N,)`."""
     if context.segments is None:
         return torch.arange(count).roll(1)
     text, num_texts = context.segments.text.cpu(), context.segments.num_texts
@@ -66,25 +65,27 @@ def _of_the_one_before(state: torch.Tensor, context: MessageContext) -> torch.Te
     own = context.mask.to(h.device)
     other = own[rows]
     place = (own.cumsum(1) - 1).clamp_min(0) % other.sum(1, keepdim=True).clamp_min(1)
-    index = (~other).int().argsort(dim=1, stable=True).gather(1, place)  # the positions of real tokens come first
+    index = (~other).int().argsort(dim=1, stable=True).gather(1, place)  # positions of real tokens first
     return batch_first(h.gather(1, index[..., None].expand_as(h)), context.batch_dim)
 
 
 def read_bottom_up(model: FeedbackPreTrainedModel) -> None:
-    """Makes the messages of a model bottom-up ones; with K = 1 they are read once, in each target layer's input."""
+    """Makes the messages of a model bottom-up; with K = 1 they are read once, in each target layer's input."""
     model.feedback.__class__ = BottomUpConnections
     model.feedback.acts_in_first_iteration = True
 
 
 @contextmanager
 def other_messages(model: FeedbackPreTrainedModel, connections: type[FeedbackConnections]) -> Iterator[None]:
-    """Replaces what the messages of a model carry, while the context lasts.
+    """Context that replaces the messages of a model.
 
     Args:
         model: A feedback model.
         connections: `SilentConnections` or `SwappedConnections`.
     """
-    changed = [module for module in model.feedback.modules() if isinstance(module, FeedbackConnections)]  # PEFT has two
+    changed = [
+        module for module in model.feedback.modules() if isinstance(module, FeedbackConnections)
+    ]  # PEFT has two copies
     before = [(type(module), module.mixes_tokens) for module in changed]
     try:
         for module in changed:

@@ -1,4 +1,4 @@
-"""Noisy, misspelt, shuffled and truncated texts, at graded strengths."""
+"""Noise in texts: misspelt, dropped, shuffled and truncated words, at a given strength."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from ..validation import check_choice
 
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
-    """nlpaug draws from the generators that all share; they are as before afterwards."""
+    """Context that seeds the global generators, which nlpaug uses, and restores them."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -25,7 +25,7 @@ def _drawing(seed: int) -> Iterator[None]:
 
 @cache
 def _misspell(kind: str, strength: float) -> Callable[[str], str]:
-    """One character of so many words is another: any one, or one that lies beside it on a keyboard."""
+    """Replaces one character in some words, by any other or by a neighbour on the keyboard."""
     from nlpaug.augmenter.char import KeyboardAug, RandomCharAug
 
     one_a_word = dict(aug_char_min=1, aug_char_max=1, aug_word_min=0, aug_word_p=strength, aug_word_max=None)
@@ -38,7 +38,7 @@ def _misspell(kind: str, strength: float) -> Callable[[str], str]:
 
 
 def _drop(strength: float) -> Callable[[str], str]:
-    """So many words are left out, each as likely as the others; one is kept."""
+    """Drops random words, but at least one is kept."""
 
     def drop(text: str) -> str:
         words = text.split()
@@ -49,7 +49,7 @@ def _drop(strength: float) -> Callable[[str], str]:
 
 
 def _shuffle(strength: float) -> Callable[[str], str]:
-    """So many words change places among each other."""
+    """Exchanges the places of random words."""
 
     def shuffle(text: str) -> str:
         words = text.split()
@@ -62,7 +62,7 @@ def _shuffle(strength: float) -> Callable[[str], str]:
 
 
 def _truncate(strength: float) -> Callable[[str], str]:
-    """So many words at the end are left out; one is kept."""
+    """Drops words at the end, but at least one is kept."""
 
     def truncate(text: str) -> str:
         words = text.split()
@@ -71,7 +71,7 @@ def _truncate(strength: float) -> Callable[[str], str]:
     return truncate
 
 
-# By their names: strength, the share of the words that are changed → text → noisy text.
+# By name: strength, the share of changed words → text → noisy text.
 NOISES: dict[str, Callable[[float], Callable[[str], str]]] = {
     "characters": lambda strength: _misspell("characters", strength),
     "keyboard": lambda strength: _misspell("keyboard", strength),
@@ -82,14 +82,14 @@ NOISES: dict[str, Callable[[float], Callable[[str], str]]] = {
 
 
 def add_noise(texts: Sequence[str], kind: str, strength: float, seed: int = 0) -> list[str]:
-    """Makes texts noisy, the same way for the same seed.
+    """Adds noise to texts, reproducibly for a seed.
 
     Args:
-        texts: the texts; words are what stands between spaces.
+        texts: the texts, with words separated by spaces.
         kind: `"characters"` or `"keyboard"` (one character of a word is wrong; these need nlpaug), `"dropped"`,
             `"shuffled"` or `"truncated"` words.
         strength: share of the words that are changed, 0 to 1.
-        seed: of what is drawn.
+        seed: seed of the noise.
 
     Raises:
         ValueError: there is no such kind, or the strength is not between 0 and 1.

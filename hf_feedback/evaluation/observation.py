@@ -1,4 +1,4 @@
-"""Runs a trained model for more iterations than it is used with, and notes what every one of them does."""
+"""Observation of a trained model by iteration, for more iterations than it is used with."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ Batches = Iterable[Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Observation:
-    """What a model did with labelled examples.
+    """The predictions, residuals and messages of a model on labelled examples.
 
     Args:
-        answers: of every item after every iteration.
-        examples: number of the example that each item belongs to, `(N,)`.
-        numbers: number of each item among those of its example, `(N,)`.
+        answers: predictions for every item after every iteration.
+        examples: number of the example of each item, `(N,)`.
+        numbers: number of each item within its example, `(N,)`.
         residuals: `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖` of each example in iterations 2 to K, `(examples, K − 1)`.
         messages: size of the messages.
     """
@@ -39,7 +39,7 @@ class Observation:
 
 @contextmanager
 def without_halting(model: FeedbackPreTrainedModel) -> Iterator[None]:
-    """Context in which no example stops by itself."""
+    """Context in which no example halts."""
     halting, model.config.halting = model.config.halting, "none"
     try:
         yield
@@ -48,12 +48,12 @@ def without_halting(model: FeedbackPreTrainedModel) -> Iterator[None]:
 
 
 def observe(model: FeedbackPreTrainedModel, batches: Batches, num_iterations: int) -> Observation:
-    """Runs a model on batches with `labels`, one class each or, for tokens, one a token.
+    """Observes a model on batches with `labels`, one class per example or, for tokens, per token.
 
     Args:
-        model: a model that answers with classes.
+        model: a model that predicts classes.
         batches: what `forward` takes.
-        num_iterations: how many iterations are observed.
+        num_iterations: number of observed iterations.
     """
     parts: list[_BatchPart] = []
     first = 0
@@ -107,5 +107,5 @@ def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iteratio
 
 
 def _repeat_last(logits: tuple[torch.Tensor, ...], num_iterations: int) -> list[torch.Tensor]:
-    """The logits of all iterations, where a solver reached the fixed point before the last of them."""
+    """Repeats the last logits for the iterations after the fixed point was reached."""
     return [*logits, *[logits[-1]] * (num_iterations - len(logits))]

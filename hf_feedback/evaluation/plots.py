@@ -1,7 +1,4 @@
-"""Small diagrams as SVG text, for pages that load nothing from elsewhere.
-
-They are drawn for the width of a phone, so that their words can be read there.
-"""
+"""Small charts as SVG text, for pages without external resources, sized for the width of a phone."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +7,7 @@ from html import escape
 from .diagnostics import Bin
 
 INK, GREY, RULE, ACCENT = "#1f2937", "#6b7280", "#d1d5db", "#1d4ed8"
-# Of the series of a line chart, in order: colour and dashes.
+# Colour and dashes of the series of a line chart, in order.
 STYLES = ((ACCENT, ""), (GREY, "5 4"), (INK, "2 3"))
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 34, 34  # margins of the plotted area
@@ -22,7 +19,7 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     Args:
         low: the smallest value.
         high: the largest value.
-        most: about how many numbers.
+        most: approximate number of ticks.
 
     Example:
 
@@ -51,7 +48,7 @@ def line_chart(
     """Draws up to three lines over the same numbers.
 
     Args:
-        series: values by name, one for each `x`; `None` leaves a gap.
+        series: values by name, one for each `x`; `None` is a gap.
         x: integers, ascending.
         description: what the diagram shows, for readers who do not see it.
         x_label: name of the horizontal axis.
@@ -112,7 +109,7 @@ def reliability_diagram(bins: Sequence[Bin], description: str) -> str:
 
 
 def _legend(names: Sequence[str]) -> list[str]:
-    """The names of the series beside their strokes, in one line; long ones are cut if they need more."""
+    """The legend in one line; long names are shortened to fit."""
     character, stroke = 6.3, 34
     most = int(((WIDTH - LEFT) / max(len(names), 1) - stroke) / character)
     fits = sum(stroke + character * len(name) for name in names) <= WIDTH - LEFT

@@ -1,4 +1,4 @@
-"""A report on what the iterations of a trained model do, as JSON and as one HTML page."""
+"""Report on the effect of iterations of a trained model, as JSON and as one HTML page."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -20,14 +20,13 @@ from .plots import line_chart, reliability_diagram
 
 @dataclass(frozen=True)
 class ItemChange:
-    """An item whose answer became right or wrong.
+    """An item whose prediction became right or wrong.
 
     Args:
-        row: of the file, counted from 1.
-        before, word, after: its text; see `ShownItem`.
+        row: row of the file, counted from 1. before, word, after: its text; see `ShownItem`.
         label: the right class.
-        answers: class that each iteration answers.
-        label_probabilities: of the right class after each iteration.
+        answers: predicted class after each iteration.
+        label_probabilities: probability of the right class after each iteration.
     """
 
     row: int
@@ -40,20 +39,20 @@ class ItemChange:
 
     @property
     def answer_runs(self) -> list[tuple[str, str]]:
-        """Iterations in a row with the same answer, such as `("2–4", "lost")`."""
+        """Ranges of iterations with the same prediction, such as `("2–4", "lost")`."""
         runs = [list(run) for _, run in groupby(enumerate(self.answers, 1), key=itemgetter(1))]
         return [(f"{run[0][0]}–{run[-1][0]}" if len(run) > 1 else str(run[0][0]), run[0][1]) for run in runs]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What changes from one iteration to another.
+    """The changes from one iteration to another.
 
     Args:
         first, last: the iterations.
         fixed, broken: items that became right, and items that became wrong.
-        other_changes: how many changed from one wrong answer to another.
-        p_value: of McNemar's exact test; `None` where an example has several items, which depend on each other.
+        other_changes: number of items that changed from one wrong class to another.
+        p_value: p-value of McNemar's exact test; `None` if examples have several items, which depend on each other.
     """
 
     first: int
@@ -66,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Residuals:
-    """How far the states move in one iteration, over the examples.
+    """The change of the states in one iteration, over the examples.
 
     Args:
         iteration: from 2 on.
@@ -80,12 +79,11 @@ class Residuals:
 
 @dataclass(frozen=True)
 class Contraction:
-    """By which factor one more iteration shrinks a small difference between states after K iterations.
+    """The factor by which one more iteration shrinks a small difference between states after K iterations.
 
     Args:
-        num_examples: examples that it was estimated on, the first of the file.
-        median, largest: over the examples.
-        expanding: share of the examples on which it is above 1.
+        num_examples: number of examples of the estimate, the first of the file. median, largest: over the examples.
+        expanding: share of the examples with a factor above 1.
     """
 
     num_examples: int
@@ -101,7 +99,7 @@ class EdgeSummary:
     Args:
         source, target: layers, from 0.
         beta: β of Swish; `None` for other activations.
-        norms: mean of ‖message‖ in each iteration, `None` where there is none.
+        norms: mean of ‖message‖ in each iteration, `None` if there is none.
         shares: mean of ‖message‖ / ‖x‖, x the input of the target layer.
     """
 
@@ -117,12 +115,12 @@ class Picture:
     """The tokens of one example in every iteration.
 
     Args:
-        change: the example; its first item that changed, where it has several.
-        tokens: as the model reads them.
+        change: the example; the first item that changed, if it has several.
+        tokens: tokens of the model's input.
         movement: of each token in iterations 2 to the last, `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖`.
         most_moved: number of the token that moved most in each of these iterations.
-        attended: what that token attends to in that iteration, one weight a token; empty if it is not known.
-        attention_source: what attends, in words.
+        attended: attention of that token in that iteration, one weight per token; empty if unknown.
+        attention_source: description of the attention.
     """
 
     change: ItemChange
@@ -135,24 +133,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """What the iterations of a trained model do; iterations are counted from 1.
+    """Report on the iterations of a trained model; iterations are counted from 1.
 
     Args:
-        model, file: what was observed.
-        unit: what gets one class each, in the plural; there are `num_items`, in `num_examples` rows.
-        num_iterations: K, the model's own; `observed` iterations were run.
-        label_names: the classes.
-        accuracy, oracle_accuracy: after each iteration; the second of a gate that knows the best iteration so far.
-        f1, f1_name: F1 after each iteration, of entities where tags are BIO, otherwise the mean over classes.
-        whole: from iteration 1 to K.
-        steps: from each iteration to the next.
-        residuals, contraction: how the states move.
+        model, file: names of the model and of the file.
+        unit: name of the items, in the plural; there are `num_items`, in `num_examples` rows.
+        num_iterations: the model's own K; `observed` iterations were run.
+        label_names: the classes. accuracy, oracle_accuracy: accuracy after each iteration, and if the best iteration so
+        far were known. f1, f1_name: F1 after each iteration, of entities for BIO tags, otherwise the mean over classes.
+        whole: changes from iteration 1 to K.
+        steps: changes from each iteration to the next. residuals, contraction: convergence of the states.
         edges: the messages.
-        calibration: of each iteration.
-        confusion_first, confusion_last: after iteration 1 and K; labels in rows, answers in columns.
+        calibration: of each iteration. confusion_first, confusion_last: after iteration 1 and K; labels in rows,
+        predictions in columns.
         confusion_changes: cells that differ, the largest change first.
-        pictures: of some examples.
-        versions: of the packages.
+        pictures: tokens of some examples by iteration.
+        versions: versions of the packages.
     """
 
     model: str
@@ -187,7 +183,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """What happens from K = 1 to K, in a sentence."""
+        """The change from iteration 1 to K in one sentence."""
         first, last = self.accuracy[0], self.accuracy[self.num_iterations - 1]
         if self.num_iterations == 1:
             return f"The model takes one iteration, with an accuracy of {first:.1%} on {self.num_items} {self.unit}."
@@ -207,7 +203,7 @@ class Report:
         return json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
     def to_html(self) -> str:
-        """The report as one page that loads nothing."""
+        """The report as one page without external resources."""
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )

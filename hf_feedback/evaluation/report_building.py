@@ -1,4 +1,4 @@
-"""Makes a report: a model is observed on labelled examples, and the numbers are summed up."""
+"""Builds a report: observes a model on labelled examples and summarizes the results."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,21 +20,20 @@ from .observation import Observation, observe, without_halting
 from .report import Contraction, EdgeSummary, ItemChange, Picture, Report, Residuals, Step
 from .token_traces import trace_tokens
 
-FURTHER_ITERATIONS = 2  # that are observed after the model's own K
-CONTRACTION_EXAMPLES = 32  # of which the contraction is estimated
+FURTHER_ITERATIONS = 2  # observed after the model's own K
+CONTRACTION_EXAMPLES = 32  # for the estimate of the contraction
 MOST_TOKENS = 200  # of a picture
 
 
 def make_report(
     examples: LabelledExamples, model_name: str, file: str, batch_size: int = 32, num_pictures: int = 8
 ) -> Report:
-    """Observes a model on labelled examples, for two iterations more than it is used with.
+    """Observes a model on labelled examples, for two more iterations than it is used with.
 
     Args:
-        examples: the model and the examples.
-        model_name, file: as they are named in the report.
-        batch_size: examples of a batch.
-        num_pictures: examples whose tokens are followed.
+        examples: the model and the examples. model_name, file: names of the model and of the file in the report.
+        batch_size: examples per batch.
+        num_pictures: number of examples whose tokens are drawn.
     """
     model = examples.model
     k = model.config.num_iterations
@@ -77,7 +76,7 @@ class _Changes:
     examples: LabelledExamples
 
     def item(self, number: int) -> ItemChange:
-        """The item of that number, as the report shows it."""
+        """The item with that number, for the report."""
         answers, names = self.seen.answers, self.examples.label_names
         example, label = int(self.seen.examples[number]), int(answers.labels[number])
         shown = self.examples.show(example, int(self.seen.numbers[number]))
@@ -103,18 +102,18 @@ class _Changes:
         )
 
     def most_moved_first(self) -> Iterator[ItemChange]:
-        """One item of every example, those whose states move most in iteration 2 first."""
+        """One item per example, ordered by the change of its states in iteration 2, the largest first."""
         first_items = np.unique(self.seen.examples, return_index=True)[1]
         residuals = self.seen.residuals[self.seen.examples[first_items], 0]
         yield from (self.item(int(first_items[i])) for i in np.argsort(-residuals))
 
 
 def f1_scores(seen: Observation, label_names: Sequence[str]) -> tuple[str, list[float]]:
-    """Returns the name and the values of F1 after each iteration: of entities where all classes are BIO tags, otherwise
+    """Returns the name and the values of F1 after each iteration: of entities if all classes are BIO tags, otherwise
     the mean over classes.
 
     Args:
-        seen: what was observed.
+        seen: the observation.
         label_names: names of the classes.
     """
     answers = seen.answers
@@ -152,8 +151,8 @@ def summarize_edges(model: FeedbackPreTrainedModel, messages: MessageRecord, num
 
     Args:
         model: the model.
-        messages: what was recorded of its messages.
-        num_iterations: how many iterations were observed.
+        messages: the recorded sizes of its messages.
+        num_iterations: number of observed iterations.
     """
     betas = swish_betas(model)
     return [
@@ -163,12 +162,12 @@ def summarize_edges(model: FeedbackPreTrainedModel, messages: MessageRecord, num
 
 
 def choose_examples(whole: Step, others: Iterable[ItemChange], most: int) -> list[ItemChange]:
-    """Chooses examples to look at: fixed and broken ones by turns, and then others.
+    """Chooses examples to draw: fixed and broken ones alternately, then others.
 
     Args:
-        whole: what changes from iteration 1 to K.
-        others: one item of every example, in the order in which they are wanted.
-        most: how many examples.
+        whole: the changes from iteration 1 to K.
+        others: one item per example, in the order of preference.
+        most: maximum number of examples.
     """
     pairs = max(len(whole.fixed), len(whole.broken))
     by_turns = [step[i] for i in range(pairs) for step in (whole.fixed, whole.broken) if i < len(step)]

@@ -1,4 +1,4 @@
-"""Paired statistics of two ways to train: intervals over seeds and test examples, tests, numbers of seeds."""
+"""Paired statistics of two arms: intervals over seeds and test examples, tests, and numbers of seeds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,23 +10,22 @@ from scipy import stats
 
 Values: TypeAlias = np.ndarray  # (R, S): a metric by replicate and seed
 NUM_REPLICATES = 2000
-MIN_SEEDS = 3  # with fewer, the spread over seeds is not known well enough for a verdict
+MIN_SEEDS = 3  # with fewer, the variance over seeds is not known well enough for a verdict
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, one way minus another, in the metric's own units; more is better.
+    """A paired difference of two arms, in the metric's own units; larger is better.
 
     Args:
-        mean: over the seeds, on the whole test split.
-        by_seed: on the whole test split.
-        low, high: 95% interval.
-        equivalence: 90% interval; the two are equivalent within a margin if it lies inside of it.
-        p_value: of a two-sided sign-flip permutation test over the seeds; `None` with one seed.
-        least_p_value: the least that this test can find with so many seeds.
-        of_examples: half the width of the interval that the test examples alone leave, which no more seeds narrow.
-        resolution: with so few test examples, what a difference may be although none of them shows it.
+        mean: mean over the seeds, on the whole test split.
+        by_seed: difference of each seed, on the whole test split. low, high: 95% interval.
+        equivalence: 90% interval; the two are equivalent within a margin that contains it.
+        p_value: p-value of a two-sided sign-flip permutation test over the seeds; `None` with one seed.
+        least_p_value: smallest p-value of this test with that number of seeds.
+        of_examples: half-width of the interval from the test examples alone, which more seeds do not narrow.
+        resolution: largest difference that the number of test examples can fail to show.
     """
 
     mean: float
@@ -47,7 +46,7 @@ class Difference:
         """`"ahead"`, `"behind"`, `"equivalent"` or `"cannot tell"`.
 
         Args:
-            margin: differences that are smaller do not matter.
+            margin: smallest difference that matters.
 
         Example:
 
@@ -69,10 +68,10 @@ class Difference:
 def resample_examples(
     examples: Sequence[np.ndarray], metric: Callable[[np.ndarray], np.ndarray], weights: np.ndarray
 ) -> Values:
-    """A metric on resampled test examples.
+    """Computes a metric on resampled test examples.
 
     Args:
-        examples: `(N, s)` for each seed, what every example adds to the sums that the metric is a function of.
+        examples: `(N, s)` for each seed, contributions of the examples to the sums that the metric is a function of.
         metric: sums `(R, s)` → values `(R,)`.
         weights: `(R, N)`, how often each example is drawn.
 
@@ -83,7 +82,7 @@ def resample_examples(
 
 
 def draw_examples(number: int, num_replicates: int = NUM_REPLICATES, seed: int = 0) -> np.ndarray:
-    """`(R, N)`, how often each of N examples is drawn in each bootstrap replicate."""
+    """Returns how often each of N examples is drawn in each bootstrap replicate, `(R, N)`."""
     generator = np.random.default_rng(seed)
     draws = np.empty((num_replicates, number), np.float32)
     for row in draws:  # all at once would take twice the memory
@@ -92,16 +91,16 @@ def draw_examples(number: int, num_replicates: int = NUM_REPLICATES, seed: int =
 
 
 def compare_paired(point: np.ndarray, replicates: Values, seed: int = 1, resolution: float = 0.0) -> Difference:
-    """The difference of two ways to train that were run with the same seeds on the same data.
+    """Returns the difference of two arms with the same seeds and data.
 
-    Seeds and test examples are both resampled. The spread over few seeds is underestimated by resampling; it is widened
-    as if it were normal, to the width that Student's interval has.
+    Seeds and test examples are both resampled. Since resampling underestimates the variance over few seeds, that part
+    of the interval is widened to Student's interval.
 
     Args:
         point: `(S,)`, the difference for each seed on the whole test split.
         replicates: `(R, S)`, the same on resampled test examples.
-        seed: of the resampling of seeds.
-        resolution: with so few test examples, what a difference may be although none of them shows it.
+        seed: seed of the resampling.
+        resolution: largest difference that the number of test examples can fail to show.
 
     Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, The American Statistician 69(4), for the
         bias of intervals from few values.
@@ -143,7 +142,8 @@ def compare_paired(point: np.ndarray, replicates: Values, seed: int = 1, resolut
 
 
 def widening(num_seeds: int, level: float = LEVEL) -> float:
-    """The factor from a bootstrap interval over so many seeds to Student's; 0 for one seed, whose spread is unknown."""
+    """Returns the factor from a bootstrap interval over seeds to Student's; 0 for one seed, whose variance is
+    unknown."""
     if num_seeds < 2:
         return 0.0
     upper = (1 + level) / 2
@@ -151,7 +151,7 @@ def widening(num_seeds: int, level: float = LEVEL) -> float:
 
 
 def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float | None:
-    """Two-sided p-value of a paired sign-flip permutation test of zero mean; `None` with one difference.
+    """Returns the two-sided p-value of a paired sign-flip permutation test of zero mean; `None` for one difference.
 
     Example:
 
@@ -170,10 +170,10 @@ def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float | None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts p-values of several tests so that all of them together hold the level.
+    """Adjusts the p-values of several tests for the family-wise error rate.
 
     Args:
-        p_values: one a test.
+        p_values: one per test.
 
     Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
 
@@ -193,16 +193,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(differences: Sequence[float], smallest: float, power: float = 0.8, most: int = 1000) -> int | None:
-    """How many seeds a paired t-test at 5% needs to see a difference.
+    """Returns the number of seeds that a paired t-test at 5% needs to detect a difference.
 
     Args:
-        differences: by seed, at least two; their spread is taken as it is.
-        smallest: the difference to be seen, above 0.
-        power: probability of seeing it.
-        most: number at which the search ends.
+        differences: differences by seed, at least two, whose variance is used as the true one.
+        smallest: the difference to detect, above 0.
+        power: probability of detecting it.
+        most: maximum number of seeds.
 
     Returns:
-        `None` if more than `most` are needed, or the spread is unknown.
+        `None` if more than `most` are needed, or the variance is unknown.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""One text, iteration by iteration: what the model answers, and which tokens moved."""
+"""Predictions and token movements of one text by iteration."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -15,13 +15,13 @@ from .token_traces import trace_tokens
 
 @dataclass(frozen=True)
 class TextSteps:
-    """What a model does with one text; iterations are counted from 1.
+    """The iterations of a model on one text, counted from 1.
 
     Args:
         label_names: the classes.
-        probabilities: of the classes, one list an iteration.
-        tokens: as the model reads them.
-        movement: `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖` of each token, one list an iteration from the second on; empty
+        probabilities: class probabilities, one list per iteration.
+        tokens: tokens of the model's input.
+        movement: `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖` of each token, one list per iteration from the second on; empty
             for a text in several segments.
         residuals: the same over the whole text and all sources.
     """
@@ -37,13 +37,13 @@ class TextSteps:
         return dict(zip(self.label_names, self.probabilities[k - 1], strict=True))
 
     def moved_tokens(self, k: int) -> list[tuple[str, float]]:
-        """Each token with how far it moved in iteration k, as a share of the largest movement in any iteration."""
+        """Each token with its movement in iteration k, as a share of the largest movement in any iteration."""
         largest = max((max(line) for line in self.movement), default=0.0) or 1.0
         line = self.movement[k - 2] if k > 1 and self.movement else [0.0] * len(self.tokens)
         return [(token, moved / largest) for token, moved in zip(self.tokens, line, strict=True)]
 
     def describe(self, k: int) -> str:
-        """What iteration k changed, in a sentence."""
+        """Describes the change in iteration k in one sentence."""
         now = self.class_probabilities(k)
         answer = max(now, key=now.__getitem__)
         if k == 1:
@@ -57,10 +57,10 @@ class TextSteps:
         )
 
     def chart(self, most: int = 3) -> str:
-        """The classes that are most probable in any iteration, as SVG text.
+        """A chart of the classes that are most probable in any iteration, as SVG text.
 
         Args:
-            most: how many classes, at most 3.
+            most: number of classes, at most 3.
         """
         peaks = {name: max(p[i] for p in self.probabilities) for i, name in enumerate(self.label_names)}
         shown = sorted(peaks, key=lambda name: -peaks[name])[:most]
@@ -72,13 +72,13 @@ class TextSteps:
 def step_through(
     model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, num_iterations: int
 ) -> TextSteps:
-    """Follows a text through the iterations of a text classifier.
+    """Traces a text through the iterations of a text classifier.
 
     Args:
         model: a model that gives a text one class.
         tokenizer: its tokenizer.
         text: the text.
-        num_iterations: how many iterations are followed.
+        num_iterations: number of traced iterations.
 
     Raises:
         ValueError: the model does not give a text one class.

@@ -1,4 +1,4 @@
-"""How far each token of a text moves from iteration to iteration, and what it attends to meanwhile."""
+"""Movement and attention of the tokens of a text by iteration."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +21,8 @@ class TokenTrace:
 
     Args:
         movement: `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖` of the segment's last layer, `(K − 1, T)`.
-        attention: for k from 2 on, what each token attends to, `(T, T)`, rows add up to 1; empty if it is not known.
-        attention_source: what attends, in words.
+        attention: attention weights in each iteration from the second on, `(T, T)`, rows sum to 1; empty if unknown.
+        attention_source: description of the attention.
     """
 
     movement: torch.Tensor
@@ -31,15 +31,15 @@ class TokenTrace:
 
 
 def trace_tokens(model: FeedbackPreTrainedModel, inputs: Keywords, num_iterations: int) -> TokenTrace | None:
-    """Follows the tokens of one text.
+    """Traces the tokens of one text.
 
     Args:
         model: the model.
         inputs: what `forward` takes, a batch of one text.
-        num_iterations: how many iterations are followed.
+        num_iterations: number of traced iterations.
 
     Returns:
-        `None` for a text that is cut into several segments, or a question with several choices.
+        `None` for a text in several segments, or a question with choices.
 
     Example:
 
@@ -85,7 +85,7 @@ def _attention_of_messages(
 def _attention_of_backbone(
     model: FeedbackPreTrainedModel, inputs: Keywords, num_iterations: int
 ) -> tuple[list[torch.Tensor], str]:
-    """The weights of the segment's last layer; none where the backbone does not give them."""
+    """The weights of the segment's last layer; empty if the backbone does not return them."""
     layer = model.layout.segment[1]
     attention = []
     with _eager_attention(model), suppress(UnknownCollectionError):
@@ -98,7 +98,7 @@ def _attention_of_backbone(
 
 @contextmanager
 def _eager_attention(model: FeedbackPreTrainedModel) -> Iterator[None]:
-    """Context in which the backbone computes attention by itself; other implementations return no weights."""
+    """Context with the eager attention of the backbone, since other implementations return no weights."""
     before = cast(str, model.backbone.config._attn_implementation)
     model.backbone.set_attn_implementation("eager")
     try:

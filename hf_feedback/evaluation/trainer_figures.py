@@ -1,4 +1,4 @@
-"""Figures of a training run for TensorBoard and trackio: what iterations do, after every evaluation."""
+"""Figures of the iterations after every evaluation of a training run, for TensorBoard and trackio."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class IterationFigures(TrainerCallback):
-    """After every evaluation, sends to TensorBoard and trackio what iterations do.
+    """Callback that sends figures of the iterations to TensorBoard and trackio after every evaluation.
 
-    Curves over training: accuracy and calibration error after each iteration, and by edge the size of messages and β of
-    Swish. A figure at each evaluation: accuracy by iteration, and messages by edge and iteration.
+    Curves over training: accuracy and calibration error of each iteration, size of messages and β of Swish by edge. A
+    figure at each evaluation: accuracy by iteration, and messages by edge and iteration.
 
     Args:
         trainer: a trainer with `report_to` `"tensorboard"`, `"trackio"` or both.
-        most_batches: batches of the evaluation data that are observed.
+        most_batches: maximum number of evaluation batches.
 
     Raises:
-        ValueError: the trainer reports to neither, or its model does not answer with one class for each item.
+        ValueError: the trainer reports to neither, or its model does not predict one class per item.
         ImportError: matplotlib is missing (`pip install "hf-feedback[plots]"`).
 
     Example:
@@ -89,12 +89,12 @@ class IterationFigures(TrainerCallback):
 
 
 def curves(seen: Observation, edges: list[EdgeSummary], num_iterations: int) -> dict[str, float]:
-    """Returns the values that are followed over training, by name.
+    """Returns the values of the curves by name.
 
     Args:
-        seen: what was observed.
+        seen: the observation.
         edges: its messages.
-        num_iterations: K of the model, whose messages are followed; those of the first iteration after it if K is 1.
+        num_iterations: K of the model; the messages are those of iteration K, or of iteration 2 if K is 1.
     """
     values: dict[str, float] = {}
     for i, accuracy in enumerate(seen.answers.accuracy, 1):
@@ -143,13 +143,13 @@ def draw_figure(seen: Observation, edges: list[EdgeSummary], num_iterations: int
 def send(
     receiver: TensorBoardCallback | TrackioCallback, values: Mapping[str, float], figure: "Figure", step: int
 ) -> None:
-    """Sends values and a figure to the run that a callback of transformers has opened.
+    """Sends values and a figure to the run of a callback of transformers.
 
     Args:
         receiver: the callback; nothing is sent before it has opened a run.
-        values: by name.
-        figure: goes by the name `iterations/figure`.
-        step: of training.
+        values: values by name.
+        figure: the figure, sent as `iterations/figure`.
+        step: the training step.
     """
     if isinstance(receiver, TensorBoardCallback):
         if receiver.tb_writer is not None:

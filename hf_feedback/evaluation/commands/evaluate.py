@@ -92,7 +92,7 @@ class ResultArguments:
                 raise ValueError(f"`{name}`: {file} is a folder; name a file.")
             check_other_file(file, source, name)
             if Path(file).exists() and not self.force:
-                raise ValueError(f"`{name}`: {file} is there already; name another, or write over it (`--force`).")
+                raise ValueError(f"`{name}`: {file} already exists; name another, or overwrite it (`--force`).")
 
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:

@@ -34,14 +34,14 @@ class ReportArguments:
     force: bool = option(False, "Overwrite an existing report.")
 
     def check(self) -> None:
-        """Raises `ValueError` where an option has a value that is not allowed, or a report would be lost."""
+        """Raises `ValueError` where an option has a value that is not allowed, or a report would be overwritten."""
         check_integer("batch_size", self.batch_size, 1, "examples a batch")
         check_integer("pictures", self.pictures, 0, "0 leaves them out")
         check_writable(self.output, "output")
         for name in FILES:
             if (Path(self.output) / name).exists() and not self.force:
                 raise ValueError(
-                    f"`output`: {self.output} holds {name} already; name another, or write over it (`--force`)."
+                    f"`output`: {self.output} holds {name} already; name another, or overwrite it (`--force`)."
                 )
 
 

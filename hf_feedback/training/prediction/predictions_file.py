@@ -128,7 +128,7 @@ class PredictionsFile:
             raise ValueError(f"`output`: {self.output} would be compressed, which is not supported; leave .gz out.")
         check_other_file(self.output, source)
         if self.path.exists() and not self.force:
-            raise ValueError(f"`output`: {self.output} is there already; name another, or write over it (`--force`).")
+            raise ValueError(f"`output`: {self.output} already exists; name another, or overwrite it (`--force`).")
 
     @contextmanager
     def opened(self, record: Record | None) -> Iterator["PredictionsFile"]:
