@@ -1,5 +1,6 @@
 """`hf-feedback train | evaluate | predict | report | choose-iterations | compare`."""
 
+import os
 import sys
 from argparse import ArgumentError, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -111,6 +112,14 @@ def run(command: str, arguments: Sequence[str]) -> int:
         command: its name.
         arguments: those after its name.
     """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if command != "train" and processes != "1":
+        print(
+            f"error: `hf-feedback {command}` runs in one process, got WORLD_SIZE={processes}; start it without "
+            "`torchrun` or `accelerate launch`.",
+            file=sys.stderr,
+        )
+        return 2
     # The modules of a command are imported only when it runs; its help does not need them.
     if {"-h", "--help"} & {*arguments}:
         text = import_module(".command_help.listed_options", __package__).help_of(command, arguments)

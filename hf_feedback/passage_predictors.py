@@ -9,9 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .predictor import Answer, TokenPredictor, check_examples, is_pair, is_text
-from .spans import best_span, context_offsets, span_scores
+from .spans import best_span, encode_windows, span_scores
 from .validation import Keywords, check_integer
-from .words import space_between_texts
 
 
 class SpanPredictor(TokenPredictor):
@@ -61,32 +60,9 @@ class SpanPredictor(TokenPredictor):
         check_examples(examples, is_right, "a question and its text, as a pair or by `question` and `context`")
 
     def encode(self, examples: Sequence[Any]) -> list[list[Keywords]]:
-        return [self._windows(*self.question_of(example)) for example in examples]
-
-    def _windows(self, question: str, context: str) -> list[Keywords]:
-        asked = len(self.tokenizer(question, add_special_tokens=False)["input_ids"])
-        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True) - asked
-        if room <= self.stride:
-            raise ValueError(
-                f"`examples`: the question {question!r:.60} leaves {max(0, room)} of {self.max_length} tokens for its "
-                f"text, which must be more than the {self.stride} that windows share; change `max_length`, `stride` or "
-                "the question."
-            )
-        space = space_between_texts(self.tokenizer)
-        encoding = self.tokenizer(
-            question,
-            space + context,
-            truncation="only_second",
-            max_length=self.max_length,
-            stride=self.stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        names = [name for name in self.tokenizer.model_input_names if name in encoding]
-        return [
-            {**{name: encoding[name][i] for name in names}, "offsets": context_offsets(encoding, i, len(space))}
-            for i in range(len(encoding["input_ids"]))
-        ]
+        sizes = self.max_length, self.stride
+        questions = map(self.question_of, examples)
+        return [encode_windows(self.tokenizer, *pair, *sizes, f"`examples`: {pair[0]!r:.60}") for pair in questions]
 
     def run(self, batch: Keywords) -> Sequence[torch.Tensor]:
         output = self.model(**batch)

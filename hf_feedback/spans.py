@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from .validation import Keywords
+from .words import space_between_texts
 
 OUTSIDE = [-1, -1]  # offsets of a token that is not part of the text
 
@@ -20,6 +23,49 @@ def context_offsets(encoding: BatchEncoding, window: int, shift: int) -> list[li
     return [
         [max(0, first - shift), max(0, end - shift)] if part == 1 else OUTSIDE
         for part, (first, end) in zip(parts, offsets, strict=True)
+    ]
+
+
+def encode_windows(
+    tokenizer: PreTrainedTokenizerBase, question: str, text: str, max_length: int, stride: int, source: str
+) -> list[Keywords]:
+    """Tokenizes a question with its text, which becomes several windows if it is long.
+
+    Args:
+        tokenizer: a fast one.
+        question: stands in every window.
+        text: the text that holds the answer.
+        max_length: tokens of a window, the question included.
+        stride: tokens of the text that a window shares with the one before.
+        source: where the question comes from, for the message.
+
+    Returns:
+        What the model reads of each window, and its `offsets`, as `context_offsets` returns them.
+
+    Raises:
+        ValueError: the question leaves no room for its text.
+    """
+    asked = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - asked
+    if room <= stride:
+        raise ValueError(
+            f"{source}: the question leaves {max(0, room)} of {max_length} tokens for its text, which must be more "
+            f"than the {stride} that windows share; change `max_length`, `stride` or the question."
+        )
+    space = space_between_texts(tokenizer)
+    encoding = tokenizer(
+        question,
+        space + text,
+        truncation="only_second",
+        max_length=max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    names = [name for name in tokenizer.model_input_names if name in encoding]
+    return [
+        {**{name: encoding[name][i] for name in names}, "offsets": context_offsets(encoding, i, len(space))}
+        for i in range(len(encoding["input_ids"]))
     ]
 
 

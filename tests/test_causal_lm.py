@@ -18,7 +18,7 @@ from hf_feedback import FeedbackForCausalLM
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, peft_options
 from hf_feedback.training.data.streams import stream_rows
 from hf_feedback.training.model_parts import parts_of
-from hf_feedback.training.tasks.causal_lm import NextTokenCollator, TextBlocks, continue_prompts, next_token_losses
+from hf_feedback.training.tasks.causal_lm import NextTokenCollator, TextBlocks, next_token_losses
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses
 
 TEXTS = ["where is my red fan", "late", "", "it broke again, and nobody answers", "ok", "thank you. it came"]
@@ -275,7 +275,7 @@ def test_sft_trainer_of_trl(packing, tmp_path):
 def test_prompts_are_continued_as_one_by_one():
     model, tokenizer = model_of(), tokenizer_of()
     prompts = ["where is", "a", "it came, but"] * 4
-    found = continue_prompts(model, tokenizer, prompts, 6)
+    found = [answer["continuation"] for answer in model.predict(prompts, tokenizer, max_new_tokens=6)]
     for prompt, continuation in zip(prompts[:3], found, strict=False):
         ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         tokens = model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=END, eos_token_id=END)
@@ -288,9 +288,12 @@ def test_script_writes_continuations(decoder, tmp_path):
     more = ["--max-steps", "1", "--prompt-file", str(tmp_path / "prompts.csv"), "--max-new-tokens", "3"]
     assert run(decoder, tmp_path, *more) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "continuations.jsonl").read_text().splitlines()]
-    assert [line["prompt"] for line in lines] == ["where is", "late"]
+    prompts = ["where is", "late"]
     model = FeedbackForCausalLM.from_pretrained(tmp_path / "out")
-    assert [line["continuation"] for line in lines] == continue_prompts(model, tokenizer_of(), ["where is", "late"], 3)
+    assert lines == [
+        {"prompt": prompt, **answer}
+        for prompt, answer in zip(prompts, model.predict(prompts, tokenizer_of(), max_new_tokens=3), strict=True)
+    ]
 
 
 # Bad input

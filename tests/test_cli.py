@@ -19,7 +19,7 @@ from training_runs import WORDS, rows, train_command, write
 from transformers import pipeline
 
 from hf_feedback import cli
-from hf_feedback.cli import main
+from hf_feedback.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 
@@ -440,6 +440,13 @@ def test_help_and_unknown_command(capsys):
     assert main(["tain"]) == 2
     assert main(["train", "--help"]) == 0
     assert "--num-iterations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
+def test_several_processes_are_for_training_alone(command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, "--model", "x", "--file", "y"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: `hf-feedback {command}` runs in one process, got WORLD_SIZE=2;")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,10 @@ def test_a_network_from_scratch(folders, tmp_path):
     found = LabelledFile.load(TrainedModel(folders("Network"), num_iterations=2), file)
     assert found.task.model.config.num_iterations == 2
     assert 0 <= found.predict().metrics["eval_accuracy"] <= 1
+    config = json.loads((Path(folders("Network")) / "config.json").read_text())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text(json.dumps({**config, "architectures": ["OwnNetwork"]}))
+    assert TrainedModel(str(tmp_path / "own")).task() is TrainedModel(folders("Network")).task()
 
 
 def test_tags_and_entities(folders, tmp_path):

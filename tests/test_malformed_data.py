@@ -96,7 +96,7 @@ def test_another_delimiter(delimiter, mark, tmp_path):
     assert next(stream_rows(str(tmp_path / "t.csv"), text_format)) == {"text": "a,b", "label": "x"}
 
 
-def test_quoted_cells_are_looked_for_in_the_first_rows(tmp_path):
+def test_quoted_cells_are_looked_for_row_by_row(tmp_path):
     (tmp_path / "t.tsv").write_text("text\n" + '"a b"\n' * 50_000)
     tracemalloc.start()
     assert next(stream_rows(str(tmp_path / "t.tsv"))) == {"text": "a b"}

@@ -143,7 +143,7 @@ def test_evaluating_in_fp16_does_not_train_in_another_precision(monkeypatch):
     monkeypatch.setattr(train, "bf16_is_fast", lambda: True)
     start = ["--model", "x", "--output_dir", "y"]
     for more, expected in ((["--fp16-full-eval"], True), (["--fp16", "True"], False), (["--bf16=False"], False)):
-        assert train.parse_training([*start, *more], TextClassification)[1].bf16 is expected, more
+        assert train.training_parser(more, TextClassification).parse([*start, *more])[2].bf16 is expected, more
 
 
 # What else a user can cause

@@ -6,6 +6,7 @@ from hf_feedback.training.data.columns import find_columns
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import load_hub_splits
+from hf_feedback.training.data.streams import stream_rows
 
 
 def test_words_that_look_like_gaps_are_texts(tmp_path):
@@ -183,16 +184,29 @@ QUOTES = {
 }
 
 
+def read_and_stream(file):
+    """The rows of a file, which a stream of it has too."""
+    rows = list(read_file(file))
+    assert list(stream_rows(str(file))) == rows
+    return rows
+
+
 @pytest.mark.parametrize("case", QUOTES)
 def test_quotes_in_tsv(tmp_path, case):
     cell, meaning = QUOTES[case]
     (tmp_path / "t.tsv").write_text(f"text\tlabel\n{cell}\tx\nb, c\ty\n")
-    assert read_file(tmp_path / "t.tsv")["text"][:] == [meaning, "b, c"]
+    assert [row["text"] for row in read_and_stream(tmp_path / "t.tsv")] == [meaning, "b, c"]
 
 
 def test_one_cell_whose_quotes_are_text_keeps_them_all(tmp_path):
-    (tmp_path / "t.tsv").write_text('text\tlabel\n"yes"\tx\n"yes" he said\ty\n')
-    assert read_file(tmp_path / "t.tsv")["text"][:] == ['"yes"', '"yes" he said']
+    (tmp_path / "t.tsv").write_text("text\tlabel\n" + '"yes"\tx\n' * 1500 + '"yes" he said\ty\n')
+    rows = read_and_stream(tmp_path / "t.tsv")
+    assert [rows[0]["text"], rows[-1]["text"]] == ['"yes"', '"yes" he said']
+
+
+def test_quotes_in_tsv_of_another_separator(tmp_path):
+    (tmp_path / "t.tsv").write_text('text;label\n"a;b";x\nc;y\n')
+    assert read_and_stream(tmp_path / "t.tsv") == [{"text": "a;b", "label": "x"}, {"text": "c", "label": "y"}]
 
 
 def test_what_pandas_writes_comes_back(tmp_path):
@@ -201,7 +215,7 @@ def test_what_pandas_writes_comes_back(tmp_path):
     table = pd.DataFrame({"text": ['a "b"', "c\td", "e\nf", '"g', "h", ""], "label": ["x, y"] * 6})
     for name, delimiter in (("t.tsv", "\t"), ("t.csv", ","), ("s.csv", ";")):
         table.to_csv(tmp_path / name, sep=delimiter, index=False)
-        assert read_file(tmp_path / name).to_dict() == table.to_dict("list")
+        assert read_and_stream(tmp_path / name) == table.to_dict("records")
 
 
 def test_the_header_tells_the_separator(tmp_path):

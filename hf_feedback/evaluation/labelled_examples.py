@@ -1,35 +1,32 @@
 """A trained model and a file of labelled examples, encoded and as text for reports."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..max_length import resolve_max_length
 from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.columns import Columns
-from ..training.data.files import read_file
 from ..training.data.labels import IGNORED, SINGLE_LABEL, LabelSet
 from ..training.data.splits import Split
-from ..training.data.texts import encode_texts, texts_of
-from ..training.model_arguments import ModelArguments
-from ..training.model_sources import check_source
+from ..training.data.texts import texts_of
 from ..training.tasks import (
-    TASKS,
     AudioClassification,
     ImageClassification,
     MultipleChoice,
+    NetworkTextClassification,
     TextClassification,
     TokenClassification,
 )
-from ..training.tasks.task import Collator, Processor, Task
-from ..training.tasks.text_classification import LabelArguments, columns_of
-from ..training.trained_model import load_classifier
+from ..training.tasks.task import Collator, Processor, Task, TextTask
+from ..training.tasks.text_classification import columns_of
+from ..training.trained_model import TrainedModel
 from ..words import space_before_words
+from .labelled_file import load_labelled
 
 SUPPORTED: tuple[type[Task], ...] = (
     TextClassification,
@@ -113,83 +110,55 @@ def load_examples(
         ValueError: the model or the file is invalid, the model does not predict one class per item, or an option is not
             one of the task.
     """
+    trained = TrainedModel(model, revision)
     options = {name: value for name, value in (columns or {}).items() if value is not None}
-    task_class = _task_of(model, revision)
-    known = {one.name for one in fields(task_class.data_arguments)}
-    if unknown := sorted(options.keys() - known):
-        raise ValueError(f"`{unknown[0]}`: {model} is {task_class.card.model_with_article}; leave the option out.")
-    if task_class is TextClassification:
-        return _load_texts(model, file, revision, LabelArguments(**options))
-    data_args = task_class.data_arguments(train_file=file, **options)
-    task = task_class(ModelArguments(model=model, revision=revision), data_args)
-    prepared = task.prepare(announce=False)
-    trained = cast(FeedbackPreTrainedModel, prepared.model)
-    rows = task.read_splits()["train"].data
+    task_class = trained.task()
+    _check_task(model, task_class)
+    task, encoded = load_labelled(trained, file, options)
+    labels = LabelSet.of_model(task.model)
+    if isinstance(task, TextClassification) and labels.problem_type != SINGLE_LABEL:
+        raise ValueError(
+            f"`model`: {model} was trained for {labels.problem_type}; a report is about models that give each text one "
+            "class."
+        )
+    data, names = cast(Dataset, encoded.data), labels.names
+    if isinstance(task, MultipleChoice):
+        names = tuple(f"choice {i}" for i in range(len(data[0]["input_ids"])))
     return LabelledExamples(
-        model=trained,
-        processor=prepared.processor,
-        data=cast(Dataset, prepared.splits["train"].data),
-        collator=prepared.collator,
-        label_names=_label_names(trained, rows, task_class),
+        model=cast(FeedbackPreTrainedModel, task.model),
+        processor=task.processor,
+        data=data,
+        collator=task.make_collator(),
+        label_names=names,
         unit={TokenClassification: "words", MultipleChoice: "questions"}.get(task_class, task_class.card.inputs),
-        show=_shown_by(task, rows, prepared.splits["train"].data),
+        show=_shown_by(task, file, data),
     )
 
 
-def _task_of(model: str, revision: str | None) -> type[Task]:
-    """The task that a model was trained for."""
-    architectures = check_source(model, revision).get("architectures") or ()
-    task = next((TASKS[name] for name in architectures if name in TASKS), TextClassification)
+def _check_task(model: str, task: type[Task]) -> None:
+    """Refuses a model that does not answer with one class for each item."""
+    if task is NetworkTextClassification:
+        raise ValueError(f"`model`: {model} is a feedback network from scratch; a report is about feedback models.")
     if task not in SUPPORTED:
         kinds = ", ".join(one.card.model_with_article for one in SUPPORTED)
         raise ValueError(
             f"`model`: {model} is {task.card.model_with_article}; a report is about models that answer with one class "
             f"for each item: {kinds}."
         )
-    return task
 
 
-def _load_texts(name: str, file: str, revision: str | None, args: LabelArguments) -> LabelledExamples:
-    model, tokenizer = load_classifier(name, revision)
-    if not isinstance(model, FeedbackPreTrainedModel):
-        raise ValueError(f"`model`: {name} is a feedback network from scratch; a report is about feedback models.")
-    split, labels = Split(read_file(file), file), LabelSet.of_model(model)
-    if labels.problem_type != SINGLE_LABEL:
-        raise ValueError(
-            f"`model`: {name} was trained for {labels.problem_type}; a report is about models that give each text one "
-            "class."
-        )
-    columns = columns_of(split, args, trained=Columns.of_model(model.config))
-    max_length = resolve_max_length(args.max_length, tokenizer, model)
-    texts = [texts_of(split.data[column], column, file) for column in (columns.text, columns.text_pair) if column]
-
-    def show(example: int, number: int) -> ShownItem:
-        return ShownItem("\n".join(column[example] or "" for column in texts))
-
-    return LabelledExamples(
-        model=model,
-        processor=tokenizer,
-        data=encode_texts(split, columns, tokenizer, max_length, labels),
-        collator=DataCollatorWithPadding(tokenizer),
-        label_names=labels.names,
-        unit="texts",
-        show=show,
-    )
-
-
-def _label_names(model: FeedbackPreTrainedModel, rows: Dataset, task_class: type[Task]) -> tuple[str, ...]:
-    if task_class is MultipleChoice:
-        return tuple(f"choice {i}" for i in range(len(rows[0]["choices"])))
-    return LabelSet.of_model(model).names
-
-
-def _shown_by(task: Task, rows: Dataset, encoded: Dataset) -> Callable[[int, int], ShownItem]:
+def _shown_by(task: Task, file: str, encoded: Dataset) -> Callable[[int, int], ShownItem]:
     """Returns the function that shows the items of a task as text."""
+    if not isinstance(task, TextTask):
+        return lambda example, number: ShownItem(f"{task.card.inputs[:-1]} {example + 1}")
+    rows = task.read(file)
     if isinstance(task, TokenClassification):
         return lambda example, number: _show_word(task, rows[example], encoded[example]["labels"], number)
     if isinstance(task, MultipleChoice):
         return lambda example, number: ShownItem("\n".join(_lines_of_question(rows[example])))
-    return lambda example, number: ShownItem(f"{task.card.inputs[:-1]} {example + 1}")
+    columns = columns_of(Split(rows, file), task.data_args, trained=Columns.of_model(task.model.config))
+    texts = [texts_of(rows[column], column, file) for column in (columns.text, columns.text_pair) if column]
+    return lambda example, number: ShownItem("\n".join(column[example] or "" for column in texts))
 
 
 def _lines_of_question(row: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,8 +15,35 @@ from ..training.arguments import FeedbackTrainingArguments
 from ..training.callbacks import show_plain_metrics
 from ..training.model_arguments import ModelArguments, Options
 from ..training.tasks import NetworkTextClassification, Task, TextClassification, TokenClassification
+from ..training.tasks.task import EncodedSplit
 from ..training.trained_model import TrainedModel
 from ..training.trainer import FeedbackTrainer
+
+
+def load_labelled(trained: TrainedModel, file: str, options: Options | None = None) -> tuple[Task, EncodedSplit]:
+    """Loads a model and encodes a file of labelled examples for it.
+
+    Args:
+        trained: the model.
+        file: path of the file; of images or recordings, also of a folder.
+        options: options of the task's data by name, such as `label_column`.
+
+    Returns:
+        The task, with its model, and the examples.
+
+    Raises:
+        ValueError: the model, the file or a label is not as it must be, or an option is not one of the task.
+    """
+    task_class, options = trained.task(), options or {}
+    if task_class is NetworkTextClassification:  # which makes a new network
+        task_class = TextClassification
+    known = {one.name for one in fields(task_class.data_arguments)}
+    if unknown := next((name for name in options if name not in known), None):
+        raise ValueError(f"`{unknown}`: {trained.name} is {task_class.card.model_with_article}; leave the option out.")
+    model_options = {"num_iterations": trained.num_iterations, **trained.halting}
+    model_args = ModelArguments(model=trained.name, revision=trained.revision, **model_options)
+    task = task_class(model_args, task_class.data_arguments(test_file=file, **options))
+    return task, task.prepare_trained(file)
 
 
 @dataclass(frozen=True)
@@ -34,30 +62,9 @@ class LabelledFile:
 
     @classmethod
     def load(cls, trained: TrainedModel, file: str, options: Options | None = None) -> "LabelledFile":
-        """Loads a model and encodes a file for it.
-
-        Args:
-            trained: the model.
-            file: path of the file; of images or recordings, also of a folder.
-            options: options of the task's data by name, such as `label_column`.
-
-        Raises:
-            ValueError: the model, the file or a label is not as it must be, or an option is not one of the task.
-        """
-        task_class, options = trained.task(), options or {}
-        if task_class is NetworkTextClassification:  # which makes a new network
-            task_class = TextClassification
-        known = {one.name for one in fields(task_class.data_arguments)}
-        if unknown := next((name for name in options if name not in known), None):
-            raise ValueError(
-                f"`{unknown}`: {trained.name} is {task_class.card.model_with_article}; leave the option out."
-            )
-        model_options = {"num_iterations": trained.num_iterations, **trained.halting}
-        model_args = ModelArguments(model=trained.name, revision=trained.revision, **model_options)
-        task = task_class(model_args, task_class.data_arguments(test_file=file, **options))
-        encoded = task.prepare_trained(file)
-        trainer = _make_trainer(task, trained, encoded.compute_metrics)
-        return cls(task, trainer, encoded.data)
+        """Loads a model and encodes a file for it, see `load_labelled`."""
+        task, encoded = load_labelled(trained, file, options)
+        return cls(task, _make_trainer(task, trained, encoded.compute_metrics), cast(Dataset, encoded.data))
 
     def predict(self) -> PredictionOutput:
         """Returns logits or what stands for them, labels, and the metrics by name."""

@@ -11,7 +11,7 @@ from ..validation import check_integer
 from .model_arguments import Options
 from .model_setup import load_tokenizer, set_options
 from .model_sources import check_source, hub_options
-from .tasks import TASKS, Task, TextClassification
+from .tasks import TASKS, NetworkTextClassification, Task, TextClassification
 from .tasks.task import Model, Processor, TextTask
 
 HEADLESS = ("FeedbackModel", "FNNModel")
@@ -64,8 +64,9 @@ class TrainedModel:
                 f"`model`: {self.name} was saved as a model without a head ({headless}), which answers nothing; train "
                 "it for a task."
             )
-        # a class of another name is a user's own
-        return next((TASKS[one] for one in architectures if one in TASKS), TextClassification)
+        is_network = config["model_type"] == FNNConfig.model_type
+        own = NetworkTextClassification if is_network else TextClassification  # of a user's own class
+        return next((TASKS[one] for one in architectures if one in TASKS), own)
 
     def load(self) -> tuple[type[Task], Model, Processor]:
         """Returns the task, the model on the accelerator, if there is one, and its processor.

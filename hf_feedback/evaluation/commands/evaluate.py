@@ -14,6 +14,7 @@ from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.predict import TrainedModelArguments
 from ...training.commands.train import format_metrics
 from ...training.data.labels import LabelSet
+from ...training.data.text_files import TextFormatArguments
 from ...training.metrics import METRICS
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
@@ -60,10 +61,6 @@ class LabelledArguments:
     metrics: list[str] | None = option(
         None, f"Metrics: {', '.join(METRICS)}, or others of the evaluate library (default: those that suit the labels)."
     )
-    delimiter: str | None = option(
-        None, "Separator of CSV and TSV files, \\t for a tab (default: inferred from the header)."
-    )
-    encoding: str | None = option(None, "Encoding of CSV, TSV, JSON and text files (default: utf-8).")
 
 
 @dataclass
@@ -97,7 +94,7 @@ class ResultArguments:
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
     """Returns the parser of the command."""
-    parts = (TrainedModelArguments, LabelledArguments, ResultArguments, HaltingArguments)
+    parts = (TrainedModelArguments, LabelledArguments, TextFormatArguments, ResultArguments, HaltingArguments)
     return OptionParser(parts, "hf-feedback evaluate", DESCRIPTION)
 
 
@@ -107,10 +104,10 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: those after the name of the command.
     """
-    model, data, results, halting = make_parser().parse(options_from_file(arguments))
+    model, data, file_format, results, halting = make_parser().parse(options_from_file(arguments))
     results.check(data.file)
     options = {name: value for name, value in asdict(data).items() if value is not None and name != "file"}
-    labelled = LabelledFile.load(model.trained(halting), data.file, options)
+    labelled = LabelledFile.load(model.trained(halting), data.file, {**options, **asdict(file_format)})
     if results.confusion_matrix is not None and not has_confusion(labelled.task):
         raise ValueError(
             f"`confusion_matrix`: {model.model} does not answer with one class for each item; leave the option out."

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from ...validation import option
-from ..data.text_files import TextFormat
+from ..data.text_files import TextFormat, TextFormatArguments
 from ..model_arguments import HaltingArguments
 from ..prediction.prediction_rows import PredictionRows
 from ..prediction.prediction_run import PredictionRun
@@ -44,14 +44,10 @@ class RowArguments:
     )
     text: list[str] | None = option(None, "Texts, instead of a file.")
     text_pair: list[str] | None = option(None, "Second texts of pairs; in question answering, the contexts.")
-    delimiter: str | None = option(
-        None, "Separator of CSV and TSV files, \\t for a tab (default: inferred from the header)."
-    )
-    encoding: str = option("utf-8", "Encoding of CSV, TSV, JSON and text files.")
 
-    def rows(self) -> PredictionRows:
-        """Returns the rows that these options describe."""
-        return PredictionRows(self.file, self.text, self.text_pair, TextFormat(self.delimiter, self.encoding))
+    def rows(self, text_format: TextFormat) -> PredictionRows:
+        """Returns the rows that these options and the format of files describe."""
+        return PredictionRows(self.file, self.text, self.text_pair, text_format)
 
 
 @dataclass
@@ -85,7 +81,14 @@ class ExampleArguments:
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
     """Returns the parser of the command."""
-    parts = (TrainedModelArguments, RowArguments, OutputArguments, ExampleArguments, HaltingArguments)
+    parts = (
+        TrainedModelArguments,
+        RowArguments,
+        TextFormatArguments,
+        OutputArguments,
+        ExampleArguments,
+        HaltingArguments,
+    )
     return OptionParser(parts, "hf-feedback predict", DESCRIPTION)
 
 
@@ -95,9 +98,11 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: those after the name of the command.
     """
-    model, rows, output, examples, halting = make_parser().parse(options_from_file(arguments))
+    model, rows, file_format, output, examples, halting = make_parser().parse(options_from_file(arguments))
     options = {name: value for name, value in asdict(examples).items() if value is not None}
-    count = PredictionRun(model.trained(halting), rows.rows(), options).write(output.output, output.force)
+    count = PredictionRun(model.trained(halting), rows.rows(file_format.text_format), options).write(
+        output.output, output.force
+    )
     if output.output != STANDARD_OUTPUT:
         print(f"{count} predictions are in {output.output}")
     return 0

@@ -58,28 +58,6 @@ def _is_given(arguments: Sequence[str], *options: str) -> bool:
     return any(argument.split("=")[0].replace("_", "-") in options for argument in arguments)
 
 
-def parse_training(
-    arguments: Sequence[str], task: type[Task[FileArguments]], prog: str | None = None, description: str | None = None
-) -> tuple[Task[FileArguments], FeedbackTrainingArguments]:
-    """Parses the options of a training run.
-
-    Args:
-        arguments: as on the command line, without a file of options.
-        task: the task.
-        prog: name of the program, for `--help`.
-        description: description of the program, for `--help`.
-
-    Returns:
-        The task with its options, and the training arguments; what is left out has the defaults of the command.
-
-    Raises:
-        ValueError: an option is unknown, missing or has a wrong value.
-    """
-    parser = training_parser(arguments, task, prog, description)
-    model_args, data_args, args = parser.parse(arguments)
-    return task(model_args, data_args), args
-
-
 def training_parser(
     arguments: Sequence[str],
     task: type[Task[FileArguments]],

@@ -12,8 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ...spans import best_span, context_offsets, span_scores
-from ...words import space_between_texts
+from ...spans import best_span, encode_windows, span_scores
 from .files import format_rows
 from .label_names import label_name
 from .row_encoder import IN_MEMORY, RowEncoder
@@ -60,7 +59,6 @@ class WindowEncoder:
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int, encoder: RowEncoder = IN_MEMORY
     ) -> None:
         self.tokenizer, self.max_length, self.stride, self.encoder = tokenizer, max_length, stride, encoder
-        self.space = space_between_texts(tokenizer)
 
     def encode(self, split: Split) -> Dataset:
         """Encodes rows of `question`, `context` and `answers` (`text`, `answer_start`).
@@ -88,34 +86,12 @@ class WindowEncoder:
 
     def _windows(self, row: Row, index: int, source: str) -> list[Row]:
         """The windows of one row."""
-        self._check_room(row["question"], index, source)
-        encoding = self.tokenizer(
-            row["question"],
-            self.space + row["context"],
-            truncation="only_second",
-            max_length=self.max_length,
-            stride=self.stride,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        names = [name for name in self.tokenizer.model_input_names if name in encoding]
-        windows = []
-        for i in range(len(encoding["input_ids"])):
-            inputs = {name: encoding[name][i] for name in names}
-            offsets = context_offsets(encoding, i, len(self.space))
-            targets = self._targets(row["answers"], offsets, inputs["input_ids"])
-            windows.append({**inputs, "example": index, "offsets": offsets, **targets})
+        place = f"{source}: {format_rows([index])}"
+        windows = encode_windows(self.tokenizer, row["question"], row["context"], self.max_length, self.stride, place)
+        for window in windows:
+            targets = self._targets(row["answers"], window["offsets"], window["input_ids"])
+            window |= {"example": index, **targets}
         return windows
-
-    def _check_room(self, question: str, index: int, source: str) -> None:
-        special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        room = self.max_length - special - len(self.tokenizer(question, add_special_tokens=False)["input_ids"])
-        if room <= self.stride:
-            raise ValueError(
-                f"{source}: {format_rows([index])}: the question leaves {max(0, room)} of {self.max_length} tokens for "
-                f"the text, which must be more than the {self.stride} that windows share; change `--max-length`, "
-                "`--stride` or the question."
-            )
 
     def _targets(self, answers: Batch, offsets: Sequence[Sequence[int]], ids: list[int]) -> dict[str, int]:
         """The tokens of the first answer, or CLS."""

@@ -2,18 +2,24 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from datasets import Dataset
 
 from .text_files import TextFormat, read_text
 
+if TYPE_CHECKING:
+    from _csv import _reader
+
 QUOTED_CELL = re.compile(r'"([^"]|"")*"')
 FIRST_LINE = re.compile(r"[\r\n]*([^\r\n]*)")
 LONGEST_CELL = 2**31 - 1
+
+Quoting: TypeAlias = Literal[0, 3]
+"""Whether quotes enclose cells (`csv.QUOTE_MINIMAL`) or are part of them (`csv.QUOTE_NONE`)."""
 
 
 class CsvRow(NamedTuple):
@@ -36,8 +42,8 @@ def read_csv(path: Path, text_format: TextFormat) -> Dataset:
     """
     text, is_tsv = read_text(path, text_format), path.suffix.lower() == ".tsv"
     delimiter = text_format.delimiter or delimiter_of(text, "\t" if is_tsv else ",")
-    parse = _parse_tsv if is_tsv else _parse_csv
-    header, *rows = parse(path, text, delimiter) or [CsvRow(1, [])]
+    quoting = quoting_of(lambda: StringIO(text, newline=""), delimiter) if is_tsv else csv.QUOTE_MINIMAL
+    header, *rows = _parse(path, text, delimiter, quoting) or [CsvRow(1, [])]
     names = header.cells
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: the header names a column twice: {', '.join(names)}; rename one.")
@@ -65,9 +71,52 @@ def _describe_uneven_row(path: Path, index: int, row: CsvRow, names: Sequence[st
     )
 
 
-def _parse_csv(path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) -> list[CsvRow]:
+def read_cells(lines: Iterable[str], delimiter: str, quoting: Quoting = csv.QUOTE_MINIMAL) -> "_reader":
+    """Returns a reader of the rows in the lines of a file, which have their own ends.
+
+    Args:
+        lines: the lines.
+        delimiter: what separates cells.
+        quoting: whether quotes enclose cells.
+    """
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+
+
+def quoting_of(read_lines: Callable[[], Iterable[str]], delimiter: str) -> Quoting:
+    """Finds out what quotes are in a TSV file.
+
+    They enclose cells if every cell with a quote is quoted as a whole, or if only then all rows have as many cells as
+    the header; otherwise they are part of the text, as in tweets.
+
+    Args:
+        read_lines: returns the lines of the file, which is read twice at most.
+        delimiter: what separates cells.
+
+    Example:
+
+    ```python
+    >>> lines = ["text\\tlabel\\n", '"so he said\\tx\\n']
+    >>> quoting_of(lambda: lines, "\\t") == csv.QUOTE_NONE
+    True
+
+    ```
+    """
+    widths, whole = set(), set()
+    try:
+        for cells in read_cells(read_lines(), delimiter, csv.QUOTE_NONE):
+            widths |= {len(cells)} if cells else set()
+            whole |= {QUOTED_CELL.fullmatch(cell) is not None for cell in cells if '"' in cell}
+        if len(widths) > 1 or whole == {True}:
+            widths = {len(cells) for cells in read_cells(read_lines(), delimiter) if cells}
+            return csv.QUOTE_MINIMAL if len(widths) == 1 else csv.QUOTE_NONE
+    except csv.Error:  # whoever reads the cells meets it again
+        pass
+    return csv.QUOTE_NONE
+
+
+def _parse(path: Path, text: str, delimiter: str, quoting: Quoting) -> list[CsvRow]:
+    reader = read_cells(StringIO(text, newline=""), delimiter, quoting)
     rows, begin = [], 1
     try:
         for cells in reader:
@@ -81,20 +130,3 @@ def _parse_csv(path: Path, text: str, delimiter: str, quoting: Literal[0, 3] = c
         line = begin if is_open else reader.line_num
         raise ValueError(f"{path}: line {line} cannot be read as csv ({reason}{begins}).") from error
     return rows
-
-
-def _parse_tsv(path: Path, text: str, delimiter: str) -> list[CsvRow]:
-    """Reads quotes as part of the text, as in tweets, unless every cell with a quote is quoted as a whole."""
-    plain = _parse_csv(path, text, delimiter, csv.QUOTE_NONE)
-    with_quotes = [cell for row in plain for cell in row.cells if '"' in cell]
-    if _is_even(plain) and not (with_quotes and all(map(QUOTED_CELL.fullmatch, with_quotes))):
-        return plain
-    try:
-        unquoted = _parse_csv(path, text, delimiter)
-    except ValueError:
-        return plain
-    return unquoted if _is_even(unquoted) else plain
-
-
-def _is_even(rows: Sequence[CsvRow]) -> bool:
-    return len({len(row.cells) for row in rows}) <= 1

@@ -6,13 +6,13 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 from pyarrow import ArrowException, parquet
 
-from .csv_files import LONGEST_CELL, QUOTED_CELL, delimiter_of
+from .csv_files import delimiter_of, quoting_of, read_cells
 from .files import format_rows, root_cause
 from .splits import Row
 from .text_files import DEFAULT_FORMAT, TextFormat, decoding_error
@@ -21,8 +21,8 @@ from .text_files import DEFAULT_FORMAT, TextFormat, decoding_error
 def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[Row]:
     """Streams a .txt file with one text per line, or a JSON-lines, CSV, TSV or parquet file, row by row.
 
-    All but parquet may be compressed (.csv.gz). Cells of CSV and TSV files are kept as text. In a TSV file quotes are
-    part of it, unless every cell with a quote is quoted as a whole. Empty lines are skipped.
+    All but parquet may be compressed (.csv.gz). Cells of CSV and TSV files are kept as text; for quotes in TSV files, see
+    `quoting_of`. Empty lines are skipped.
 
     Args:
         file: path of the file; its suffix decides how it is read.
@@ -118,36 +118,24 @@ def _stream_json(path: Path, text_format: TextFormat) -> Iterator[Row]:
         yield from _json_rows(lines)
 
 
-class TsvDialect(csv.excel_tab):
-    """Tabs between cells, quotes as part of them."""
-
-    quoting = csv.QUOTE_NONE
+def _lines(path: Path, text_format: TextFormat) -> Iterator[str]:
+    with open_text(path, text_format, newline="") as lines:
+        yield from lines
 
 
 def _stream_csv(path: Path, text_format: TextFormat) -> Iterator[Row]:
-    csv.field_size_limit(LONGEST_CELL)
-    dialect: type[csv.Dialect] = csv.excel
-    if file_type(path) == ".tsv":
-        dialect = csv.excel_tab if _has_quoted_cells(path, text_format) else TsvDialect
-    with open_text(path, text_format, newline="") as lines:
-        header = next((line for line in lines if line.strip()), "")
-        delimiter = text_format.delimiter or delimiter_of(header, dialect.delimiter)
-        all_lines = (line for part in ([header], lines) for line in part)
-        rows = csv.DictReader(all_lines, dialect=dialect, delimiter=delimiter, strict=True)
-        for row in rows:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"the number of its cells differs from that of the header, {len(rows.fieldnames or ())}"
-                )
-            yield row
-
-
-def _has_quoted_cells(path: Path, text_format: TextFormat) -> bool:
-    """Whether the first cells of a TSV file that hold a quote are all quoted as a whole."""
-    with open_text(path, text_format) as lines:
-        cells = (cell for line in lines if '"' in line for cell in line.rstrip("\n").split("\t") if '"' in cell)
-        quoted = [QUOTED_CELL.fullmatch(cell) is not None for cell in islice(cells, 1000)]
-    return bool(quoted) and all(quoted)
+    read_lines, is_tsv = partial(_lines, path, text_format), file_type(path) == ".tsv"
+    header = next((line for line in read_lines() if line.strip("\r\n")), "")
+    delimiter = text_format.delimiter or delimiter_of(header, "\t" if is_tsv else ",")
+    quoting = quoting_of(read_lines, delimiter) if is_tsv else csv.QUOTE_MINIMAL
+    rows = (cells for cells in read_cells(read_lines(), delimiter, quoting) if cells)
+    names = next(rows, [])
+    if len(set(names)) < len(names):
+        raise ValueError(f"the header names a column twice: {', '.join(names)}; rename one")
+    for cells in rows:
+        if len(cells) != len(names):
+            raise ValueError(f"the number of its cells differs from that of the header, {len(names)}")
+        yield dict(zip(names, cells, strict=True))
 
 
 def _stream_parquet(path: Path, text_format: TextFormat) -> Iterator[Row]:

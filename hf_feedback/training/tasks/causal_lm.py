@@ -28,7 +28,6 @@ from .task import Collator, EncodedSplit, PreprocessLogits
 
 LONGEST_BLOCK = 512  # by default: the logits of a batch are (B, T, V), gigabytes for longer ones
 TEXTS_AT_ONCE = 1000  # are tokenized together
-PROMPTS_AT_ONCE = 8
 
 
 @dataclass
@@ -144,33 +143,6 @@ def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return F.pad(token_losses(logits[:, :-1], labels[:, 1:]), (1, 0))
 
 
-def continue_prompts(
-    model: FeedbackForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
-) -> list[str]:
-    """Returns the most probable continuation of each prompt, token by token (greedy decoding).
-
-    Args:
-        model: the language model.
-        tokenizer: its tokenizer.
-        prompts: texts of at least one token.
-        max_new_tokens: maximum number of tokens of a continuation.
-    """
-    texts: list[str] = []
-    model.eval()
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        some = prompts[start : start + PROMPTS_AT_ONCE]
-        batch = tokenizer(some, padding=True, padding_side="left", return_token_type_ids=False, return_tensors="pt")
-        tokens = model.generate(
-            **batch.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        texts += tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
-
-
 class CausalLM(PlainTextTask[CausalLMArguments]):
     """Predicts the next token.
 
@@ -260,8 +232,8 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
 
     def write_predictions(self, folder: Path) -> None:
         if self.prompts:
-            continuations = continue_prompts(self.model, self.processor, self.prompts, self.data_args.max_new_tokens)
-            pairs = zip(self.prompts, continuations, strict=True)
-            lines = [json.dumps({"prompt": a, "continuation": b}, ensure_ascii=False) for a, b in pairs]
+            answers = self.model.predict(self.prompts, self.processor, max_new_tokens=self.data_args.max_new_tokens)
+            pairs = zip(self.prompts, answers, strict=True)
+            lines = [json.dumps({"prompt": prompt, **answer}, ensure_ascii=False) for prompt, answer in pairs]
             with whole_file(folder / "continuations.jsonl") as partial:
                 partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
