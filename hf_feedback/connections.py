@@ -70,10 +70,12 @@ class GatedConnection(FeedbackConnection):
         self.gate = Gate(self.rank, num_edges, hidden_size)
 
     def project_target(self, z: torch.Tensor, edge: int, x: torch.Tensor) -> torch.Tensor:
+        """`gate ⊙ up(z)`, the gate made of z and the input of the target layer."""
         read = self.reader(self.reader_norm(x), edge)[..., 0, :]
         return self.gate(z + read, edge) * self.up(z, edge)
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        """`read` and the gate cost an edge as much as `up`, each."""
         return 2 * self.hidden_size * self.rank, 6 * self.hidden_size * self.rank
 
 
@@ -108,17 +110,20 @@ class JointConnection(FeedbackConnection):
         self.reader = StackedLinear(hidden_size, num_edges, self.rank)
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        """`down(h)`; the activation comes after the target has been added."""
         return self.down(h, edge)
 
     def combine(
         self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
     ) -> torch.Tensor:
+        """`z = f(down(h) + read(LayerNorm(x)))`; in iteration 1 without `down(h)`."""
         z = self.reader(self.reader_norm(x), edge)
         if projected is not None:
             z = z + projected
         return self.dropout(self.activate(z, edge))[..., 0, :]
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        """`read` costs an edge as much as `up`."""
         return 2 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank
 
 
@@ -156,6 +161,7 @@ class AttentionConnection(FeedbackConnection):
 
     @classmethod
     def check_options(cls, config: "FeedbackConfig") -> None:
+        """Refuses a rank that the heads do not divide."""
         rank = config.hidden_size if config.feedback_rank is None else config.feedback_rank
         if is_integer(rank) and rank % config.feedback_heads:
             raise ValueError(
@@ -164,11 +170,13 @@ class AttentionConnection(FeedbackConnection):
             )
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        """`key(h)` and `value(h)` of this call and of earlier tokens, `(B, past + T, n, 2r)`."""
         return context.with_earlier_tokens(torch.cat((self.key(h, edge), self.down(h, edge)), -1))
 
     def combine(
         self, projected: torch.Tensor | None, edge: int, x: torch.Tensor, context: MessageContext
     ) -> torch.Tensor:
+        """`z_t = f(Σ_u a_tu · value(h_u))`."""
         q, k, v, mask = self._read(projected, edge, x, context)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
         return self.dropout(self.activate(z.unsqueeze(-2), edge))[..., 0, :]
@@ -199,6 +207,7 @@ class AttentionConnection(FeedbackConnection):
         return q, k, v, mask if mask is None or mask.dtype is torch.bool else mask.to(q)
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        """Keys and values of a source; queries, `up` and attention of an edge."""
         return 4 * self.hidden_size * self.rank, 4 * self.hidden_size * self.rank + 4 * length * self.rank
 
 
@@ -235,6 +244,7 @@ class TemporalConnection(FeedbackConnection):
         self.V = None if causal else Recurrence(num_edges, self.rank)
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        """m after all sweeps, `(B, T, n, r)`; the first sweep is `f(U h)`."""
         length = h.shape[1]
         U_h = context.with_earlier_tokens(self.down(h, edge))  # (B, T, n, r), b included
         real = None if context.mask is None else context.mask[:, : U_h.shape[1], None, None].to(h.device)
@@ -251,6 +261,7 @@ class TemporalConnection(FeedbackConnection):
         return self.dropout(m[:, -length:])
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        """W, and V if there is one, in each sweep but the first."""
         neighbours = 1 if self.V is None else 2
         sweeps = 2 * neighbours * (self.num_sweeps - 1) * self.rank**2
         return 2 * self.hidden_size * self.rank + sweeps, 2 * self.hidden_size * self.rank
@@ -290,6 +301,7 @@ class ContextConnection(FeedbackConnection):
 
     @classmethod
     def check_options(cls, config: "FeedbackConfig") -> None:
+        """Refuses `feedback_signal="error"` where no state is read."""
         alone = config.feedback_type == "context"
         if config.feedback_context == "classes" and alone and config.feedback_signal == "error":
             raise ValueError(
@@ -297,11 +309,13 @@ class ContextConnection(FeedbackConnection):
             )
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        """`f(down(c))`, the same for all tokens: `(B, 1, n, r)`."""
         read = context.class_probabilities if self.reads_classes else pool(h, context.mask, "mean")
         read = cast(torch.Tensor, read).to(h)
         return self.dropout(self.activate(self.down(read, edge), edge))[:, None]  # (B, 1, n, r)
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        """Those of one token, divided among all."""
         return 2 * self.down.in_features * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 

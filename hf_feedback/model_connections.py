@@ -50,6 +50,7 @@ class SumConnection(nn.ModuleList):
     """Several operators on the same edges, as in `feedback_type="additive+context"`: their messages are added."""
 
     def forward(self, h: torch.Tensor, context: MessageContext) -> SourceMessage:
+        """The part of each operator."""
         return [operator(h, context) for operator in self]
 
     def message(

@@ -46,6 +46,7 @@ class SegmentConnection(FeedbackConnection):
         self.V = StackedLinear(hidden_size, num_edges, self.rank, bias=False)
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        """`f(U h_t + W h_{t−1} + V h_{t+1} + b)` of each segment t, `(N, 1, n, r)`."""
         h = pool(h, context.mask, "mean")  # (N, d)
         z = self.down(h, edge)
         if context.segments is not None:
@@ -53,6 +54,7 @@ class SegmentConnection(FeedbackConnection):
         return self.dropout(self.activate(z, edge))[:, None]  # (N, 1, n, r)
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        """Those of one token with three maps instead of one, divided among the tokens of a segment."""
         return 6 * self.hidden_size * self.rank // length, 2 * self.hidden_size * self.rank // length
 
 
@@ -95,12 +97,14 @@ class SegmentMemoryConnection(AttentionConnection):
         self.distance = ZeroLinear(2 * self.MAX_DISTANCE + 1, num_edges, self.num_heads)
 
     def project_source(self, h: torch.Tensor, context: MessageContext, edge: int | None = None) -> torch.Tensor:
+        """`key(c_j)` and `value(c_j)` of the m summaries of each segment, `(N, m, n, 2r)`."""
         c = self.summaries(h, context.mask)
         return torch.cat((self.key(c, edge), self.down(c, edge)), -1)
 
     def memory(
         self, projected: torch.Tensor, edge: int, x: torch.Tensor, context: MessageContext
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Keys and values of all segments of the text, and b_j, which is −∞ where a text has fewer segments."""
         segments = context.segments or Segments(torch.arange(len(x), device=x.device), len(x))
         rows, distance = (one.to(x.device) for one in segments.of_same_text())
         far = self.MAX_DISTANCE
@@ -109,6 +113,7 @@ class SegmentMemoryConnection(AttentionConnection):
         return projected[rows.clamp_min(0)].flatten(1, 2), bias.transpose(1, 2)[:, :, None]
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
+        """Summaries, keys and values once for each segment; queries, `up` and attention of an edge."""
         d, r, m = self.hidden_size, self.rank, self.num_summaries
         sharing = 1 if self.reads_error else self.num_edges  # the edges read the same summaries
         return 4 * d * m // sharing + 4 * d * r * m // length, 4 * d * r + 4 * num_segments * m * r

@@ -12,7 +12,7 @@ from datasets import Dataset
 from .text_files import TextFormat, read_text
 
 if TYPE_CHECKING:
-    from _csv import _reader
+    from _csv import Reader
 
 QUOTED_CELL = re.compile(r'"([^"]|"")*"')
 FIRST_LINE = re.compile(r"[\r\n]*([^\r\n]*)")
@@ -71,7 +71,7 @@ def _describe_uneven_row(path: Path, index: int, row: CsvRow, names: Sequence[st
     )
 
 
-def read_cells(lines: Iterable[str], delimiter: str, quoting: Quoting = csv.QUOTE_MINIMAL) -> "_reader":
+def read_cells(lines: Iterable[str], delimiter: str, quoting: Quoting = csv.QUOTE_MINIMAL) -> "Reader":
     """Returns a reader of the rows in the lines of a file, which have their own ends.
 
     Args:

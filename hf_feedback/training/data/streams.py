@@ -129,7 +129,7 @@ def _stream_csv(path: Path, text_format: TextFormat) -> Iterator[Row]:
     delimiter = text_format.delimiter or delimiter_of(header, "\t" if is_tsv else ",")
     quoting = quoting_of(read_lines, delimiter) if is_tsv else csv.QUOTE_MINIMAL
     rows = (cells for cells in read_cells(read_lines(), delimiter, quoting) if cells)
-    names = next(rows, [])
+    names: list[str] = next(rows, [])
     if len(set(names)) < len(names):
         raise ValueError(f"the header names a column twice: {', '.join(names)}; rename one")
     for cells in rows:
