@@ -147,7 +147,7 @@ FAULTS = {
     "too few cells": (
         "t.csv",
         b"text;label\na;x\nb\n",
-        "row 2 has 1 cells, the header has 2 (line 3 of the file); it has none for label; put texts",
+        "row 2 has 1 cells, the header has 2 (line 3 of the file); it has none for label; quote texts",
     ),
 }
 
