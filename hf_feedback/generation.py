@@ -12,9 +12,10 @@ from transformers.utils import logging
 
 from .cache_probe import probe_cache
 from .configuration_feedback import FeedbackConfig
+from .forward_context import COMMON_ARGUMENTS, ForwardContext
 from .gradients import GRADIENTS
 from .iteration_cache import IterationCache, check_size, num_tokens
-from .loop_runner import COMMON_ARGUMENTS, ForwardContext, LoopResult
+from .loop_runner import LoopResult
 from .modeling_base import FeedbackPreTrainedModel
 from .validation import Keywords
 

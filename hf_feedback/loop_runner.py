@@ -2,78 +2,29 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
-from transformers.utils import TransformersKwargs, logging
+from transformers.utils import logging
 
 from .backbone_layout import BackboneLayout
 from .collected_states import asks_for_states, keep_last_iteration
 from .configuration_feedback import FeedbackConfig
 from .feedback_connection import MessageContext
 from .feedback_loop import FeedbackLoop, find_fixed_point, run_iterations
+from .forward_context import ForwardContext, token_mask
 from .gradients import GRADIENTS, FullGradient
 from .halting import Halting, reads_answers
-from .iteration_cache import IterationCache
 from .iteration_trace import IterationTrace, States, batch_first
 from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompiled, with_hidden
-from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput, split_iterations
 from .one_pass import run_in_one_pass
 from .option_checks import check_halting
-from .segments import Segments
 from .stability import estimate_contraction, jacobian_penalty
 from .token_halting import TokenHalting
-from .validation import Keywords
 
 logger = logging.get_logger(__name__)
-
-# What every backbone's `forward` may be given besides the arguments that it names.
-COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
-
-
-@dataclass(frozen=True)
-class ForwardContext:
-    """What one call of `forward` is about.
-
-    Args:
-        backbone, feedback: the modules, as they are in this call.
-        arguments: what `forward` was called with; the segments of the texts, if they were cut.
-        inputs: what the backbone is called with.
-        compute_logits: the backbone's output → logits `(B, C)`, or `(B, T, V)` where each token is answered; `None` if
-            the model does neither.
-        segments: which text each row belongs to, if texts were cut.
-        num_choices: number of rows that belong to one question, in multiple choice.
-        is_training: whether the model is in training mode.
-        is_disabled: whether the bare backbone is to run.
-        is_sharded: whether the model's weights are sharded over several processes.
-        model_name: the model's class, for messages.
-        cache: the key–value cache of all iterations, in generation.
-        predicts_next_token: whether each token is answered from those before it alone.
-    """
-
-    backbone: PreTrainedModel
-    feedback: FeedbackConnections
-    arguments: Keywords
-    inputs: Keywords
-    compute_logits: "Callable[[BackboneOutput, ForwardContext], torch.Tensor] | None"
-    segments: Segments | None
-    num_choices: int | None
-    is_training: bool
-    is_disabled: bool
-    is_sharded: bool
-    model_name: str
-    cache: IterationCache | None = None
-    predicts_next_token: bool = False
-
-    @property
-    def attention_mask(self) -> Any:
-        """The mask that `forward` was given, in whatever shape; the padding mask if there is one besides."""
-        padding_mask = self.arguments.get("padding_mask")
-        return self.arguments.get("attention_mask") if padding_mask is None else padding_mask
 
 
 @dataclass
@@ -386,56 +337,3 @@ class LoopRunner:
         with torch.no_grad(), recording(self._make_record(context, on_segment)):
             context.backbone(**context.inputs)
         return estimates[0]
-
-
-def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:
-    """`(B, T)`, true at real tokens, if the mask shows them.
-
-    Args:
-        backbone: shortens recordings inside; transformers' audio families say how much.
-        mask: `(B, T)`; that of the choices of a multiple choice, `(B, C, T)`, is flattened.
-        length: T, of the hidden states.
-    """
-    shorten = getattr(backbone, "_get_feature_vector_attention_mask", None)
-    if isinstance(mask, torch.Tensor) and mask.dim() == 3:
-        mask = mask.flatten(0, 1)
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-        return None
-    if mask.shape[1] != length:
-        mask = None if shorten is None else shorten(length, mask)
-    return None if mask is None else mask != 0
-
-
-def backbone_inputs(
-    layout: BackboneLayout,
-    config: FeedbackConfig,
-    model_name: str,
-    arguments: Keywords,
-) -> Keywords:
-    """What the backbone is called with: all arguments that it takes, and no key–value cache, which iterations cannot
-    share. `token_type_ids` and `position_ids` that it does not know are dropped, as transformers does.
-
-    Raises:
-        TypeError: it does not know another argument.
-        ValueError: a cache was passed.
-    """
-    inputs = {key: value for key, value in arguments.items() if value is not None and key != "padding_mask"}
-    if "past_key_values" in inputs:
-        raise ValueError(
-            f"`past_key_values`: {model_name} reads whole texts, in which iterations cannot share a key–value cache, "
-            "so that prefix-tuning does not work with it; tune with LoRA or the feedback alone instead. Text is "
-            "generated by FeedbackForCausalLM."
-        )
-    unknown = [key for key in inputs if key not in layout.arguments and key not in COMMON_ARGUMENTS]
-    for key in unknown:
-        if key not in ("token_type_ids", "position_ids"):
-            valid = sorted({"num_iterations", "output_iterations", *layout.arguments} - {"kwargs", "labels"})
-            near = get_close_matches(key, valid, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"the backbone takes: {', '.join(valid)}."
-            raise TypeError(f"{model_name}.forward got an unexpected argument `{key}`; {hint}")
-        del inputs[key]
-    for name in ("output_hidden_states", "output_attentions"):
-        wanted = inputs.pop(name, None)
-        if wanted or (wanted is None and getattr(config, name)):
-            inputs[name] = True
-    return {**inputs, "use_cache": False} if layout.has_cache else inputs

@@ -25,11 +25,12 @@ from .feedback_checkpoint import (
     save_feedback,
     warn_of_adapters_without_folder,
 )
+from .forward_context import ForwardContext, backbone_inputs
 from .iteration_cache import IterationCache
 from .iteration_losses import ITERATION_LOSSES
 from .layer_recorder import run_uncompiled
 from .loading import load_pretrained
-from .loop_runner import ForwardContext, LoopResult, LoopRunner, backbone_inputs
+from .loop_runner import LoopResult, LoopRunner
 from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput, FeedbackTaskOutput, select_states
 from .operator_code import save_operator_code

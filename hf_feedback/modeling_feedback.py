@@ -24,9 +24,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .building import TaskTraits
 from .class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from .configuration_feedback import FeedbackConfig
+from .forward_context import ForwardContext, token_mask
 from .generation import FeedbackGenerativeModel
 from .loading import load_feedback_folder
-from .loop_runner import ForwardContext, token_mask
 from .modeling_base import FeedbackPreTrainedModel, classifier_dropout
 from .modeling_outputs import (
     BackboneOutput,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..configuration_feedback import FeedbackConfig
-from ..loop_runner import ForwardContext
+from ..forward_context import ForwardContext
 from ..max_length import max_positions
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_outputs import BackboneOutput

@@ -11,7 +11,7 @@ from torch import nn
 from ..activations import Swish
 from ..connections import AttentionConnection
 from ..feedback_connection import FeedbackConnection, MessageContext, SourceMessage
-from ..loop_runner import token_mask
+from ..forward_context import token_mask
 from ..modeling_base import FeedbackPreTrainedModel
 
 Edge = tuple[int, int]  # source, target
