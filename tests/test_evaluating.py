@@ -11,7 +11,7 @@ from builders import fresh, labelled_model, tiny_tokenizer
 from PIL import Image
 from scipy.io import wavfile
 from sklearn.metrics import classification_report
-from test_predicting import QUESTION, TEXTS
+from test_prediction_run import QUESTION, TEXTS
 from transformers import EvalPrediction
 
 from hf_feedback.cli import main

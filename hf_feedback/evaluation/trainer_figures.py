@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class IterationFigures(TrainerCallback):
     """Callback that sends figures of the iterations to TensorBoard and trackio after every evaluation.
 
-    Curves over training: accuracy and calibration error of each iteration, size of messages and β of Swish by edge. A
-    figure at each evaluation: accuracy by iteration, and messages by edge and iteration.
+    Curves over training: accuracy and calibration error of each iteration, up to two beyond the model's K. A figure at
+    each evaluation: accuracy by iteration, messages by edge and iteration, and β of Swish. (`FeedbackTrainer` itself
+    logs the size of messages, β, and the accuracy of iterations 1 … K.)
 
     Args:
         trainer: a trainer with `report_to` `"tensorboard"`, `"trackio"` or both.
@@ -85,28 +86,19 @@ class IterationFigures(TrainerCallback):
             edges = summarize_edges(model, seen.messages, k + FURTHER_ITERATIONS)
             figure = draw_figure(seen, edges, k)
             for receiver in self._receivers():
-                send(receiver, curves(seen, edges, k), figure, state.global_step)
+                send(receiver, curves(seen), figure, state.global_step)
 
 
-def curves(seen: Observation, edges: list[EdgeSummary], num_iterations: int) -> dict[str, float]:
+def curves(seen: Observation) -> dict[str, float]:
     """Returns the values of the curves by name.
 
     Args:
         seen: the observation.
-        edges: its messages.
-        num_iterations: K of the model; the messages are those of iteration K, or of iteration 2 if K is 1.
     """
     values: dict[str, float] = {}
     for i, accuracy in enumerate(seen.answers.accuracy, 1):
         values[f"iterations/accuracy_{i}"] = accuracy
         values[f"iterations/calibration_error_{i}"] = calibration(seen.answers, i)["ece"]
-    for edge in edges:
-        name = f"{edge.source}_to_{edge.target}"
-        share = edge.shares[max(num_iterations, 2) - 1]
-        if share is not None:
-            values[f"messages/{name}"] = share
-        if edge.beta is not None:
-            values[f"beta/{name}"] = edge.beta
     return values
 
 

@@ -21,8 +21,8 @@ from .text_files import DEFAULT_FORMAT, TextFormat, decoding_error
 def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[Row]:
     """Streams a .txt file with one text per line, or a JSON-lines, CSV, TSV or parquet file, row by row.
 
-    All but parquet may be compressed (.csv.gz). Cells of CSV and TSV files are kept as text (`quoting_of` is the rule for
-    quotes in TSV files). Empty lines are skipped.
+    All but parquet may be compressed (.csv.gz). Cells of CSV and TSV files are kept as text; `quoting_of` tells what
+    quotes are in TSV files. Empty lines are skipped.
 
     Args:
         file: path of the file; its suffix decides how it is read.
