@@ -9,7 +9,7 @@ import sys
 import gradio as gr
 
 from hf_feedback.evaluation.text_steps import TextSteps, step_through
-from hf_feedback.training.trained_model import load_classifier
+from hf_feedback.training.trained_model import TrainedModel
 
 FURTHER_ITERATIONS = 2
 EXAMPLES = ["Where is my parcel? It was due on Monday.", "You took the money twice.", "I cannot log in any more."]
@@ -22,7 +22,7 @@ def show(steps: TextSteps | None, k: int) -> tuple[str, dict[str, float] | None,
 
 def build(folder: str) -> gr.Blocks:
     """The app for the model in a folder."""
-    model, tokenizer = load_classifier(folder)
+    _, model, tokenizer = TrainedModel(folder).load()
     last = model.config.num_iterations + FURTHER_ITERATIONS
 
     def read(text: str, k: int) -> tuple:

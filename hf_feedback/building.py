@@ -14,7 +14,7 @@ from .backbone_probe import reads_causally
 from .configuration_feedback import FeedbackConfig, HeadOption, nearest_option
 from .cutting import find_special_tokens
 from .gguf_files import drop_quantization_marks, find_gguf_file, with_unpacking
-from .labels import LABEL_OPTIONS, adopt_labels
+from .label_options import LABEL_OPTIONS, adopt_labels
 from .model_connections import operators_of
 from .pooling import Pooling, find_pooling
 from .stored_config import drop_switches

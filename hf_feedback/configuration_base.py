@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .labels import LABEL_OPTIONS, numbers_by_name, replace_labels
+from .label_options import LABEL_OPTIONS, numbers_by_name, replace_labels
 from .stored_config import without_switches
 from .validation import Keywords, check_choice, check_types, choices_of, describe_type
 from .version import HF_FEEDBACK_VERSION

@@ -12,7 +12,7 @@ from .configuration_base import OptionsConfig, document_options
 from .cutting import PairOption
 from .gradients import GRADIENTS
 from .iteration_losses import ITERATION_LOSSES
-from .labels import normalize_labels_of
+from .label_options import normalize_labels_of
 from .option_checks import check_feedback_options
 from .pooling import Pooling
 from .recipes import options_of_recipe

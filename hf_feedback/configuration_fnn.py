@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from .activations import check_activation
 from .configuration_base import OptionsConfig, document_options
-from .labels import normalize_labels_of
+from .label_options import normalize_labels_of
 from .solvers import SOLVERS
 from .stored_config import refuse_attributes
 from .validation import (

@@ -515,7 +515,7 @@ def test_only_what_is_needed_travels(tmp_path):
             "validation.py",
             "version.py",
             "configuration_base.py",
-            "labels.py",
+            "label_options.py",
             "stored_config.py",
         ),
     }

@@ -11,14 +11,11 @@ import pytest
 import torch
 from training_runs import rows, train_command, write
 
-from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
-from hf_feedback.modeling_feedback import HEADS
 from hf_feedback.training.commands import train
 from hf_feedback.training.commands.errors import run_command
 from hf_feedback.training.commands.options import options_from_file
 from hf_feedback.training.tasks import TextClassification
-from hf_feedback.training.trained_model import load_classifier
 
 
 def line_of(capsys):
@@ -254,20 +251,6 @@ def test_a_deep_config_is_named(trained, tmp_path, capsys):
     data = write(tmp_path, "train.csv", rows(9))
     assert main(["predict", "--model", str(tmp_path / "model"), "--file", data]) == 2
     assert "`model`: config.json is nested too deeply" in line_of(capsys)
-
-
-# Models of another task
-
-
-@pytest.mark.parametrize("name", [head.__name__ for head in (*HEADS[1:], FeedbackModel)])
-def test_a_model_of_another_task_is_no_classifier(tmp_path, name):
-    # the config alone: nothing else is loaded before it is refused
-    config = {"model_type": "hf_feedback", "architectures": [name]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    words = "which answers nothing" if name == "FeedbackModel" else "was trained as an? .* needs a text classifier"
-    with pytest.raises(ValueError, match=words) as caught:
-        load_classifier(str(tmp_path))
-    assert f"({name})" in str(caught.value)
 
 
 # Plain output

@@ -53,9 +53,13 @@ def test_the_chart_names_the_most_probable_classes():
     assert ">late<" not in chart
 
 
-def test_a_model_of_values_is_refused():
-    model = fresh("SequenceClassification", num_labels=1)
-    with pytest.raises(ValueError, match="`model` must give a text one class, got one for regression"):
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [("SequenceClassification", {"num_labels": 1}, "regression"), ("MaskedLM", {}, "single_label_classification")],
+)
+def test_a_model_that_gives_a_text_no_class_is_refused(name, options, problem):
+    model = fresh(name, **options)
+    with pytest.raises(ValueError, match=f"`model` must give a text one class, got FeedbackFor{name} for {problem}"):
         step_through(model, tiny_tokenizer(), "it", 2)
 
 

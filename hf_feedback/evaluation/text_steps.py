@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_base import FeedbackPreTrainedModel
+from ..modeling_feedback import FeedbackForSequenceClassification
 from ..training.data.labels import SINGLE_LABEL, LabelSet
 from .observation import observe
 from .plots import line_chart
@@ -84,8 +85,8 @@ def step_through(
         ValueError: the model does not give a text one class.
     """
     labels = LabelSet.of_model(model)
-    if labels.problem_type != SINGLE_LABEL:
-        raise ValueError(f"`model` must give a text one class, got one for {labels.problem_type}.")
+    if not isinstance(model, FeedbackForSequenceClassification) or labels.problem_type != SINGLE_LABEL:
+        raise ValueError(f"`model` must give a text one class, got {type(model).__name__} for {labels.problem_type}.")
     inputs = dict(tokenizer(text, truncation=True, return_tensors="pt"))
     seen = observe(model, [{**inputs, "labels": torch.tensor([0])}], num_iterations)
     trace = trace_tokens(model, inputs, num_iterations)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
@@ -85,22 +84,3 @@ class TrainedModel:
         if issubclass(task, TextTask):
             return task, model, load_tokenizer(self.name, self.revision, of_words=task.reads_words)
         return task, model, model.predictor.auto_class.from_pretrained(self.name, **hub)
-
-
-def load_classifier(name: str, revision: str | None = None) -> tuple[Model, PreTrainedTokenizerBase]:
-    """Returns a trained text classifier and its tokenizer.
-
-    Args:
-        name: folder or hub id.
-        revision: branch, tag or commit of the hub repository.
-
-    Raises:
-        ValueError: it is missing or damaged, is no feedback model, or was trained for another task.
-    """
-    task = TrainedModel(name, revision).task()
-    if not issubclass(task, TextClassification):
-        raise ValueError(
-            f"`model`: {name} was trained as {task.card.model_with_article} ({task.model_class.__name__}), and this "
-            f"needs {TextClassification.card.model_with_article}."
-        )
-    return task.model_class.from_pretrained(name, **hub_options(revision)), load_tokenizer(name, revision)
