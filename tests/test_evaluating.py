@@ -16,7 +16,7 @@ from transformers import EvalPrediction
 
 from hf_feedback.cli import main
 from hf_feedback.evaluation.class_report import ClassAnswers, format_report, has_confusion, report_of
-from hf_feedback.evaluation.labelled_file import LabelledFile
+from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.trained_model import TrainedModel
 
@@ -133,14 +133,14 @@ def test_values(tmp_path, capsys, monkeypatch):
     values = [answer["value"] for answer in model.predict(TEXTS, tiny_tokenizer())]
     assert report["mean_absolute_error"] == pytest.approx(np.abs(np.array(values) - np.arange(4) / 7).mean(), abs=1e-5)
     assert "eval_pearson" in capsys.readouterr().out
-    monkeypatch.delattr(LabelledFile, "predict")  # refused before anything is computed
+    monkeypatch.delattr(EvaluationRun, "predict")  # refused before anything is computed
     assert evaluate(tmp_path / "model", tmp_path / "rows.jsonl", "--confusion-matrix", tmp_path / "c.png") == 2
     assert "does not answer with one class for each item" in capsys.readouterr().err
 
 
 def test_a_network_from_scratch(folders, tmp_path):
     file = write_rows(tmp_path, LABELLED)
-    found = LabelledFile.load(TrainedModel(folders("Network"), num_iterations=2), file)
+    found = EvaluationRun.load(TrainedModel(folders("Network"), num_iterations=2), file)
     assert found.task.model.config.num_iterations == 2
     assert 0 <= found.predict().metrics["eval_accuracy"] <= 1
     config = json.loads((Path(folders("Network")) / "config.json").read_text())
@@ -151,7 +151,7 @@ def test_a_network_from_scratch(folders, tmp_path):
 
 def test_tags_and_entities(folders, tmp_path):
     rows = [{"tokens": text.split(), "tags": [NAMES[len(word) % 3] for word in text.split()]} for text in TEXTS]
-    labelled = LabelledFile.load(TrainedModel(folders("TokenClassification")), write_rows(tmp_path, rows))
+    labelled = EvaluationRun.load(TrainedModel(folders("TokenClassification")), write_rows(tmp_path, rows))
     found = labelled.predict()
     report = report_of(labelled.task, EvalPrediction(found.predictions, found.label_ids))
     assert has_confusion(labelled.task)
@@ -166,7 +166,7 @@ def test_tags_and_entities(folders, tmp_path):
     model.save_pretrained(tmp_path / "bio")
     tiny_tokenizer().save_pretrained(tmp_path / "bio")
     rows = [{"tokens": ["it", "is", "a"], "tags": ["O", "B-DAY", "I-DAY"]}]
-    labelled = LabelledFile.load(TrainedModel(str(tmp_path / "bio")), write_rows(tmp_path, rows))
+    labelled = EvaluationRun.load(TrainedModel(str(tmp_path / "bio")), write_rows(tmp_path, rows))
     right = np.zeros((1, 3, 2))
     right[0, :, 0] = [0, 1, 2]
     report = report_of(labelled.task, EvalPrediction(right, np.array([[0, 1, 2]])))
@@ -177,13 +177,13 @@ def test_tags_and_entities(folders, tmp_path):
 def test_answers_choices_and_language_models(folders, tmp_path):
     answer = {"text": ["parcel"], "answer_start": [4]}
     file = write_rows(tmp_path, [{**QUESTION, "answers": answer}])
-    found = LabelledFile.load(TrainedModel(folders("QuestionAnswering")), file)
+    found = EvaluationRun.load(TrainedModel(folders("QuestionAnswering")), file)
     assert set(found.predict().metrics) >= {"eval_exact_match", "eval_f1"}
     assert report_of(found.task, None) is None
     assert not has_confusion(found.task)
 
     file = write_rows(tmp_path, [{"context": "where", "choices": ["is it", "help"], "label": 1}])
-    found = LabelledFile.load(TrainedModel(folders("MultipleChoice")), file)
+    found = EvaluationRun.load(TrainedModel(folders("MultipleChoice")), file)
     prediction = found.predict()
     report = report_of(found.task, EvalPrediction(prediction.predictions, prediction.label_ids))
     assert set(report) == {"accuracy", "calibration"}
@@ -191,12 +191,12 @@ def test_answers_choices_and_language_models(folders, tmp_path):
     assert report["accuracy"] == prediction.metrics["eval_accuracy"]
 
     file = write_rows(tmp_path, [{"text": text} for text in TEXTS])
-    metrics = LabelledFile.load(TrainedModel(folders("MaskedLM")), file, {"max_length": 12}).predict().metrics
+    metrics = EvaluationRun.load(TrainedModel(folders("MaskedLM")), file, {"max_length": 12}).predict().metrics
     assert metrics["eval_perplexity"] == pytest.approx(np.exp(metrics["eval_loss"]), rel=1e-4)
     model, tokenizer = TrainedModel(folders("CausalLM")).load()[1:]
     ids = [*tokenizer(TEXTS[1])["input_ids"], tokenizer.eos_token_id]
     file = write_rows(tmp_path, [{"text": TEXTS[1]}])
-    metrics = LabelledFile.load(TrainedModel(folders("CausalLM")), file).predict().metrics
+    metrics = EvaluationRun.load(TrainedModel(folders("CausalLM")), file).predict().metrics
     with torch.no_grad():
         loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
     assert metrics["eval_perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)

@@ -19,7 +19,7 @@ from hf_feedback import (
     FeedbackModel,
 )
 from hf_feedback.batch_rows import IndivisibleError, find_batch_axes, select_rows
-from hf_feedback.evaluation.labelled_file import LabelledFile
+from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.halting import confidence_of
 from hf_feedback.training.trained_model import TrainedModel
 
@@ -380,7 +380,7 @@ def test_in_a_pipeline_and_in_evaluation(minilm, tmp_path):
         }
     file = tmp_path / "data.csv"
     file.write_text("text,label\n" + "".join(f"{text},LABEL_{i % 2}\n" for i, text in enumerate(texts)))
-    values = LabelledFile.load(TrainedModel(str(tmp_path)), str(file)).predict().metrics
+    values = EvaluationRun.load(TrainedModel(str(tmp_path)), str(file)).predict().metrics
     assert values["eval_mean_iterations"] == pytest.approx(found.iterations.float().mean().item())
 
 

@@ -9,8 +9,8 @@ from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation import iteration_choice
+from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.evaluation.iteration_choice import IterationChoice, candidates, choose, measure_choice
-from hf_feedback.evaluation.labelled_file import LabelledFile
 from hf_feedback.training.trained_model import TrainedModel
 
 
@@ -35,7 +35,7 @@ def few(monkeypatch):
 
 
 def test_every_candidate_is_measured_as_the_model_answers(folder, few):
-    labelled = LabelledFile.load(TrainedModel(str(folder / "model")), str(folder / "validation.csv"))
+    labelled = EvaluationRun.load(TrainedModel(str(folder / "model")), str(folder / "validation.csv"))
     trainer, data = labelled.trainer, labelled.data
     model = FeedbackForSequenceClassification.from_pretrained(folder / "model").eval()
     rows_ = [{name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")} for row in data]

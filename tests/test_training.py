@@ -18,7 +18,7 @@ from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, fre
 from hf_feedback.training.distributed import skip_unused_search, unused_parameters
 from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.parameter_groups import format_groups
-from hf_feedback.training.sampling import IterationRange, draw_iterations
+from hf_feedback.training.train_iterations import IterationRange, draw_iterations
 
 # Parameter groups
 

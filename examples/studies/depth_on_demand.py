@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
-from hf_feedback.training.sampling import IterationRange, draw_iterations
+from hf_feedback.training.train_iterations import IterationRange, draw_iterations
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table

@@ -94,7 +94,7 @@ def report_of(task: Task, prediction: EvalPrediction) -> Report | None:
 
     Args:
         task: the task, with its model.
-        prediction: from `LabelledFile.predict`.
+        prediction: from `EvaluationRun.predict`.
 
     Returns:
         For values, their errors; for choices, accuracy and calibration; for entities, scores of each type; `None` for

@@ -26,7 +26,7 @@ from ..training.tasks.task import Collator, Processor, Task, TextTask
 from ..training.tasks.text_classification import columns_of
 from ..training.trained_model import TrainedModel
 from ..words import space_before_words
-from .labelled_file import load_labelled
+from .evaluation_run import load_labelled
 
 SUPPORTED: tuple[type[Task], ...] = (
     TextClassification,

@@ -13,10 +13,10 @@ from ..validation import check_choice, check_integer, option
 from .frozen_layers.prefix_arguments import PrefixArguments, check_prefix
 from .report_arguments import ReportArguments
 from .resume_arguments import ResumeArguments
-from .sampling import ITERATION_RULES
 from .staging import StagingArguments, check_unfreezing
 from .techniques.adversarial_arguments import AdversarialArguments
 from .techniques.objective_arguments import ObjectiveArguments
+from .train_iterations import ITERATION_RULES
 
 JSON_EXAMPLE = '{"name": 1e-5}'
 

@@ -31,11 +31,11 @@ from .model_parts import any_model_in, parts_of
 from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
 from .restarts import TrainingStart
-from .sampling import draw_iterations, iteration_range
 from .search import SearchTrainer, Trial
 from .staging import check_early_stopping, has_stopped_early, staged
 from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
 from .techniques.trainer_techniques import TrainerTechniques
+from .train_iterations import draw_iterations, iteration_range
 
 
 class FeedbackTrainer(SearchTrainer):

@@ -12,8 +12,8 @@ from ...training.tasks import TextClassification
 from ...training.tasks.text_classification import LabelArguments
 from ...training.trained_model import TrainedModel
 from ...validation import check_integer, option
+from ..evaluation_run import EvaluationRun
 from ..iteration_choice import candidates, choose, measure_choice, save_choice
-from ..labelled_file import LabelledFile
 from ..markdown_tables import markdown_table
 
 DESCRIPTION = """Choose the number of iterations and the halting rule of a trained text classifier: every K and every
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     if not issubclass(trained.task(), TextClassification):
         raise ValueError(f"`model`: {args.model} is {trained.task().card.model_with_article}, and no text classifier.")
     options = {name: value for name, value in asdict(label_args).items() if value is not None}
-    labelled = LabelledFile.load(trained, args.file, options)
+    labelled = EvaluationRun.load(trained, args.file, options)
     trainer, data = labelled.trainer, labelled.data
     model = cast(FeedbackPreTrainedModel, trainer.model)
     if not isinstance(model.config, FeedbackConfig):

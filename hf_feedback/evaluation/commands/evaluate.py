@@ -23,7 +23,7 @@ from ...validation import option
 from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import draw_confusion
 from ..diagnostics import finite
-from ..labelled_file import LabelledFile
+from ..evaluation_run import EvaluationRun
 
 DESCRIPTION = """Evaluate a trained model on labelled examples; the model determines the task. Prints the metrics of
 training, precision, recall and F1 of each class with their averages, and calibration."""
@@ -107,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
     model, data, file_format, results, halting = make_parser().parse(options_from_file(arguments))
     results.check(data.file)
     options = {name: value for name, value in asdict(data).items() if value is not None and name != "file"}
-    labelled = LabelledFile.load(model.trained(halting), data.file, {**options, **asdict(file_format)})
+    labelled = EvaluationRun.load(model.trained(halting), data.file, {**options, **asdict(file_format)})
     if results.confusion_matrix is not None and not has_confusion(labelled.task):
         raise ValueError(
             f"`confusion_matrix`: {model.model} does not answer with one class for each item; leave the option out."

@@ -1,4 +1,4 @@
-"""A trained model of any task and a file of labelled examples: what the model answers, and the metrics."""
+"""The evaluation of a trained model of any task on a file of labelled examples."""
 
 import tempfile
 from collections.abc import Callable
@@ -47,8 +47,8 @@ def load_labelled(trained: TrainedModel, file: str, options: Options | None = No
 
 
 @dataclass(frozen=True)
-class LabelledFile:
-    """A trained model in a trainer that evaluates it, and a file of labelled examples.
+class EvaluationRun:
+    """A trained model, its trainer, and the labelled examples that it is evaluated on.
 
     Args:
         task: the task, with its model.
@@ -61,7 +61,7 @@ class LabelledFile:
     data: Dataset
 
     @classmethod
-    def load(cls, trained: TrainedModel, file: str, options: Options | None = None) -> "LabelledFile":
+    def load(cls, trained: TrainedModel, file: str, options: Options | None = None) -> "EvaluationRun":
         """Loads a model and encodes a file for it, see `load_labelled`."""
         task, encoded = load_labelled(trained, file, options)
         return cls(task, _make_trainer(task, trained, encoded.compute_metrics), cast(Dataset, encoded.data))
