@@ -28,7 +28,7 @@ class ForwardContext:
     Args:
         backbone, feedback: the modules, as they are in this call.
         arguments: what `forward` was called with; the segments of the texts, if they were cut.
-        inputs: what the backbone is called with.
+        inputs: inputs of the backbone.
         compute_logits: the backbone's output → logits `(B, C)`, or `(B, T, V)` where each token is answered; `None` if
             the model does neither.
         segments: which text each row belongs to, if texts were cut.

@@ -140,7 +140,7 @@ def test_training_goes_on_from_a_feedback_model(backbone, tmp_path, capsys):
     assert main(train_command(backbone, tmp_path / "one", train=train, validation=None)) == 0
     assert main(train_command(str(tmp_path / "one"), tmp_path / "two", train=train, validation=None)) == 0
     assert main(["evaluate", "--model", backbone, "--file", train]) == 2
-    assert "is no feedback model" in capsys.readouterr().err
+    assert "is not a feedback model" in capsys.readouterr().err
     rank = train_command(str(tmp_path / "one"), tmp_path / "x", "--feedback-rank", "5", train=train, validation=None)
     assert main(rank) == 2
     assert "with 4, and cannot be changed to 5" in capsys.readouterr().err

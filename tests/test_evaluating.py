@@ -103,7 +103,7 @@ def test_texts(folders, tmp_path, capsys):
     assert evaluate(model, file, "--output", output) == 2
     assert "already exists; name another, or overwrite it (`--force`)" in capsys.readouterr().err
     assert evaluate(model, file, "--output", file, "--force") == 2
-    assert f"`output`: {file} is the file of rows itself; name another" in capsys.readouterr().err
+    assert f"`output`: {file} is the input file itself; name another" in capsys.readouterr().err
     assert evaluate(model, file, "--confusion-matrix", tmp_path / "confusion.doc") == 2
     assert "must end with one of" in capsys.readouterr().err
     assert evaluate(model, write_rows(tmp_path, [{"text": "a", "label": "odd"}])) == 2

@@ -388,7 +388,7 @@ WRONG = {
     "choices": (lambda: fresh("MultipleChoice"), dict(class_weights=["balanced"]), "the model predicts choices"),
     "tokens": (lambda: fresh("CausalLM"), dict(focal_gamma=1.0), "the model predicts tokens"),
     "words": (lambda: fresh("MaskedLM"), dict(focal_gamma=1.0), "the model predicts words"),
-    "number of weights": (make, dict(class_weights=[1.0, 2.0]), "`class_weights` must be 3 numbers, one a class"),
+    "number of weights": (make, dict(class_weights=[1.0, 2.0]), "`class_weights` must be 3 numbers, one per class"),
     "no data": (make, dict(class_weights=["balanced"]), "counts the labels of `train_dataset`.*got NoneType"),
     "gradient": (
         lambda: make(gradient="one_step"), dict(agreement_weight=0.5),

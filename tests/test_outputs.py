@@ -1,4 +1,4 @@
-"""What commands write over, and what they leave behind when the disk is full."""
+"""What commands overwrite, and what they leave behind when the disk is full."""
 
 import json
 import os
@@ -146,7 +146,7 @@ def test_predictions_are_not_written_over_a_file(trained, tmp_path, capsys):
     for force in ([], ["--force"]):
         before = texts.read_bytes()
         assert main([*command, str(texts), *force]) == 2
-        assert f"`output`: {texts} is the file of rows itself; name another" in capsys.readouterr().err
+        assert f"`output`: {texts} is the input file itself; name another" in capsys.readouterr().err
         assert texts.read_bytes() == before
     assert main([*command, str(output)]) == 2
     words = f"`output`: {output} already exists; name another, or overwrite it (`--force`)"

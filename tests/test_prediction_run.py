@@ -181,7 +181,7 @@ def test_a_file_that_was_cut_off_is_gone_on_with(folders, many, tmp_path, monkey
 
     monkeypatch.setattr(TokenPredictor, "__call__", counted)
     assert predict(*command, "--output", output) == 0
-    assert "going on after 8 rows" in capsys.readouterr().err
+    assert "resuming after 8 rows" in capsys.readouterr().err
     assert len(answered) == 12
     assert output.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
     assert {file.name for file in tmp_path.iterdir()} == {"many.csv", f"whole.{ending}", output.name}
@@ -201,13 +201,13 @@ def test_what_was_begun_otherwise_begins_anew_by_force_alone(folders, many, tmp_
     monkeypatch.setattr(TokenPredictor, "__call__", interrupted)
     assert predict(*command) == 130
     assert predict(*command, "--max-length", "9") == 2
-    assert "was begun with something else (`max_length` was null, is 9)" in capsys.readouterr().err
+    assert "was written with other settings (`max_length` was null, is 9)" in capsys.readouterr().err
     assert predict(*command, "--num-iterations", "1") == 2
-    assert "was begun with something else (`num_iterations` was 3, is 1)" in capsys.readouterr().err
+    assert "was written with other settings (`num_iterations` was 3, is 1)" in capsys.readouterr().err
     assert len(calls) == 2
     many.write_text(many.read_text().replace("help", "a"))
     assert predict(*command) == 2
-    assert "was begun with something else (`file` was " in capsys.readouterr().err
+    assert "was written with other settings (`file` was " in capsys.readouterr().err
     assert predict(*command, "--force") == 0
     assert len(lines(output)) == 12
 
@@ -235,8 +235,8 @@ def test_rows_are_read_as_they_are_answered(folders, tmp_path, monkeypatch):
 
 WRONG = {
     # task, options, words of the message
-    "nothing": ("SequenceClassification", [], "Give `--file` (`-` is standard input) or `--text`, one of them"),
-    "both": ("SequenceClassification", ["--file", "t.csv", "--text", "a"], "Give `--file`"),
+    "nothing": ("SequenceClassification", [], "Give either `--file` (`-` is standard input) or `--text`."),
+    "both": ("SequenceClassification", ["--file", "t.csv", "--text", "a"], "Give either `--file`"),
     "uneven pairs": ("SequenceClassification", ["--text", "a", "--text-pair", "b", "c"], "`text_pair` must be as many"),
     "a missing file": ("SequenceClassification", ["--file", "no.csv"], "no.csv: there is no such file"),
     "an unknown type": ("SequenceClassification", ["--file", "t.doc"], "t.doc: unknown type of file"),

@@ -234,7 +234,7 @@ def test_texts_that_are_no_rows_are_warned_of_once(tmp_path, caplog):
 
     train(tmp_path, fresh_model(), collator=cut)
     (record,) = caplog.records
-    assert record.getMessage().startswith("`cache_prefix`: a batch of training is computed anew in every epoch: a text")
+    assert record.getMessage().startswith("`cache_prefix`: a training batch is computed again in every epoch: a text")
 
 
 def test_states_of_another_precision_are_not_read(tmp_path):
@@ -273,7 +273,7 @@ WRONG = {
     "adversarial": (dict(adversarial="fgm"), "it does not go with `adversarial`"),
     "stages": (dict(unfreeze_every="1 step"), "it does not go with `unfreeze_every`"),
     "padding on the left": (dict(collator=lambda rows: pad(rows, left=True)), "padded on the right"),
-    "no texts": (dict(rows=[{"pixel_values": [0.0], "labels": 0}]), "these rows hold none"),
+    "no texts": (dict(rows=[{"pixel_values": [0.0], "labels": 0}]), "which these rows do not have"),
 }
 
 

@@ -25,17 +25,17 @@ def load_labelled(trained: TrainedModel, file: str, options: Options | None = No
 
     Args:
         trained: the model.
-        file: path of the file; of images or recordings, also of a folder.
+        file: path of the file, or of a folder of images or recordings.
         options: options of the task's data by name, such as `label_column`.
 
     Returns:
         The task, with its model, and the examples.
 
     Raises:
-        ValueError: the model, the file or a label is not as it must be, or an option is not one of the task.
+        ValueError: the model, the file or a label is invalid, or an option is not one of the task.
     """
     task_class, options = trained.task(), options or {}
-    if task_class is NetworkTextClassification:  # which makes a new network
+    if task_class is NetworkTextClassification:  # which would make a new network
         task_class = TextClassification
     known = {one.name for one in fields(task_class.data_arguments)}
     if unknown := next((name for name in options if name not in known), None):
@@ -52,7 +52,7 @@ class EvaluationRun:
 
     Args:
         task: the task, with its model.
-        trainer: evaluates the model.
+        trainer: trainer that evaluates the model.
         data: the encoded examples.
     """
 
@@ -67,7 +67,7 @@ class EvaluationRun:
         return cls(task, _make_trainer(task, trained, encoded.compute_metrics), cast(Dataset, encoded.data))
 
     def predict(self) -> PredictionOutput:
-        """Returns logits or what stands for them, labels, and the metrics by name."""
+        """Returns predictions (logits for most tasks), labels, and the metrics by name."""
         return self.trainer.predict(self.data, metric_key_prefix="eval")
 
 

@@ -78,7 +78,7 @@ class LabelledExamples:
         """Batches for `forward`, in the order of the rows.
 
         Args:
-            batch_size: examples of a batch.
+            batch_size: examples per batch.
             most: maximum number of examples, from the first on.
         """
         data = self.data if most is None else self.data.select(range(min(most, len(self.data))))

@@ -1,4 +1,4 @@
-"""The weight of each batch of a step, with which the step's loss is the mean over all items of all its batches."""
+"""Weights of the batches of a step, so that the loss of the step is the mean over all their items."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from .data.labels import IGNORED
 
 
 def count_items(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Returns the number of items that the loss of a batch is the mean of: labels that count, or else rows.
+    """Returns the number of items of a batch in the mean of its loss: labels that count, or else rows.
 
     Example:
 
@@ -37,10 +37,10 @@ def batch_weights(trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> tor
 
     Args:
         trainer: the trainer.
-        batches: those that this process accumulates.
+        batches: batches that this process accumulates.
 
     Returns:
-        `None` where all weights are 1: for a single batch, and where the loss itself is divided by the number of items.
+        `None` if all weights are 1: for a single batch, and if the loss itself is divided by the number of items.
     """
     if trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None:
         return None
@@ -50,12 +50,12 @@ def batch_weights(trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> tor
 def weights_by(
     trainer: Trainer, batches: Sequence[Mapping[str, Any]], count: Callable[[Mapping[str, Any]], torch.Tensor]
 ) -> torch.Tensor | None:
-    """Returns the weights with which means over the items of each batch have the mean over all items of a step as mean.
+    """Returns the weights with which the mean of the batch means is the mean over all items of a step.
 
     Args:
         trainer: the trainer.
-        batches: those that this process accumulates.
-        count: number of items of a batch.
+        batches: batches that this process accumulates.
+        count: returns the number of items of a batch.
 
     Returns:
         `None` for a single batch, whose weight is 1.

@@ -1,4 +1,4 @@
-"""Rows, files and weights by their contents."""
+"""Fingerprints of rows, files and weights by their contents."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""A trained model by folder or hub id: its task, the model as commands use it, and its processor."""
+"""Loading a trained model for the commands, with its task and processor."""
 
 from dataclasses import dataclass, field
 
@@ -18,14 +18,14 @@ HEADLESS = ("FeedbackModel", "FNNModel")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Which trained model answers, and how.
+    """A trained model and the options to run it with.
 
     Args:
         name: folder or hub id.
         revision: branch, tag or commit of the hub repository.
         num_iterations: K; the model's own by default.
         halting: options of halting by name; the model's own by default.
-        batch_size: examples of a batch.
+        batch_size: examples per batch.
         bf16: whether to compute in bfloat16.
 
     Example:
@@ -52,11 +52,11 @@ class TrainedModel:
         """Returns the task that the model was trained for.
 
         Raises:
-            ValueError: it is missing or damaged, is no feedback model, or has no head.
+            ValueError: it is missing or damaged, is not a feedback model, or has no head.
         """
         config = check_source(self.name, self.revision)
         if config.get("model_type") not in (FeedbackConfig.model_type, FNNConfig.model_type):
-            raise ValueError(f"`model`: {self.name} is no feedback model; make one with `hf-feedback train`.")
+            raise ValueError(f"`model`: {self.name} is not a feedback model; train one with `hf-feedback train`.")
         architectures = config.get("architectures") or ()
         if headless := next((one for one in architectures if one in HEADLESS), None):
             raise ValueError(

@@ -1,1 +1,1 @@
-"""Layers below everything that trains: without dropout, and computed once for each text."""
+"""Frozen layers below all trained parameters: run without dropout, and cached on request."""

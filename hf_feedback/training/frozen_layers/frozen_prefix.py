@@ -1,4 +1,4 @@
-"""What no trained tensor reaches: it runs without dropout, and its states may be read instead of computed."""
+"""Layers that do not depend on trained parameters: they run without dropout, and their states may be cached."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,16 +27,16 @@ class BackboneCall:
     """One call of the backbone.
 
     Args:
-        depth: number of layers, from below, that no trained tensor reaches in iteration 1.
-        resting: modules of the backbone that are out of training mode until then.
-        texts: where the cache has the texts of the batch; `None` if nothing is to be read or written.
+        depth: number of layers, from below, that do not depend on trained parameters in iteration 1.
+        in_evaluation_mode: modules of the backbone that are in evaluation mode until these layers have run.
+        texts: the texts of the batch in the cache; `None` if nothing is read or written.
         stored: layer → its states, if the cache has all of the batch.
         computed: layer → its states, to be written to the cache.
-        position: of the layer that is called next.
+        position: number of the layer that is called next.
     """
 
     depth: int
-    resting: list[nn.Module]
+    in_evaluation_mode: list[nn.Module]
     texts: TextStates | None = None
     stored: LayerStates | None = None
     computed: LayerStates = field(default_factory=dict)
@@ -44,14 +44,14 @@ class BackboneCall:
 
 
 class FrozenPrefix:
-    """Context in which what no trained tensor reaches runs without dropout: the embeddings and lower layers that are
-    frozen, in iteration 1; the whole iteration if the backbone is frozen. Later iterations read messages, which train.
+    """Context in which layers that do not depend on trained parameters run without dropout.
 
-    A frozen layer has no graph in any case. What trains may change at any time.
+    These are frozen embeddings and lower layers in iteration 1, or the whole iteration 1 if the backbone is frozen.
+    Later iterations read messages, which are trained. Parameters may be frozen and unfrozen inside the context.
 
     Args:
         model: A feedback model with a backbone, wrapped or not.
-        cache: keeps the states of these layers, and is read instead of computing them.
+        cache: stores the states of these layers, which are then read instead of computed.
 
     Example:
 
@@ -76,12 +76,12 @@ class FrozenPrefix:
         for name, parameter in model.named_parameters():
             self._parameters.setdefault(parts[name], []).append(parameter)
         self._calls: list[BackboneCall] = []
-        self._outputs: dict[int, LayerOutput] = {}  # of each layer without its states: what else it returns
+        self._outputs: dict[int, LayerOutput] = {}  # by layer: its output without the states
         self._has_missed = False
         self._undo = ExitStack()
 
     def depth(self) -> int | None:
-        """Returns how many layers no trained tensor reaches in iteration 1; `None` if one is below the layers."""
+        """Returns the number of layers without trained parameters below; `None` if the embeddings are trained."""
         if any(parameter.requires_grad for parameter in self._parameters.get("embeddings", ())):
             return None
         feedback, (first, last) = self._core.feedback, self._core.layout.segment
@@ -100,10 +100,10 @@ class FrozenPrefix:
         ]
         for layer in dict.fromkeys(layers):
             handles.append(layer.register_forward_pre_hook(self._before_layer))
-            # before the hook of the loop, inside of which the later iterations run
+            # before the hook of the loop, in which later iterations run
             handles.append(layer.register_forward_hook(self._after_layer, prepend=True))
             if self._cache is not None:
-                if "forward" in layer.__dict__:  # another library's, which comes back afterwards
+                if "forward" in layer.__dict__:  # another library's, which is restored afterwards
                     self._undo.callback(setattr, layer, "forward", layer.forward)
                 self._undo.callback(layer.__dict__.pop, "forward")
                 layer.forward = partial(self._run_layer, layer, layer.forward)
@@ -126,37 +126,37 @@ class FrozenPrefix:
             if call.texts is not None and len(self._outputs) == depth:
                 call.stored = self._cache.read(call.texts)
         if self._cache is not None and call.texts is None and backbone.training:
-            self._warn_of_miss(f"a text in it is none of the rows as they are, or more than texts: {sorted(kwargs)}")
-        for module in call.resting:
+            self._warn_of_miss(f"a text in it is not one of the rows, or it has further inputs: {sorted(kwargs)}")
+        for module in call.in_evaluation_mode:
             module.training = False
 
     def _end(self, backbone: nn.Module, args: tuple[Any, ...], output: object) -> None:
         call = self._calls.pop()
-        self._wake(call)
+        self._restore_training_mode(call)
         if self._cache is not None and call.texts is not None and call.stored is None and output is not None:
             self._cache.write(call.texts, call.computed)
 
     def _before_layer(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         if self._calls and not is_replaying() and self._calls[-1].position == self._calls[-1].depth:
-            self._wake(self._calls[-1])
+            self._restore_training_mode(self._calls[-1])
 
     def _after_layer(self, layer: nn.Module, args: tuple[Any, ...], output: LayerOutput) -> None:
         if self._calls and not is_replaying():
             call = self._calls[-1]
             call.position += 1
             if call.position == call.depth:
-                self._wake(call)
+                self._restore_training_mode(call)
 
-    def _wake(self, call: BackboneCall) -> None:
-        for module in call.resting:
+    def _restore_training_mode(self, call: BackboneCall) -> None:
+        for module in call.in_evaluation_mode:
             module.training = True
-        call.resting = []
+        call.in_evaluation_mode = []
 
     def _warn_of_miss(self, reason: str) -> None:
-        """Warns at the first batch of training that is not kept."""
+        """Warns at the first training batch that is not cached."""
         if not self._has_missed:
             logger.warning(
-                f"`cache_prefix`: a batch of training is computed anew in every epoch: {reason}; change that, or leave "
+                f"`cache_prefix`: a training batch is computed again in every epoch: {reason}; change that, or leave "
                 "`cache_prefix` out."
             )
         self._has_missed = True
@@ -171,9 +171,9 @@ class FrozenPrefix:
         hidden = args[0] if args else kwargs[first_argument(layer)]
         if call.stored is not None:
             return with_hidden(self._outputs[call.position], call.stored.get(call.position, hidden))
-        if hidden.requires_grad:  # somebody differentiates what enters the layers
+        if hidden.requires_grad:  # the inputs of the layers are differentiated
             call.texts = None
-            self._warn_of_miss("what enters the layers needs gradients")
+            self._warn_of_miss("the inputs of the layers need gradients")
             return forward(*args, **kwargs)
         output = forward(*args, **kwargs)
         call.computed[call.position] = hidden_of(output)
@@ -183,5 +183,5 @@ class FrozenPrefix:
 
 def _without_states(output: LayerOutput, name: str) -> LayerOutput:
     if isinstance(output, tuple | list) and any(part is not None for part in output[1:]):
-        raise ValueError(f"`cache_prefix`: {name} returns more than hidden states, which are not kept; leave it out.")
+        raise ValueError(f"`cache_prefix`: {name} returns more than hidden states, which are not cached; leave it out.")
     return with_hidden(output, torch.empty(0))

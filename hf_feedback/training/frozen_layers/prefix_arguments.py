@@ -23,10 +23,10 @@ class PrefixArguments:
     """Caching states of frozen layers.
 
     Args:
-        cache_prefix: whether to keep the states of the layers that no trained tensor reaches, in memory-mapped files in
+        cache_prefix: whether to store the states of layers without trained parameters below in memory-mapped files in
             the output folder, and to read them from the second epoch on; see `FrozenPrefix`. `run_task` removes them at
-            the end, `FeedbackTrainer` leaves them to its next training.
-        cache_prefix_gigabytes: size of these files at most.
+            the end, `FeedbackTrainer` keeps them for its next training.
+        cache_prefix_gigabytes: maximum size of these files in gigabytes.
     """
 
     cache_prefix: bool = option(
@@ -35,7 +35,7 @@ class PrefixArguments:
     cache_prefix_gigabytes: float = option(10.0, "Maximum size of these files in gigabytes.")
 
 
-PREFIX_FOLDER = "_prefix_states"  # in the output folder; what begins with _ is not pushed to the hub
+PREFIX_FOLDER = "_prefix_states"  # in the output folder; names that begin with _ are not pushed to the Hub
 
 
 def check_prefix(args: TrainingArguments, prefix: PrefixArguments) -> None:
@@ -78,8 +78,8 @@ def make_frozen_prefix(trainer: Trainer, args: PrefixArguments) -> AbstractConte
         return nullcontext() if depth is None and not getattr(args, "unfreezes", False) else FrozenPrefix(model)
     if not depth or core.layout.batch_dim != 0 or core.config.feedback_span == "segment":
         raise ValueError(
-            "`cache_prefix` keeps the states of frozen layers, of texts that are not cut; freeze 'embeddings' and the "
-            "lowest layers ('layers:0-3') or the 'backbone', or leave it out."
+            "`cache_prefix` stores the states of frozen layers for texts that are not cut into segments; freeze "
+            "'embeddings' and the lowest layers ('layers:0-3') or the 'backbone', or leave it out."
         )
     return FrozenPrefix(model, _make_cache(trainer, core, model, depth, args.cache_prefix_gigabytes))
 
@@ -100,7 +100,7 @@ def _make_cache(
 
 
 def _rows_of(trainer: Trainer) -> Iterator[Mapping[str, Any]]:
-    """The rows to train on and to validate on."""
+    """The training and validation rows."""
     others = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
     for data in (trainer.train_dataset, *others.values()):
         if isinstance(data, IterableDataset) or type(data).__name__ == "IterableDataset":

@@ -1,4 +1,4 @@
-"""States of frozen layers on disk: computed once for each text, and read from memory-mapped files afterwards."""
+"""Cache of the states of frozen layers, in memory-mapped files."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import torch
 
 from ...validation import Keywords
 
-# What the backbone may be given besides flags: anything else may change the states.
+# Inputs of the backbone besides flags; any other could change the states.
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 TOLERANCE = 1e-3  # relative to the largest state, between batches of different shapes
 BYTES_OF_A_NUMBER = 4
@@ -22,13 +22,13 @@ BYTES_OF_A_BLOCK = 512  # of `st_blocks`, on any disk
 
 @dataclass(frozen=True)
 class TextStates:
-    """Where the states of the texts of a batch are.
+    """The positions of a batch of texts in the cache.
 
     Args:
         numbers: number of each text in the cache.
-        lengths: its tokens.
-        batch_length: tokens of the batch, with padding on the right.
-        device: of the batch.
+        lengths: number of its tokens.
+        batch_length: number of tokens of the batch, with padding on the right.
+        device: device of the batch.
     """
 
     numbers: list[int]
@@ -38,11 +38,11 @@ class TextStates:
 
 
 def key_of_text(ids: Any, types: Any = None) -> bytes:
-    """Returns a key of the content of a text.
+    """Returns the key of a text by its content.
 
     Args:
         ids: its tokens, without padding.
-        types: their types, if the backbone reads these.
+        types: token types, if the backbone reads these.
     """
     digest = blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16)
     if types is not None:
@@ -54,15 +54,15 @@ class PrefixCache:
     """The states of some layers for every text of some rows, in memory-mapped files that processes and runs may share.
 
     Args:
-        folder: of the files. It belongs to the weights below the states, see `fingerprint_weights`.
+        folder: folder of the files, for certain weights, see `fingerprint_weights`.
         rows: rows of `input_ids` and, only where the backbone reads them, `token_type_ids`.
-        depth: number of layers, from below, that are not run.
-        layers: those whose states are kept.
-        width: d, of the states.
-        most_gigabytes: size of the files at most.
+        depth: number of layers, from below, that are read instead of run.
+        layers: the layers whose states are stored.
+        width: d, width of the states.
+        most_gigabytes: maximum size of the files.
 
     Raises:
-        ValueError: the rows are no texts, or the files would be larger, also than the disk.
+        ValueError: the rows are not texts, or the files would exceed the limit or the free disk space.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class PrefixCache:
         for row in rows:
             ids = row.get("input_ids")
             if ids is None or np.ndim(ids) != 1:
-                raise ValueError("`cache_prefix` keeps states of texts, rows of `input_ids`; these rows hold none.")
+                raise ValueError(
+                    "`cache_prefix` stores states of texts, rows of `input_ids`, which these rows do not have."
+                )
             mask = row.get("attention_mask")
             length = len(ids) if mask is None else int(np.sum(np.asarray(mask)))
             types = row.get("token_type_ids")
@@ -95,7 +97,7 @@ class PrefixCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all texts, without padding."""
+        """Number of tokens of all texts, without padding."""
         return int(self._starts[-1])
 
     @property
@@ -115,10 +117,10 @@ class PrefixCache:
             )
 
     def find(self, inputs: Keywords) -> TextStates | None:
-        """Returns where the texts of a batch are; `None` if one is no text of the cache.
+        """Finds the texts of a batch in the cache; `None` if one is missing.
 
         Args:
-            inputs: what the backbone is called with.
+            inputs: inputs of the backbone.
 
         Raises:
             ValueError: the batch is not padded on the right.
@@ -145,7 +147,7 @@ class PrefixCache:
         return TextStates(numbers, lengths, ids.shape[1], ids.device)
 
     def read(self, texts: TextStates) -> dict[int, torch.Tensor] | None:
-        """Returns layer → states `(B, T, d)`, zeros at padding; `None` unless those of all texts are there."""
+        """Returns layer → states `(B, T, d)`, zeros at padding; `None` unless the cache has all of them."""
         if self._states is None or not self._is_written[texts.numbers].all():
             return None
         shape = (len(self.layers), len(texts.numbers), texts.batch_length, self.width)
@@ -156,15 +158,15 @@ class PrefixCache:
         return dict(zip(self.layers, batch.to(texts.device), strict=True))
 
     def write(self, texts: TextStates, states: Mapping[int, torch.Tensor]) -> None:
-        """Keeps the states of a batch.
+        """Stores the states of a batch.
 
         Args:
-            texts: where.
+            texts: their positions.
             states: layer → states `(B, T, d)`.
 
         Raises:
             OSError: the disk is full.
-            ValueError: a text that is there has other states now.
+            ValueError: the stored states of a text differ.
         """
         found = torch.stack([states[layer].detach() for layer in self.layers]).cpu()
         if self._states is None:
@@ -191,7 +193,7 @@ class PrefixCache:
 
 
 def _map_file(file: Path, size: int, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in a file, whose room on the disk is taken at once: writing where there is none kills the process."""
+    """Returns a tensor in a file whose disk space is allocated at once, since a full disk would kill the process."""
     file.touch()
     try:
         with file.open("r+b") as opened:

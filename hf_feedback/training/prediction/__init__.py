@@ -1,1 +1,1 @@
-"""Files of predictions: rows are read, a trained model of any task answers them, and the answers are written."""
+"""Predictions of a trained model of any task for files of rows."""

@@ -1,4 +1,4 @@
-"""Examples for `model.predict` from the rows of a file: which columns they stand in, for every head."""
+"""Readers that make examples for `model.predict` from the rows of a file, one for each head."""
 
 import json
 from abc import ABC, abstractmethod
@@ -28,11 +28,11 @@ class ExampleReader(ABC):
         config: config of the model.
         processor: its tokenizer, image processor or feature extractor.
         names: names of the columns.
-        source: where the rows come from, for messages.
-        options: values of `options_read` that are given.
+        source: source of the rows, for messages.
+        options: the given values of `options_read`.
 
     Attributes:
-        options_read: options of the command that the reader reads.
+        options_read: options of the command that the reader uses.
         num_empty: number of examples without words.
     """
 
@@ -59,18 +59,18 @@ class ExampleReader(ABC):
 
         Args:
             row: the row.
-            number: of the row, counted from 0.
+            number: number of the row, counted from 0.
 
         Raises:
-            ValueError: the row holds something else; the message names it.
+            ValueError: the row holds no such example; the message names it.
         """
 
     def kept(self, row: Row) -> Row:
-        """Returns what is written of a row beside its answer."""
+        """Returns the part of a row that is written with its prediction."""
         return row
 
     def text(self, row: Row, column: str, number: int) -> str:
-        """Returns the text in a column of a row, empty where it is missing."""
+        """Returns the text in a column of a row, empty if it is missing."""
         return texts_of([row.get(column)], column, self.source, [number])[0] or ""
 
     def fault(self, number: int, what: str) -> ValueError:
@@ -128,7 +128,7 @@ class WordReader(ExampleReader):
 
 
 class QuestionReader(ExampleReader):
-    """Reads questions with their texts; from the command line, `--text` and `--text-pair`."""
+    """Reads questions with their contexts; on the command line, `--text` and `--text-pair`."""
 
     def find_columns(self, config: PreTrainedConfig) -> None:
         from_options = {"text", "text_pair"} <= {*self.names} and "question" not in self.names
@@ -145,7 +145,7 @@ class QuestionReader(ExampleReader):
 
 
 class ChoiceReader(ExampleReader):
-    """Reads texts with choices; in CSV files, these are a JSON list."""
+    """Reads texts with choices, which are a JSON list in CSV files."""
 
     def find_columns(self, config: PreTrainedConfig) -> None:
         for column in ("context", "choices"):
@@ -165,7 +165,7 @@ class ChoiceReader(ExampleReader):
 
 
 class MediaReader(ExampleReader):
-    """Reads files of images or recordings: their bytes or paths, which count from the folder of the file of rows."""
+    """Reads files of images or recordings: their bytes, or paths relative to the folder of the file of rows."""
 
     column_option: ClassVar[str]
 
@@ -177,7 +177,7 @@ class MediaReader(ExampleReader):
         cell = row.get(self.column)
         try:
             return self.decode(read_bytes(self._cell(cell)))
-        except Exception as error:  # decoders raise anything
+        except Exception as error:  # decoders may raise any exception
             shown = f" {cell!r:.80}" if isinstance(cell, str) else ""
             raise self.fault(number, f"`{self.column}`{shown} cannot be read ({error})") from error
 
@@ -211,7 +211,7 @@ class ImageReader(MediaReader):
 
 
 class AudioReader(MediaReader):
-    """Reads recordings, cut at `max_seconds`."""
+    """Reads recordings, truncated to `max_seconds`."""
 
     options_read = ("audio_column", "max_seconds")
     column_option = "audio_column"
@@ -231,4 +231,4 @@ EXAMPLE_READERS: dict[type[Predictor], type[ExampleReader]] = {
     ImagePredictor: ImageReader,
     AudioPredictor: AudioReader,
 }
-"""What reads the examples of each predictor."""
+"""The reader of each predictor."""

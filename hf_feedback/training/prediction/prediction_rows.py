@@ -1,4 +1,4 @@
-"""Rows that a model answers: those of a file, a folder of files, standard input, or texts."""
+"""Rows to predict for: those of a file, a folder of files, standard input, or texts."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ LIST_TYPE = ".json"
 
 @dataclass(frozen=True)
 class PredictionRows:
-    """The rows to be answered: those of a file, a folder of files, standard input, or texts.
+    """The rows to predict for: those of a file, a folder of files, standard input, or texts.
 
     Args:
         file: file of rows, `-` for standard input, or a folder of images or recordings.
@@ -26,8 +26,8 @@ class PredictionRows:
         text_format: separator and encoding of the file.
 
     Raises:
-        ValueError: there is no file and no text, or both; there are not as many second texts; the file is missing or of
-            another type.
+        ValueError: file and texts are both given or both missing, the number of second texts differs, or the file is
+            missing or of another type.
     """
 
     file: str | None = None
@@ -37,7 +37,7 @@ class PredictionRows:
 
     def __post_init__(self) -> None:
         if (self.file is None) == (self.texts is None):
-            raise ValueError("Give `--file` (`-` is standard input) or `--text`, one of them.")
+            raise ValueError("Give either `--file` (`-` is standard input) or `--text`.")
         if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
             raise ValueError(
                 f"`text_pair` must be as many texts as `text`, {len(self.texts or ())}, got {len(self.text_pairs)}."
@@ -54,12 +54,12 @@ class PredictionRows:
 
     @property
     def _is_list(self) -> bool:
-        """Whether the file is one list of objects, which is read at once."""
+        """Whether the file is one JSON list, which is read at once."""
         return self.file is not None and Path(self.file).suffix.lower() == LIST_TYPE
 
     @property
     def source(self) -> str:
-        """Where the rows come from, for messages."""
+        """The source of the rows, for messages."""
         if self.file is None:
             return "`--text`"
         return "standard input" if self.file == STANDARD_INPUT else self.file
@@ -73,7 +73,8 @@ class PredictionRows:
         return stream_standard_input() if self.file == STANDARD_INPUT else stream_rows(str(self.file), self.text_format)
 
     def files_of_folder(self, column: str) -> Iterator[Row] | None:
-        """Returns a row for each file of a folder, in order, with its path in a column; `None` if this is no folder."""
+        """Returns a row for each file of a folder, in order, with its path in a column; `None` if it is not a
+        folder."""
         folder = Path(str(self.file))
         if self.file in (None, STANDARD_INPUT) or not folder.is_dir():
             return None
@@ -81,7 +82,7 @@ class PredictionRows:
         return ({column: str(file.relative_to(folder.parent))} for file in files)
 
     def fingerprint(self) -> Record | None:
-        """Returns what the rows are recognized by; `None` if they cannot be read a second time."""
+        """Returns a fingerprint of the rows; `None` if they cannot be read a second time."""
         if self.file is None or self.file == STANDARD_INPUT or Path(self.file).is_dir():
             return None
         with Path(self.file).open("rb") as content:

@@ -1,4 +1,4 @@
-"""A trained model answers rows of any number, which are read, answered and written in chunks."""
+"""Runs a trained model on rows in chunks, and writes its predictions."""
 
 import inspect
 import sys
@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class PredictionRun:
-    """A trained model and the rows that it answers.
+    """A trained model and the rows to predict for.
 
     Args:
         trained: the model.
@@ -41,17 +41,17 @@ class PredictionRun:
     options: Options = field(default_factory=dict)
 
     def write(self, output: str, force: bool = False) -> int:
-        """Answers all rows and writes them with their answers.
+        """Predicts for all rows, and writes them with the predictions.
 
         Args:
             output: the file to write, see `PredictionsFile`; `-` for standard output.
-            force: whether to write over a file that exists.
+            force: whether to overwrite an existing file.
 
         Returns:
             The number of rows in the file.
 
         Raises:
-            ValueError: the model, a row or the output is not as it must be.
+            ValueError: the model, a row or the output is invalid.
         """
         file = PredictionsFile(output, force, self.rows.file)
         task, model, processor = self.trained.load()
@@ -67,7 +67,7 @@ class PredictionRun:
         reader = reader_class(model.config, processor, list(first), self.rows.source, self.options)
         with file.opened(record):
             if file.num_rows:
-                print(f"{file.partial}: going on after {file.num_rows} rows.", file=sys.stderr)
+                print(f"{file.partial}: resuming after {file.num_rows} rows.", file=sys.stderr)
             answered = self._answer(chain([first], rows), predictor, reader, file.num_rows)
             for some in tqdm(answered, unit=" chunks", disable=None if output != STANDARD_OUTPUT else True):
                 file.write(some)
@@ -75,7 +75,7 @@ class PredictionRun:
         return file.num_rows
 
     def _warn(self, predictor: Predictor, reader: ExampleReader, count: int) -> None:
-        """Warns of texts that are empty or were cut."""
+        """Warns about texts that are empty or were truncated."""
         if cut := getattr(predictor, "num_cut", 0):
             longest = predictor.max_length  # type: ignore[attr-defined]  # it cuts
             logger.warning(f"{self.rows.source}: {cut} of {count} texts are longer than {longest} tokens and were cut.")
@@ -85,7 +85,7 @@ class PredictionRun:
     def _answer(
         self, rows: Iterable[Row], predictor: Predictor, reader: ExampleReader, skipped: int
     ) -> Iterator[list[Row]]:
-        """Yields chunks of rows with their answers, after those that were answered before."""
+        """Yields chunks of rows with their predictions, after the rows that are finished."""
         remaining, number = islice(rows, skipped, None), skipped
         while some := list(islice(remaining, BATCHES_AT_ONCE * self.trained.batch_size)):
             examples = [reader.read(row, i) for i, row in enumerate(some, number)]
@@ -120,7 +120,7 @@ class PredictionRun:
         return model.predictor(model, processor, self.trained.batch_size, **options)  # type: ignore[misc]
 
     def _record(self, model: Model, reader_class: type[ExampleReader]) -> Record:
-        """What the answers depend on, beside the rows."""
+        """The settings that predictions depend on, without the rows."""
         names = sorted({*reader_class.options_read, *_options_of(model)} - {"model", "processor", "batch_size"})
         options = {name: self.options.get(name) for name in names}
         weights = fingerprint_weights(model.state_dict().items())

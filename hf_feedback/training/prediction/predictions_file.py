@@ -1,7 +1,7 @@
 """Files of predictions: JSON lines, CSV or TSV by their ending, written in chunks, and resumed after an interruption.
 
-While a file is not complete it is called `NAME.partial`, and `NAME.partial.json` says what its rows depend on and how
-many whole ones there are. The same command goes on after them; another model, file or option is refused.
+An incomplete file is named `NAME.partial`; `NAME.partial.json` records the settings that its rows depend on, and the
+number of complete ones. The same command resumes after them; another model, file or option is refused.
 """
 
 import csv
@@ -28,7 +28,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def merge_row(row: Row, answer: Row) -> Row:
-    """Returns a row with its answer; a column that has the name of a part of the answer becomes `given_…`.
+    """Merges a row and its prediction; a column with the name of a part of the prediction becomes `given_…`.
 
     Example:
 
@@ -42,7 +42,7 @@ def merge_row(row: Row, answer: Row) -> Row:
 
 
 def check_other_file(output: str, source: str | None, option: str = "output") -> None:
-    """Refuses to write over the file that is read.
+    """Refuses to overwrite the file that is read.
 
     Args:
         output: the file to write.
@@ -53,15 +53,15 @@ def check_other_file(output: str, source: str | None, option: str = "output") ->
         ValueError: they are the same.
     """
     if source is not None and Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
-        raise ValueError(f"`{option}`: {output} is the file of rows itself; name another.")
+        raise ValueError(f"`{option}`: {output} is the input file itself; name another.")
 
 
 class RowWriter:
-    """Turns rows into lines.
+    """Formats rows as lines.
 
     Args:
-        output: name of the file; its ending decides how it is written.
-        columns: columns of a CSV file that is gone on with.
+        output: name of the file; its ending determines the format.
+        columns: columns of a CSV file that is resumed.
     """
 
     def __init__(self, output: str, columns: Sequence[str] | None = None) -> None:
@@ -69,7 +69,7 @@ class RowWriter:
         self.columns = columns
 
     def format(self, rows: Sequence[Row]) -> str:
-        """Returns whole lines. A CSV file has the columns of the rows that come first together; warns of others."""
+        """Returns complete lines. A CSV file has the columns of the first chunk; others are left out with a warning."""
         if self.delimiter is None:
             return "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
         text, flat = StringIO(newline=""), [_flatten(row) for row in rows]
@@ -103,8 +103,8 @@ class PredictionsFile:
 
     Args:
         output: its name; `-` is standard output.
-        force: whether to write over a file that exists, and to begin anew.
-        source: the file of rows, which is not written over.
+        force: whether to overwrite an existing file, and to start an incomplete one again.
+        source: the input file, which is never overwritten.
 
     Raises:
         ValueError: the file exists, is a folder or cannot be written.
@@ -132,13 +132,13 @@ class PredictionsFile:
 
     @contextmanager
     def opened(self, record: Record | None) -> Iterator["PredictionsFile"]:
-        """Opens the file; it gets its name when the block ends without an error.
+        """Context that opens the file, and renames it when the block ends without an error.
 
         Args:
-            record: what the rows depend on; `None` if the rows cannot be read a second time.
+            record: settings that the rows depend on; `None` if the input cannot be read a second time.
 
         Raises:
-            ValueError: a file that was cut off depends on something else.
+            ValueError: an incomplete file was written with other settings.
         """
         if self.output == STANDARD_OUTPUT:
             self.stream = sys.stdout
@@ -150,14 +150,14 @@ class PredictionsFile:
             with self.partial.open("ab") as self.stream:
                 yield self
         except BaseException:
-            if self.record is None or self.num_rows == 0:  # nothing to go on with
+            if self.record is None or self.num_rows == 0:  # nothing to resume
                 self.partial.unlink(missing_ok=True)
             raise
         self.partial.replace(self.path)
         self.record_file.unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        """Cuts what was begun at its last whole row, or removes it."""
+        """Truncates an incomplete file after its last complete row, or removes it."""
         begun = None if self.force or self.record is None else self._read_record()
         if begun is None:
             self.partial.unlink(missing_ok=True)
@@ -166,15 +166,15 @@ class PredictionsFile:
         differences = describe_differences(begun["record"], self.record or {})
         if differences:
             raise ValueError(
-                f"`output`: {self.partial} was begun with something else ({'; '.join(differences.values())}); give the "
-                "same, or begin anew (`--force`)."
+                f"`output`: {self.partial} was written with other settings ({'; '.join(differences.values())}); use "
+                "the same, or start again (`--force`)."
             )
         os.truncate(self.partial, begun["bytes"])
         self.num_rows = begun["rows"]
         self.writer.columns = begun["columns"]
 
     def _read_record(self) -> dict[str, Any] | None:
-        """What was begun; `None` if there is nothing to go on with."""
+        """The record of an incomplete file; `None` if there is none to resume."""
         try:
             begun = json.loads(self.record_file.read_text(encoding="utf-8"))
             return begun if self.partial.stat().st_size >= begun["bytes"] else None
@@ -182,7 +182,7 @@ class PredictionsFile:
             return None
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Writes rows, and that they are whole."""
+        """Writes rows, and records that they are complete."""
         text = self.writer.format(rows)
         self.num_rows += len(rows)
         if self.output == STANDARD_OUTPUT:

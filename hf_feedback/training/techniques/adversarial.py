@@ -1,4 +1,4 @@
-"""Adversarial training on the word embeddings: FGM, PGD, FreeLB, and the virtual one of SMART, one class each."""
+"""Adversarial training on word embeddings: FGM, PGD, FreeLB and SMART, one class each."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -16,22 +16,21 @@ from .perturbation import project_texts, scale_texts
 class AdversarialTraining(ABC):
     """Training on texts whose word embeddings are perturbed in the direction that raises the loss most.
 
-    All passes of a batch have the same dropout masks; one random number more is drawn than without perturbation.
-    Lengths are those of whole texts, padding left out, so that a text's perturbation does not depend on what stands
-    beside it in the batch. Under `DistributedDataParallel` gradients are summed up over the processes once a step, in
-    the last backward pass.
+    All passes of a batch have the same dropout masks; one more random number is drawn than without perturbation. Norms
+    are those of whole texts without padding, so that a text's perturbation does not depend on the rest of the batch.
+    Under `DistributedDataParallel` gradients are synchronized once per step, in the last backward pass.
 
     Args:
-        epsilon: largest length of a text's perturbation.
-        step_size: length of a step.
+        epsilon: maximum L2 norm of a text's perturbation.
+        step_size: L2 norm of a step.
         steps: number of steps.
-        weight: of the adversarial loss.
+        weight: weight of the adversarial loss.
 
     Raises:
         ValueError: an option has a value that is not allowed.
     """
 
-    # Whether its loss is a mean over all answers of a batch, those without labels too.
+    # Whether its loss is a mean over all answers of a batch, including those without labels.
     counts_all_answers: ClassVar[bool] = False
 
     def __init__(self, epsilon: float, step_size: float, steps: int, weight: float) -> None:
@@ -50,14 +49,15 @@ class AdversarialTraining(ABC):
         backward: Backward = torch.Tensor.backward,
         answer_weight: float | torch.Tensor = 1.0,
     ) -> BatchLoss:
-        """All passes of a batch but the last backward pass, which is the caller's: `compute_loss(…).loss.backward()`.
+        """Runs all passes of a batch but the last backward pass, which is the caller's:
+        `compute_loss(…).loss.backward()`.
 
-        The earlier passes leave their gradients in the parameters. The value of the loss is the whole one; its graph is
-        that of the last forward pass.
+        The earlier passes accumulate their gradients in the parameters. The loss has its full value, and the graph of
+        the last forward pass.
 
         Args:
             model: a feedback model in training mode, wrapped or not.
-            inputs: what `forward` takes, labels included.
+            inputs: arguments of `forward`, labels included.
             compute_loss: the loss to raise; the model's own by default.
             backward: runs the earlier backward passes. It gets a loss and perhaps `inputs`, as `torch.Tensor.backward`
                 does; a scaler or accelerator has its own, and a part of an accumulated batch divides the loss.
@@ -76,23 +76,23 @@ class AdversarialTraining(ABC):
         """The passes of one batch."""
 
     def _start(self, zeros: torch.Tensor, real: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The perturbation to start with, `(B, T, e)`, given zeros, which tokens are real, and random numbers."""
+        """Returns the initial perturbation `(B, T, e)`, given zeros, the mask of real tokens, and random numbers."""
         return zeros
 
     def _ascend(self, vectors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """`Π(r + α g/‖g‖)`: a step along the gradient, and back onto the ball."""
+        """Returns `Π(r + α g/‖g‖)`: a step along the gradient, projected onto the ball."""
         return project_texts(vectors + scale_texts(gradient, self.step_size), self.epsilon)
 
 
 class FGM(AdversarialTraining):
     """`L(x) + weight · L(x + r)`, `r = ε g/‖g‖`, g the gradient of the loss at a text's word embeddings.
 
-    Two forward and two backward passes a step. The cheapest, and the one to try first. The source also normalizes the
-    embeddings of its networks from scratch; those of a pretrained backbone stay as they are.
+    Two forward and two backward passes per step. The cheapest method, to be tried first. The source also normalizes the
+    embeddings of its networks from scratch; those of a pretrained backbone are not changed.
 
     Args:
-        epsilon: ε, the length of a text's perturbation.
-        weight: of the loss of the perturbed texts.
+        epsilon: ε, the L2 norm of a text's perturbation.
+        weight: weight of the loss of the perturbed texts.
 
     Source: Miyato et al. 2017, Adversarial Training Methods for Semi-Supervised Text Classification, arXiv 1605.07725,
     equations 2 and 5.
@@ -128,7 +128,7 @@ class FGM(AdversarialTraining):
 class PGD(AdversarialTraining):
     """`clean_weight · L(x) + weight · L(x + r)`, r after k steps `r ← Π(r + α g/‖g‖)` from 0, Π onto `‖r‖ ≤ ε`.
 
-    k + 1 forward and backward passes a step; k − 1 of the backward passes (k with `clean_weight=0`) compute no
+    k + 1 forward and backward passes per step; k − 1 of the backward passes (k with `clean_weight=0`) compute no
     gradients of parameters. Stronger than `FGM`, which it equals for k = 1 and α = ε.
 
     Args:
@@ -136,7 +136,7 @@ class PGD(AdversarialTraining):
         step_size: α.
         steps: k.
         weight: of the loss of the perturbed texts.
-        clean_weight: of the loss of the texts as they are; 0: the source's objective, the perturbed texts alone.
+        clean_weight: weight of the loss of the original texts; 0 is the source's objective.
 
     Source: Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083, in the
     Euclidean norm.
@@ -166,9 +166,9 @@ class PGD(AdversarialTraining):
 
 
 class FreeLB(AdversarialTraining):
-    """`1/k Σ L(x + r_t)`, t = 0 … k − 1, `r_{t+1} = Π(r_t + α g/‖g‖)`, r_0 drawn uniformly, of length up to ε.
+    """`1/k Σ L(x + r_t)`, t = 0 … k − 1, `r_{t+1} = Π(r_t + α g/‖g‖)`, r_0 drawn uniformly with a norm of up to ε.
 
-    k forward and k backward passes a step: each is a step of the perturbation and trains the parameters.
+    k forward and k backward passes per step: each moves the perturbation and trains the parameters.
 
     Args:
         epsilon: ε.
@@ -184,7 +184,7 @@ class FreeLB(AdversarialTraining):
 
     def _start(self, zeros: torch.Tensor, real: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         drawn = zeros.uniform_(-self.epsilon, self.epsilon, generator=generator) * real
-        numbers = real.sum((-2, -1), keepdim=True) * zeros.shape[-1]  # that a text consists of
+        numbers = real.sum((-2, -1), keepdim=True) * zeros.shape[-1]  # real tokens of each text
         return drawn / numbers.clamp_min(1).sqrt()
 
     def _run(self, passes: Passes) -> BatchLoss:
@@ -198,22 +198,23 @@ class FreeLB(AdversarialTraining):
 
 
 class SMART(AdversarialTraining):
-    """`L(x) + weight · D(f(x), f(x + r))`, D the symmetric divergence of the two answers, r what raises it most.
+    """`L(x) + weight · D(f(x), f(x + r))`, D the symmetric divergence of the two predictions, r the perturbation that
+    raises it most.
 
     Virtual adversarial training: it needs no labels. Rows with the label −100, or a whole batch without labels, train
-    by D alone. r starts at Gaussian noise, and k steps `r ← Π(r + α g/‖g‖)` follow; the source's code, too, divides
-    gradients by their norm. Values to predict have their squared difference as D. The source's other half, an optimizer
-    step that keeps close to the one before, is not here.
+    by D alone. r starts with Gaussian noise, and k steps `r ← Π(r + α g/‖g‖)` follow; the source's code, too, divides
+    gradients by their norm. For values to predict D is the squared difference. The other half of the source, an
+    optimizer that keeps close to the previous step, is not implemented.
 
-    k + 2 forward and k + 1 backward passes a step, k of them without gradients of parameters; the last one goes through
-    two forward passes, whose activations are kept at the same time.
+    k + 2 forward and k + 1 backward passes per step, k of them without gradients of parameters; the last one goes
+    through two forward passes, whose activations are kept at the same time.
 
     Args:
         epsilon: ε.
         step_size: α.
         steps: k.
-        weight: of D.
-        noise: standard deviation of what r starts with.
+        weight: weight of D.
+        noise: standard deviation of the initial r.
 
     Source: Jiang et al. 2020, SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models, arXiv
     1911.03437, equations 2 and 3, algorithm 1; Miyato et al. 2017, as in `FGM`, for texts without labels.

@@ -1,4 +1,4 @@
-"""What the techniques of training compute: the loss of a batch, with the parts that are logged."""
+"""The loss of a batch, with the parts that are logged."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from ..data.labels import IGNORED
 
-# What `forward` takes, by name.
+# Arguments of `forward` by name.
 Inputs: TypeAlias = Mapping[str, Any]
 
 LABEL_NAMES = ("labels", "start_positions", "end_positions")
@@ -23,8 +23,8 @@ class BatchLoss:
 
     Args:
         loss: scalar, to call `backward` on.
-        outputs: of the model.
-        parts: losses that are logged beside it, without their weights, by name (`"loss_agreement"`); without a graph.
+        outputs: outputs of the model.
+        parts: parts of the loss for the log, by name (`"loss_agreement"`), without weights and graph.
         batch_weight: factor on what is added to the loss as a mean over this batch: its part of all labels of the step
             where `loss` is divided by these.
     """
@@ -41,7 +41,7 @@ class BatchLoss:
         return self.loss.detach() / weight.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
-# A model and what it takes → the loss.
+# A model and its inputs → the loss.
 ComputeLoss: TypeAlias = Callable[[nn.Module, Inputs], BatchLoss]
 
 
@@ -50,29 +50,29 @@ def model_loss(model: nn.Module, inputs: Inputs) -> BatchLoss:
 
     Args:
         model: a feedback model, wrapped or not.
-        inputs: what `forward` takes, labels included.
+        inputs: arguments of `forward`, labels included.
     """
     outputs = model(**inputs, return_dict=True)
     return BatchLoss(outputs.loss, outputs)
 
 
 def without_labels(inputs: Inputs) -> dict[str, Any]:
-    """What `forward` takes, except the targets."""
+    """Arguments of `forward` without the targets."""
     return {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
 
 
 def has_labels(inputs: Inputs) -> bool:
-    """Whether a batch has a target that is not −100, the label of what is left out of the loss."""
+    """Whether a batch has a target other than −100, which the loss ignores."""
     given = [inputs[name] for name in LABEL_NAMES if inputs.get(name) is not None]
     return any(bool((one != IGNORED).any()) for one in given)
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """Context for all forward passes of a step but the last: each process keeps their gradients to itself, and the last
-    backward pass sums up those of all passes over the processes.
+    """Context for all forward passes of a step but the last: gradients are not synchronized before the last backward
+    pass, which sums them over the processes.
 
     Args:
-        model: as `DistributedDataParallel` wraps it; any other model is left alone.
+        model: a model wrapped by `DistributedDataParallel`; others are not affected.
     """
     no_sync: Callable[[], AbstractContextManager[None]] = getattr(model, "no_sync", nullcontext)
     return no_sync()

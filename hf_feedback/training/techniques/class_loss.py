@@ -1,4 +1,4 @@
-"""The loss of classes that are uneven, or not quite certain: class weights, focal loss, label smoothing."""
+"""Cross-entropy with class weights, focal loss and label smoothing."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +11,11 @@ from ..data.labels import IGNORED, SINGLE_LABEL
 
 
 def balanced_class_weights(labels: Iterable[int] | Mapping[int, int], num_classes: int) -> list[float]:
-    """The weights with which all classes count the same, `N / (C · N_c)`; 1 for a class without examples.
+    """Returns weights that balance the classes, `N / (C · N_c)`; 1 for a class without examples.
 
     Args:
-        labels: class numbers, or how often each of them occurs; −100 is left out.
-        num_classes: C is the number of classes that have examples, of so many.
+        labels: class numbers, or counts by class number; −100 is ignored.
+        num_classes: number of classes; C counts those with examples.
 
     Raises:
         ValueError: there is no label.
@@ -44,7 +44,7 @@ class ClassLoss:
     iteration that `iteration_loss` counts.
 
     Args:
-        class_weights: w, one a class; all 1 if left out.
+        class_weights: w, one per class; all 1 by default.
         focal_gamma: γ; above 0, examples that are right already count less.
         label_smoothing: ε.
 
@@ -85,8 +85,8 @@ class ClassLoss:
         Args:
             logits: `(…, C)`; some models call them `pooled_logits`.
             labels: `(…)`, class numbers, −100 where there is none.
-            config: of the model; it learns the type of the problem, as from transformers' own loss.
-            **others: what other losses take.
+            config: config of the model, whose `problem_type` is set as by the losses of transformers.
+            **others: arguments of other losses.
         """
         scores = others["pooled_logits"] if logits is None else logits
         if labels is None or labels.is_floating_point():

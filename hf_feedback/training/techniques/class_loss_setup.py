@@ -1,4 +1,4 @@
-"""The class weights, focal loss and label smoothing of a training run, for the model that it trains."""
+"""Class weights, focal loss and label smoothing of a training run."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ CLASS_LOSS_OPTIONS = ("class_weights", "focal_gamma", "label_smoothing_factor")
 
 
 class LabelCounter:
-    """How often each label occurs in training data, counted once as long as the data are the same object."""
+    """Counts of the labels in training data, counted once per data object."""
 
     def __init__(self) -> None:
         self._data: object = None
@@ -46,14 +46,14 @@ class LabelCounter:
 
 
 def make_class_loss(trainer: Trainer, counter: LabelCounter) -> ClassLoss | None:
-    """Returns the loss that takes the place of the model's cross-entropy; `None` if no option asks for one.
+    """Returns the replacement of the model's cross-entropy; `None` if no option needs one.
 
     Args:
         trainer: the trainer, with its model, arguments and training data.
         counter: counts their labels.
 
     Raises:
-        ValueError: the model has no classes that it could weight, or another number of them.
+        ValueError: the model has no classes to weight, or another number of them.
     """
     args: Any = trainer.args
     given = [name for name in CLASS_LOSS_OPTIONS if getattr(args, name)]
@@ -68,14 +68,14 @@ def make_class_loss(trainer: Trainer, counter: LabelCounter) -> ClassLoss | None
         weights = balanced_class_weights(counter.count(trainer.train_dataset), num_classes)
     if weights is not None and len(weights) != num_classes:
         raise ValueError(
-            f"`class_weights` must be {num_classes} numbers, one a class in the order of `id2label`, got "
+            f"`class_weights` must be {num_classes} numbers, one per class in the order of `id2label`, got "
             f"{len(weights)}."
         )
     return ClassLoss(cast(Sequence[float] | None, weights), args.focal_gamma, args.label_smoothing_factor)
 
 
 def _why_not(core: nn.Module, option: str) -> str | None:
-    """Why a model cannot have an option; `None` if it can."""
+    """Returns the reason why a model cannot have an option; `None` if it can."""
     config: Any = core.config
     verb = "smooths" if option == "label_smoothing_factor" else "weights"
     if isinstance(core, FeedbackForCausalLM):

@@ -1,4 +1,4 @@
-"""How far two answers of a model are apart: the symmetric Kullback–Leibler divergence, for every task."""
+"""The symmetric Kullback–Leibler divergence of two predictions of a model, for every task."""
 
 from typing import cast
 
@@ -21,14 +21,14 @@ PADDING_LOGIT = -1e4  # of a token that cannot be an answer
 
 
 def symmetric_divergence(first: torch.Tensor, second: torch.Tensor, problem: ProblemType) -> torch.Tensor:
-    """`KL(p‖q) + KL(q‖p) = Σ (p − q)(log p − log q)`, p and q the distributions that logits stand for.
+    """`KL(p‖q) + KL(q‖p) = Σ (p − q)(log p − log q)`, p and q the distributions of the logits.
 
-    Several labels of one text are distributions of their own, which are summed up. Values to predict have none: their
-    squared difference stands in for it, as in SMART.
+    Several labels of one text are separate distributions, whose divergences are summed. For values to predict it is the
+    squared difference, as in SMART.
 
     Args:
         first, second: logits, `(N, C)`.
-        problem: what the logits stand for.
+        problem: problem type of the logits.
 
     Returns:
         `(N,)`, in float32 at least.
@@ -54,7 +54,7 @@ def symmetric_divergence(first: torch.Tensor, second: torch.Tensor, problem: Pro
 
 
 def problem_of(model: nn.Module, inputs: Inputs) -> ProblemType:
-    """What the logits of a model stand for, also before the model has found it out from its first labels.
+    """Returns the problem type of a model, also before the model infers it from its first labels.
 
     Args:
         model: a feedback model, wrapped or not.
@@ -80,13 +80,12 @@ def final_logits(outputs: ModelOutput) -> torch.Tensor:
 
 
 def answers_in(logits: torch.Tensor, model: nn.Module, inputs: Inputs) -> torch.Tensor:
-    """The logits of a model's answers, one a row.
+    """Returns the logits of a model's answers, one per row.
 
     Args:
-        logits: of one iteration.
+        logits: logits of one iteration.
         model: a feedback model, wrapped or not.
-        inputs: the batch that they belong to. Those with labels count, as in the loss; without labels all, and of
-            tokens those that are not padding.
+        inputs: their batch. With labels, only labelled answers count, as in the loss; without, all except padding.
 
     Returns:
         `(N, C)`: of texts, of tokens, or of the starts and ends of answers, which are tokens.
@@ -103,7 +102,7 @@ def answers_in(logits: torch.Tensor, model: nn.Module, inputs: Inputs) -> torch.
     counts = mask != 0 if mask is not None else logits.new_ones(logits.shape[:2], dtype=torch.bool)
     if labels is not None:
         counts = labels != IGNORED
-    if isinstance(core, FeedbackForCausalLM):  # the answer at a token is the next one
+    if isinstance(core, FeedbackForCausalLM):  # the prediction at a token is the next one
         logits, counts = logits[:, :-1], counts[:, 1:]
     return logits[counts]
 
@@ -126,8 +125,8 @@ def mean_divergence(
     Args:
         first, second: logits of one iteration each, as the model gives them.
         model: a feedback model, wrapped or not.
-        inputs: the batch that they belong to.
-        labelled_only: whether those with labels count, or all, and of tokens all that are not padding.
+        inputs: their batch.
+        labelled_only: whether only labelled answers count, or all except padding.
     """
     batch = inputs if labelled_only else without_labels(inputs)
     p, q = (answers_in(logits, model, batch) for logits in (first, second))

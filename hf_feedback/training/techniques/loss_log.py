@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 
 class LossLog:
-    """Means of the parts of the loss, since they were last read, over the batches of all processes."""
+    """Means of the parts of the loss over the batches of all processes since the last log."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
@@ -25,10 +25,10 @@ class LossLog:
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the means and starts anew; every process has to call it.
+        """Returns the means and resets them; every process must call it.
 
         Args:
-            accelerator: sums up over the processes.
+            accelerator: accelerator of the trainer.
         """
         sums, self._sums = self._sums, {}
         means = {}

@@ -1,4 +1,4 @@
-"""The loss of a training step of `FeedbackTrainer`: that of the task with the techniques that its arguments choose."""
+"""The training loss of `FeedbackTrainer`: the loss of the task with the chosen techniques."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,8 +35,8 @@ class TrainerTechniques:
         trainer: the trainer.
 
     Attributes:
-        log: the parts of the losses since they were last logged.
-        class_loss: what takes the place of the model's cross-entropy, if anything does.
+        log: the parts of the losses since the last log.
+        class_loss: replacement of the model's cross-entropy, if any.
     """
 
     def __init__(self, trainer: "FeedbackTrainer") -> None:
@@ -48,10 +48,10 @@ class TrainerTechniques:
         self._label_counter = LabelCounter()
 
     def set_up(self) -> None:
-        """Makes what the arguments choose for the trainer's model.
+        """Creates the techniques of the arguments for the trainer's model.
 
         Raises:
-            ValueError: the model cannot be trained with it.
+            ValueError: the model cannot be trained with one of them.
         """
         trainer = self._trainer
         model = cast(nn.Module, trainer.model)
@@ -70,13 +70,13 @@ class TrainerTechniques:
 
     @property
     def record(self) -> Record:
-        """What the run depends on and is found out from its data, by name."""
+        """The settings by name that the run takes from its data."""
         weights = None if self.class_loss is None else self.class_loss.class_weights
         return {} if weights is None else {"weights of the classes": weights}
 
     def start(self) -> None:
-        """Begins training, with the arguments as they are now: a search changes them. Until then, and after its end,
-        nothing is perturbed."""
+        """Starts training with the current arguments, which a search may change; before and after, nothing is
+        perturbed."""
         self.set_up()
         self._adversarial, self.log = self._trainer.args.make_adversarial(), LossLog()
 
@@ -85,7 +85,7 @@ class TrainerTechniques:
         self._adversarial = None
 
     def begin_step(self, batches: Sequence[Inputs]) -> None:
-        """Notes what each batch that this process accumulates counts in means over all answers of the step."""
+        """Records the weights of the accumulated batches of this process in means over all answers of the step."""
         self._answer_weights = None
         if batches and self._adversarial is not None and self._adversarial.counts_all_answers:
             count = partial(count_answers, cast(nn.Module, self._trainer.model))
@@ -100,7 +100,7 @@ class TrainerTechniques:
             model: the model as the trainer wraps it.
             inputs: what `forward` takes, and the labels.
             num_items: `num_items_in_batch` of the trainer.
-            plain_loss: `compute_loss` of transformers' Trainer.
+            plain_loss: `compute_loss` of the Trainer of transformers.
         """
         compute_loss: ComputeLoss = partial(self._task_loss, num_items=num_items, plain_loss=plain_loss)
         if self._objectives is not None:
@@ -123,7 +123,7 @@ class TrainerTechniques:
         """The loss of one forward pass."""
         loss, outputs = plain_loss(model, dict(inputs), True, num_items)
         if self._trainer.compute_loss_func is None:
-            # the mean over no labels at all is not a number, though its gradient is 0
+            # the mean over no labels is not a number, though its gradient is 0
             loss = torch.where(count_items(inputs).to(loss.device) > 0, loss, 0.0)
         loss = loss * self._trainer.batch_weight
         core, drawn = any_model_in(model)[1], self._trainer.args.train_iterations != "fixed"
@@ -138,7 +138,7 @@ class TrainerTechniques:
         return BatchLoss(loss, outputs, parts, self._batch_weight(inputs, num_items))
 
     def _batch_weight(self, inputs: Inputs, num_items: NumItems) -> float | torch.Tensor:
-        """What a mean over this batch counts for in the loss of its step."""
+        """The weight of a mean over this batch in the loss of its step."""
         trainer, labels = self._trainer, inputs.get("labels")
         if not self._divides_by_whole(num_items):
             return trainer.batch_weight
@@ -148,7 +148,7 @@ class TrainerTechniques:
         return (labels[..., 1:] != IGNORED).sum() * processes / num_items
 
     def _answer_weight(self, num_items: NumItems) -> float | torch.Tensor:
-        """The same of a mean over all answers of this batch, those without labels too."""
+        """The weight of a mean over all answers of this batch, including those without labels."""
         weight = 1.0 if self._answer_weights is None else self._answer_weights[self._trainer.batch_number]
         return (
             weight / self._trainer.current_gradient_accumulation_steps if self._divides_by_whole(num_items) else weight
