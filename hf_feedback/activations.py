@@ -12,7 +12,7 @@ class Swish(nn.Module):
     """Swish with one learnable β per edge: `x · sigmoid(βx)`, β = 1 at the start.
 
     Args:
-        num_edges: how many edges share the input, n.
+        num_edges: n, the number of edges that share the input.
 
     Shapes:
         x: `(..., n, r)` → `(..., n, r)`, edge i with its own β; `(..., 1, r)` with `edge`, the number of one.
@@ -43,7 +43,7 @@ class Swish(nn.Module):
         return x * torch.sigmoid(beta.unsqueeze(-1) * x)
 
 
-# Activations with parameters of their own, one set per edge: name → class taking the number of edges.
+# Activations with their own parameters, one set per edge: name → class, called with the number of edges.
 # Every other name is looked up in transformers.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"swish": Swish}
 

@@ -1,4 +1,4 @@
-"""What of a feedback model is its backbone, recognized by its weights, and shared between models."""
+"""Identification of a backbone by a fingerprint of its weights, and sharing of backbones between models."""
 
 import copy
 import hashlib
@@ -14,7 +14,7 @@ from .backbone_layout import name_of_core
 if TYPE_CHECKING:
     from .modeling_base import FeedbackPreTrainedModel
 
-# A backbone is recognized also where it is loaded in fewer bits than it was saved with.
+# A backbone is also identified if it is loaded with fewer bits than it was saved with.
 FINGERPRINT_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -98,6 +98,6 @@ def same_backbone(one: dict[str, str], other: dict[str, str]) -> bool:
 
 
 def share_weights(backbone: PreTrainedModel) -> PreTrainedModel:
-    """A second model over the same parameters and buffers: nothing is copied but the modules around them."""
+    """Returns a second model with the same parameters and buffers; only the modules are copied."""
     tensors = (*backbone.parameters(), *backbone.buffers())
     return copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})

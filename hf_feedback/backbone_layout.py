@@ -1,4 +1,4 @@
-"""Where a backbone keeps its layers, and everything else that is found out about it once."""
+"""The layout of a backbone: its layers and other properties that are determined once."""
 
 import copy
 import inspect
@@ -33,7 +33,7 @@ def unsupported(backbone: nn.Module, reason: str, remedy: str) -> UnsupportedBac
 
 @dataclass(frozen=True)
 class BackboneLayout:
-    """What the loop needs to know about a backbone; see `find_layout` and `probe_backbone`.
+    """The properties of a backbone that the loop needs; see `find_layout` and `probe_backbone`.
 
     Args:
         part: name inside the backbone of the model whose layers are looped; empty if that is the backbone itself.
@@ -41,17 +41,17 @@ class BackboneLayout:
         num_layers: L, the number of layer calls in a forward pass.
         segment: numbers of the first and the last layer that are looped.
         arguments: names that the backbone's `forward` takes.
-        has_cache: whether the backbone has a key–value cache, which has to be switched off.
+        has_cache: whether the backbone has a key–value cache, which must be switched off.
         causal: whether messages must not inform a token about later ones.
-        batch_dim: which dimension of the layers' hidden states is the batch: 0 nearly always, 1 in XLNet; `None` until
-            the weights are there to try it out.
-        can_batch_iterations: whether the states of several iterations can go as one larger batch through what follows
-            the segment.
-        final_modules: names of the modules that make the backbone's output of the segment's output, usually a norm;
-            `None` if it takes anything else, such as further layers.
-        cache_argument: the name under which a language model takes a cache in which each iteration can have slots of
-            its own; `None` if it keeps none of that kind.
-        batch_axes: for each call of the segment, where its arguments hold rows of the batch, see `find_batch_axes`;
+        batch_dim: batch dimension of the layers' hidden states: 0 nearly always, 1 in XLNet; `None` until the weights
+            are loaded, so that it can be tried out.
+        can_batch_iterations: whether the states of several iterations can pass the modules after the segment as one
+            larger batch.
+        final_modules: names of the modules from the segment's output to the backbone's output, usually a norm; `None`
+            if there are others, such as further layers.
+        cache_argument: name of the argument for a cache in which each iteration can have its own slots; `None` if a
+            language model has no such cache.
+        batch_axes: for each call of the segment, the positions of batch rows in its arguments, see `find_batch_axes`;
             `None` if they cannot be divided.
     """
 
@@ -69,7 +69,7 @@ class BackboneLayout:
     batch_axes: tuple[Any, ...] | None = None
 
     def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
-        """The backbone's layers in the order of the calls; a shared layer is there once for each of its calls."""
+        """The backbone's layers in the order of the calls; a shared layer is repeated for each of its calls."""
         stack = cast(nn.ModuleList, backbone.get_submodule(self.stack))
         return [stack[i * len(stack) // self.num_layers] for i in range(self.num_layers)]
 
@@ -148,7 +148,7 @@ def name_of_core(model: PreTrainedModel, part: str) -> str:
 
 
 def drop_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
-    """Drops a pooler that nothing would read: distributed training refuses parameters without a gradient."""
+    """Drops an unused pooler, since distributed training refuses parameters without a gradient."""
     if getattr(backbone, "pooler", None) is not None:
         can_do_without = "add_pooling_layer" in inspect.signature(type(backbone).__init__).parameters
         backbone.pooler = None if can_do_without else nn.Identity()  # type: ignore[assignment]
@@ -187,7 +187,7 @@ def find_stack(backbone: nn.Module, num_layers: int, within: str = "") -> str:
 
 
 def keep_layers(backbone: PreTrainedModel, stack_name: str, keep: list[int]) -> None:
-    """Leaves only the layers `keep` in the stack, and says so in the backbone's own config.
+    """Keeps only the layers `keep` in the stack, and changes the backbone's own config accordingly.
 
     The config is replaced by a copy; per-layer lists in it (such as `layer_types`) are cut with the layers.
 
@@ -215,7 +215,7 @@ def keep_layers(backbone: PreTrainedModel, stack_name: str, keep: list[int]) -> 
 
 
 def number_layers(layers: list[nn.Module]) -> None:
-    """Numbers layers from 0 on; by its number a layer finds its slot in a cache."""
+    """Numbers layers from 0 on, which determines their slots in a cache."""
     for index, layer in enumerate(layers):
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -228,20 +228,20 @@ def forward_arguments(backbone: PreTrainedModel) -> frozenset[str]:
 
 
 def without_cache(backbone: PreTrainedModel) -> dict[str, bool]:
-    """What `forward` has to be given so that iterations share no key–value cache, which would be silently wrong."""
+    """Keywords of `forward` that switch off the key–value cache, since iterations that share one are silently wrong."""
     takes = "use_cache" in forward_arguments(backbone) or hasattr(backbone.config.get_text_config(), "use_cache")
     return {"use_cache": False} if takes else {}
 
 
 def check_static(backbone: PreTrainedModel, head: str) -> None:
-    """Refuses what the config alone shows to be impossible.
+    """Refuses backbones that cannot be looped according to their config.
 
     Args:
         backbone: the model.
         head: the config's; with `"new"` the backbone is loaded again by its config alone.
 
     Raises:
-        UnsupportedBackboneError: it is no stack of layers of one width, or layers are skipped at random.
+        UnsupportedBackboneError: it is not a stack of layers of one width, or layers are skipped at random.
     """
     if backbone.config.model_type not in CONFIG_MAPPING:
         raise unsupported(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
@@ -264,7 +264,7 @@ def find_layout(backbone: PreTrainedModel, config: "FeedbackConfig") -> Backbone
     """Finds the layers of a backbone, keeps those that `backbone_layers` names, and puts the hooks on them.
 
     Raises:
-        UnsupportedBackboneError: it is no stack of layers, or `backbone_layers` cannot be had.
+        UnsupportedBackboneError: it is not a stack of layers, or cannot be cut to `backbone_layers`.
         ValueError: the edges do not fit its layers.
     """
     check_static(backbone, config.head)

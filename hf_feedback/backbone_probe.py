@@ -1,4 +1,4 @@
-"""Tries a backbone out on a tiny batch: whether its layers can be replayed exactly, and if not, why."""
+"""Probe that checks on a tiny batch whether a backbone's layers can be replayed exactly."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,13 +36,13 @@ from .validation import Keywords
 def probe_backbone(
     backbone: PreTrainedModel, layout: BackboneLayout, head: str, predicts_next_token: bool = False
 ) -> BackboneLayout:
-    """Checks on a tiny batch that the backbone can be replayed exactly, and finds out the rest of its layout.
+    """Checks on a tiny batch that the backbone can be replayed exactly, and completes its layout.
 
     Args:
         backbone: the model, its layers hooked; without weights yet, it is not tried out.
         layout: from `find_layout`.
-        head: the config's; with `"backbone"` the answer is that of the backbone's own head.
-        predicts_next_token: whether that head answers for every token.
+        head: the option of the config; `"backbone"` uses the backbone's own head.
+        predicts_next_token: whether that head predicts for every token.
 
     Raises:
         UnsupportedBackboneError: layers are skipped or routed, something is computed between them, or another argument
@@ -91,7 +91,7 @@ def reads_causally(backbone: PreTrainedModel, config: PreTrainedConfig, part: st
 
 
 def disturb_states(hidden: torch.Tensor) -> torch.Tensor:
-    """Other hidden states of the same shape."""
+    """Returns other hidden states of the same shape."""
     wave = torch.arange(hidden.numel(), device=hidden.device, dtype=torch.float32).sin().view_as(hidden)
     return hidden + wave.to(hidden.dtype)
 

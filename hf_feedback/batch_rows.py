@@ -1,4 +1,4 @@
-"""Rows of a batch inside recorded arguments: where they are, and how to select some of them."""
+"""Finding and selecting the rows of a batch in recorded arguments."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class IndivisibleError(ValueError):
 
 
 def find_batch_axes(two: Any, three: Any) -> Any:
-    """Where the arguments of a layer hold rows of the batch, found by comparing calls with two and with three rows.
+    """Finds the positions of batch rows in the arguments of a layer, by comparing calls with two and with three rows.
 
     Args:
         two, three: the arguments: tensors, and tuples, lists and dicts of them.
@@ -38,7 +38,7 @@ def find_batch_axes(two: Any, three: Any) -> Any:
 
 
 def select_rows(value: Any, axes: Any, rows: torch.Tensor, batch_size: int) -> Any:
-    """The arguments of a layer for some rows of the batch alone.
+    """Selects rows of the batch in the arguments of a layer.
 
     Args:
         value: arguments that were recorded with a batch of `batch_size` rows.

@@ -1,4 +1,4 @@
-"""From a pretrained backbone to a feedback model."""
+"""Building a feedback model from a pretrained backbone."""
 
 import copy
 from collections.abc import Collection
@@ -32,20 +32,20 @@ HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "su
 
 @dataclass(frozen=True)
 class TaskTraits:
-    """What a class of feedback models knows about its task.
+    """Properties of a class of feedback models that follow from its task.
 
     Args:
         auto_class: the Auto class of transformers' models for the task; `None` for a class without a head.
         has_labels: whether the head's outputs are the labels of the config.
         num_own_outputs: number of labels that the backbone's own head must have, if it does not depend on the data.
-        answers_once: whether there is one answer, `(B, num_labels)`, for each row of the batch.
-        takes_segments: whether it answers for a text that is cut into segments, or for its tokens.
-        sees_whole_texts: whether the answer is about a whole text or its tokens, all of which are there from the start.
-        labels_words: whether the labels are those of words, which stand at one of their pieces.
+        answers_once: whether the output is `(B, num_labels)`, one prediction per row of the batch.
+        takes_segments: whether it predicts for a text that is cut into segments, or for its tokens.
+        sees_whole_texts: whether predictions are made for a complete text or its tokens.
+        labels_words: whether the labels are those of words, at one of their pieces.
         prefers_own_head: whether the backbone's own head is used where its family has one.
-        predicts_next_token: whether each token is answered from those before it alone, so that text can be generated;
+        predicts_next_token: whether each token is predicted only from those before it, so that text can be generated;
             the head is always the backbone's own.
-        auto_pooling: the pooling that `"auto"` stands for where the backbone reads in both directions.
+        auto_pooling: the pooling of `"auto"` for bidirectional backbones.
     """
 
     auto_class: Any = None
@@ -60,7 +60,7 @@ class TaskTraits:
     auto_pooling: Pooling = "cls"
 
     def task_models(self, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
-        """The transformers classes of that family with a head for this task; usually one, maybe none."""
+        """The classes of transformers of that family with a head for this task; usually one, possibly none."""
         mapping = {} if self.auto_class is None else self.auto_class._model_mapping
         classes = mapping.get(type(config), ())
         return classes if isinstance(classes, tuple) else (classes,)
@@ -150,7 +150,7 @@ def build_from_backbone(
 
 
 def hub_kwargs_of(kwargs: Keywords) -> Keywords:
-    """Those that say where and how to find a folder or repository."""
+    """The keywords that locate a folder or repository."""
     return {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
 
 
@@ -160,7 +160,7 @@ def file_kwargs_of(kwargs: Keywords) -> Keywords:
 
 
 def check_option_names(options: Keywords) -> None:
-    """Refuses what is not an option: nothing that is misspelt, or meant for loading, gets into the config unnoticed.
+    """Refuses names that are not options, such as misspelt ones or keywords for loading.
 
     Raises:
         ValueError: names the option that was probably meant.
@@ -366,7 +366,7 @@ def settle_label_piece(model: "FeedbackPreTrainedModel") -> None:
 
 
 def warn_if_offloaded(model: PreTrainedModel) -> None:
-    """Warns that the weights of offloaded layers are loaded anew in every iteration."""
+    """Warns that the weights of offloaded layers are loaded again in every iteration."""
     devices = {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
     if "disk" in devices or ("cpu" in devices and len(devices) > 1):
         logger.warning(

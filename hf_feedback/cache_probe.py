@@ -1,4 +1,4 @@
-"""Tries a language model out with a cache: whether iterations can have slots of their own in it."""
+"""Probe that checks whether iterations can have their own slots in the cache of a language model."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -18,7 +18,7 @@ CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
 
 def probe_cache(backbone: PreTrainedModel, layout: BackboneLayout) -> BackboneLayout:
-    """Finds out how a language model keeps earlier tokens, and whether its layers read all tokens of a call.
+    """Determines how a language model caches earlier tokens, and whether its layers read all tokens of a call.
 
     Args:
         backbone: the model with its own head.

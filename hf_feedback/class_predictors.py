@@ -1,4 +1,4 @@
-"""Predictors whose answers are classes, of texts, words, choices, images or recordings; of texts also values."""
+"""Predictors of classes for texts, words, choices, images and recordings, and of values for texts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from .predictor import Answer, Predictor, TokenPredictor, check_examples, is_pai
 from .validation import Keywords
 from .words import labelled_pieces, space_before_words, space_between_texts, split_words
 
-FILLER = "."  # what is read in the place of a text without words
+FILLER = "."  # read in place of a text without words
 
 
 def probabilities_of(logits: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -28,7 +28,7 @@ def label_names(model: PreTrainedModel) -> list[str]:
 
 
 def classify(logits: torch.Tensor, names: Sequence[str], problem_type: str | None) -> Answer:
-    """Turns the logits of a text, image or recording into an answer.
+    """Converts the logits of a text, image or recording to a prediction.
 
     Args:
         logits: `(C,)`.
@@ -112,8 +112,8 @@ class TagPredictor(TokenPredictor):
 
 
 class ChoicePredictor(TokenPredictor):
-    """Reads a text and the texts that may go on with it, by `context` and `choices`; answers with the number of the
-    best `choice`, its `text`, its `score` and the `probabilities` of all."""
+    """Reads a text and its possible continuations, by `context` and `choices`; returns the number of the best `choice`,
+    its `text`, its `score` and the `probabilities` of all."""
 
     def check(self, examples: Sequence[Any]) -> None:
         def is_right(example: Any) -> bool:

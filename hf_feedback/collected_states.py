@@ -1,7 +1,7 @@
-"""`hidden_states` and `attentions` of the last iteration, whichever way a backbone collects them.
+"""Extraction of `hidden_states` and `attentions` of the last iteration from a backbone's output.
 
-transformers appends at every call of a layer, replays included; some families collect in a loop of their own, which
-knows iteration 1 only.
+transformers appends at every call of a layer, replays included; some families collect in their own loop, which runs in
+iteration 1 only.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What both configurations share: options that are declared once, labels, and what may come from a file."""
+"""Base of both configurations: declared options, labels, and loading from files."""
 
 from dataclasses import Field, fields
 from typing import Any
@@ -34,8 +34,8 @@ class OptionsConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: Keywords, **kwargs: Any) -> Any:
-        """As in transformers, for what stands in a file: nothing there switches on code, and options that are given
-        take the place of those in the file before anything is checked."""
+        """As in transformers; nothing in a file switches on code, and given options replace those of the file before
+        anything is checked."""
         config_dict = replace_labels(without_switches(config_dict), kwargs)
         options = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
         return super().from_dict({**config_dict, **options}, **kwargs)
@@ -70,7 +70,7 @@ class OptionsConfig(PreTrainedConfig):
 
 
 def document_options(config_class: type[OptionsConfig]) -> type[OptionsConfig]:
-    """Adds to the docstring of a config's class what its options are, from where they are declared."""
+    """Adds the declared options to the docstring of a config class."""
     lines = []
     for name, declared in config_class.declared_options().items():
         allowed = ", ".join(map(repr, choices_of(declared))) or describe_type(declared.type)

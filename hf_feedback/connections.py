@@ -1,7 +1,7 @@
 """The operators of feedback connections, one class each.
 
-A further operator is one subclass of `FeedbackConnection`, where the letters of the equations are explained, and one
-row in `CONNECTIONS`.
+A new operator is a subclass of `FeedbackConnection`, which explains the letters of the equations, and a row in
+`CONNECTIONS`.
 """
 
 import math
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class AdditiveConnection(FeedbackConnection):
     """`message = scale · up(f(down(LayerNorm(h))))`, token by token; f is the activation.
 
-    The cheapest operator, and the one to start with: prefer another one where a token needs what its own higher state
-    does not hold. It costs 4·d·r operations a token and edge.
+    The cheapest operator, to be tried first; prefer another one if a token needs information that its own higher state
+    does not contain. It costs 4·d·r operations per token and edge.
 
     Example:
 
@@ -45,8 +45,8 @@ class AdditiveConnection(FeedbackConnection):
 class GatedConnection(FeedbackConnection):
     """`message = gate ⊙ scale · up(f(down(LayerNorm(h))))`, `gate = sigmoid(A(z + read(LayerNorm(x))) + b)`.
 
-    The target's input decides per token and channel how much of the message passes; the gate reads both ends and is
-    nearly closed at the start. Prefer it where messages help some tokens and harm others. It costs twice as much as
+    The target's input decides per token and channel how much of the message passes; the gate reads source and target
+    and is nearly closed at the start. Prefer it if messages help some tokens and harm others. It costs twice as much as
     `"additive"`.
 
     Example:
@@ -132,8 +132,8 @@ class AttentionConnection(FeedbackConnection):
 
     Tokens of the target layer attend to the source's tokens of the previous iteration with a few low-rank heads.
     Padding is never attended to; on causal backbones later tokens are not either, unless `feedback_future` allows it.
-    Prefer it where a token needs particular others, such as a decoder's early tokens those after them. It costs twice
-    as much as `"additive"`, and 4·T·r operations a token and edge for the attention itself.
+    Prefer it if a token needs particular other tokens, such as a decoder's early tokens later ones. It costs twice as
+    much as `"additive"`, and 4·T·r operations per token and edge for the attention itself.
 
     Example:
 

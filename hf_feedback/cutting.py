@@ -1,4 +1,4 @@
-"""How long texts are cut into overlapping segments, each a row of the batch."""
+"""Cutting of long texts into overlapping segments, each a row of the batch."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
 
 PairOption = Literal["first", "every"]
-# What can be cut: whatever has one entry per token.
+# Inputs that can be cut: those with one entry per token.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "inputs_embeds")
 
 
 def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """How many tokens a tokenizer puts at the start and at the end of a text."""
+    """The number of special tokens that a tokenizer adds at the start and at the end of a text."""
     bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     more = len(whole) - len(bare)
     front = next(i for i in range(more + 1) if whole[i : i + len(bare)] == bare)
@@ -43,14 +43,14 @@ def find_special_tokens(name_or_path: str | Path, **hub_kwargs: Any) -> list[int
 
 @dataclass(frozen=True)
 class Cutting:
-    """How texts are cut.
+    """The settings by which texts are cut.
 
     Args:
-        length: tokens of a segment, those that stand around a text included.
+        length: tokens of a segment, special tokens included.
         overlap: tokens that a segment shares with the one before.
-        special_tokens: how many tokens at the start and at the end of a text stand around every segment of it.
-        max_segments: of a text.
-        pad_token_id: fills up the last segments.
+        special_tokens: number of special tokens at the start and at the end of a text, repeated around every segment.
+        max_segments: maximum number of segments of a text.
+        pad_token_id: id of the padding token.
         pair: `"every"`: the first text of a pair stands in every segment, as in the windows of a tokenizer that cuts
             the second text alone; `"first"`: a pair is cut as one text.
     """
@@ -64,7 +64,7 @@ class Cutting:
 
     @property
     def stride(self) -> int:
-        """By how many tokens a segment starts later than the one before."""
+        """The distance in tokens between the starts of consecutive segments."""
         return self.length - sum(self.special_tokens) - self.overlap
 
     @property
@@ -80,7 +80,7 @@ class Cutting:
         """Texts → their segments.
 
         Args:
-            inputs: what `forward` was called with, tensors `(B, T)`, padded on either side.
+            inputs: inputs of `forward`, tensors `(B, T)`, padded on either side.
 
         Returns:
             The same with tensors of N rows of at most `length` tokens, padded on the right, and the text of each row;

@@ -1,4 +1,4 @@
-"""A model in evaluation mode for some calls, and as it was afterwards."""
+"""Temporary evaluation mode of a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

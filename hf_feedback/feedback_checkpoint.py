@@ -1,7 +1,7 @@
-"""Feedback-only checkpoints: feedback and head without the backbone, which is named and recognized by its fingerprint.
+"""Feedback-only checkpoints: feedback and head without the backbone, which is identified by its name and fingerprint.
 
-A folder holds `config.json`, `feedback.safetensors` and the code files. To the backbone belongs its base model, without
-a pooler; everything else (feedback, a new head, the head of a task model) is saved.
+A folder holds `config.json`, `feedback.safetensors` and the code files. The backbone is its base model without a
+pooler; everything else (feedback, a new head, the head of a task model) is saved.
 """
 
 import copy
@@ -38,7 +38,7 @@ WEIGHTS_NAME = "feedback.safetensors"
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """A path to write a file to; the file appears when all of it is written, and nothing of it if that fails."""
+    """Context with a temporary path, which is renamed to the file when it is completely written."""
     partial = file.with_name(f"{file.name}.partial")
     try:
         yield partial
@@ -128,7 +128,7 @@ def assign_feedback_tensors(model: "FeedbackPreTrainedModel", tensors: dict[str,
 
 
 class FeedbackOnlyFolder(PushToHubMixin):
-    """What `push_to_hub` of transformers pushes for a feedback-only repository."""
+    """The object that `push_to_hub` of transformers pushes for a feedback-only repository."""
 
     def __init__(self, model: "FeedbackPreTrainedModel") -> None:
         self.model = model

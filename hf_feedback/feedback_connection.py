@@ -1,4 +1,4 @@
-"""What all feedback connections share: the messages from one higher layer to the lower ones.
+"""Base of all feedback connections: the messages from one higher layer to the lower ones.
 
 A connection holds all edges of one source. Its parameters are stacked over their targets, so that edges that share a
 source are one matrix product.
@@ -28,15 +28,15 @@ SourceMessage = torch.Tensor | list[Any]
 
 @dataclass(frozen=True)
 class MessageContext:
-    """What a message may read besides the states.
+    """Inputs of a message besides the states.
 
     Args:
         mask: `(B, T)`, true at real tokens; `None`: all are.
         causal: whether a message must not inform a token about later ones.
-        class_probabilities: `(B, C)`, the answer after iteration k − 1; for messages that read it.
-        batch_dim: which dimension of the states is the batch; 1 in XLNet.
-        segments: which text each row belongs to, if texts were cut.
-        cache: holds what messages of this iteration read of earlier tokens, in generation; `mask` then covers these.
+        class_probabilities: `(B, C)`, class probabilities after iteration k − 1, for messages that read them.
+        batch_dim: batch dimension of the states; 1 in XLNet.
+        segments: the text of each row, if texts were cut.
+        cache: in generation, stores the inputs of messages for earlier tokens, which `mask` then covers too.
     """
 
     mask: torch.Tensor | None = None

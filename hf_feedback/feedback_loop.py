@@ -37,8 +37,8 @@ class FeedbackLoop:
         feedback: the connections.
         context: what messages may read besides the states.
         classify: the output of the segment `(B, T, d)` → class probabilities `(B, C)`, for messages that read these.
-        carries: whether the output of the last iteration enters the segment again, in place of what entered it first.
-        batch_axes: where the recorded arguments hold rows of the batch; `None`: they cannot be divided.
+        carries: whether the segment reads its output of the previous iteration instead of its first input.
+        batch_axes: positions of batch rows in the recorded arguments; `None`: they cannot be divided.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ def find_fixed_point(
     def iteration(state: PackedStates) -> PackedStates:
         h = loop.unpack(state[:number])
         new = loop.step(h)
-        # damped states are what messages read next; what the backbone goes on with, and the answer, are the new ones
+        # messages read damped states; the backbone continues with the new ones
         return (*loop.pack(loop.feedback.damp(h, new)), *loop.pack(new)) if damps else loop.pack(new)
 
     start = loop.pack(first)  # with the graph of iteration 1, which the full gradient needs

@@ -1,4 +1,4 @@
-"""The layers of the two feedback neural networks, and the maps that one sweep over their states is."""
+"""The layers of the two feedback neural networks, and one sweep over their states as a map."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What one call of `forward` reads: the modules, the inputs of the backbone, and the mask of its tokens."""
+"""The inputs of one call of `forward`: the modules, the inputs of the backbone, and the mask of its tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from .modeling_outputs import BackboneOutput
 from .segments import Segments
 from .validation import Keywords
 
-# What every backbone's `forward` may be given besides the arguments that it names.
+# Arguments that every backbone's `forward` accepts besides those that it names.
 COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """What one call of `forward` is about.
+    """The inputs and settings of one call of `forward`.
 
     Args:
         backbone, feedback: the modules, as they are in this call.
-        arguments: what `forward` was called with; the segments of the texts, if they were cut.
+        arguments: arguments of `forward`; the segments of the texts, if they were cut.
         inputs: inputs of the backbone.
         compute_logits: the backbone's output → logits `(B, C)`, or `(B, T, V)` where each token is answered; `None` if
             the model does neither.
-        segments: which text each row belongs to, if texts were cut.
+        segments: the text of each row, if texts were cut.
         num_choices: number of rows that belong to one question, in multiple choice.
         is_training: whether the model is in training mode.
         is_disabled: whether the bare backbone is to run.
@@ -86,8 +86,8 @@ def backbone_inputs(
     model_name: str,
     arguments: Keywords,
 ) -> Keywords:
-    """What the backbone is called with: all arguments that it takes, and no key–value cache, which iterations cannot
-    share. `token_type_ids` and `position_ids` that it does not know are dropped, as transformers does.
+    """Inputs of the backbone: all arguments that it accepts, without a key–value cache, which iterations cannot share.
+    `token_type_ids` and `position_ids` that it does not know are dropped, as transformers does.
 
     Raises:
         TypeError: it does not know another argument.

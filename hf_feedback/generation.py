@@ -1,4 +1,4 @@
-"""Text generation with K iterations: the cache of a call, and what `generate` asks of a model."""
+"""Text generation with K iterations: the cache of a call, and the methods that `generate` calls."""
 
 import copy
 from typing import Any, cast
@@ -32,7 +32,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
 
     @property
     def _language_model(self) -> Any:
-        """The backbone as what it is here, of which transformers has no type: a model that generates."""
+        """The backbone, typed as a model that generates, for which transformers has no type."""
         return self.backbone
 
     def probe_backbone(self) -> None:

@@ -1,4 +1,4 @@
-"""Backbones from GGUF files, which hold quantized weights: they are unpacked, so that the model trains and saves."""
+"""Backbones from GGUF files, whose quantized weights are unpacked so that the model can be trained and saved."""
 
 from transformers import GgufConfig, PreTrainedModel
 from transformers.utils import logging
@@ -9,8 +9,7 @@ logger = logging.get_logger(__name__)
 
 
 def with_unpacking(backbone_kwargs: Keywords) -> Keywords:
-    """What to load a backbone with: the weights of a GGUF file are unpacked, also where a kernel could leave them as
-    they are.
+    """Returns keywords for loading a backbone that unpack the weights of a GGUF file, even if a kernel supports them.
 
     Args:
         backbone_kwargs: for `from_pretrained` of the backbone.
@@ -31,8 +30,8 @@ def find_gguf_file(backbone: PreTrainedModel) -> str | None:
 
 
 def drop_quantization_marks(backbone: PreTrainedModel) -> None:
-    """Makes a backbone whose weights were unpacked from a GGUF file one like any other: transformers marks it as
-    quantized, and would neither train nor save it.
+    """Removes the marks of quantization from a backbone with unpacked weights, which transformers would neither train
+    nor save.
 
     Args:
         backbone: changed in place, with its config.

@@ -1,4 +1,4 @@
-"""The gradient of an iterated map: one class a rule, for the loop over a backbone and the networks from scratch alike.
+"""Gradients of an iterated map, one class per rule, for the loop over a backbone and the networks from scratch.
 
 See `solvers.py` for maps, states and solutions.
 """
@@ -32,13 +32,13 @@ class ConvergenceWarning(UserWarning):
 
 
 class Gradient:
-    """How the gradient of an iterated map is taken; by default through every step.
+    """Rule for the gradient of an iterated map; by default through every step.
 
-    A new rule is a subclass and a row in `GRADIENTS`; each reads of the options what it needs.
+    A new rule is a subclass and a row in `GRADIENTS`.
 
     Args:
-        last: how many of the last steps get a graph.
-        tolerance: the relative residual within which a fixed point counts as found.
+        last: number of last steps with a graph.
+        tolerance: relative residual at which a fixed point is accepted.
         solver: a name in `SOLVERS`.
     """
 
@@ -49,7 +49,7 @@ class Gradient:
         self.last, self.tolerance, self.solver = last, tolerance, solver
 
     def graph_steps(self, steps: int) -> int | None:
-        """How many of the last steps get a graph; `None`: all, and the start keeps its own."""
+        """The number of last steps with a graph; `None`: all, and the start keeps its graph."""
         return None
 
     def solve(self, f: Map, start: State, steps: int, **options: Any) -> Solution:
@@ -325,8 +325,8 @@ def _solve_adjoint(
 
 
 class SameRandomNumbers:
-    """A map that draws the same random numbers (dropout masks) in every call; what is drawn elsewhere goes on as after
-    the first call.
+    """A map with the same random numbers (dropout masks) in every call; other random numbers are as after the first
+    call.
 
     Args:
         f: the map.

@@ -1,4 +1,4 @@
-"""When an example stops: iterations that change nothing any more, or would not change the answer, are not needed."""
+"""Halting: rules by which examples stop before the last iteration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class IterationFacts:
-    """What a halting rule may read after an iteration.
+    """Inputs of a halting rule after an iteration.
 
     Args:
-        residual: `(B,)`, how far the iteration moved the states; `None` after the first one.
+        residual: `(B,)`, relative change of the states in the iteration; `None` after the first one.
         logits: `(B, C)`, the answers; `None` if no rule in use reads them.
         num_equal_answers: `(B,)`, the number of consecutive iterations, this one included, with the same answer.
     """
@@ -37,7 +37,8 @@ class IterationFacts:
 
 
 class HaltingRule:
-    """Says after each iteration which examples may stop. A new rule is a subclass and a row in `HALTING_RULES`.
+    """Rule that decides after each iteration which examples may stop. A new one is a subclass and a row in
+    `HALTING_RULES`.
 
     Args:
         config: the options of halting.
@@ -56,7 +57,7 @@ class HaltingRule:
 
 
 class Convergence(HaltingRule):
-    """The last iteration moved the states by `halting_threshold` at most.
+    """The relative change of the states in the last iteration is at most `halting_threshold`.
 
     Example:
 
@@ -80,7 +81,7 @@ class Convergence(HaltingRule):
 
 
 class Confidence(HaltingRule):
-    """The confidence in the answer is `halting_confidence` at least.
+    """The confidence of the prediction is at least `halting_confidence`.
 
     Example:
 
@@ -106,7 +107,7 @@ class Confidence(HaltingRule):
 
 
 class Patience(HaltingRule):
-    """The last `halting_patience` answers are equal.
+    """The last `halting_patience` predictions are equal.
 
     Example:
 
@@ -181,10 +182,10 @@ def confidence_of(logits: torch.Tensor, measure: str, several_labels: bool) -> t
 class Halting:
     """Stops each example by itself, at the first iteration at which its rules hold.
 
-    A stopped example keeps its states and leaves the batch: the others go on as a smaller one; when all have stopped,
-    the loop ends. If the recorded arguments of the backbone's layers cannot be divided, and in compiled graphs, whose
-    shapes are fixed, stopped examples are run along and their new states discarded. Either way the result of an example
-    does not depend on the others in its batch. The segments of one text stop together.
+    A stopped example keeps its states and leaves the batch: the others continue as a smaller batch; when all have
+    stopped, the loop ends. If the recorded arguments of the backbone's layers cannot be divided, and in compiled
+    graphs, whose shapes are fixed, stopped examples are still computed and their new states discarded. Either way the
+    result of an example does not depend on the others in its batch. The segments of one text stop together.
 
     Args:
         config: the options of halting.
@@ -261,7 +262,7 @@ class Halting:
                 call.output = with_hidden(call.output, self._hold(hidden_of(old), hidden_of(call.output)))
 
     def is_finished(self, k: int, old: States | None, new: States) -> bool:
-        """Notes iteration k, and says whether all examples have stopped.
+        """Records iteration k, and returns whether all examples have stopped.
 
         Args:
             k: the iteration.
@@ -282,7 +283,7 @@ class Halting:
         return not torch.compiler.is_compiling() and bool(self.stopped.all())
 
     def _note_answers(self, logits: torch.Tensor) -> None:
-        """Counts how often the answer of each example came in succession."""
+        """Counts the consecutive equal predictions of each example."""
         answer = (logits > 0) if self.several_labels else logits.argmax(-1, keepdim=True)  # (B, 1 or C)
         if self._answer is not None:
             self._num_equal_answers = torch.where((answer == self._answer).all(-1), self._num_equal_answers + 1, 1)

@@ -1,4 +1,4 @@
-"""The loss of several iterations in training, one class a rule."""
+"""Rules that combine the losses of several iterations in training, one class each."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ import torch
 class LastIterationLoss:
     """The loss of the last iteration. A new rule is a subclass and a row in `ITERATION_LOSSES`."""
 
-    # Whether the loss needs the answers of all iterations.
+    # Whether the loss needs the logits of all iterations.
     needs_all_iterations: ClassVar[bool] = False
 
     def combine(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How the states move from iteration to iteration."""
+"""States of all iterations, and their relative changes."""
 
 import torch
 
@@ -16,12 +16,12 @@ def batch_first(state: torch.Tensor, batch_dim: int) -> torch.Tensor:
 def relative_residual(
     new: States, old: States, mask: torch.Tensor | None = None, segments: Segments | None = None
 ) -> torch.Tensor:
-    """How far the states still moved in one iteration: `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖`, per example.
+    """Relative change of the states in one iteration, `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖`, per example.
 
     Args:
         new, old: states of two successive iterations, `{layer: (B, T, d)}`.
         mask: `(B, T)`, 0 at padding, which is left out.
-        segments: which text each row belongs to, if texts were cut.
+        segments: the text of each row, if texts were cut.
 
     Returns:
         `(B,)`, for each text, over all layers together, in float32.
@@ -42,11 +42,11 @@ def relative_residual(
 
 
 class IterationTrace:
-    """The outputs of the segment in all iterations, and how far the states moved in each.
+    """The outputs of the segment in all iterations, and the relative changes of the states.
 
     Args:
-        batch_dim: which dimension of the states is the batch.
-        segments: which text each row belongs to, if texts were cut.
+        batch_dim: batch dimension of the states.
+        segments: the text of each row, if texts were cut.
         mask: `(B, T)`, 0 at padding, which residuals leave out.
     """
 
@@ -68,7 +68,7 @@ class IterationTrace:
         """`residuals` `(B, K − 1)` and `iterations` `(B,)`.
 
         Args:
-            iterations: how many each example took, if examples stop by themselves; all K otherwise.
+            iterations: number of iterations of each example with halting; K for all otherwise.
         """
         output = batch_first(self.outputs[-1], self.batch_dim)
         texts = output.shape[0] if self.segments is None else self.segments.num_texts

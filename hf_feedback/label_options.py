@@ -1,4 +1,4 @@
-"""The labels of a classifier: given by the user, or kept by a head that was trained for them."""
+"""The labels of a classifier: given options, or those of a trained head."""
 
 from collections.abc import Iterable
 from reprlib import repr as shortened

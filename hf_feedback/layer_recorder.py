@@ -83,7 +83,7 @@ class OutOfOrderError(RuntimeError):
 
 
 class SegmentRecord:
-    """What one forward call records of the looped layers, and which layer comes next.
+    """The record of the looped layers in one forward call, and the position of the next layer.
 
     Args:
         layers: all layers, in the order of the calls.
@@ -146,7 +146,7 @@ class SegmentRecord:
     def before_layer(
         self, module: nn.Module, keyword: str, args: Arguments, kwargs: Keywords
     ) -> tuple[Arguments, Keywords] | None:
-        """Notes the hidden states that enter the segment, and lets `on_input` change those that a layer reads."""
+        """Records the hidden states that enter the segment, and applies `on_input` to those that a layer reads."""
         if not self.first <= self.position <= self.last or module is not self.layers[self.position]:
             return None
         hidden = args[0] if args else kwargs[keyword]
@@ -205,7 +205,7 @@ _RECORD: ContextVar[SegmentRecord | None] = ContextVar("hf_feedback_record", def
 
 
 class _RecordWhileCompiling:
-    """Stands in for the context variable while `torch.compile` traces, which cannot follow one."""
+    """Replacement of the context variable for `torch.compile`, which cannot trace one."""
 
     record: SegmentRecord | None = None
     # Whether the whole model is traced; else the layers alone may be compiled, and their hooks leave the graph.
@@ -257,7 +257,7 @@ def _current_record() -> SegmentRecord | None:
 
 
 class InputHook:
-    """Forward pre-hook that reports to the current record what a layer is about to read.
+    """Forward pre-hook that reports the input of a layer to the current record.
 
     Args:
         keyword: the layer's `first_argument`.

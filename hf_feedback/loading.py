@@ -1,4 +1,4 @@
-"""From a saved folder or repository to a feedback model."""
+"""Loading a feedback model from a folder or repository."""
 
 import copy
 import re
@@ -141,7 +141,7 @@ def _kwargs_for_other_head(
     saved: FeedbackConfig,
     kwargs: Keywords,
 ) -> Keywords:
-    """What `from_pretrained` needs besides, if the model is to have another head than the folder's.
+    """Returns further keywords of `from_pretrained` for a model with another head than that of the folder.
 
     Args:
         model_class: of the model.
@@ -190,7 +190,7 @@ def _prefixes(model_class: "type[FeedbackPreTrainedModel]", head: str, config: F
 def _load_plain(
     model_class: "type[FeedbackPreTrainedModel]", name: str | Path, hub_kwargs: Keywords, kwargs: Keywords
 ) -> "FeedbackPreTrainedModel":
-    """`from_backbone` for what `from_pretrained` was given."""
+    """Calls `from_backbone` with the arguments of `from_pretrained`."""
     options = FeedbackConfig.option_names() | {"num_labels", "config_overrides"}
     if kwargs.pop("output_loading_info", False):
         raise ValueError("`output_loading_info` is for saved feedback models; this folder holds a plain backbone.")

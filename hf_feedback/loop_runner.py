@@ -1,4 +1,4 @@
-"""Runs the loop inside one call of the backbone: from its inputs to its output after K iterations."""
+"""Runs the loop inside one call of the backbone, from its inputs to its output after K iterations."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class LoopResult:
-    """What comes out of K iterations.
+    """The result of K iterations.
 
     Args:
         output: the backbone's own output.
-        trace: what was noted of every iteration, if asked for.
+        trace: states of every iteration, on request.
         is_batched: whether `output` is that of all iterations as one larger batch.
-        iterations: `(B,)`, how many each example took, if examples stop by themselves.
-        penalty: on the loop's Jacobian, in training.
+        iterations: `(B,)`, number of iterations of each example, with halting.
+        penalty: penalty on the loop's Jacobian, in training.
     """
 
     output: Any = None
@@ -52,11 +52,11 @@ class LoopResult:
 
 @dataclass(frozen=True)
 class LoopRunner:
-    """Runs the loop over a backbone. It holds no modules, which PEFT and others replace, and nothing of a call.
+    """Runs the loop over a backbone. It holds no modules, since PEFT and others replace them, and no state of a call.
 
     Args:
-        config: the feedback options, read anew in every call.
-        layout: what is known about the backbone.
+        config: the feedback options, read in every call.
+        layout: layout of the backbone.
     """
 
     config: FeedbackConfig
@@ -68,14 +68,14 @@ class LoopRunner:
         """K iterations.
 
         Args:
-            context: what the call is about.
+            context: inputs and settings of the call.
             num_iterations: K.
-            keep_trace: whether to note the states of every iteration.
+            keep_trace: whether to record the states of every iteration.
             batch_iterations: whether the backbone's output may be that of all iterations as one larger batch.
 
         Raises:
-            ValueError: an option excludes what the call asks for.
-            RuntimeError: the backbone was changed since the model was built.
+            ValueError: an option excludes an argument of the call.
+            RuntimeError: the backbone was changed after the model was built.
         """
         config = self.config
         if self._halts(context) and context.inputs.get("output_attentions"):
@@ -237,7 +237,7 @@ class LoopRunner:
         )
 
     def _message_context(self, context: ForwardContext, entry: torch.Tensor) -> MessageContext:
-        """What messages may read besides the states; `entry` is what entered the segment."""
+        """Inputs of messages besides the states; `entry` is the input of the segment."""
         batch_dim, mask = self.layout.batch_dim or 0, context.attention_mask
         reads_mask = context.feedback.mixes_tokens or self.config.feedback_shift or context.cache is not None
         if not reads_mask:

@@ -1,4 +1,4 @@
-"""How many tokens a model reads, and a text may have."""
+"""Maximum numbers of tokens of models and texts."""
 
 import math
 from typing import cast
@@ -19,7 +19,7 @@ def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
 
 
 def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Returns how many tokens a text may have.
+    """Returns the maximum number of tokens of a text.
 
     Args:
         requested: the option, if it is given; else the length of training, which the tokenizer keeps, or what

@@ -1,4 +1,4 @@
-"""All feedback connections of a model: which operators they are, what they read, and what they add to each layer."""
+"""All feedback connections of a model: their operators, inputs and messages to each layer."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -152,7 +152,7 @@ class FeedbackConnections(nn.Module):
         return self.damping is not None or self.config.feedback_damping < 1.0
 
     def damp(self, previous: States, new: States) -> States:
-        """What messages read next: the new states, damped towards the previous ones."""
+        """The states that messages read next: the new ones, damped towards the previous ones."""
         if self.damping is not None:
             return {s: self.damping(previous[s], new[s], i) for i, s in enumerate(sorted(new))}
         alpha = self.config.feedback_damping

@@ -1,4 +1,4 @@
-"""What all feedback models share: their parts, one call of `forward`, switches, loading and saving."""
+"""Base of all feedback models: their parts, one call of `forward`, switches, loading and saving."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,10 +46,10 @@ logger = logging.get_logger(__name__)
 
 
 class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
-    """What all feedback models share.
+    """Base class of all feedback models.
 
     `model.backbone` is the transformers model, its names and keys untouched; `model.feedback` holds the connections;
-    `model.layout` says what was found out about the backbone. The iterations of a call are run by a `LoopRunner`.
+    `model.layout` describes the backbone. The iterations of a call are run by a `LoopRunner`.
 
     Args:
         config: the options, with a `backbone_config`.
@@ -230,7 +230,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         return num_iterations
 
     def _make_context(self, inputs: Keywords, num_iterations: int, halts: bool = True) -> ForwardContext:
-        """What a call of `forward` with K iterations is about; texts are cut into segments if the config says so.
+        """Returns the inputs and settings of a call of `forward`; texts are cut into segments if the config says so.
 
         Args:
             inputs: what `forward` was given.
@@ -376,8 +376,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             yield
 
     def check_equivalence(self, batch: Keywords) -> float:
-        """How far the model is from its bare backbone with the same head, in evaluation mode. With trained `"joint"`
-        messages, which act in iteration 1 too, it is not zero for K = 1 either.
+        """Returns the largest difference from the bare backbone with the same head, in evaluation mode. With trained
+        `"joint"` messages, which act in iteration 1 too, it is not zero for K = 1 either.
 
         Args:
             batch: what `forward` takes, such as a tokenizer's output.

@@ -23,7 +23,7 @@ from .validation import MOST_ITERATIONS, Keywords, check_integer
 
 
 class FNNPreTrainedModel(PredictsMixin, PreTrainedModel):
-    """What both models share: initialization, K, saving with the code."""
+    """Base of both models: initialization, K, saving with the code."""
 
     config_class = FNNConfig
     config: FNNConfig
@@ -297,7 +297,7 @@ def statistics(solution: Solution) -> dict[str, torch.Tensor]:
     return {"residuals": solution.residuals[:, 1:], "iterations": solution.iterations}
 
 
-# What tokenizers, the Trainer and transformers pass that these networks have no use for.
+# Arguments that tokenizers, the Trainer and transformers pass, and that these networks ignore.
 IGNORED_INPUTS = frozenset(TransformersKwargs.__annotations__) | {"token_type_ids", "position_ids", "output_attentions"}
 
 ARGUMENTS = (
@@ -307,7 +307,7 @@ ARGUMENTS = (
 
 
 def check_arguments(model: nn.Module, arguments: Keywords) -> None:
-    """Refuses what a forward pass does not know."""
+    """Refuses unknown arguments of a forward pass."""
     for key in arguments:
         if key not in IGNORED_INPUTS:
             near = get_close_matches(key, ARGUMENTS, n=1)

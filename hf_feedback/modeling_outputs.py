@@ -1,4 +1,4 @@
-"""What feedback models return."""
+"""Outputs of feedback models."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,7 +30,7 @@ class FeedbackModelOutput(ModelOutput):
         hidden_states: L + 1 tensors `(B, T, d)` of the last iteration, with `output_hidden_states=True`.
         attentions: L tensors `(B, heads, T, T)` of the last iteration, with `output_attentions=True`.
         residuals: `(B, K − 1)`, `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖` over the sources' states, with `output_iterations=True`.
-        iterations: `(B,)`, how many iterations each example took, with `output_iterations=True` or `halting`.
+        iterations: `(B,)`, number of iterations of each example, with `output_iterations=True` or `halting`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -111,7 +111,7 @@ ANSWERS = ("last_hidden_state", "logits", "start_logits", "end_logits")
 
 
 class BackboneOutput(Protocol):
-    """What a head reads of a backbone's output: the last hidden state, or the logits of the backbone's own head."""
+    """The part of a backbone's output that a head reads: the last hidden state, or the logits of its own head."""
 
     last_hidden_state: torch.Tensor
     logits: torch.Tensor

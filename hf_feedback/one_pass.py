@@ -1,4 +1,4 @@
-"""One pass a token: with `feedback_shift`, a token gets the messages of the token before it, whose states are final.
+"""One pass per token with `feedback_shift`: a token gets the messages of the token before it, whose states are final.
 
 That is the limit of many iterations over the whole text: after K of them the first K − 1 tokens are final.
 """
@@ -35,7 +35,7 @@ def run_in_one_pass(
         layers: of the backbone.
         segment: numbers of the lowest and of the highest layer with messages.
         feedback: the connections.
-        inputs: what the backbone is called with, for T tokens.
+        inputs: inputs of the backbone for T tokens.
         mask: `(B, past + T)`, 0 at padding; `None`: there is none.
         cache: holds the sources' states of earlier tokens, and gets those of the new ones.
 

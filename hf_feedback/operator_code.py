@@ -1,4 +1,4 @@
-"""The code of operators that are not part of hf_feedback: saved beside a model, and loaded with the user's consent."""
+"""The code of operators that are not part of hf_feedback: saved with a model, and loaded with the user's consent."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Predictors whose answers are words: a passage of a text, what stands in its masks, or what goes on with it."""
+"""Predictors of words: an answer in a text, the words at its masks, or its continuation."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`model.predict`: examples in batches of about one length, and the answers to them."""
+"""`model.predict`: predictions for examples in batches of similar length."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from .max_length import resolve_max_length
 from .validation import Keywords, check_integer
 
 Answer: TypeAlias = Keywords
-"""What a model answers to one example, by name."""
+"""The prediction for one example, by name."""
 
 BATCHES_AT_ONCE = 16  # are encoded, sorted by length and answered together
 
@@ -45,12 +45,12 @@ def load_processor(model: PreTrainedModel, auto_class: Any) -> Any:
 
 
 class Predictor(ABC):
-    """Turns examples into inputs of a model, and what the model makes of them into answers.
+    """Converts examples to inputs of a model, and its outputs to predictions.
 
     Args:
         model: the model.
-        processor: its tokenizer, image processor or feature extractor; by default that beside the model.
-        batch_size: rows of a batch.
+        processor: its tokenizer, image processor or feature extractor; by default that of its folder.
+        batch_size: rows per batch.
     """
 
     auto_class: ClassVar[Any] = AutoTokenizer
@@ -63,7 +63,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def check(self, examples: Sequence[Any]) -> None:
-        """Refuses examples that the head cannot read, before any is answered.
+        """Refuses examples that the head cannot read, before any prediction.
 
         Raises:
             ValueError: one cannot be read; the message has its number.
@@ -96,11 +96,11 @@ class Predictor(ABC):
         return 0
 
     def length_of(self, row: Keywords) -> int:
-        """How long a row is; rows of about one length share a batch."""
+        """The length of a row; rows of similar length share a batch."""
         return len(row.get("input_ids", ()))
 
     def run(self, batch: Keywords) -> Sequence[torch.Tensor]:
-        """Returns what the model makes of each row of a batch."""
+        """Returns the outputs of the model for each row of a batch."""
         return list(self.model(**batch).logits.float().cpu())
 
     def __call__(self, examples: Sequence[Any]) -> list[Answer]:
@@ -137,10 +137,10 @@ class TokenPredictor(Predictor):
 
     Args:
         model, processor, batch_size: as in `Predictor`.
-        max_length: texts are cut at so many tokens; by default where training cut them.
+        max_length: tokens to which texts are truncated; by default as in training.
 
     Attributes:
-        num_cut: number of texts that were cut.
+        num_cut: number of truncated texts.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class TokenPredictor(Predictor):
         return dict(self.tokenizer.pad(inputs, padding_side=self.padding_side, return_tensors="pt"))
 
     def without_padding(self, row: Keywords, output: torch.Tensor) -> torch.Tensor:
-        """What the model made of the tokens of a row."""
+        """The outputs for the tokens of a row."""
         length = len(row["input_ids"])
         return output[-length:] if self.padding_side == "left" else output[:length]
 
@@ -208,7 +208,7 @@ def check_examples(examples: Sequence[Any], is_right: Callable[[Any], bool], wha
     Args:
         examples: the examples.
         is_right: whether an example can be read.
-        what: what it has to be, for the message.
+        what: description of a valid example, for the message.
 
     Raises:
         ValueError: one cannot be read, or `examples` is a single text.
@@ -237,7 +237,7 @@ class PredictsMixin:
     """Turns examples into answers."""
 
     def predict(self, examples: Sequence[Any], processor: Any = None, **options: Any) -> list[Answer]:
-        """Answers examples, in batches of about one length.
+        """Predicts for examples, in batches of similar length.
 
         Args:
             examples: what the head reads, see its predictor: texts, pairs of texts, lists of words, images, ….

@@ -1,4 +1,4 @@
-"""A tiny batch of two, on which a backbone is tried out."""
+"""Tiny batches of two for the probe of a backbone."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Options that have been measured to pay, by the name of what they are for."""
+"""Named sets of options that have been measured to help."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from .validation import Keywords, check_choice
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options that go together.
+    """A set of options.
 
     Args:
-        purpose: what they are for, in a few words.
-        options: of `FeedbackConfig`.
+        purpose: a short description of the purpose.
+        options: options of `FeedbackConfig`.
     """
 
     purpose: str
@@ -49,7 +49,7 @@ def options_of_recipe(name: str) -> Keywords:
     """The options of a recipe.
 
     Args:
-        name: of the recipe.
+        name: name of the recipe.
 
     Raises:
         ValueError: there is none of that name.

@@ -28,7 +28,7 @@ _imported: set[str] = set()
 
 
 def register_when_imported() -> None:
-    """Has everything registered before anybody can ask an Auto class for it, whichever module is imported first."""
+    """Registers all classes before an Auto class can be asked for them, whichever module is imported first."""
     for name in (*OWN_MODULES, *NEEDED_MODULES, *MODULES_TO_REGISTER):
         register_post_import_hook(_after_import, name)
 

@@ -1,4 +1,4 @@
-"""The segments of long texts: which text each is of, and what is exchanged and summed up between them."""
+"""The segments of long texts: their texts, neighbours, and sums and means over them."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from .stacked_linear import ZeroLinear, on_device_of
 
 @dataclass(frozen=True)
 class Segments:
-    """Which text each row of a batch belongs to. The segments of a text are consecutive rows, in order.
+    """The text of each row of a batch. The segments of a text are consecutive rows, in order.
 
     Args:
         text: `(N,)`, the number of the text, ascending.
         num_texts: B.
         tokens: `(B, T)`, for each token of the texts its number among the N·n tokens of all segments, −1 at padding;
-            `None` where nobody asks for tokens.
+            `None` if tokens are not needed.
     """
 
     text: torch.Tensor

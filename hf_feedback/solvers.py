@@ -2,7 +2,7 @@
 
 The **map** `f` is any callable from a state to a state of the same shapes; it does not change while it is iterated (one
 dropout mask, or none). A **solver** (`iterate`, `anderson`) goes from a start towards `h* = f(h*)`. The statistics, one
-row an example, come back with the state in a `Solution`. Gradients are the business of `gradients.py`.
+row an example, come back with the state in a `Solution`. Gradients are computed in `gradients.py`.
 
 A state is a tensor or a tuple of tensors whose first dimension is the batch. Examples are independent of each other:
 each stops by itself, and stopped or not, none changes the result of another.
@@ -17,14 +17,14 @@ import torch
 
 State = torch.Tensor | tuple[torch.Tensor, ...]
 Map = Callable[[Any], Any]
-# New and old state → how far each example moved, `(B,)`.
+# New and old state → relative change of each example, `(B,)`.
 Residual = Callable[[State, State], torch.Tensor]
 Solver = Callable[..., "Solution"]
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a solver arrived.
+    """The result of a solver.
 
     Args:
         state: after the last application of the map.

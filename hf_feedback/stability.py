@@ -1,4 +1,4 @@
-"""How strongly the loop contracts: an estimate, and a penalty that makes it contract."""
+"""Contraction of the loop: an estimate, and a penalty that increases it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a config file may say of a backbone. Nothing in it may switch on code, become a keyword, or change a path."""
+"""Checks of backbones in config files, which may not switch on code, become keywords, or change paths."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ from .validation import Keywords, check_labels
 
 logger = logging.get_logger(__name__)
 
-# What `from_pretrained` may be told of the place where a backbone is.
+# Keywords of `from_pretrained` that locate a backbone.
 PLACE_KEYS = ("name_or_path", "revision", "subfolder", "gguf_file")
 # A class in a file of the folder itself, and of no other one.
 CLASS_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
@@ -92,8 +92,8 @@ def backbone_config_from_dict(values: Keywords) -> PreTrainedConfig:
 
 
 def without_switches(values: Keywords) -> Keywords:
-    """What a config file holds, without what would switch on code, at any depth. An `auto_map` stays on the outside
-    alone, where transformers asks whoever loads the file (`trust_remote_code`)."""
+    """Returns the contents of a config file without keys that would switch on code, at any depth. An `auto_map` stays
+    on the outside alone, where transformers asks whoever loads the file (`trust_remote_code`)."""
     dropped = [key for key, value in values.items() if _is_switch(key, value)]
     if dropped:
         logger.warning(f"{', '.join(map(repr, dropped))} is not taken from a config file; pass it yourself.")

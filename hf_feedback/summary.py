@@ -1,4 +1,4 @@
-"""Size and cost of the feedback, beside the backbone's, as a table."""
+"""Table of the size and cost of the feedback, compared with the backbone."""
 
 from torch import nn
 from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""Which models have their feedback switched off, by thread."""
+"""Models whose feedback is switched off, by thread."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The pipeline of taggers: it reads the label of a word at the piece where it stood in training."""
+"""The pipeline for token classification, which reads the label of a word at the same piece as training."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase, TokenClassificationPipeline
 
 from .words import labelled_pieces, space_before_words, split_words
 
-FILLER = "."  # what is read in the place of a text without words
+FILLER = "."  # read in place of a text without words
 
 
 class FeedbackTokenClassificationPipeline(TokenClassificationPipeline):

@@ -60,7 +60,7 @@ class TokenHalting:
 
     @property
     def all_stopped(self) -> bool:
-        """Whether no token goes on; in compiled graphs, which cannot ask, all go on."""
+        """Whether all tokens have stopped; false in compiled graphs, where all tokens continue."""
         return not torch.compiler.is_compiling() and bool(self.stopped.all())
 
     def step(self, h: States, before: States) -> States:
@@ -86,7 +86,7 @@ class TokenHalting:
         return torch.where(self.stopped[..., None].to(new.device), old.to(new), new)
 
     def is_finished(self, k: int, old: States | None, new: States) -> bool:
-        """Notes iteration k, and says whether nothing is left to do: no token goes on, and no cache is to be filled.
+        """Records iteration k, and returns whether all tokens have stopped and no cache is to be filled.
 
         Args:
             k: the iteration.

@@ -1,4 +1,4 @@
-"""How options are declared and checked: once, as a field with a type, a default and a line of help."""
+"""Declaration and checks of options, each a field with a type, a default and a line of help."""
 
 import types
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ T = TypeVar("T")
 # Options and keyword arguments by name; their types are those of the functions that get them.
 Keywords = dict[str, Any]
 
-# What transformers adds to a config by itself; neither ours nor a misspelling of ours.
+# Keys that transformers adds to a config; neither options of ours nor misspellings of them.
 TRANSFORMERS_KEYS = {
     "_attn_implementation",
     "_name_or_path",
@@ -51,9 +51,9 @@ def option(default: T, help: str, choices: Mapping[str, object] | None = None) -
     """Declares an option of a config.
 
     Args:
-        default: its value where none is given.
-        help: what it does, in one line.
-        choices: the registry whose names it may have; other choices stand in its type, as a `Literal`.
+        default: its default value.
+        help: a one-line description.
+        choices: the registry of its allowed names; other choices are a `Literal` type.
     """
     return field(default=default, metadata={"help": help, "choices": choices})
 

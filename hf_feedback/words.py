@@ -1,4 +1,4 @@
-"""Words and their pieces: how a tokenizer is given words, and at which piece of a word its label stands."""
+"""Splitting of texts into words, and the pieces of words that carry labels."""
 
 import re
 import unicodedata
@@ -13,8 +13,8 @@ WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
-    """The words of a text, first character and end: what stands between spaces, every punctuation mark by itself. A
-    combining mark goes on with the word before it.
+    """Splits a text into words, by first character and end: at spaces, and before and after every punctuation mark. A
+    combining mark belongs to the word before it.
 
     Example:
 
@@ -41,11 +41,11 @@ def _is_mark(character: str) -> bool:
 
 
 def labelled_pieces(word_ids: Sequence[int | None], label_piece: LabelPiece) -> list[bool]:
-    """Whether the label of a word stands at a piece.
+    """Whether each piece carries the label of its word.
 
     Args:
         word_ids: the word that each piece belongs to, `None` for special tokens.
-        label_piece: `"last"`, or else the first piece; the last that is left where a word is cut.
+        label_piece: `"last"`, or else the first piece; in a truncated word, the last remaining piece.
 
     Example:
 
@@ -60,14 +60,14 @@ def labelled_pieces(word_ids: Sequence[int | None], label_piece: LabelPiece) -> 
 
 
 def space_before_words(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What must stand before every word of a list of words for a tokenizer to read them as it reads those of a text: a
-    space for tokenizers to whose words it belongs, such as byte-level ones, or else nothing."""
+    """Returns the prefix of listed words with which a tokenizer reads them as in a text: a space for tokenizers whose
+    words include it, such as byte-level ones, or else nothing."""
     apart, together = tokenizer(["a", "a"], is_split_into_words=True), tokenizer("a a")
     return "" if apart["input_ids"] == together["input_ids"] else " "
 
 
 def space_between_texts(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What must stand before the second text of a pair, so that it does not begin in the last word of the first: a
-    space if the tokenizer puts nothing between the two, or else nothing."""
+    """Returns the prefix of the second text of a pair that separates it from the first: a space if the tokenizer puts
+    nothing between the two, or else nothing."""
     single, pair = (tokenizer.num_special_tokens_to_add(pair=is_pair) for is_pair in (False, True))
     return space_before_words(tokenizer) if single == pair else ""

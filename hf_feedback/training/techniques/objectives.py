@@ -46,7 +46,7 @@ class Objective(ABC):
 
         Args:
             model: a feedback model in training mode, wrapped or not.
-            inputs: arguments of `forward`, labels included.
+            inputs: what `forward` takes, labels included.
             compute_loss: the loss of the task.
         """
         return None
@@ -57,7 +57,7 @@ class Objective(ABC):
 
         Args:
             model: a feedback model in training mode, wrapped or not.
-            inputs: arguments of `forward`, labels included.
+            inputs: what `forward` takes, labels included.
             task: the loss of the task, and the outputs.
             before: what `forward_before` returned.
         """
@@ -257,7 +257,7 @@ class Objectives:
 
         Args:
             model: a feedback model in training mode, wrapped or not.
-            inputs: arguments of `forward`, labels included.
+            inputs: what `forward` takes, labels included.
             compute_loss: the loss of the task; the model's own by default.
 
         Returns:
