@@ -16,7 +16,7 @@ EXAMPLES = ["Where is my parcel? It was due on Monday.", "You took the money twi
 
 
 def show(steps: TextSteps | None, k: int) -> tuple[str, dict[str, float] | None, list[tuple[str, float]]]:
-    """What iteration k changed, the class probabilities, and the tokens with how far they moved."""
+    """Description of iteration k, class probabilities, and tokens with their movements."""
     return ("", None, []) if steps is None else (steps.describe(k), steps.class_probabilities(k), steps.moved_tokens(k))
 
 

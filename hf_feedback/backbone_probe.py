@@ -282,7 +282,7 @@ def _find_final_modules(
 
 
 def _find_batch_axes(backbone: PreTrainedModel, two: SegmentRecord, inputs: Batch) -> tuple[Any, ...] | None:
-    """Where the arguments of the segment's layers hold rows of the batch, found by a batch of three.
+    """Finds the positions of batch rows in the arguments of the segment's layers, with a batch of three.
 
     Args:
         two: the record of the batch of two.

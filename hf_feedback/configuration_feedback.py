@@ -329,7 +329,7 @@ class FeedbackConfig(OptionsConfig):
         """
         return options_of_recipe(name)
 
-    # What follows from the options
+    # Properties that follow from the options
 
     @property
     def text_config(self) -> Any:
@@ -348,7 +348,7 @@ class FeedbackConfig(OptionsConfig):
 
     @property
     def num_backbone_layers(self) -> int | None:
-        """How many layers the backbone (or the half of it that is used) was pretrained with."""
+        """The number of layers with which the backbone (or its half in use) was pretrained."""
         config = self.text_config
         if self.backbone_part == "decoder" and getattr(config, "is_encoder_decoder", False):
             return getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None)

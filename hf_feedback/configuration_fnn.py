@@ -148,7 +148,7 @@ class FNNConfig(OptionsConfig):
         self._check_gradient()
 
     def _check_kind(self) -> None:
-        """What only one of the two networks has."""
+        """Checks the options that only one of the two networks has."""
         if self.fnn_type == "temporal" and self.num_layers != 1:
             raise ValueError(
                 f"`num_layers` must be 1 for the temporal network, whose depth is its sweeps, got {self.num_layers}; "

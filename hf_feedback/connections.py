@@ -194,7 +194,7 @@ class AttentionConnection(FeedbackConnection):
     def memory(
         self, projected: torch.Tensor, edge: int, x: torch.Tensor, context: MessageContext
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What tokens attend to: keys and values `(B, U, 2r)`, and a mask or bias `(B or 1, heads or 1, T or 1, U)`."""
+        """Keys and values `(B, U, 2r)`, and a mask or bias `(B or 1, heads or 1, T or 1, U)`."""
         return projected, _attention_mask(context, x.shape[1], projected.shape[1], x.device)
 
     def _read(

@@ -119,7 +119,7 @@ class Cutting:
         return {**inputs, **cut}, Segments(text, num_texts, copies)
 
     def _lay_out(self, real: torch.Tensor, tensors: Keywords) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Which tokens make each segment.
+        """Assigns tokens to segments.
 
         Args:
             real: `(B, T)`, true at the tokens of a text.
@@ -210,7 +210,7 @@ def end_of_first_text(
 
 
 def cutting_of(config: "FeedbackConfig", backbone: PreTrainedModel) -> Cutting | None:
-    """How a model cuts texts into segments; `None` if it does not.
+    """Returns the settings by which a model cuts texts into segments; `None` if it does not.
 
     Args:
         config: the feedback options.

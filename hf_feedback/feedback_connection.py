@@ -47,7 +47,7 @@ class MessageContext:
     cache: IterationCache | None = None
 
     def with_earlier_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What a message reads of the tokens of this call → of these and all earlier ones, if there is a cache.
+        """Extends the inputs of a message for the tokens of this call to all earlier tokens, if there is a cache.
 
         Args:
             tokens: `(B, T, n, r)`.
@@ -86,7 +86,7 @@ class FeedbackConnection(nn.Module):
     remembers_tokens: ClassVar[bool] = False
     # Whether it cannot do without informing tokens about later ones, so that causal models have to allow that.
     needs_later_tokens: ClassVar[bool] = False
-    # What it leaves out in a causal model, which would inform tokens about later ones.
+    # The part that it omits in causal models, since it would inform tokens about later ones.
     left_out_if_causal: ClassVar[str | None] = None
     # Whether there are messages in iteration 1 too, from the target's own input alone.
     acts_in_first_iteration: ClassVar[bool] = False

@@ -91,7 +91,7 @@ class FeedbackLoop:
             context.cache.repeat_keys_and_values()
 
     def _next_context(self) -> MessageContext:
-        """What messages of the next iteration may read."""
+        """Inputs of the messages of the next iteration."""
         self.iteration += 1
         if self.context.cache is not None:
             self.context.cache.start_iteration(self.iteration)

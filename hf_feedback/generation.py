@@ -270,7 +270,7 @@ def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: C
 
 
 def num_learned_positions(backbone: PreTrainedModel) -> int | None:
-    """How many tokens fit the backbone's table of position embeddings; `None` if it has no such table."""
+    """The number of the backbone's learned positions; `None` if it has no position embeddings."""
     most = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
     if most is None:
         return None

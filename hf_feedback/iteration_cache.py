@@ -153,7 +153,7 @@ def extend_slot(slot: CacheLayerMixin, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def num_tokens(cache: Cache) -> int:
-    """How many tokens a cache holds; 0 where its layers, all recurrent, do not count them."""
+    """The number of tokens in a cache; 0 if its layers, all recurrent, do not count them."""
     try:
         return int(cache.get_seq_length())
     except ValueError:

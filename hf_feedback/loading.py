@@ -174,7 +174,7 @@ def _kwargs_for_other_head(
 
 
 def _prefixes(model_class: "type[FeedbackPreTrainedModel]", head: str, config: FeedbackConfig) -> tuple[str, str]:
-    """Where the state dict of a model with that head has its backbone, and the backbone's token embeddings."""
+    """Prefixes of the backbone, and of its token embeddings, in the state dict of a model with that head."""
     backbone_config, part = cast(PreTrainedConfig, config.backbone_config), config.backbone_part
     model: PreTrainedModel
     if head == "backbone":

@@ -93,7 +93,7 @@ class LoopRunner:
         result.is_batched = (
             keep_trace and batch_iterations and self.layout.can_batch_iterations and not asks_for_states(context.inputs)
         )
-        # what solves for a fixed point, or differentiates inside the loop, is no graph that can be compiled
+        # solving for a fixed point, or differentiating inside the loop, cannot be compiled
         is_apart = num_iterations > 1 and (penalizes or GRADIENTS[config.gradient].finds_fixed_point)
         if is_apart and torch.compiler.is_compiling():
             run_uncompiled(self._run_backbone, context, num_iterations, result)

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 
 def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
-    """How many tokens a model reads at most, by its text config and its position embeddings; infinite if neither
+    """The maximum number of tokens of a model, by its text config and its position embeddings; infinite if neither
     limits it."""
     for name, module in model.named_modules():
         # families that count positions from the padding token on (RoBERTa) have fewer of them

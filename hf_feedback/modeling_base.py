@@ -181,7 +181,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         return self._make_output(logits[-1], fields)
 
     def _extra_losses(self, result: LoopResult) -> Iterator[torch.Tensor]:
-        """What is added to the loss of the task, weighted: scalars."""
+        """Weighted terms that are added to the loss of the task: scalars."""
         if result.penalty is not None:
             yield self.config.jacobian_penalty * result.penalty
         balance = result.output.get("aux_loss")  # of a mixture of experts, with `output_router_logits` in its config
@@ -274,7 +274,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         if cutting is None:
             return inputs, None
         inputs = {**inputs, "attention_mask": self._text_mask(inputs)}
-        # how many rows there will be, no compiled graph can know
+        # a compiled graph cannot know the number of rows
         return run_uncompiled(cut_texts, cutting, inputs, self.config)
 
     def _collected(self, context: ForwardContext, result: LoopResult) -> Keywords:
@@ -305,7 +305,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             return segments.mean(logits)
         return self.segment_pooling(logits, self._pooled(outputs.last_hidden_state, context), segments)
 
-    # What a task may change; by default, a linear classifier over the pooled last hidden state
+    # Methods that a task may override; by default, a linear classifier over the pooled last hidden state
 
     def _make_head(self, config: FeedbackConfig) -> None:
         """Adds the modules of a new head."""
@@ -339,7 +339,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
     def _batch_weight(self, labels: Any) -> float | torch.Tensor:
-        """What a mean over this batch counts for in a loss that is summed up from several calls."""
+        """Weight of a mean over this batch in a loss that is summed over several calls."""
         return 1.0
 
     def _make_output(self, logits: torch.Tensor, fields: Keywords) -> ModelOutput:
@@ -441,7 +441,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
 
     @property
     def cutting(self) -> Cutting | None:
-        """How texts are cut into segments; `None` if they are not.
+        """The settings by which texts are cut into segments; `None` if they are not.
 
         Raises:
             ValueError: an option is missing, or there is no room in a segment.
@@ -549,7 +549,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         """Whether the folder of this config holds a transformers model that was trained for this class' task."""
         return cls.traits.has_trained_head(config)
 
-    # What transformers and other libraries call
+    # Methods that transformers and other libraries call
 
     @classmethod
     def is_custom_code(cls) -> bool:

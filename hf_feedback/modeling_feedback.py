@@ -573,7 +573,7 @@ class NextTokens:
 
     @property
     def batch_weight(self) -> float | torch.Tensor:
-        """What a mean over this batch counts for in the loss: its part of the labels that the loss is divided by."""
+        """Weight of a mean over this batch in the loss: its share of the labels that the loss is divided by."""
         if self.num_items_in_batch is None:
             return 1.0
         return (self.token_ids[:, 1:] != -100).sum() / self.num_items_in_batch

@@ -1,4 +1,4 @@
-"""What the options of a `FeedbackConfig` must satisfy, each alone and together, by subject."""
+"""Checks of the options of a `FeedbackConfig`, each alone and together, by subject."""
 
 from typing import TYPE_CHECKING
 

@@ -153,7 +153,7 @@ class TokenPredictor(Predictor):
 
     @property
     def padding_side(self) -> str:
-        """Where rows are padded."""
+        """The side on which rows are padded."""
         return self.tokenizer.padding_side
 
     def encode_texts(self, *texts: Sequence[Any], **options: Any) -> list[Keywords]:

@@ -87,8 +87,8 @@ class Segments:
 def best_copies(
     text: torch.Tensor, positions: torch.Tensor, real: torch.Tensor, shape: tuple[int, int]
 ) -> torch.Tensor:
-    """Which copy of a token counts, where it stands in several segments: that with the most tokens on either side; the
-    first of several such, as of special tokens and of a first text that stands in every segment.
+    """Chooses the copy of a token that occurs in several segments: that with the most tokens on either side; the first
+    of several such, as of special tokens and of a first text that stands in every segment.
 
     Args:
         text: `(N,)`, the text of each segment.

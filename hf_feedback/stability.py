@@ -39,8 +39,8 @@ def jacobian_penalty(loop: FeedbackLoop, h: States, mask: torch.Tensor | None = 
 
 
 def estimate_contraction(loop: FeedbackLoop, num_iterations: int, steps: int) -> torch.Tensor:
-    """How much one more iteration changes a small difference between states after K iterations, `(B,)`: an estimate of
-    the spectral radius of the loop's Jacobian J, by power iteration with products `Jᵀ v`. Below 1 the loop contracts.
+    """Estimates the factor `(B,)` by which one more iteration after K changes a small difference between states: the
+    spectral radius of the loop's Jacobian J, by power iteration with products `Jᵀ v`. Below 1 the loop contracts.
 
     Args:
         loop: the map of one iteration.

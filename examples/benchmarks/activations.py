@@ -1,4 +1,4 @@
-"""What the choice of activation does to the loop: how strongly it contracts, what it costs, and how gradients pass.
+"""Effect of the activation on the loop: contraction, cost, and norm of gradients.
 
     python examples/benchmarks/activations.py --model BACKBONE [--output activations.png]
 

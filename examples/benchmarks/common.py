@@ -1,4 +1,4 @@
-"""What the benchmarks share: data, one way to train, finished runs that are not run again, and intervals."""
+"""Shared parts of the benchmarks: data, training, results of finished runs, and intervals."""
 
 import argparse
 import json

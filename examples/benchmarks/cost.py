@@ -1,9 +1,9 @@
-"""What iterations cost: time as a ratio to the bare backbone, beside the ratio that counting FLOPs predicts.
+"""Cost of iterations: time relative to the bare backbone, compared with the ratio of FLOPs.
 
     python examples/benchmarks/cost.py --model BACKBONE [--feedback-topology top] [--feedback-rank 32]
 
 Forward runs without gradients; forward + backward with them. The systems take turns in an order drawn anew each round,
-so that a change in the machine's speed meets all of them. The ratio is that of the best times, since whatever else
+so that a change in the machine's speed affects all of them. The ratio is that of the best times, since whatever else
 runs on the machine only ever adds to a time; the ratio of the medians stands beside it.
 """
 

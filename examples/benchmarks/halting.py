@@ -1,4 +1,4 @@
-"""What halting saves: accuracy, mean iterations and time of a K = 4 model, each rule beside fixed K.
+"""Savings by halting: accuracy, mean iterations and time of a K = 4 model, for each rule and for fixed K.
 
     python examples/benchmarks/halting.py --data DIR/trec50 --model BACKBONE --work FOLDER
 

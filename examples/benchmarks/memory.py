@@ -1,4 +1,4 @@
-"""What the graph of a training step keeps in memory, by gradient mode and number of iterations.
+"""Memory held by the graph of a training step, by gradient mode and number of iterations.
 
     python examples/benchmarks/memory.py [--model BACKBONE] [--output memory.svg]
 

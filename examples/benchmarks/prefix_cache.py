@@ -1,4 +1,4 @@
-"""What an epoch costs where lower layers are frozen, with their states computed every time and read from a file.
+"""Cost of an epoch with frozen lower layers, whose states are computed every time or read from a file.
 
     python examples/benchmarks/prefix_cache.py --data DIR --model BACKBONE [--num-iterations 2]
 

@@ -1,4 +1,4 @@
-"""How the sweeps of the feedback networks converge, and the gradient with them, as a table and a plot.
+"""Convergence of the sweeps of the feedback networks and of their gradients, as a table and a plot.
 
     python examples/benchmarks/sweeps.py [--output examples/guides/images/sweeps.svg]
 

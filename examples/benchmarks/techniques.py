@@ -1,4 +1,4 @@
-"""What techniques of training do: accuracy, also on adversarial texts, and seconds a step, each beside plain training.
+"""Techniques of training compared with plain training: accuracy, also on adversarial texts, and seconds per step.
 
     python examples/benchmarks/techniques.py --data DIR/sst2 DIR/trec50 --also-test DIR/advglue_sst2/test.csv \
         --model BACKBONE --work FOLDER --seeds 0 1 2

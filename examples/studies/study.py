@@ -1,4 +1,4 @@
-"""What the studies share: smaller copies of data sets, and comparisons on several of them."""
+"""Shared parts of the studies: smaller copies of data sets, and comparisons on several of them."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""What all runs of a comparison have in common: task, data, arms, seeds, and the head that each seed begins with."""
+"""The settings that all runs of a comparison share: task, data, arms, seeds, and the initial head of each seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

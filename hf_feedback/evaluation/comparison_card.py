@@ -71,7 +71,7 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> Non
     machine = ", ".join(f"{name} {version}" for name, version in first["machine"].items())
     parts = [
         f"# {escape_name(file.stem)}",
-        f"What feedback does here, beside matched alternatives, written by `hf-feedback compare`. The backbone is "
+        f"Feedback compared with matched alternatives by `hf-feedback compare`. The backbone is "
         f"{escape_name('/'.join(Path(first['model']).parts[-2:]))}.",
         "\n".join(f"- **{escape_name(data)}**: {result['verdict']}" for data, result in results.items()),
         "## Feedback minus each alternative, test",

@@ -1,4 +1,4 @@
-"""Feedback beside one alternative: the difference, and what it says in a sentence or a row of a table."""
+"""Feedback compared with one alternative: the difference, as a sentence and as a row of a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ class TaskCard:
     Args:
         pipeline_tag: name of the task on the Hub.
         model: name of a model of the task.
-        usage: python lines that use a model; `{model}` stands for its folder or hub id.
+        usage: Python lines that use a model, with `{model}` in place of its folder or hub id.
         inputs: name of the model's inputs, in the plural.
         dataset_type: type of a data set of such inputs that has no id on the Hub.
         pooled: whether a new head reads one pooled vector per input.

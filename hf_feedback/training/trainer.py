@@ -253,7 +253,7 @@ class FeedbackTrainer(SearchTrainer):
 
     @property
     def batch_weight(self) -> torch.Tensor | float:
-        """What the loss of the running batch counts in the mean over the batches of its step; see `batch_weights`."""
+        """Weight of the current batch in the mean loss of its step; see `batch_weights`."""
         return 1.0 if self._batch_weights is None else self._batch_weights[self.batch_number]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:

@@ -59,7 +59,7 @@ def options_page() -> str:
 
 
 def help_of(command: str) -> str:
-    """What `hf-feedback COMMAND --help` prints, without its usage."""
+    """The help of `hf-feedback COMMAND`, without its usage."""
     printed = io.StringIO()
     with redirect_stdout(printed), suppress(SystemExit), patch.dict(os.environ, COLUMNS="100"):
         main([command, "--help"])

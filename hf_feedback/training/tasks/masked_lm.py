@@ -93,7 +93,7 @@ def with_fixed_masks(
 
 
 class MaskingCollator:
-    """Collator that masks texts anew in every epoch, and pads texts that are masked already.
+    """Collator that draws new masks in every epoch, and pads texts that are masked already.
 
     The masks depend only on the text, the seed and the epoch, so that they are the same in any process and in a resumed
     run.

@@ -1,1 +1,1 @@
-"""What the training arguments add to the loss of the task, and how: adversarial training, objectives, classes."""
+"""Adversarial training, auxiliary losses, class weights and focal loss."""
