@@ -182,7 +182,7 @@ class FeedbackConfig(OptionsConfig):
         "state", "Input of a message: the 'state' of the source layer, or the 'error', source minus target."
     )
     feedback_sharing: Literal["edge", "targets"] = option(
-        "edge", "Weights for every 'edge', or one set shared by all 'targets' of a source layer."
+        "edge", "Weights per 'edge', or one set shared by all 'targets' of a source layer."
     )
     feedback_future: Literal["auto"] | bool = option(
         "auto",
@@ -202,8 +202,8 @@ class FeedbackConfig(OptionsConfig):
     # Long texts
     feedback_span: Literal["token", "segment"] = option(
         "token",
-        "'segment': texts are cut into segments, each a row of the batch, which exchange messages; for text "
-        "classification, token classification and question answering.",
+        "'token': each text is one row; 'segment': texts are cut into segments, each a row of the batch, which "
+        "exchange messages; for text classification, token classification and question answering.",
     )
     segment_length: int | None = option(
         None, "Tokens of a segment, special tokens included; the most that the backbone reads by default."
@@ -224,8 +224,8 @@ class FeedbackConfig(OptionsConfig):
     segment_summaries: int = option(4, "m ≥ 1, number of vectors per segment that 'memory' reads.")
     segment_pooling: Literal["mean", "attention"] = option(
         "mean",
-        "How the outputs of the segments are combined into that of the text: 'mean', or 'attention' with a learned "
-        "query.",
+        "Combination of the outputs of the segments of a text: their 'mean', or weighted by 'attention' with a "
+        "learned query.",
     )
     max_segments: int = option(64, "Maximum number of segments of a text; longer texts are refused.")
 
@@ -243,7 +243,7 @@ class FeedbackConfig(OptionsConfig):
         "probability", "Confidence of a prediction: the 'probability' of the top class, or its 'margin' over the next."
     )
     halting_patience: int = option(2, "'patience': number of consecutive equal predictions at which an example stops.")
-    min_iterations: int = option(2, "Minimum number of iterations of every example.")
+    min_iterations: int = option(2, "Minimum number of iterations of every example, with halting.")
 
     # Loss and gradient of the iterations
     iteration_loss: str = option(
