@@ -276,11 +276,9 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
         """Runs K iterations and answers.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, past_key_values, num_iterations,
-                output_iterations, output_hidden_states, output_attentions, **kwargs: as in
-                `FeedbackForSequenceClassification`.
             start_positions, end_positions: `(B,)`, the tokens where the answer starts and ends; those outside the text
                 are left out of the loss.
+            (the others): as in `FeedbackForSequenceClassification`.
         """
         labels = None if start_positions is None or end_positions is None else (start_positions, end_positions)
         return cast(
