@@ -1,4 +1,4 @@
-"""Segments that know of each other: memory, their answers joined, pairs of texts, and answers for tokens."""
+"""Segment memory: messages, their answers joined, pairs of texts, and answers for tokens."""
 
 import copy
 

@@ -1,16 +1,16 @@
-r"""Does a decoder profit from a second reading in which its early tokens are told what came after them?
+r"""Does a decoder profit from a second reading in which its early tokens are informed about later ones?
 
     python examples/benchmarks/decoder_classification.py --corpus DIR --data DIR/sst2 DIR/trec50 --work FOLDER \
         --seeds 0 1 2
 
 A small Llama is trained from scratch to predict the next token of all texts in the training files under DIR (once; it
 stays in FOLDER). Then it is fine-tuned as a classifier in five ways: K = 1; K = 2 with messages that stay causal; K = 2
-with messages that may tell of later tokens; with the input repeated (echo: the classifier reads the second copy); with
-the causal mask lifted. All see the same texts in the same order with the same rates; the epoch is chosen on validation
-and the test split is read once. Finished runs stay in FOLDER/results.jsonl and are not run again.
+with messages that may carry information about later tokens; with the input repeated (echo: the classifier reads the
+second copy); with the causal mask lifted. All see the same texts in the same order with the same rates; the epoch is
+chosen on validation and the test split is read once. Finished runs stay in FOLDER/results.jsonl and are not run again.
 
 With `--model ENCODER` a pretrained encoder that reads through a causal mask takes the place of the decoder, which shows
-what there is to be had where the backbone has learnt to use what comes later.
+the possible gain for a backbone that has learned to use later tokens.
 
 Source of the echo: Springer et al. 2024, Repetition Improves Language Model Embeddings, arXiv 2402.15449.
 """
@@ -128,14 +128,14 @@ def read_twice(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str,
 
 
 def backbone_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Where the backbone is, and what makes it causal."""
+    """Location of the backbone, and how it is made causal."""
     if args.model is None:
         return str(args.work / "decoder"), {}
     return args.model, dict(config_overrides=dict(is_decoder=True))
 
 
 def settings(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """What makes a run the one that it is."""
+    """The settings that identify a run."""
     options = {**ROWS[row], **(args.options if "K = 2" in row else {})}
     names = ("model", "backbone_layers", "pooling", "num_train_epochs", "learning_rate", "feedback_lr")
     return dict(row=row, data=folder.name, seed=seed, options=options, **{name: getattr(args, name) for name in names})

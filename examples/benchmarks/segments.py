@@ -1,4 +1,4 @@
-"""Long texts: does feedback over segments bring what cutting them apart has cost?
+"""Long texts: does feedback over segments recover what cutting has cost?
 
     python examples/benchmarks/segments.py --data DIR/amazon_books --model BACKBONE --work FOLDER --seeds 0 1 2
 

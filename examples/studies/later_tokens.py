@@ -1,4 +1,4 @@
-"""A decoder's tokens learn what comes after them: tagging with attention from the top, beside its rivals.
+"""Later tokens for a decoder: tagging with attention messages from the top, compared with alternatives.
 
     python examples/data/get_smollm2.py runs/smollm2
     python examples/studies/later_tokens.py --model runs/smollm2 --data DIR/wnut17 DIR/btc DIR/anem --work FOLDER

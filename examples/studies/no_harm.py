@@ -1,11 +1,11 @@
-"""Everywhere else: no harm. Feedback with default options beside plain fine-tuning and LoRA, on natural texts.
+"""No harm: feedback with default options compared with plain fine-tuning and LoRA, on natural texts.
 
     python examples/studies/no_harm.py --model MINILM --work FOLDER \
         --data DIR/sst2 DIR/trec50 DIR/ag_news DIR/cola DIR/rte DIR/mrpc DIR/sms_spam DIR/tweeteval_emotion
 
-Short texts and a bidirectional encoder leave nothing that feedback could carry which the layers below do not know
-already. The question is whether it costs accuracy: the verdict to be had is "equivalent", within one point. The cost
-stands beside it. Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from.
+For short texts and a bidirectional encoder, lower layers can read everything that feedback could carry. The question is
+whether it costs accuracy: the expected verdict is "equivalent", within one point. The compute is reported too. Fixed
+before it is run: sizes, epochs, seeds, and the rates that every arm chooses from.
 """
 
 from study import compare_all, finish, parser

@@ -1,4 +1,4 @@
-"""Can segments that know of each other answer what none of them can answer alone?
+"""Can segments that exchange messages answer what none of them can answer alone?
 
     python examples/studies/segment_memory.py --work FOLDER --seeds 0 1 2
 
