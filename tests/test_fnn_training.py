@@ -121,7 +121,7 @@ REFUSED = {
     "--fnn layered --sweep parallel": "`sweep` is an option of the temporal network",
     "--fnn layered --feedback-rank 4": "--feedback-rank",
     "--fnn layered --gradient truncated": "`gradient_iterations` must be an integer",
-    "--fnn layered --tokenizer nowhere": "`tokenizer`: nowhere is no folder",
+    "--fnn layered --tokenizer nowhere": "`tokenizer`: nowhere is not a folder",
 }
 
 
