@@ -110,9 +110,11 @@ def main() -> None:
     parser.add_argument("--num-train-epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--train-texts", type=int, help="all by default")
     args = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     data, labels = read(args.data, tokenizer, args.max_length)
+    data["train"] = data["train"].take(args.train_texts or len(data["train"]))
     rows = []
     for case, options in cases(args.frozen_layers).items():
         (plain, plain_loss, weights), (cached, loss, others) = (
