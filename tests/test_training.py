@@ -15,10 +15,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_feedback import FeedbackForSequenceClassification, add_feedback
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
-from hf_feedback.training.distributed import skip_unused_search, unused_parameters
 from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.parameter_groups import format_groups
 from hf_feedback.training.train_iterations import IterationRange, draw_iterations
+from hf_feedback.training.unused_parameters import skip_unused_search, unused_parameters
 
 # Parameter groups
 

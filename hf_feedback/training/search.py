@@ -1,4 +1,4 @@
-"""Search for hyperparameters with Optuna: a default space, and studies that go on after an interruption."""
+"""Search for hyperparameters with Optuna: a default space, and studies that resume after an interruption."""
 
 import shutil
 from collections.abc import Callable, Collection
@@ -94,14 +94,14 @@ def objective_of(args: TrainingArguments) -> tuple[Objective, Literal["minimize"
 
 
 def continue_study(folder: Path, overwrite: bool, n_trials: int, study_options: Keywords) -> tuple[int, Keywords]:
-    """Returns how many trials are left to a study, and its options with those by which it goes on.
+    """Returns how many trials are left to a study, and its options with those by which it resumes.
 
     Args:
         folder: the output folder; each trial has a folder `run-…` in it.
-        overwrite: whether a new study may write over the trials of another.
+        overwrite: whether a new study may overwrite the trials of another.
         n_trials: number of all trials of the study.
         study_options: keywords of `optuna.create_study`. With a `storage`, the study has the name of the folder by
-            default, and goes on if it is there; trials that failed or were killed do not count.
+            default, and resumes if it exists; trials that failed or were killed do not count.
 
     Raises:
         ValueError: the study is new, and the folder holds trials of another.
@@ -119,8 +119,8 @@ def continue_study(folder: Path, overwrite: bool, n_trials: int, study_options: 
     runs = sorted(run for run in folder.glob("run-*") if run.name.removeprefix("run-").isdecimal())
     if runs and not states and not overwrite:
         raise ValueError(
-            f"`output_dir`: {folder} holds {runs[0].name} of another search; go on with that one (give its `storage` "
-            "and `study_name`), write over it (`overwrite_output_dir`=True), or choose another folder."
+            f"`output_dir`: {folder} holds {runs[0].name} of another search; resume that one (give its `storage` "
+            "and `study_name`), overwrite it (`overwrite_output_dir`=True), or choose another folder."
         )
     if not states:
         for run in runs:
@@ -130,7 +130,7 @@ def continue_study(folder: Path, overwrite: bool, n_trials: int, study_options: 
 
 
 class SearchTrainer(Trainer):
-    """transformers' Trainer with a search that has another default space, and goes on where it was interrupted."""
+    """transformers' Trainer with a search that has another default space, and resumes where it was interrupted."""
 
     def hyperparameter_search(
         self,
@@ -152,7 +152,7 @@ class SearchTrainer(Trainer):
             direction: "minimize" or "maximize"; by default that of the metric.
             backend: as in transformers.
             hp_name: as in transformers.
-            **kwargs: as in transformers. With `storage="sqlite:///out/study.db"` a search that was interrupted goes on.
+            **kwargs: as in transformers. With `storage="sqlite:///out/study.db"` a search that was interrupted resumes.
 
         Raises:
             ValueError: the output folder holds trials of another search.

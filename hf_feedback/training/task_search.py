@@ -77,7 +77,7 @@ def search_task(
     """Searches for options of a task with Optuna and writes the best into the output folder.
 
     A trial is judged by its last epoch. Trials are kept in `study.db` in the output folder: a search that was
-    interrupted goes on with them, until there are `n_trials` in all.
+    interrupted resumes with them, until there are `n_trials` in all.
 
     Args:
         task: the task with its options.

@@ -9,36 +9,33 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, TrainerState
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length, rotate_checkpoints
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import ParallelMode
 
 from ..modeling_base import FeedbackPreTrainedModel
 from .arguments import FeedbackTrainingArguments
 from .batch_weights import batch_weights
 from .callbacks import EpochCallback
-from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
-from .data_order import EpochOrder, SeededLengthGroups, stream_position
-from .distributed import skip_unused_search
+from .data_order import EpochOrder
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
 from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .iteration_curves import IterationCurves
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
-from .output_folder import name_folder_in_errors
 from .parameter_groups import format_groups, freeze_parameters, parameter_groups
-from .restarts import TrainingStart
-from .search import SearchTrainer, Trial
-from .staging import check_early_stopping, has_stopped_early, staged
+from .resumable_trainer import ResumableTrainer
+from .search import Trial
+from .staging import check_early_stopping, staged
 from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
 from .techniques.trainer_techniques import TrainerTechniques
 from .train_iterations import draw_iterations, iteration_range
+from .unused_parameters import skip_unused_search
 
 
-class FeedbackTrainer(SearchTrainer):
+class FeedbackTrainer(ResumableTrainer):
     """The Trainer of transformers with the options of `FeedbackTrainingArguments`.
 
     Args:
@@ -71,8 +68,6 @@ class FeedbackTrainer(SearchTrainer):
     ```
     """
 
-    args: FeedbackTrainingArguments
-
     def __init__(
         self, model: nn.Module | None = None, args: FeedbackTrainingArguments | None = None, **kwargs: Any
     ) -> None:
@@ -80,13 +75,11 @@ class FeedbackTrainer(SearchTrainer):
             raise TypeError(f"`args` must be FeedbackTrainingArguments, got {type(args).__name__}.")
         args = FeedbackTrainingArguments(output_dir="tmp_trainer") if args is None else args
         self.card_facts: RunFacts | None = None
-        self.run_record: Record | None = None
         self._paused: list[nn.Parameter] = []
         check_early_stopping(args, args.early_stopping_patience)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
         self._batch_weights: torch.Tensor | None = None
         self.techniques = TrainerTechniques(self)
-        self._start: TrainingStart | None = None
         if model is not None:
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
@@ -135,43 +128,19 @@ class FeedbackTrainer(SearchTrainer):
         self._pause_unused_feedback(model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers; `resume_from_checkpoint=True` takes the newest complete checkpoint.
-
-        By default `args.resume` applies, except in a search; of a finished run only the state is loaded.
-
-        With K = 1 in every step the feedback is unused, which distributed training refuses, so that it is frozen during
-        training.
-
-        Raises:
-            ValueError: no checkpoint is complete.
-        """
-        if resume_from_checkpoint is None and self.args.resume is not None and self.hp_search_backend is None:
-            resume_from_checkpoint = self.args.resume
-            if self.args.resume == "auto":
-                resume_from_checkpoint = self._newest_checkpoint()
-            if resume_from_checkpoint is not None and self.load_finished(resume_from_checkpoint):
-                return TrainOutput(self.state.global_step, 0.0, {})
-        elif resume_from_checkpoint is True:
-            resume_from_checkpoint = self._newest_checkpoint()
-            if resume_from_checkpoint is None:
-                raise ValueError(f"`resume_from_checkpoint`: {self.args.output_dir} has no complete checkpoint.")
+        """As in `ResumableTrainer`. Feedback that no step uses (K = 1) is frozen during training, since distributed
+        training refuses parameters without a gradient."""
         try:
             if self.model is not None:  # in a search, each trial makes its own
                 self._pause_unused_feedback(self.model)
                 if self.args.parallel_mode == ParallelMode.DISTRIBUTED and not self.is_fsdp_enabled:
                     skip_unused_search(self)
-            self._start = None
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for parameter in self._paused:
                 parameter.requires_grad_(True)
             self._paused = []
             self.techniques.end()
-
-    def _newest_checkpoint(self) -> str | None:
-        folder, args = Path(str(self.args.output_dir)), self.args
-        newest = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end)
-        return None if newest is None else str(newest)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers, in the stages that `args` asks for; frozen layers run without dropout."""
@@ -181,13 +150,6 @@ class FeedbackTrainer(SearchTrainer):
             self._save_or_restore_start()
         with make_frozen_prefix(self, self.args), staged(self, self.args):
             return super()._inner_training_loop(*args, **kwargs)
-
-    def _save_or_restore_start(self) -> None:
-        """Saves the initial state, or restores it where training starts again with smaller batches."""
-        if self._start is None:
-            self._start = TrainingStart(self)
-        else:
-            self._start.restore(self)
 
     def _pause_unused_feedback(self, model: nn.Module) -> None:
         core = any_model_in(model)[1]
@@ -213,13 +175,6 @@ class FeedbackTrainer(SearchTrainer):
         losses, self._losses = self._losses, []
         check_step(self, losses, norm)
         return norm
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """As in transformers; groups of similar length have an order that a resumed run repeats."""
-        sampler = super()._get_train_sampler(train_dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
-            return sampler
-        return SeededLengthGroups(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
     def compute_loss(
         self,
@@ -310,69 +265,6 @@ class FeedbackTrainer(SearchTrainer):
             metrics = cast(dict[str, float], output.metrics)
             metrics[f"{metric_key_prefix}_mean_iterations"] = (total[0] / total[1]).item()
         return output
-
-    def _save_checkpoint(self, model: nn.Module, trial: Trial) -> None:
-        """As in transformers. The checkpoint is complete with its manifest; older ones are removed only then."""
-        run_folder, limit = self._get_output_dir(trial), self.args.save_total_limit
-        folder = Path(run_folder) / f"checkpoint-{self.state.global_step}"
-        if self._start is not None:
-            self._start.checkpoints.append(folder)
-        if self.args.should_save:
-            (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        self.args.save_total_limit = None
-        try:
-            with name_folder_in_errors(folder):
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()  # every process writes its random state
-        if self.args.should_save:
-            with name_folder_in_errors(folder):
-                write_manifest(folder, self.run_record)
-            rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
-
-    def _init_training_state(
-        self, max_steps: int, steps_an_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Trial
-    ) -> tuple[int, int]:
-        """As in transformers, also for a folder that was moved, and for the position in a stream."""
-        progress = super()._init_training_state(max_steps, steps_an_epoch, epochs, resume_from_checkpoint, trial)
-        if resume_from_checkpoint is None:
-            return progress
-        self._locate_best(Path(resume_from_checkpoint))
-        if has_length(self.train_dataset):
-            return progress
-        before = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
-        passes, batches = stream_position(before, self.args.gradient_accumulation_steps)
-        self.state.epoch = passes + batches / (max_steps * self.args.gradient_accumulation_steps)
-        return passes, 0 if self.args.ignore_data_skip else batches
-
-    def _locate_best(self, checkpoint: Path) -> None:
-        """Sets the best checkpoint to that in the same folder, or to `None`, wherever it was when the state was
-        saved."""
-        folder, best = Path(str(self.args.output_dir)), best_checkpoint(checkpoint)
-        if best is not None and folder.resolve() == checkpoint.resolve().parent:
-            best = folder / best.name  # spelled as in the removal of old checkpoints
-        self.state.best_model_checkpoint = str(best) if best is not None and best.is_dir() else None
-
-    def load_finished(self, checkpoint: str) -> bool:
-        """Loads the final state of training, if the checkpoint was written after the last step or at an early stop.
-
-        Args:
-            checkpoint: folder of the checkpoint.
-
-        Returns:
-            `False`, with nothing loaded, if steps are left to train.
-        """
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        if state.global_step < steps and not has_stopped_early(state, self.args):
-            return False
-        self.state = state
-        self._load_from_checkpoint(checkpoint)
-        self._locate_best(Path(checkpoint))
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            self._load_best_model()
-        return True
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the card of `card_facts`, which is pushed with the model; without them, that of transformers."""

@@ -1,4 +1,4 @@
-"""Objectives beside the loss of the task, each with a weight: agreement of iterations, of dropout masks, masked-LM."""
+"""Auxiliary losses, each with a weight: agreement of iterations, agreement of dropout masks, masked-LM."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ from .divergence import final_logits, mean_divergence
 
 
 class Objective(ABC):
-    """What is added to the loss of the task. A new one is a subclass.
+    """An auxiliary loss, added to that of the task. A new one is a subclass.
 
     Args:
         weight: of the objective.

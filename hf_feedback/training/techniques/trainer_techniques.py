@@ -11,8 +11,8 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ..batch_weights import count_items, weights_by
 from ..checkpoints import Record
 from ..data.labels import IGNORED
-from ..distributed import searches_unused
 from ..model_parts import any_model_in
+from ..unused_parameters import searches_unused
 from .adversarial import AdversarialTraining
 from .batch_loss import BatchLoss, ComputeLoss, Inputs
 from .class_loss import ClassLoss
