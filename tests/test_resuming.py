@@ -179,7 +179,7 @@ def test_two_ways_to_resume_contradict(copied, capsys):
 
 def test_a_half_written_checkpoint_has_no_manifest_of_before(copied, monkeypatch):
     """What is written again is not taken for complete by the manifest of the first time."""
-    from hf_feedback.training import trainer as module
+    from hf_feedback.training import resumable_trainer as module
 
     command, out = copied
     seen = []
@@ -413,7 +413,7 @@ MOMENTS = (
     "hf_feedback.training.trainer:FeedbackTrainer.prediction_step:1",  # during an evaluation
     "transformers.modeling_utils:safe_save_file:1:half",  # the weights of the first checkpoint
     "torch:save:6:half",  # the optimizer of the second
-    "hf_feedback.training.trainer:rotate_checkpoints:1",  # before the first is removed
+    "hf_feedback.training.resumable_trainer:rotate_checkpoints:1",  # before the first is removed
     "transformers.modeling_utils:safe_save_file:1:half",  # the weights in the output folder
     "hf_feedback.training.run:write_manifest:1",  # all is saved but the word that it is
 )
