@@ -1,7 +1,7 @@
 """Probe that checks on a tiny batch whether a backbone's layers can be replayed exactly."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,6 @@ from .layer_recorder import (
     first_argument,
     hidden_of,
     recording,
-    with_hidden,
 )
 from .modeling_outputs import ANSWERS, split_iterations
 from .probe_inputs import Batch, probe_inputs
@@ -53,18 +52,18 @@ def probe_backbone(
     part, layers = layout.part_of(backbone), layout.layers(backbone)
     with evaluating(backbone):
         inputs = probe_inputs(part)
-        record = _check_replay(part, layers, layout.segment, inputs)
-        batch_dim = 0 if cast(torch.Tensor, record.calls[0].hidden).shape[0] == 2 else 1
+        plain, disturbed = _check_replay(part, layers, layout.segment, inputs)
+        batch_dim = 0 if cast(torch.Tensor, plain.record.calls[0].hidden).shape[0] == 2 else 1
         answers = part if head == "new" else backbone if predicts_next_token else None
         ends_the_stack = layout.segment[1] == layout.num_layers - 1
         return replace(
             layout,
             batch_dim=batch_dim,
-            can_batch_iterations=_can_batch_iterations(backbone, layers, layout.segment, batch_dim, inputs),
+            can_batch_iterations=_can_batch_iterations(backbone, (disturbed, plain), batch_dim, inputs),
             final_modules=_find_final_modules(answers, layers, batch_dim, inputs)
             if answers and ends_the_stack
             else None,
-            batch_axes=_find_batch_axes(part, record, inputs),
+            batch_axes=_find_batch_axes(part, plain.record, inputs),
         )
 
 
@@ -99,31 +98,49 @@ def disturb_states(hidden: torch.Tensor) -> torch.Tensor:
 # Replaying
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One forward call of the model whose layers are looped.
+
+    Args:
+        backbone: that model.
+        record: what its layers read and returned.
+        entry: the hidden states that entered the segment, before they were disturbed.
+        result: what the segment's last layer returned.
+        output: what the model answered.
+    """
+
+    backbone: PreTrainedModel
+    record: SegmentRecord
+    entry: torch.Tensor
+    result: LayerOutput
+    output: ModelOutput
+
+
 def _check_replay(
     backbone: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], inputs: Batch
-) -> SegmentRecord:
+) -> tuple[_Run, _Run]:
     """Runs the backbone twice, the second time with the segment's input disturbed, and checks that replaying the first
-    record from the disturbed input gives exactly the second run. Returns the first record."""
-    plain, entry = _record_run(backbone, layers, segment, inputs, disturb=False)
-    disturbed, again = _record_run(backbone, layers, segment, inputs, disturb=True)
-    if not _same_arguments(entry, again):
+    record from the disturbed input gives exactly the second run. Returns both."""
+    plain = _record_run(backbone, layers, segment, inputs, disturb=False)
+    disturbed = _record_run(backbone, layers, segment, inputs, disturb=True)
+    if not _same_arguments(plain.entry, disturbed.entry):
         raise unsupported(backbone, "it draws random numbers in evaluation mode.", "Switch that off in its config.")
-    width = backbone.config.get_text_config().hidden_size
-    if entry.dim() != 3 or entry.shape[-1] != width:
-        raise unsupported(
-            backbone, f"its layers read {tuple(entry.shape)} and not (batch, tokens, {width}).", "Use another backbone."
-        )
-    _check_nothing_between(backbone, plain)
-    _check_nothing_between(backbone, disturbed)
-    _check_same_arguments(backbone, plain, disturbed)
-    _check_same_result(backbone, plain, disturbed)
-    return plain
+    width, shape = backbone.config.get_text_config().hidden_size, tuple(plain.entry.shape)
+    if len(shape) != 3 or shape[-1] != width:
+        reason = f"its layers read {shape} and not (batch, tokens, {width})."
+        raise unsupported(backbone, reason, "Use another backbone.")
+    _check_nothing_between(backbone, plain.record)
+    _check_nothing_between(backbone, disturbed.record)
+    _check_same_arguments(backbone, plain.record, disturbed.record)
+    _check_same_result(backbone, plain.record, disturbed)
+    return plain, disturbed
 
 
 def _record_run(
     backbone: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], inputs: Batch, disturb: bool
-) -> tuple[SegmentRecord, torch.Tensor]:
-    """The record, and the hidden states that entered the segment before they were disturbed."""
+) -> _Run:
+    """One call, with the hidden states that enter the segment as they are or disturbed."""
     entries: list[torch.Tensor] = []
     record = SegmentRecord(layers, segment)
     keyword = first_argument(layers[record.first])
@@ -155,7 +172,7 @@ def _record_run(
             f"it called {record.position} of its {len(layers)} layers.",
             "Layers that are skipped or routed cannot be looped.",
         )
-    return record, entries[0]
+    return _Run(backbone, record, entries[0], cast(LayerOutput, record.calls[-1].output), output)
 
 
 CONFINE = "Confine feedback to layers without it (`feedback_layers`, `feedback_edges`) or use another backbone."
@@ -181,9 +198,9 @@ def _check_same_arguments(backbone: PreTrainedModel, plain: SegmentRecord, distu
             raise unsupported(backbone, reason, CONFINE)
 
 
-def _check_same_result(backbone: PreTrainedModel, plain: SegmentRecord, disturbed: SegmentRecord) -> None:
-    hidden = cast(torch.Tensor, disturbed.calls[0].hidden)
-    expected = hidden_of(cast(LayerOutput, disturbed.calls[-1].output))
+def _check_same_result(backbone: PreTrainedModel, plain: SegmentRecord, disturbed: _Run) -> None:
+    hidden = cast(torch.Tensor, disturbed.record.calls[0].hidden)
+    expected = hidden_of(disturbed.result)
     for call in plain.calls:
         hidden = hidden_of(call.replay(hidden))
     error = (hidden.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-30)
@@ -205,34 +222,32 @@ def _same_arguments(one: Any, other: Any) -> bool:
 # What follows the segment
 
 
-def _can_batch_iterations(
-    model: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], batch_dim: int, inputs: Batch
-) -> bool:
+def _can_batch_iterations(model: PreTrainedModel, runs: tuple[_Run, _Run], batch_dim: int, inputs: Batch) -> bool:
     """Whether the states of several iterations can go through what follows the segment in one call: through each layer
     one after the other, and through the rest as one larger batch.
 
     Args:
         model: the backbone, or the task model around it whose head answers.
+        runs: of the model whose layers are looped, with different states after the segment.
+        batch_dim: which dimension of the hidden states is the batch.
+        inputs: those of the runs.
     """
-
-    def disturb(record: SegmentRecord) -> LayerOutput:
-        output = cast(LayerOutput, record.calls[-1].output)
-        return with_hidden(output, disturb_states(hidden_of(output)))
-
-    def both(record: SegmentRecord) -> LayerOutput:
-        record.batch_dim, record.earlier_states = batch_dim, [hidden_of(disturb(record))]
-        return cast(LayerOutput, record.calls[-1].output)
-
+    earlier, last = runs
     arguments: dict[str, Any] = {**inputs, **without_cache(model)}
-    if "input_values" in inputs and "attention_mask" in forward_arguments(model):  # for heads that read it
-        arguments["attention_mask"] = torch.ones_like(inputs["input_values"], dtype=torch.long)
+    if model is not last.backbone and "input_values" in inputs and "attention_mask" in forward_arguments(model):
+        arguments["attention_mask"] = torch.ones_like(inputs["input_values"], dtype=torch.long)  # some heads read it
+
+    def answer(earlier_states: list[torch.Tensor], output: LayerOutput) -> ModelOutput:
+        def on_segment(record: SegmentRecord) -> LayerOutput:
+            record.batch_dim, record.earlier_states = batch_dim, earlier_states
+            return output
+
+        with recording(SegmentRecord(last.record.layers, (last.record.first, last.record.last), on_segment)):
+            return model(**arguments)
+
     try:
-        singly = []
-        for change in (disturb, None):
-            with recording(SegmentRecord(layers, segment, change)):
-                singly.append(model(**arguments))
-        with recording(SegmentRecord(layers, segment, both)):
-            batched = split_iterations(model(**arguments), 2)
+        singly: list[Any] = [run.output if model is run.backbone else answer([], run.result) for run in runs]
+        batched = split_iterations(answer([hidden_of(earlier.result)], last.result), 2)
     except Exception:  # whatever it is: the states then go through one by one
         return False
     pairs = [
