@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 os.environ.update(
-    HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="hf_feedback_tests_"),  # of this run alone
+    HF_DATASETS_CACHE=(cache := tempfile.mkdtemp(prefix="hf_feedback_tests_")),  # of this run alone
+    HF_MODULES_CACHE=f"{cache}/modules",
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error",
     OMP_NUM_THREADS=os.environ.get("HF_FEEDBACK_TEST_THREADS", "1"),  # also of the processes that tests start
 )  # fmt: skip

@@ -1,7 +1,9 @@
 """Fresh Python processes that need not load torch again: each is a fork of one process that has.
 
-That process loads nothing of Hugging Face, whose libraries read their settings when they are imported: a fork reads its
-own. `python tests/fresh_processes.py` is that process; it takes programs as lines of JSON, and `Forks` asks it.
+There are two such processes. One loads nothing of Hugging Face, whose libraries read their settings when they are
+imported: a fork reads its own. The other loads the commands of the package and all that they need: a fork has the
+settings of the tests. `python tests/fresh_processes.py` is such a process; it takes programs as lines of JSON, and
+`Forks` asks it.
 """
 
 import atexit
@@ -25,6 +27,11 @@ SLOW = (
     *("torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.export", "torch.onnx"),
     *("scipy.optimize", "scipy.stats", "sklearn.metrics", "pandas", "pyarrow.dataset", "pyarrow.parquet"),
 )
+LOADED = (
+    *SLOW,
+    *("transformers.pipelines", "hf_feedback.training.commands.train", "hf_feedback.training.commands.predict"),
+    *("hf_feedback.evaluation.commands.evaluate", "hf_feedback.modeling_feedback"),
+)
 
 
 class Forks:
@@ -32,16 +39,15 @@ class Forks:
 
     Args:
         modules: what it loads before it forks.
-        env: what its environment has besides that of this process.
     """
 
-    def __init__(self, modules: tuple[str, ...] = SLOW, env: dict[str, str] | None = None) -> None:
+    def __init__(self, modules: tuple[str, ...]) -> None:
         self.server = subprocess.Popen(
             [sys.executable, __file__, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **(env or {}), "OMP_NUM_THREADS": "1"},  # threads do not survive a fork
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads do not survive a fork
         )
         self.folder = tempfile.TemporaryDirectory()
 
@@ -89,19 +95,19 @@ class Forks:
 
 
 @cache
-def forks() -> Forks:
-    """Those that all tests of a run share."""
-    shared = Forks()
+def forks(modules: tuple[str, ...]) -> Forks:
+    """Those that all tests of a run share, by the modules that they have loaded."""
+    shared = Forks(modules)
     atexit.register(shared.close)
     return shared
 
 
 def run_python(
-    *arguments: str, env: dict[str, str] | None = None, cwd: object = None
+    *arguments: str, env: dict[str, str] | None = None, cwd: object = None, modules: tuple[str, ...] = SLOW
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program in a fresh process, whose input is empty."""
-    forks().start([*arguments], [dict(os.environ if env is None else env)], cwd)
-    (ended,) = forks().wait()
+    """Runs a program in a fresh process, whose input is empty, and which has loaded these modules."""
+    forks(modules).start([*arguments], [dict(os.environ if env is None else env)], cwd)
+    (ended,) = forks(modules).wait()
     return ended
 
 
@@ -114,8 +120,9 @@ def run_ranks(
         port = free.getsockname()[1]
     world = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=world_size, LOCAL_WORLD_SIZE=world_size)
     ranks = [{**world, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world_size)]
-    forks().start([*arguments], [{**env, **{name: str(value) for name, value in rank.items()}} for rank in ranks], cwd)
-    ended = forks().wait()
+    envs = [{**env, **{name: str(value) for name, value in rank.items()}} for rank in ranks]
+    forks(LOADED).start([*arguments], envs, cwd)
+    ended = forks(LOADED).wait()
     stdout, stderr = "".join(one.stdout for one in ended), "".join(one.stderr for one in ended)
     return subprocess.CompletedProcess([], next((one.returncode for one in ended if one.returncode), 0), stdout, stderr)
 
@@ -149,6 +156,9 @@ def become(arguments: list[str], env: dict[str, str], cwd: str, output: str) -> 
     first = "" if kind.startswith("-") else str(Path(kind).parent)
     sys.path[:1] = [first, *filter(None, env.get("PYTHONPATH", "").split(":"))]
     sys.argv = rest if kind.startswith("-") else [kind, *rest]
+    if "transformers" in sys.modules:  # it has read the environment of the process that forks
+        logging = importlib.import_module("transformers.utils.logging")
+        logging.set_verbosity(logging.log_levels[env.get("TRANSFORMERS_VERBOSITY", "warning")])
 
 
 def run(arguments: list[str]) -> None:

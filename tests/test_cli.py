@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import yaml
 from builders import tiny_tokenizer
 from families import tiny_backbone
-from fresh_processes import forks, run_ranks
+from fresh_processes import LOADED, forks, run_ranks
 from huggingface_hub import ModelCard
 from training_runs import WORDS, rows, train_command, write
 from transformers import pipeline
@@ -454,10 +453,10 @@ def test_interrupt_leaves_a_complete_checkpoint_to_go_on_from(backbone, tmp_path
     train = write(tmp_path, "train.csv", rows(48))
     command = train_command(backbone, tmp_path / "out", train=train, validation=None)
     command = [*command, "--max-steps", "20000", "--logging-steps", "1", "--save-strategy", "no"]
-    (process,) = forks().start(["-m", "hf_feedback.cli", *command], [dict(os.environ)], tmp_path)
-    forks().wait_for_line("loss")
+    (process,) = forks(LOADED).start(["-m", "hf_feedback.cli", *command], [dict(os.environ)], tmp_path)
+    forks(LOADED).wait_for_line("loss")
     os.kill(process, signal.SIGINT)
-    (ended,) = forks().wait()
+    (ended,) = forks(LOADED).wait()
     error = ended.stderr
     assert ended.returncode == 130, error
     assert "--resume-from-checkpoint" in error
@@ -471,21 +470,15 @@ def test_interrupt_leaves_a_complete_checkpoint_to_go_on_from(backbone, tmp_path
     assert state["global_step"] == step + 2
 
 
-def run_torchrun(*arguments, env, cwd):
-    """Runs a script as a user does; `run_ranks` saves the time of loading everything three times."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    return subprocess.run([*torchrun, *arguments], capture_output=True, text=True, env=env, cwd=cwd)
-
-
 @pytest.mark.slow
 def test_two_processes(backbone, tmp_path):
-    """The example under torchrun: two processes, one model, no idle parameter, K = 1 included, and no word of them."""
+    """As under torchrun: two processes, one model, no idle parameter, K = 1 included, and no word of them."""
     train = write(tmp_path, "train.csv", rows(48))
-    for k, run in (("2", run_torchrun), ("1", run_ranks)):
+    for k in ("2", "1"):
         command = train_command(backbone, tmp_path / f"out{k}", train=train, validation=train)[1:]
         script = [str(ROOT / "examples" / "run_classification.py"), *command, "--num-iterations", k]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        found = run(*script, "--ddp-backend", "gloo", env=env, cwd=tmp_path)
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        found = run_ranks(*script, "--ddp-backend", "gloo", env=env, cwd=tmp_path)
         assert found.returncode == 0, found.stderr[-3000:]
         assert "Warning" not in found.stderr
         state = json.loads((tmp_path / f"out{k}" / "trainer_state.json").read_text())

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from families import speak, tiny_backbone, tiny_batch
-from fresh_processes import run_python
+from fresh_processes import LOADED, run_python
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, load_feedback
 from hf_feedback.connections import CONNECTIONS
@@ -94,7 +94,8 @@ def make(**options):
 def load_elsewhere(folder, batch, trust):
     """What a fresh process answers with the model in a folder, or why it does not load it."""
     values = json.dumps({name: value.tolist() for name, value in batch.items()})
-    done = run_python("-c", LOAD, str(folder), "trust" if trust else "", values, cwd=folder)
+    arguments = ("-c", LOAD, str(folder), "trust" if trust else "", values)
+    done = run_python(*arguments, cwd=folder, modules=LOADED)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fresh_processes import forks, run_python
+from fresh_processes import LOADED, forks, run_python
 from training_runs import rows, train_command, write
 
 from hf_feedback.cli import main
@@ -435,7 +435,7 @@ def test_killed_at_chosen_moments(backbone, tmp_path):
     statuses = {}
     for name, moments in (("whole", ()), ("killed", MOMENTS)):
         program = [str(TESTS / "killed_runs.py"), json.dumps(in_folder(command, tmp_path / name)), *moments]
-        done = run_python(*program)
+        done = run_python(*program, modules=LOADED)
         assert done.returncode == 0, done.stderr[-2000:]
         statuses[name] = json.loads(done.stdout.splitlines()[-1])
     assert statuses == {"whole": [0], "killed": [-signal.SIGKILL] * len(MOMENTS) + [0]}
@@ -472,13 +472,13 @@ def until_killed(command, moment=None, early=False):
     """Status of a run, and its seconds until its data and model are there and from then on. It is killed after so many
     seconds from then on, or from its start where `early`."""
     began = time.monotonic()
-    (process,) = forks().start(["-m", "hf_feedback.cli", *command], [dict(os.environ)])
+    (process,) = forks(LOADED).start(["-m", "hf_feedback.cli", *command], [dict(os.environ)])
     if not early:
-        forks().wait_for_line("source")
+        forks(LOADED).wait_for_line("source")
     ready = time.monotonic()
     if moment is not None:
         time.sleep(moment)
         with suppress(ProcessLookupError):  # it may have ended
             os.kill(process, signal.SIGKILL)
-    (ended,) = forks().wait()
+    (ended,) = forks(LOADED).wait()
     return ended.returncode, ready - began, time.monotonic() - ready
