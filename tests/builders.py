@@ -1,9 +1,12 @@
 """Builders that tests share: models of every head with messages that are not zero, their batches and targets, networks
 from scratch, a tokenizer, processes without the package."""
 
+import copy
 import os
 import string
 import textwrap
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -28,9 +31,30 @@ LABELS = {"id2label": {0: "late", 1: "lost", 2: "fine"}, "label2id": {"late": 0,
 
 # Feedback models
 
+
+def built_once(build: Callable) -> Callable:
+    """A builder that builds once for the same arguments and then copies, since building tries the backbone out. It
+    seeds what it draws. The last models, as many as there are heads, are kept."""
+    models: dict[str, tuple[torch.nn.Module, torch.Tensor]] = {}
+
+    @wraps(build)
+    def copy_of(*args, **options):
+        key = repr((args, sorted(options.items()), torch.get_default_dtype()))
+        if key not in models:
+            models[key] = build(*args, **options), torch.get_rng_state()
+        if len(models) > 16:
+            models.pop(next(iter(models)))
+        model, random_state = models[key]
+        torch.set_rng_state(random_state)  # as it is when a model has been built
+        return copy.deepcopy(model)
+
+    return copy_of
+
+
 EDGES = [[2, 0], [3, 0], [3, 2]]
 
 
+@built_once
 def feedback_model(cls=FeedbackModel, family="bert", dtype=torch.float64, scale=0.3, **options):
     """A model in float64 over a tiny backbone, with messages of that scale."""
     options = {"feedback_rank": 8, "num_iterations": 4, "feedback_edges": EDGES, **options}
@@ -107,6 +131,7 @@ def targets_for(name):
     return {"labels": torch.tensor([0, 1])}
 
 
+@built_once
 def fresh(name, head=None, family=None, **options):
     """A feedback model of the task over a tiny backbone."""
     head = head or first_head(name)
@@ -228,7 +253,7 @@ def run_without_package(code: str, folder: Path) -> str:
         sys.meta_path.insert(0, Block())
         """
     )
-    env = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")}
     found = run_python("-c", blocked + textwrap.dedent(code), env=env, cwd=folder)
     assert found.returncode == 0, found.stderr
     return found.stdout

@@ -31,8 +31,8 @@ def place(tmp_path_factory):
     (folder / "texts").mkdir()
     (folder / "words").mkdir()
     for seed, split in enumerate(("train", "validation", "test")):
-        write(folder / "texts", f"{split}.csv", rows(18, seed))
-        write(folder / "words", f"{split}.jsonl", [tagged(row["text"]) for row in rows(18, seed)])
+        write(folder / "texts", f"{split}.csv", rows(9, seed))
+        write(folder / "words", f"{split}.jsonl", [tagged(row["text"]) for row in rows(9, seed)])
     return folder
 
 

@@ -4,6 +4,7 @@ Families collect in different ways; some have their batch second (XLNet) or one 
 """
 
 import copy
+from functools import lru_cache
 
 import pytest
 import torch
@@ -51,14 +52,18 @@ def assert_collected(model, stack, passes, batch, k):
     return found
 
 
+@lru_cache(1)  # for all K
+def collecting_model(family, edges):
+    backbone = tiny_backbone(family, attn_implementation="eager")
+    return speak(FeedbackModel.from_backbone(backbone, feedback_edges=EDGES[edges], feedback_rank=8))
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("edges", EDGES)
 @pytest.mark.parametrize("family", [*COLLECTING, *DECODERS, *OTHERS])
 @in_float64()
 def test_every_way_of_collecting(family, edges, k):
-    row, backbone = FAMILIES[family], tiny_backbone(family, attn_implementation="eager")
-    model = speak(FeedbackModel.from_backbone(backbone, feedback_edges=EDGES[edges], feedback_rank=8))
-    batch = tiny_batch(family=family)
+    row, model, batch = FAMILIES[family], collecting_model(family, edges), tiny_batch(family=family)
     found = assert_collected(model, row.stack, row.passes, batch, k)
     first = model(**to(batch, torch.float64), output_hidden_states=True, num_iterations=1)
     assert torch.equal(found.hidden_states[3], first.hidden_states[3]) == (k == 1)  # iterations do differ

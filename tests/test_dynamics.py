@@ -100,7 +100,7 @@ CHANGED = ("feedback_damping", "feedback_scale")
 @pytest.mark.parametrize("layers", [[0, 1], [0, 1, 2]], ids=["to the top", "a layer follows"])
 def test_losses_of_all_iterations_are_compiled(family, layers):
     torch._dynamo.reset()
-    options = dict(iteration_loss="linear", num_iterations=3, feedback_edges=[[1, 0]], dtype=torch.float32)
+    options = dict(iteration_loss="linear", num_iterations=2, feedback_edges=[[1, 0]], dtype=torch.float32)
     options["backbone_layers"] = layers  # fewer, since tracing them takes long
     model = without_dropout(feedback_model(FeedbackForSequenceClassification, family, **options))
 

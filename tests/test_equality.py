@@ -143,8 +143,13 @@ def test_messages_match_the_reference_above_a_convolution():
     compare_with_reference("deberta-v2", "above layer 0", **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("edges", ["top", "dense", "two into one"])
+CALLED_DIFFERENTLY = ("bert", "albert", "xlnet", "t5", "qwen3")
+# Every family with all edges; some of them, which are added up apart from the layers, with each way to call layers.
+WITH_EDGES = [("dense", family) for family in FAMILIES]
+WITH_EDGES += [(edges, family) for edges in ("top", "two into one") for family in CALLED_DIFFERENTLY]
+
+
+@pytest.mark.parametrize(("edges", "family"), WITH_EDGES)
 def test_messages_match_the_reference(family, edges):
     compare_with_reference(family, edges)
 

@@ -8,8 +8,10 @@ import re
 import string
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import BytesIO
+from functools import cache
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +134,27 @@ def run(name, backbones, folder, *more, train=None):
     return script(name).main(command)
 
 
+@pytest.fixture(scope="module")
+def trained(backbones, tmp_path_factory):
+    """Name of a script → the folder of what it makes of some of its data, and what it prints then."""
+
+    @cache
+    def train(name):
+        folder, printed = tmp_path_factory.mktemp(name), StringIO()
+        rows = head_of(CASES[name].file, CASES[name].count, folder)
+        files = ["--validation-file", rows, "--test-file", rows]
+        with redirect_stdout(printed):
+            assert run(name, backbones, folder, *files, "--learning-rate", "3e-3", train=rows) == 0
+        return folder, printed.getvalue()
+
+    return train
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_from_a_file_to_a_model(name, backbones, tmp_path, capsys):
+def test_from_a_file_to_a_model(name, trained):
     case = CASES[name]
-    rows = head_of(case.file, case.count, tmp_path)
-    files = ["--validation-file", rows, "--test-file", rows]
-    assert run(name, backbones, tmp_path, *files, "--learning-rate", "3e-3", train=rows) == 0, capsys.readouterr().err
-    printed, out = capsys.readouterr().out, tmp_path / "out"
+    folder, printed = trained(name)
+    out = folder / "out"
     assert "Model, " in printed
     assert f"test_{case.metrics[0]}" in printed
     results = json.loads((out / "all_results.json").read_text())
@@ -153,12 +169,10 @@ def test_from_a_file_to_a_model(name, backbones, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_card_names_the_task_and_its_example_runs(name, backbones, tmp_path, monkeypatch):
+def test_the_card_names_the_task_and_its_example_runs(name, trained, monkeypatch):
     case = CASES[name]
-    monkeypatch.chdir(tmp_path)
-    rows = head_of(case.file, case.count, tmp_path)
-    assert run(name, backbones, tmp_path, "--validation-file", rows, "--max-steps", "1", train=rows) == 0
-    card = ModelCard.load(tmp_path / "out" / "README.md")
+    monkeypatch.chdir(trained(name)[0])
+    card = ModelCard.load("out/README.md")
     task = TASKS[f"FeedbackFor{case.head}"].card
     assert card.data.pipeline_tag == task.pipeline_tag
     assert {result.metric_name for result in card.data.eval_results} >= set(case.metrics)

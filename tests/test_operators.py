@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from builders import built_once
 from closeness import assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch
 from reference import OPERATORS, run_operators
@@ -38,8 +39,21 @@ every_case = pytest.mark.parametrize("case", CASES)
 # What needs a head, too
 LIVES = {**CASES, "classes": dict(feedback_type="context", feedback_context="classes", num_labels=3)}
 every_life = pytest.mark.parametrize("case", LIVES)
+# Other families with every operator; its signal and its weights, which know nothing of the layers, with the first.
+IN_FAMILIES = [(case, "bert") for case in LIVES] + [
+    (case, family) for family in ("modernbert", "gpt2", "xlnet") for case in LIVES if "," not in case
+]
+every_life_in_families = pytest.mark.parametrize(("case", "family"), IN_FAMILIES)
+JOINED = {
+    "all operators": dict(feedback_type="+".join(CONNECTIONS)),
+    "their options": dict(
+        feedback_type="attention+temporal+context", feedback_heads=1, feedback_sweeps=2, feedback_activation="tanh",
+        feedback_context="classes", num_labels=3,
+    ),
+}  # fmt: skip
 
 
+@built_once
 def make(options, family="bert", cls=FeedbackModel, scale=0.3, dtype=None, **more):
     options = {"feedback_rank": 8, "num_iterations": 3, "feedback_edges": EDGES, **options, **more}
     model = cls.from_backbone(tiny_backbone(family).to(dtype or torch.get_default_dtype()), **options)
@@ -50,8 +64,7 @@ def test_every_operator_is_in_the_reference():
     assert CONNECTIONS.keys() == OPERATORS.keys()
 
 
-@every_life
-@pytest.mark.parametrize("family", ["bert", "modernbert", "gpt2"])
+@every_life_in_families
 def test_silent_at_the_start(case, family):
     model, batch = make(LIVES[case], family, FeedbackForSequenceClassification, scale=0), tiny_batch()
     for k in (1, 2, 4):
@@ -65,8 +78,8 @@ def test_silent_at_the_start(case, family):
     assert torch.equal(model(**batch).logits, expected) != model.feedback.acts_in_first_iteration
 
 
-@every_case
 @pytest.mark.parametrize("padding", ["right", "left"])
+@every_case
 def test_equals_the_reference(case, padding):
     """Outputs and all gradients, in float64."""
     options, batch = CASES[case], tiny_batch(padding=padding)
@@ -206,8 +219,7 @@ def test_context_on_a_causal_model_is_refused():
     assert make(dict(feedback_type="context"), "gpt2", feedback_future=True).check_equivalence(tiny_batch()) > 0
 
 
-@every_life
-@pytest.mark.parametrize("family", ["bert", "gpt2", "xlnet"])
+@every_life_in_families
 @in_float64()
 def test_padding_leaks_nothing(case, family):
     model = make(LIVES[case], family, FeedbackForSequenceClassification, pooling="mean")
@@ -249,19 +261,21 @@ def test_class_context():
 
 
 @every_life
-def test_saved_and_compiled(case, tmp_path):
+def test_saved(case, tmp_path):
+    model, batch = make(LIVES[case], cls=FeedbackForSequenceClassification, dtype=torch.float64), tiny_batch()
+    model.save_pretrained(tmp_path)
+    loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
+    assert_exact(loaded(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("case", JOINED)
+def test_compiled(case):
     torch._dynamo.reset()
     options = dict(cls=FeedbackForSequenceClassification, num_iterations=2, dtype=torch.float64)
     options |= dict(backbone_layers=[0, 1, 2], feedback_edges=[[1, 0], [2, 0], [2, 1]])  # fewer are compiled sooner
-    model, batch = make(LIVES[case], **options), tiny_batch()
-    expected = model(**batch).logits
-    model.save_pretrained(tmp_path)
-    loaded = FeedbackForSequenceClassification.from_pretrained(tmp_path)
-    assert_exact(loaded(**batch).logits, expected)
-    if "," in case:
-        return
-    compiled = torch.compile(loaded, fullgraph=True, backend="eager")
-    assert_exact(compiled(**batch).logits, expected)
+    model, batch = make(JOINED[case], **options), tiny_batch()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_exact(compiled(**batch).logits, model(**batch).logits)
 
 
 @every_life
