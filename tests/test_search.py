@@ -5,6 +5,7 @@ import json
 import optuna
 import pytest
 import yaml
+from builders import fnn_model
 from optuna.trial import FixedTrial
 from training_runs import arguments, make, rows, tiny_data, train_command, write
 
@@ -14,7 +15,7 @@ from hf_feedback.training import FeedbackTrainer, default_search_space, searched
 from hf_feedback.training.model_arguments import FNNArguments, ModelArguments
 from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.search import objective_of
-from hf_feedback.training.task_search import fixed_options
+from hf_feedback.training.task_search import contradicting_options, fixed_options
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 CHOICES = dict(num_iterations=3, feedback_topology="top", feedback_type="gated", feedback_rank=16)
@@ -135,41 +136,58 @@ def search_command(backbone, folder, *more):
     return [*train_command(backbone, folder / "out", *fast, *more, train=train, validation=validation)]
 
 
-def test_the_command_searches_what_is_not_given_and_goes_on(backbone, tmp_path, capsys):
-    parts = search_command(backbone, tmp_path)
+def test_the_command_searches_what_is_not_given_and_resumes(backbone, tmp_path, capsys):
+    parts = [
+        *search_command(backbone, tmp_path),
+        *"--save-strategy no --freeze embeddings layers:0-1 --cache-prefix true".split(),
+    ]
     parts = [part for part in parts if part not in ("--feedback-rank", "4")]
     assert main([*parts, "--search-trials", "1"]) == 0
     assert main([*parts, "--search-trials", "2"]) == 0
-    storage = f"sqlite:///{tmp_path}/out/study.db"
-    study = optuna.load_study(study_name="out", storage=storage)
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/out/study.db")
     searched = {"num_iterations", "feedback_topology", "feedback_rank", "learning_rate", "layer_lr_decay"}
     assert [{*trial.params} for trial in study.trials] == [searched, searched]
     best = yaml.safe_load((tmp_path / "out" / "best_options.yaml").read_text())
     assert best == study.best_params
-    assert (
-        f"Best of 2 trials (run-{study.best_trial.number}): accuracy {study.best_value:.4f}" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert f"Best of 2 trials (number {study.best_trial.number}): accuracy {study.best_value:.4f}" in printed
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"study.db", "best_options.yaml"}
 
-    again = [argument.replace(str(tmp_path / "out"), str(tmp_path / "best")) for argument in parts[1:]]
-    assert main(["train", str(tmp_path / "out" / "best_options.yaml"), *again]) == 0
+    again = [argument.replace(str(tmp_path / "out"), str(tmp_path / "best")) for argument in parts]
+    assert main([*again, *printed.split("`--output-dir`:")[-1].split("\n")[1].split()]) == 0
     model = FeedbackForSequenceClassification.from_pretrained(tmp_path / "best")
     assert model.config.feedback_topology == best["feedback_topology"]
     assert json.loads((tmp_path / "best" / "all_results.json").read_text())["eval_accuracy"] == study.best_value
 
-    assert main([*parts, "--search-trials", "3", "--seed", "1"]) == 2
-    assert "holds a search with other options (`seed` was 42, is 1)" in capsys.readouterr().err
+    assert main([*parts, "--search-trials", "3", "--validation-file", write(tmp_path, "other.csv", rows(6, 1))]) == 2
+    assert "holds a search with other options (`rows of validation` was" in capsys.readouterr().err
+    assert main([*again, "--search-trials", "1"]) == 2
+    assert "`output_dir`" in capsys.readouterr().err  # it holds a model
+
+
+def test_a_trial_that_diverges_is_followed_by_the_next(backbone, tmp_path, monkeypatch):
+    losses, compute_loss = [], FeedbackTrainer.compute_loss
+
+    def diverge(self, *args, **kwargs):
+        loss = compute_loss(self, *args, **kwargs)
+        losses.append(loss)
+        return loss * float("nan") if len(losses) == 1 else loss
+
+    monkeypatch.setattr(FeedbackTrainer, "compute_loss", diverge)
+    assert main(search_command(backbone, tmp_path, "--search-trials", "2")) == 0
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/out/study.db")
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--eval-strategy no --search-trials 2", "`search_trials`=2 compares trials on a validation split"),
+        ("--early-stopping-patience 1 --search-trials 2", "`early_stopping_patience`=1 and `search_trials`=2 exclude"),
         ("--search-trials -1", "`search_trials` must be"),
-        (
-            "--search-trials 2 --learning-rate 1e-3 --layer-lr-decay 0.9 --num-iterations 2 --feedback-topology top",
-            "all options of the search are given",
-        ),
+        ("--search-trials 2 --output-dir out?x", "cannot be in a folder with '?', got out?x"),
+        ("--search-trials 2 --layer-lr 0.9", "there is no option --layer-lr (did you mean --layer-lr-decay?)"),
+        ("--search-trials 2 --learning-rate 1e-3 --layer-lr-decay 0.9 --num-iterations 1", "nothing is left to search"),
     ],
 )
 def test_searches_that_the_command_refuses(backbone, tmp_path, capsys, options, message):
@@ -178,14 +196,23 @@ def test_searches_that_the_command_refuses(backbone, tmp_path, capsys, options, 
 
 
 def test_options_without_effect_are_not_searched(backbone, tmp_path):
-    def fixed(*, given=(), **options):
-        args = arguments(tmp_path, freeze=options.pop("freeze", None))
-        return fixed_options(ModelArguments(model=options.pop("model", backbone), **options), args, given)
+    def fixed(*, given=(), training=(), model=backbone, **options):
+        return fixed_options(ModelArguments(model=model, **options), arguments(tmp_path, **dict(training)), given)
 
     assert fixed() == set()
     assert fixed(given=["learning_rate"]) == {"learning_rate"}
     assert fixed(feedback_edges="[[3, 0]]") == {"feedback_edges", "feedback_topology"}
-    assert fixed(freeze=["backbone"]) == {"backbone_lr", "layer_lr_decay"}
+    assert fixed(training={"freeze": ["backbone"]}) == {"backbone_lr", "layer_lr_decay"}
+    assert fixed(training={"feedback_lr": 1e-3, "head_lr": 1e-3}) == {"learning_rate"}
+    assert fixed(training={"train_iterations": "uniform"}) == {"num_iterations"}
+    assert fixed(num_iterations=1) == {*CHOICES}
     make().save_pretrained(tmp_path / "trained")
-    assert fixed(model=str(tmp_path / "trained")) == {*searched_feedback_options(FixedTrial(CHOICES))}
-    assert {"backbone_lr", *CHOICES} <= fixed_options(FNNArguments(fnn="stacked", tokenizer=backbone), None, ())
+    assert fixed(model=str(tmp_path / "trained")) == {*CHOICES}
+    fnn_model().save_pretrained(tmp_path / "network")
+    assert fixed(model=str(tmp_path / "network")) == {"backbone_lr", "layer_lr_decay", *CHOICES}
+    assert {"backbone_lr", *CHOICES} <= fixed_options(
+        FNNArguments(fnn="stacked", tokenizer=backbone), arguments(tmp_path), ()
+    )
+    assert contradicting_options(make().config) == set()
+    segments = make(feedback_span="segment", segment_length=8, feedback_rank=30, segment_special_tokens=[0, 0])
+    assert contradicting_options(segments.config) == {"feedback_type"}

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -55,14 +55,11 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
     folder = Path(str(args.output_dir))
-    if isinstance(task.splits["train"].data, IterableDataset) and args.max_steps < 1:
-        raise ValueError(
-            "`streaming` reads a file whose length is not known; set the length of training with `max_steps`."
-        )
     keep_best_epoch(args, task.metrics, "validation" in task.splits)
     interrupt = InterruptCallback()
     trainer = make_trainer(task, args, interrupt)
-    record = trainer.run_record = {**record_of_task(task, args), **trainer.techniques.record}
+    splits = ("train", "validation") if args.load_best_model_at_end else ("train",)
+    record = trainer.run_record = {**record_of_task(task, args, splits), **trainer.techniques.record}
     if resumes_newest(args) and is_finished(folder, record):
         warn_once(args, f"{folder}: this run is finished; nothing is left to train.")
         return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
@@ -94,6 +91,10 @@ def make_trainer(
         interrupt: stops the run by Ctrl-C.
         model_init: makes the model of each trial of a search, instead of that of the task.
     """
+    if isinstance(task.splits["train"].data, IterableDataset) and args.max_steps < 1:
+        raise ValueError(
+            "`streaming` reads a file whose length is not known; set the length of training with `max_steps`."
+        )
     validation = task.splits.get("validation")
     if task.keep_all_columns:
         args.remove_unused_columns = False
@@ -115,15 +116,15 @@ def make_trainer(
     return trainer
 
 
-def record_of_task(task: PreparedTask, args: FeedbackTrainingArguments) -> Record:
+def record_of_task(task: PreparedTask, args: FeedbackTrainingArguments, splits: Sequence[str]) -> Record:
     """Returns what a run of a task depends on by name, its data included.
 
     Args:
         task: model, processor and encoded data.
         args: the training arguments.
+        splits: names of the splits that count.
     """
-    compared = ("train", "validation") if args.load_best_model_at_end else ("train",)
-    rows = {name: split.data for name, split in task.splits.items() if name in compared}
+    rows = {name: split.data for name, split in task.splits.items() if name in splits}
     streams = [name for name, data in rows.items() if isinstance(data, IterableDataset)]
     files = {f"file of {name}": fingerprint_file(Path(task.splits[name].source)) for name in streams}
     reading = {f"{option} of {name}": value for name in streams for option, value in task.splits[name].reading.items()}

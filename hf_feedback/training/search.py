@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Trial: TypeAlias = "optuna.Trial | dict[str, Any] | None"
 Objective: TypeAlias = Callable[[dict[str, float]], float]
+Direction: TypeAlias = Literal["minimize", "maximize"]
 
 FEEDBACK_SPACE: dict[str, tuple[int | str, ...]] = {
     "num_iterations": (2, 3, 4),
@@ -78,7 +79,7 @@ def default_search_space(trial: "BaseTrial", fixed: Collection[str] = ()) -> dic
     return {name: trial.suggest_float(name, *values, log=name != "layer_lr_decay") for name, values in ranges.items()}
 
 
-def objective_of(args: TrainingArguments) -> tuple[Objective, Literal["minimize", "maximize"]]:
+def objective_of(args: TrainingArguments) -> tuple[Objective, Direction]:
     """Returns what a search optimizes by default, and in which direction: the metric that chooses the best model.
 
     Args:

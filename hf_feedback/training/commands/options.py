@@ -118,7 +118,7 @@ class OptionParser(HfArgumentParser):
 
     ```python
     >>> from hf_feedback.training.data.splits import FileArguments
-    >>> OptionParser([FileArguments], prog="train").parse(["--train-fil", "t.csv", "--test-fill", "t.csv"])
+    >>> OptionParser([FileArguments], prog="train").parse(["--train-file", "t.csv", "--test-fill", "t.csv"])
     Traceback (most recent call last):
     ValueError: there is no option --test-fill (did you mean --test-file?); `train --help` lists the options.
 
@@ -129,7 +129,7 @@ class OptionParser(HfArgumentParser):
         self, dataclass_types: Iterable[type], prog: str | None = None, description: str | None = None
     ) -> None:
         types = cast(list[DataClassType], list(dataclass_types))
-        super().__init__(types, prog=prog, description=description, formatter_class=HelpFormatter)
+        super().__init__(types, prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def format_help(self) -> str:
         """Returns the text of `--help`, with the options by subject."""

@@ -149,12 +149,13 @@ def run_training(
 def _search(task: Task[FileArguments], args: FeedbackTrainingArguments, n_trials: int, arguments: Sequence[str]) -> int:
     """Searches for options, prints the best, and returns the exit status."""
     given = [name for name in RATE_SPACE if _is_given(arguments, f"--{name.replace('_', '-')}")]
-    best = search_task(task, args, n_trials, given)
-    print(f"\nBest of {n_trials} trials (run-{best.run_id}): {args.metric_for_best_model} {best.objective:.4f}, with")
-    print("\n".join(f"  {name}: {value}" for name, value in best.hyperparameters.items()))
+    study = search_task(task, args, n_trials, given)
+    best, finished = study.best_trial, [trial for trial in study.trials if trial.state.is_finished()]
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.params.items())
     print(
-        f"\nTo train with them: the same command with {Path(str(args.output_dir)) / BEST_OPTIONS} as first argument, "
-        "another `--output-dir`, and without `--search-trials`."
+        f"\nBest of {len(finished)} trials (number {best.number}): {args.metric_for_best_model} {best.value:.4f}"
+        f"\n\nTo train with its options, put them in place of `--search-trials`, with another `--output-dir`:"
+        f"\n  {options}\n\nThey are in {Path(str(args.output_dir)) / BEST_OPTIONS} too."
     )
     return 0
 
