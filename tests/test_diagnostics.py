@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_feedback.evaluation.diagnostics import (
-    Answers,
+    IterationAnswers,
     calibration,
     confusion,
     confusion_changes,
@@ -18,7 +18,7 @@ from hf_feedback.evaluation.diagnostics import (
 # Three iterations, four items, three classes; the answers are
 #   iteration 1: 0 1 2 0,  iteration 2: 0 2 2 1,  iteration 3: 1 2 2 1;  right: 0 2 1 1.
 ROWS = {0: [0.8, 0.1, 0.1], 1: [0.2, 0.5, 0.3], 2: [0.1, 0.3, 0.6]}
-ANSWERS = Answers(
+ANSWERS = IterationAnswers(
     np.array([[ROWS[c] for c in row] for row in ([0, 1, 2, 0], [0, 2, 2, 1], [1, 2, 2, 1])]), np.array([0, 2, 1, 1])
 )
 
@@ -27,7 +27,7 @@ def random_answers(num_items=57, num_classes=4, seed=0):
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(3, num_items, num_classes))
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    return Answers(probabilities, generator.integers(num_classes, size=num_items))
+    return IterationAnswers(probabilities, generator.integers(num_classes, size=num_items))
 
 
 def test_accuracy_and_the_bound_of_the_best_iteration():
@@ -44,7 +44,7 @@ def test_fixed_and_broken_items():
 
 
 def test_an_answer_that_changes_from_wrong_to_wrong_is_neither_fixed_nor_broken():
-    answers = Answers(np.array([[ROWS[0]], [ROWS[1]]]), np.array([2]))
+    answers = IterationAnswers(np.array([[ROWS[0]], [ROWS[1]]]), np.array([2]))
     assert flips(answers, 1, 2) == ([], [], 1)
 
 

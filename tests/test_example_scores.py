@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from hf_feedback.evaluation.example_scores import EXAMPLE_SCORES, Answers
+from hf_feedback.evaluation.example_scores import EXAMPLE_SCORES, SplitAnswers
 from hf_feedback.training.data.answers import answer_scores
 from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses
@@ -68,7 +68,7 @@ CASES = {
 def test_a_metric_of_sums_is_the_metric(case):
     name, prediction, problem_type, metric = CASES[case]
     score = EXAMPLE_SCORES[name]
-    examples = score.of_examples(Answers(prediction, problem_type, TAGS))
+    examples = score.of_examples(SplitAnswers(prediction, problem_type, TAGS))
     rows = np.random.default_rng(1).integers(0, len(examples), len(examples))
     weights = np.bincount(rows, minlength=len(examples))
     assert score.metric(examples.sum(0)) == pytest.approx(metric()(prediction)[name], abs=1e-12)
@@ -79,7 +79,9 @@ def test_a_metric_of_sums_is_the_metric(case):
 
 def test_answers_in_words():
     references, texts = [["the red fan", "fan"], [], ["Monday"]], ["a fan", "", "on Tuesday"]
-    answers = Answers(EvalPrediction(np.zeros(3), np.zeros(3)), "single_label_classification", (), (references, texts))
+    answers = SplitAnswers(
+        EvalPrediction(np.zeros(3), np.zeros(3)), "single_label_classification", (), (references, texts)
+    )
     for name, value in answer_scores(references, texts).items():
         score = EXAMPLE_SCORES[name]
         assert score.metric(score.of_examples(answers).sum(0)) == pytest.approx(value)

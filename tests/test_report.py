@@ -17,7 +17,7 @@ from transformers import ViTImageProcessor, Wav2Vec2FeatureExtractor
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cli import main
-from hf_feedback.evaluation.diagnostics import Answers
+from hf_feedback.evaluation.diagnostics import IterationAnswers
 from hf_feedback.evaluation.labelled_examples import load_examples
 from hf_feedback.evaluation.observation import Observation, observe
 from hf_feedback.evaluation.report import ItemChange, Step
@@ -168,7 +168,7 @@ def test_f1_is_that_of_the_training_metrics(report, model, file):
 def test_f1_of_bio_tags_is_of_entities_in_their_texts():
     """Two texts: the second begins with a tag that would go on with the entity of the first if they were one."""
     labels, predictions = np.array([0, 1, 2, 2]), np.array([[0, 1, 2, 1], [0, 1, 2, 2]])
-    answers = Answers(np.eye(3)[predictions], labels)
+    answers = IterationAnswers(np.eye(3)[predictions], labels)
     seen = Observation(answers, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.zeros((2, 1)), MessageRecord())
     name, (first, second) = f1_scores(seen, ("O", "B-NAME", "I-NAME"))
     assert name == "entity F1"

@@ -28,7 +28,7 @@ from ..training.model_parts import any_model_in
 from ..training.trainer import FeedbackTrainer
 from .arms import Budget
 from .comparison import Comparison, test_name
-from .example_scores import EXAMPLE_SCORES, Answers, ExampleScore
+from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers
 from .message_controls import SilentConnections, SwappedConnections, other_messages
 
 CONTROLS = ("silent", "swapped")
@@ -227,14 +227,14 @@ class ArmTrainer:
         examples = score.of_examples(self._answers("test", order))
         return examples[np.argsort(order)]
 
-    def _answers(self, split: str, order: np.ndarray | None = None) -> Answers:
+    def _answers(self, split: str, order: np.ndarray | None = None) -> SplitAnswers:
         encoded = self.prepared.splits[split]
         data = self.arm.adapt_data(cast(Dataset, encoded.data))
         output = self.trainer.predict(data if order is None else data.select(order))
         prediction = EvalPrediction(cast(np.ndarray, output.predictions), cast(np.ndarray, output.label_ids))
         config = self.core.config
         names = cast(dict[int, str], config.id2label or {})
-        return Answers(
+        return SplitAnswers(
             prediction,
             cast(ProblemType, config.problem_type or SINGLE_LABEL),
             tuple(names[i] for i in range(len(names))),

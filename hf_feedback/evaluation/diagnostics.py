@@ -15,7 +15,7 @@ CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
-class Answers:
+class IterationAnswers:
     """The predictions of a model after every iteration.
 
     Args:
@@ -74,7 +74,7 @@ class ConfusionChange(TypedDict):
     after: int
 
 
-def flips(answers: Answers, first: int, last: int) -> tuple[list[int], list[int], int]:
+def flips(answers: IterationAnswers, first: int, last: int) -> tuple[list[int], list[int], int]:
     """Compares the predictions of two iterations.
 
     Args:
@@ -114,7 +114,7 @@ def mcnemar(num_fixed: int, num_broken: int) -> float:
     return float(binomtest(num_fixed, num_fixed + num_broken).pvalue)
 
 
-def calibration(answers: Answers, k: int, num_bins: int = CALIBRATION_BINS) -> Calibration:
+def calibration(answers: IterationAnswers, k: int, num_bins: int = CALIBRATION_BINS) -> Calibration:
     """Returns the calibration of the predictions of an iteration, see `calibrate`.
 
     Args:
@@ -156,7 +156,7 @@ def calibrate(confidence: np.ndarray, right: np.ndarray, num_bins: int = CALIBRA
     return Calibration(ece=error, confidence=float(confidence.mean()), bins=bins)
 
 
-def confusion(answers: Answers, k: int) -> np.ndarray:
+def confusion(answers: IterationAnswers, k: int) -> np.ndarray:
     """Returns the confusion matrix of iteration k, `(C, C)`, labels in rows."""
     num_classes = answers.probabilities.shape[-1]
     counts = np.zeros((num_classes, num_classes), dtype=int)
@@ -164,7 +164,7 @@ def confusion(answers: Answers, k: int) -> np.ndarray:
     return counts
 
 
-def confusion_changes(answers: Answers, first: int, last: int) -> list[ConfusionChange]:
+def confusion_changes(answers: IterationAnswers, first: int, last: int) -> list[ConfusionChange]:
     """Returns the cells of the confusion matrix that differ between two iterations, the largest change first."""
     before, after = confusion(answers, first), confusion(answers, last)
     changes = [

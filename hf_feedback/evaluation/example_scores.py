@@ -17,7 +17,7 @@ Sums: TypeAlias = np.ndarray  # (…, s)
 
 
 @dataclass(frozen=True)
-class Answers:
+class SplitAnswers:
     """The predictions of a model on a split.
 
     Args:
@@ -58,7 +58,7 @@ class ExampleScore:
         greater_is_better: whether larger values are better.
     """
 
-    of_examples: Callable[[Answers], np.ndarray]
+    of_examples: Callable[[SplitAnswers], np.ndarray]
     metric: Callable[[Sums], np.ndarray]
     greater_is_better: bool = True
 
@@ -72,13 +72,13 @@ def _f1(sums: Sums) -> np.ndarray:
     return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
 
 
-def _correct(answers: Answers) -> np.ndarray:
+def _correct(answers: SplitAnswers) -> np.ndarray:
     labels, predicted = answers.classes()
     correct = labels == predicted
     return np.stack((correct.all(-1) if correct.ndim > 1 else correct, np.ones(len(labels))), -1).astype(float)
 
 
-def _class_counts(answers: Answers) -> np.ndarray:
+def _class_counts(answers: SplitAnswers) -> np.ndarray:
     labels, predicted = answers.one_hot()
     counts = np.ones_like(labels) if answers.problem_type == MULTI_LABEL else labels + predicted
     return np.concatenate((labels * predicted, predicted, labels, counts), -1)
@@ -91,7 +91,7 @@ def _macro_f1(sums: Sums) -> np.ndarray:
     return (_f1(np.moveaxis(by_class, -2, -1)) * counts).sum(-1) / np.maximum(counts.sum(-1), 1)
 
 
-def _confusion(answers: Answers) -> np.ndarray:
+def _confusion(answers: SplitAnswers) -> np.ndarray:
     labels, predicted = answers.one_hot()
     return (labels[:, :, None] * predicted[:, None, :]).reshape(len(labels), -1)
 
@@ -106,7 +106,7 @@ def _matthews(sums: Sums) -> np.ndarray:
     return (correct * total - (true * predicted).sum(-1)) / np.sqrt(np.where(spread > 0, spread, np.inf))
 
 
-def _moments(answers: Answers, ranked: bool) -> np.ndarray:
+def _moments(answers: SplitAnswers, ranked: bool) -> np.ndarray:
     x, y = (np.asarray(values, float) for values in answers.classes())
     x, y = (rankdata(x), rankdata(y)) if ranked else (x, y)
     x, y = x - x.mean(), y - y.mean()  # so that sums of squares lose fewer digits
@@ -120,13 +120,13 @@ def _correlation(sums: Sums) -> np.ndarray:
     return (xy - x * y / number) / np.sqrt(np.where(spread > 0, spread, np.inf))
 
 
-def _labelled_tokens(answers: Answers) -> np.ndarray:
+def _labelled_tokens(answers: SplitAnswers) -> np.ndarray:
     labels, predicted = np.asarray(answers.prediction.label_ids), np.asarray(answers.prediction.predictions)
     labelled = labels != IGNORED
     return np.stack((((labels == predicted) & labelled).sum(-1), labelled.sum(-1)), -1).astype(float)
 
 
-def _entities(answers: Answers) -> np.ndarray:
+def _entities(answers: SplitAnswers) -> np.ndarray:
     """True positives, predicted and actual entities of every text."""
     names, prediction = answers.label_names, answers.prediction
     counts = []
@@ -137,15 +137,15 @@ def _entities(answers: Answers) -> np.ndarray:
     return np.asarray(counts, float)
 
 
-def _token_losses(answers: Answers) -> np.ndarray:
+def _token_losses(answers: SplitAnswers) -> np.ndarray:
     losses = np.asarray(answers.prediction.predictions, float)
     labels = np.asarray(answers.prediction.label_ids)
     labelled = labels != IGNORED
     return np.stack(((losses * labelled).sum(-1), labelled.sum(-1)), -1)
 
 
-def _of_texts(score: Callable[[str, str], float]) -> Callable[[Answers], np.ndarray]:
-    def of_examples(answers: Answers) -> np.ndarray:
+def _of_texts(score: Callable[[str, str], float]) -> Callable[[SplitAnswers], np.ndarray]:
+    def of_examples(answers: SplitAnswers) -> np.ndarray:
         references, texts = answers.texts or ((), ())
         best = [max(score(one, text) for one in right or [""]) for right, text in zip(references, texts, strict=True)]
         return np.stack((best, np.ones(len(best))), -1)

@@ -13,7 +13,7 @@ from ..modeling_base import FeedbackPreTrainedModel
 from ..training.data.labels import IGNORED
 from ..training.message_recorder import MessageRecord, record_messages
 from ..validation import Keywords
-from .diagnostics import Answers
+from .diagnostics import IterationAnswers
 
 Batches = Iterable[Mapping[str, torch.Tensor]]
 
@@ -30,7 +30,7 @@ class Observation:
         messages: size of the messages.
     """
 
-    answers: Answers
+    answers: IterationAnswers
     examples: np.ndarray
     numbers: np.ndarray
     residuals: np.ndarray
@@ -67,7 +67,7 @@ def observe(model: FeedbackPreTrainedModel, batches: Batches, num_iterations: in
         return np.concatenate([getattr(part, name) for part in parts], axis)
 
     return Observation(
-        answers=Answers(joined("probabilities", axis=1), joined("labels")),
+        answers=IterationAnswers(joined("probabilities", axis=1), joined("labels")),
         examples=joined("examples"),
         numbers=joined("numbers"),
         residuals=joined("residuals"),
