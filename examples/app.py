@@ -8,7 +8,7 @@ import sys
 
 import gradio as gr
 
-from hf_feedback.evaluation.text_steps import TextSteps, step_through
+from hf_feedback.evaluation.text_steps import TextSteps, check_text_classifier, step_through
 from hf_feedback.training.trained_model import TrainedModel
 
 FURTHER_ITERATIONS = 2
@@ -23,6 +23,7 @@ def show(steps: TextSteps | None, k: int) -> tuple[str, dict[str, float] | None,
 def build(folder: str) -> gr.Blocks:
     """The app for the model in a folder."""
     _, model, tokenizer = TrainedModel(folder).load()
+    check_text_classifier(model)
     last = model.config.num_iterations + FURTHER_ITERATIONS
 
     def read(text: str, k: int) -> tuple:

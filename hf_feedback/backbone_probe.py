@@ -73,7 +73,7 @@ def reads_causally(backbone: PreTrainedModel, config: PreTrainedConfig, part: st
 
     Args:
         backbone: the half that `part` names.
-        config: of the whole.
+        config: config of the whole model.
         part: which half.
     """
     if backbone.main_input_name != "input_ids" or any(parameter.is_meta for parameter in backbone.parameters()):
@@ -228,7 +228,7 @@ def _can_batch_iterations(model: PreTrainedModel, runs: tuple[_Run, _Run], batch
 
     Args:
         model: the backbone, or the task model around it whose head answers.
-        runs: of the model whose layers are looped, with different states after the segment.
+        runs: runs of the model whose layers are looped, with different states after the segment.
         batch_dim: which dimension of the hidden states is the batch.
         inputs: those of the runs.
     """

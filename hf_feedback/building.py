@@ -112,7 +112,7 @@ def build_from_backbone(
     """See `FeedbackPreTrainedModel.from_backbone`.
 
     Args:
-        model_class: of the result.
+        model_class: class of the result.
         backbone: a hub id, a folder or a model.
         config: the feedback options, completed here.
         given_options: those that the user gave.
@@ -254,7 +254,7 @@ def set_own_outputs(
     Args:
         backbone_config: changed in place.
         config: has the labels.
-        traits: of the task.
+        traits: traits of the task.
         keep_trained: leave the number of outputs of a head that is trained already.
     """
     if traits.has_labels:
@@ -313,7 +313,7 @@ def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, tra
     Args:
         backbone_part: the model whose layers are looped.
         config: the feedback options.
-        traits: of the task.
+        traits: traits of the task.
 
     Raises:
         ValueError: the operator cannot do without.

@@ -54,7 +54,9 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="show the installed versions")
     parser.add_argument(
-        "--print-completion", metavar="SHELL", help="print a script for shell completion: bash, zsh or tcsh"
+        "--print-completion",
+        metavar="SHELL",
+        help="print a script for shell completion: bash, zsh, tcsh, or another that the installed shtab supports",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, description) in COMMANDS.items():

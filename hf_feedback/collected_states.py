@@ -77,7 +77,7 @@ def _without_replays(
         collected: what the backbone collected.
         expected: the number without replays.
         start: index of the first entry that the segment made.
-        record: of the segment.
+        record: record of the segment.
 
     Returns:
         The rest, and whether replays were among it.

@@ -491,7 +491,7 @@ class BuiltOptions:
     """The options that a model was built with, some of which its modules are made of.
 
     Args:
-        config: of the model.
+        config: config of the model.
     """
 
     def __init__(self, config: FeedbackConfig) -> None:

@@ -324,10 +324,10 @@ def _attention_mask(context: MessageContext, length: int, num_read: int, device:
     empty.
 
     Args:
-        context: of the message.
+        context: context of the message.
         length: T, the tokens of this call.
         num_read: past + T, the tokens that can be read.
-        device: of the mask.
+        device: device of the mask.
     """
     past = num_read - length
     if context.mask is None and not (context.causal and length > 1):

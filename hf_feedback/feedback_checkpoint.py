@@ -223,7 +223,7 @@ def load_feedback_only(
     """`from_pretrained` of a folder that holds feedback and head alone.
 
     Args:
-        model_class: of the result.
+        model_class: class of the result.
         name: folder or hub id.
         saved_by: the class that wrote it.
         hub_kwargs, kwargs: as `from_pretrained` was given them.
@@ -367,7 +367,7 @@ def check_adapters_fit(model: "FeedbackPreTrainedModel", state_dict: dict[str, t
     Args:
         model: which the state is loaded into.
         state_dict: all that is loaded.
-        prefix: of the model's names in it.
+        prefix: prefix of the model's names in it.
     """
     if not hasattr(model, "peft_config"):
         return

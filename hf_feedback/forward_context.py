@@ -27,8 +27,8 @@ class ForwardContext:
 
     Args:
         backbone, feedback: the modules, as they are in this call.
-        arguments: arguments of `forward`; the segments of the texts, if they were cut.
-        inputs: inputs of the backbone.
+        forward_arguments: arguments of `forward`; the segments of the texts, if they were cut.
+        backbone_inputs: inputs of the backbone.
         compute_logits: the backbone's output → logits `(B, C)`, or `(B, T, V)` where each token is answered; `None` if
             the model does neither.
         segments: the text of each row, if texts were cut.
@@ -43,8 +43,8 @@ class ForwardContext:
 
     backbone: PreTrainedModel
     feedback: FeedbackConnections
-    arguments: Keywords
-    inputs: Keywords
+    forward_arguments: Keywords
+    backbone_inputs: Keywords
     compute_logits: "Callable[[BackboneOutput, ForwardContext], torch.Tensor] | None"
     segments: Segments | None
     num_choices: int | None
@@ -58,8 +58,8 @@ class ForwardContext:
     @property
     def attention_mask(self) -> Any:
         """The mask that `forward` was given, in whatever shape; the padding mask if there is one besides."""
-        padding_mask = self.arguments.get("padding_mask")
-        return self.arguments.get("attention_mask") if padding_mask is None else padding_mask
+        padding_mask = self.forward_arguments.get("padding_mask")
+        return self.forward_arguments.get("attention_mask") if padding_mask is None else padding_mask
 
 
 def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:

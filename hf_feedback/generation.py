@@ -246,7 +246,7 @@ def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: C
 
     Args:
         backbone: a causal language model.
-        inputs: of `forward`.
+        inputs: inputs of `forward`.
         past_key_values: its cache.
 
     Raises:

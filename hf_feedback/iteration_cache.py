@@ -26,7 +26,7 @@ class IterationCache:
     The layers of the backbone are given `view`, a cache of the same class, whose L slots are those of one iteration.
 
     Args:
-        cache: of transformers; while it is empty it gets the slots of the further iterations.
+        cache: a cache of transformers; while it is empty it gets the slots of the further iterations.
         num_layers: L.
         segment: numbers of the first and the last layer that loop.
         num_iterations: K.
@@ -169,7 +169,7 @@ def check_size(cache: Cache, length: int, batch_size: int) -> None:
     """Checks that a cache of fixed size has room.
 
     Args:
-        cache: of transformers.
+        cache: a cache of transformers.
         length: tokens that it is going to hold.
         batch_size: rows, beams included.
 

@@ -38,7 +38,7 @@ def load_pretrained(
     """See `FeedbackPreTrainedModel.from_pretrained`.
 
     Args:
-        model_class: of the result.
+        model_class: class of the result.
         load: transformers' own `from_pretrained` of that class.
         name: folder or hub id.
         args, kwargs: as `from_pretrained` was given them.
@@ -144,7 +144,7 @@ def _kwargs_for_other_head(
     """Returns further keywords of `from_pretrained` for a model with another head than that of the folder.
 
     Args:
-        model_class: of the model.
+        model_class: class of the model.
         saved_by: the class of the folder.
         saved: its config.
         kwargs: what `from_pretrained` was given.

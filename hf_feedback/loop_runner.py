@@ -78,7 +78,7 @@ class LoopRunner:
             RuntimeError: the backbone was changed after the model was built.
         """
         config = self.config
-        if self._halts(context) and context.inputs.get("output_attentions"):
+        if self._halts(context) and context.backbone_inputs.get("output_attentions"):
             raise ValueError(
                 f"`output_attentions` cannot be had with `halting`={config.halting!r}, where examples stop at "
                 "iterations of their own; set `model.config.halting = 'none'` for it."
@@ -90,9 +90,8 @@ class LoopRunner:
                 "over processes (`distributed_config`) cannot do; set it to 0, or load the model without."
             )
         result = LoopResult(trace=self._make_trace(context) if keep_trace else None)
-        result.is_batched = (
-            keep_trace and batch_iterations and self.layout.can_batch_iterations and not asks_for_states(context.inputs)
-        )
+        can_batch = self.layout.can_batch_iterations and not asks_for_states(context.backbone_inputs)
+        result.is_batched = keep_trace and batch_iterations and can_batch
         # solving for a fixed point, or differentiating inside the loop, cannot be compiled
         is_apart = num_iterations > 1 and (penalizes or GRADIENTS[config.gradient].finds_fixed_point)
         if is_apart and torch.compiler.is_compiling():
@@ -122,7 +121,7 @@ class LoopRunner:
                 self.layout.layers(context.backbone),
                 self.layout.segment,
                 context.feedback,
-                context.inputs,
+                context.backbone_inputs,
                 context.attention_mask,
                 context.cache,
             )
@@ -130,7 +129,7 @@ class LoopRunner:
         if num_iterations > 1 or result.trace is not None or acts or self._halts(context):
             record = self._make_record(context, on_segment)
         with recording(record):
-            result.output = context.backbone(**context.inputs)
+            result.output = context.backbone(**context.backbone_inputs)
         if record is None:
             return
         if len(record.calls) != record.last - record.first + 1:
@@ -154,7 +153,7 @@ class LoopRunner:
             self.layout.segment,
             on_segment,
             on_input if feedback.acts_in_first_iteration and not context.is_disabled else None,
-            keep=None if asks_for_states(context.inputs) else set(map(int, feedback.sources)),
+            keep=None if asks_for_states(context.backbone_inputs) else set(map(int, feedback.sources)),
             batch_dim=self.layout.batch_dim or 0,
         )
 
@@ -306,7 +305,7 @@ class LoopRunner:
             output = record.calls[-1].output
             return state if output is None else with_hidden(output, state)
 
-        inputs = context.inputs
+        inputs = context.backbone_inputs
         if context.cache is not None:  # nothing above the segment reads earlier tokens, and nothing below it counts
             inputs = {key: inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs}
             inputs = {**inputs, "use_cache": False}
@@ -335,5 +334,5 @@ class LoopRunner:
             return loop.output(loop.initial_states())
 
         with torch.no_grad(), recording(self._make_record(context, on_segment)):
-            context.backbone(**context.inputs)
+            context.backbone(**context.backbone_inputs)
         return estimates[0]

@@ -235,7 +235,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         Args:
             inputs: what `forward` was given.
             num_iterations: K.
-            halts: whether what halts by itself may do so.
+            halts: whether examples and tokens may stop early.
         """
         inputs, num_choices = self._flatten_choices(inputs)
         inputs, segments = self._cut(inputs)
@@ -247,8 +247,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         return ForwardContext(
             backbone=self.backbone,
             feedback=self.feedback,
-            arguments=inputs,
-            inputs=arguments,
+            forward_arguments=inputs,
+            backbone_inputs=arguments,
             compute_logits=self.compute_logits if answers else None,
             segments=segments,
             num_choices=num_choices,
@@ -283,7 +283,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         names = ("hidden_states", "attentions")
         fields = {name: result.output.get(collected_key(result.output, name, part)) for name in names}
         if fields["hidden_states"] is not None:
-            wanted = context.arguments.get("output_hidden_states")
+            wanted = context.forward_arguments.get("output_hidden_states")
             fields["hidden_states"] = select_states(fields["hidden_states"], wanted)
         return fields
 
@@ -291,8 +291,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         """The logits of the backbone's output; those of the whole text where it was cut into segments.
 
         Args:
-            outputs: of the backbone, or of its task model with a head of its own.
-            context: what the call is about.
+            outputs: outputs of the backbone, or of its task model with a head of its own.
+            context: inputs and settings of the call of `forward`.
         """
         own = self.config.head == "backbone"
         logits = self._own_logits(outputs) if own else self._new_logits(outputs.last_hidden_state, context)
@@ -329,7 +329,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
 
     def _pooling_mask(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor | None:
         """`(B, T)`, 0 where the last hidden state belongs to padding."""
-        return self._text_mask(context.arguments)
+        return self._text_mask(context.forward_arguments)
 
     def _loss(self, logits: torch.Tensor, labels: Any) -> torch.Tensor:
         """The loss of the logits, a scalar."""
@@ -403,7 +403,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         Args:
             batch: what `forward` takes, such as a tokenizer's output.
             num_iterations: K; the config's by default.
-            steps: of the power iteration.
+            steps: number of steps of the power iteration.
 
         Returns:
             `(B,)`, an estimate of the spectral radius of the loop's Jacobian.

@@ -32,7 +32,7 @@ def run_in_one_pass(
 
     Args:
         backbone: the language model.
-        layers: of the backbone.
+        layers: layers of the backbone.
         segment: numbers of the lowest and of the highest layer with messages.
         feedback: the connections.
         inputs: inputs of the backbone for T tokens.

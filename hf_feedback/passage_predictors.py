@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .predictor import Answer, TokenPredictor, check_examples, is_pair, is_text
-from .spans import best_span, encode_windows, span_scores
 from .validation import Keywords, check_integer
+from .windows import best_span, encode_windows, span_scores
 
 
 class SpanPredictor(TokenPredictor):

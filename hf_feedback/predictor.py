@@ -24,7 +24,7 @@ def load_processor(model: PreTrainedModel, auto_class: Any) -> Any:
 
     Args:
         model: the model.
-        auto_class: of transformers, such as `AutoTokenizer`.
+        auto_class: a class of transformers, such as `AutoTokenizer`.
 
     Raises:
         ValueError: there is none.
@@ -243,7 +243,7 @@ class PredictsMixin:
             examples: what the head reads, see its predictor: texts, pairs of texts, lists of words, images, ….
             processor: tokenizer, image processor or feature extractor of the model; by default that which is saved
                 beside the model or its backbone, loaded anew for every call.
-            **options: of the predictor, such as `batch_size` and `max_length`.
+            **options: options of the predictor, such as `batch_size` and `max_length`.
 
         Returns:
             An answer by name for each example, in their order.

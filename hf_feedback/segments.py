@@ -58,8 +58,8 @@ class Segments:
         """The tokens of the segments → those of the texts, `(N, n, C)` → `(B, T, C)`; see `best_copies`.
 
         Args:
-            x: of each token of each segment.
-            fill: at padding.
+            x: values of each token of each segment.
+            fill: value at padding.
         """
         if self.tokens is None:
             return x

@@ -45,7 +45,7 @@ def estimate_contraction(loop: FeedbackLoop, num_iterations: int, steps: int) ->
     Args:
         loop: the map of one iteration.
         num_iterations: K.
-        steps: of the power iteration; the estimate is the geometric mean of the later half.
+        steps: number of steps of the power iteration; the estimate is the geometric mean of the later half.
     """
     h = loop.initial_states()
     h = loop.feedback.damp(h, h)

@@ -61,7 +61,7 @@ def refuse_attributes(config_class: type[PreTrainedConfig], values: Keywords, wh
         can_be_set = attribute is None or getattr(attribute, "fset", None) is not None
         is_option = key in options or can_be_set or attribute == value
         if not isinstance(key, str) or key.startswith("__") or not is_option:
-            raise ValueError(f"`{where}`: {shortened(key)} is no option of a {config_class.__name__}; remove it.")
+            raise ValueError(f"`{where}`: {shortened(key)} is not an option of a {config_class.__name__}; remove it.")
 
 
 def backbone_config_from_dict(values: Keywords) -> PreTrainedConfig:

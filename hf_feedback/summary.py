@@ -22,7 +22,7 @@ def summarize(
     Args:
         config: the feedback options.
         feedback, backbone: the modules.
-        layout: of the backbone.
+        layout: layout of the backbone.
         cutting: how texts are cut, if they are.
         length: tokens of a text.
     """

@@ -25,7 +25,7 @@ class TokenHalting:
     Args:
         config: the options of halting.
         loop: the loop over the tokens of this call.
-        cache: of this call; one that is dropped after it if the model is called without.
+        cache: cache of this call; if the model is called without one, it is dropped after the call.
         mask: `(B, T)`, false at padding.
         compute_logits: the output of the segment → logits `(B, T, V)`, for rules that read the answers.
 

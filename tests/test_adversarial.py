@@ -438,9 +438,9 @@ WRONG = {
     "steps": (dict(adversarial="pgd", adversarial_steps=0), "`adversarial_steps` must be an integer of at least 1"),
     "half a step": (dict(adversarial="pgd", adversarial_steps=0.5), "`adversarial_steps` must be an integer"),
     "not its option": (
-        dict(adversarial="fgm", adversarial_steps=3), "`adversarial_steps` is no option of `adversarial`='fgm'"
+        dict(adversarial="fgm", adversarial_steps=3), "`adversarial_steps` is not an option of `adversarial`='fgm'"
     ),
-    "weight": (dict(adversarial="freelb", adversarial_weight=2.0), "`adversarial_weight` is no option of"),
+    "weight": (dict(adversarial="freelb", adversarial_weight=2.0), "`adversarial_weight` is not an option of"),
     "compiled": (dict(adversarial="fgm", torch_compile=True), "cannot be used with `torch_compile`"),
 }  # fmt: skip
 

@@ -200,7 +200,7 @@ def test_streamed_rows_are_those_of_the_file(name, tmp_path):
 
 
 BAD_STREAMS = {
-    "train.json": ("[]", "`streaming`: .*train.json must be one of .txt"),
+    "train.json": ("[]", "`streaming`: .*train.json must end in one of .txt"),
     "cells.csv": ("text\na,b\n", r"cells.csv: row 1 cannot be read \(the number of its cells differs"),
     "text.jsonl": ('{"text": "a"}\n"b"\n', "text.jsonl: row 2 cannot be read .it must be an object"),
     "broken.jsonl": ("{", "broken.jsonl: row 1 cannot be read"),

@@ -205,7 +205,7 @@ BAD = {
     "too long": (rows(), rows(), ["--max-length", "9999"], "`max_length` must be between 4 and the 64 tokens"),
     "freezing nothing": (rows(), rows(), ["--freeze", "bakbone"], "'bakbone' matches no parameter"),
     "unknown metric to choose by": (rows(), rows(), ["--metric-for-best-model", "acuracy"], "`metric_for_best_model`"),
-    "unknown metric": (rows(), rows(), ["--metrics", "acuracy"], "'acuracy' is none of accuracy"),
+    "unknown metric": (rows(), rows(), ["--metrics", "acuracy"], "'acuracy' is not one of accuracy"),
     "not a model": (rows(), rows(), ["--model", "/nowhere/to/be/found"], "/nowhere/to/be/found"),
 }
 

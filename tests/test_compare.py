@@ -487,7 +487,7 @@ def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
         (["--variants", "[]"], "`variants` must be JSON such as"),
         (["--variants", '{"plain": {}}'], "not the name of an arm"),
         (["--variants", '{"a/b": {}}'], "must be letters, digits"),
-        (["--variants", '{"a": {"magic": 1}}'], "'magic' of 'a' is no option of FeedbackConfig"),
+        (["--variants", '{"a": {"magic": 1}}'], "'magic' of 'a' is not an option of FeedbackConfig"),
         (["--variants", '{"a": {"feedback_type": "magic"}}'], "'magic'"),
     ],
 )

@@ -221,7 +221,7 @@ BAD = {
     "tags too few": ("token_classification", with_row(tags=["O"]), "", "row 3: `tags` must be a list of"),
     "tags that are no list": ("token_classification", with_row(tags="O"), "", "row 3: `tags` must be a list of"),
     "no tokens": ("token_classification", with_row(tokens=[], tags=[]), "", "row 3: `tokens` must be a list of words"),
-    "half BIO": ("token_classification", with_row(tokens=["a"], tags=["DATE"]), "", "'DATE' is none of O, B-TYPE and"),
+    "half BIO": ("token_classification", with_row(tokens=["a"], tags=["DATE"]), "", "'DATE' is not one of O, B-TYPE"),
     "no tags at all": ("token_classification", without("tags"), "", "there is no column 'tags'"),
     "answer elsewhere": (
         "question_answering",

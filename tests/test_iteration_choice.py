@@ -87,7 +87,7 @@ def test_the_command_writes_its_choice_into_the_model(folder, few, capsys):
         (["--milliseconds", "0"], "`milliseconds` must be above 0"),
         (["--milliseconds", "1e-9"], "which is the fastest; allow more"),
         (["--tolerance", "-1"], "`tolerance` must be at least 0"),
-        (["--model", "org/name", "--save"], "`save` writes into a folder, and org/name is none"),
+        (["--model", "org/name", "--save"], "`save` writes into a folder, and org/name is not one"),
     ],
 )
 def test_wrong_options(folder, few, capsys, options, message):

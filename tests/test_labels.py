@@ -104,7 +104,7 @@ def test_lists_in_a_csv_file(tmp_path):
 @pytest.mark.parametrize("wrong", ["late", "['late' 'lost']", "[late: 1, lost]", "[['late'], 'lost']", "['late'"])
 def test_lists_that_cannot_be_read(wrong):
     """Two texts side by side, as numpy prints them, would be one for Python."""
-    with pytest.raises(ValueError, match=r'row 2: .* is none; write lists of labels such as \["late", "lost"\]'):
+    with pytest.raises(ValueError, match=r'row 2: .* is not one; write lists of labels such as \["late", "lost"\]'):
         labels_of(["['late']", wrong])
 
 

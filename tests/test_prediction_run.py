@@ -143,7 +143,7 @@ def test_csv_of_rows_with_different_columns(folders, tmp_path, monkeypatch):
         found = list(csv.DictReader(file))
     assert [(row["text"], row["id"]) for row in found] == [("a", ""), ("help", "1"), ("it", "2"), ("is", "")]
     assert all(row["label"] and row["score"] for row in found)
-    assert ["day, given_label of later rows are no columns of the first ones" in words for words in warnings] == [True]
+    assert ["day, given_label of later rows are not columns of the first ones" in words for words in warnings] == [True]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hf_feedback import FeedbackForQuestionAnswering, FeedbackForSequenceClassif
 from hf_feedback.class_predictors import TextPredictor, classify
 from hf_feedback.passage_predictors import MaskPredictor
 from hf_feedback.predictor import BATCHES_AT_ONCE
-from hf_feedback.spans import best_span, span_scores
+from hf_feedback.windows import best_span, span_scores
 
 TEXTS = ["where is my parcel", "help", "the refund has not come please help it", "a parcel"]
 

@@ -338,7 +338,7 @@ def test_more_iterations_can_be_asked_for(model, file, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--batch-size 0", "`batch_size` must be an integer of at least 1, got 0 (examples a batch)."),
+        ("--batch-size 0", "`batch_size` must be an integer of at least 1, got 0 (examples per batch)."),
         ("--pictures -1", "`pictures` must be an integer of at least 0, got -1 (0 leaves them out)."),
         ("--tags-column tags", "is a text classifier; leave the option out."),
     ],

@@ -179,7 +179,7 @@ def test_a_place_is_made_of_texts(case):
 @pytest.mark.parametrize("name", ["to_dict", "get_text_config", "save_pretrained", "__class__"])
 def test_no_value_takes_the_place_of_a_method(name):
     for values in ({name: 1}, {"backbone_config": {"model_type": "t5", name: 1}}):
-        with pytest.raises(ValueError, match=r"is no option of a \w+Config; remove it"):
+        with pytest.raises(ValueError, match=r"is not an option of a \w+Config; remove it"):
             FeedbackConfig.from_dict(values)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from builders import LABELS, fresh, labelled_model, tiny_tokenizer
 
-from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.evaluation.text_steps import TextSteps, step_through
+from hf_feedback import FeedbackForSequenceClassification, FNNConfig, FNNForSequenceClassification
+from hf_feedback.evaluation.text_steps import TextSteps, check_text_classifier, step_through
 
 STEPS = TextSteps(
     ("late", "lost"), [[0.75, 0.25], [0.25, 0.75], [0.125, 0.875]], ["it", "is"], [[0.5, 0.25], [0, 1]], [0.5, 0.25]
@@ -55,12 +55,25 @@ def test_the_chart_names_the_most_probable_classes():
 
 @pytest.mark.parametrize(
     ("name", "options", "problem"),
-    [("SequenceClassification", {"num_labels": 1}, "regression"), ("MaskedLM", {}, "single_label_classification")],
+    [
+        ("SequenceClassification", {"num_labels": 1}, "regression"),
+        ("TokenClassification", {}, "single_label_classification"),
+        ("MaskedLM", {}, "single_label_classification"),
+    ],
 )
 def test_a_model_that_gives_a_text_no_class_is_refused(name, options, problem):
     model = fresh(name, **options)
-    with pytest.raises(ValueError, match=f"`model` must give a text one class, got FeedbackFor{name} for {problem}"):
+    message = f"must be a FeedbackForSequenceClassification .* got FeedbackFor{name} for {problem}"
+    with pytest.raises(ValueError, match=message):
+        check_text_classifier(model)
+    with pytest.raises(ValueError, match=message):
         step_through(model, tiny_tokenizer(), "it", 2)
+
+
+def test_a_feedback_network_is_refused():
+    network = FNNForSequenceClassification(FNNConfig(vocab_size=9))
+    with pytest.raises(ValueError, match=r"FeedbackForSequenceClassification .* got FNNForSequenceClassification"):
+        check_text_classifier(network)
 
 
 def test_the_app_shows_what_the_package_computes(tmp_path, monkeypatch):

@@ -106,9 +106,8 @@ class JobRunner:
             except BaseException:
                 processes = list((pool._processes or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)
-                for (
-                    process
-                ) in processes:  # running jobs cannot be cancelled; their files are written completely or not at all
+                # Running jobs cannot be cancelled; their files are written completely or not at all.
+                for process in processes:
                     process.terminate()
                 raise
 

@@ -20,7 +20,7 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> Model
     """Returns the metadata of the card, as the Hub reads it.
 
     Args:
-        name: of the card.
+        name: name of the card.
         results: contents of `comparison.json`, by data set.
     """
     found = [

@@ -57,7 +57,7 @@ def observe(model: FeedbackPreTrainedModel, batches: Batches, num_iterations: in
     """
     parts: list[_BatchPart] = []
     first = 0
-    with evaluating(model), torch.no_grad(), without_halting(model), record_messages(model) as messages:
+    with evaluating(model), without_halting(model), record_messages(model) as messages:
         for batch in tqdm(batches, desc=f"{num_iterations} iterations", disable=None, leave=False):
             part = _observe_batch(model, dict(batch), num_iterations, first)
             first += len(part.residuals)

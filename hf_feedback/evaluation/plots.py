@@ -89,7 +89,7 @@ def reliability_diagram(bins: Sequence[Bin], description: str) -> str:
     """Draws accuracy over confidence; on the diagonal the two agree. Larger circles stand for more items.
 
     Args:
-        bins: of `diagnostics.calibration`.
+        bins: bins of `diagnostics.calibration`.
         description: what the diagram shows, for readers who do not see it.
     """
     side, left, top = 150, 34, 8

@@ -117,7 +117,7 @@ class Picture:
     Args:
         change: the example; the first item that changed, if it has several.
         tokens: tokens of the model's input.
-        movement: of each token in iterations 2 to the last, `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖`.
+        movement: movement of each token in iterations 2 to the last, `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖`.
         most_moved: number of the token that moved most in each of these iterations.
         attended: attention of that token in that iteration, one weight per token; empty if unknown.
         attention_source: description of the attention.
@@ -139,13 +139,17 @@ class Report:
         model, file: names of the model and of the file.
         unit: name of the items, in the plural; there are `num_items`, in `num_examples` rows.
         num_iterations: the model's own K; `observed` iterations were run.
-        label_names: the classes. accuracy, oracle_accuracy: accuracy after each iteration, and if the best iteration so
-        far were known. f1, f1_name: F1 after each iteration, of entities for BIO tags, otherwise the mean over classes.
+        label_names: the classes.
+        accuracy: accuracy after each iteration.
+        oracle_accuracy: accuracy after each iteration if the best iteration so far were known.
+        f1: F1 after each iteration, of entities for BIO tags, otherwise the mean over classes.
+        f1_name: name of this F1.
         whole: changes from iteration 1 to K.
-        steps: changes from each iteration to the next. residuals, contraction: convergence of the states.
+        steps: changes from each iteration to the next.
+        residuals, contraction: convergence of the states.
         edges: the messages.
-        calibration: of each iteration. confusion_first, confusion_last: after iteration 1 and K; labels in rows,
-        predictions in columns.
+        calibration: calibration of each iteration.
+        confusion_first, confusion_last: confusion after iteration 1 and K; labels in rows, predictions in columns.
         confusion_changes: cells that differ, the largest change first.
         pictures: tokens of some examples by iteration.
         versions: versions of the packages.

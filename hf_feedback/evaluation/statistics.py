@@ -20,7 +20,9 @@ class Difference:
 
     Args:
         mean: mean over the seeds, on the whole test split.
-        by_seed: difference of each seed, on the whole test split. low, high: 95% interval.
+        by_seed: difference of each seed, on the whole test split.
+        low: lower end of the 95% interval.
+        high: upper end of the 95% interval.
         equivalence: 90% interval; the two are equivalent within a margin that contains it.
         p_value: p-value of a two-sided sign-flip permutation test over the seeds; `None` with one seed.
         least_p_value: smallest p-value of this test with that number of seeds.

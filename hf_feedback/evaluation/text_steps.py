@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackForSequenceClassification
@@ -70,6 +70,24 @@ class TextSteps:
         return line_chart(series, iterations, "Probability of the classes by iteration", percent=True)
 
 
+def check_text_classifier(model: PreTrainedModel) -> LabelSet:
+    """Returns the labels of a model that gives a text one class.
+
+    Args:
+        model: the model.
+
+    Raises:
+        ValueError: the model does not give a text one class.
+    """
+    labels = LabelSet.of_model(model)
+    if not isinstance(model, FeedbackForSequenceClassification) or labels.problem_type != SINGLE_LABEL:
+        raise ValueError(
+            f"`model` must be a FeedbackForSequenceClassification that gives a text one class, got "
+            f"{type(model).__name__} for {labels.problem_type}; train one with `hf-feedback train`."
+        )
+    return labels
+
+
 def step_through(
     model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, num_iterations: int
 ) -> TextSteps:
@@ -84,9 +102,7 @@ def step_through(
     Raises:
         ValueError: the model does not give a text one class.
     """
-    labels = LabelSet.of_model(model)
-    if not isinstance(model, FeedbackForSequenceClassification) or labels.problem_type != SINGLE_LABEL:
-        raise ValueError(f"`model` must give a text one class, got {type(model).__name__} for {labels.problem_type}.")
+    labels = check_text_classifier(model)
     inputs = dict(tokenizer(text, truncation=True, return_tensors="pt"))
     seen = observe(model, [{**inputs, "labels": torch.tensor([0])}], num_iterations)
     trace = trace_tokens(model, inputs, num_iterations)

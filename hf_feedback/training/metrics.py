@@ -111,7 +111,7 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
         return evaluate.load(name)
     except Exception as error:
         raise ValueError(
-            f"`metrics`: {name!r} is none of {', '.join(METRICS)}, and `evaluate.load` could not fetch it "
+            f"`metrics`: {name!r} is not one of {', '.join(METRICS)}, and `evaluate.load` could not fetch it "
             f"({type(error).__name__}). Check the name and the network."
         ) from error
 

@@ -118,9 +118,8 @@ def escape_name(name: object) -> str:
     """
     signs = r"[&<>|`\[\]!*~#$\\\"@]|\b_|_\b|:(?=//)|(?<=\bwww)\."
     text = re.sub(signs, lambda sign: f"&#{ord(sign[0])};", short_name(name), flags=re.IGNORECASE)
-    return text.replace(
-        "&#64;", "&#64;&#8288;"
-    )  # GitHub resolves entities before it searches for mail addresses, hence a word joiner
+    # GitHub resolves entities before it searches for mail addresses, hence a word joiner.
+    return text.replace("&#64;", "&#64;&#8288;")
 
 
 def _list_names(names: Iterable[object]) -> str:

@@ -75,10 +75,8 @@ def _head_modules(model: nn.Module) -> list[str]:
     tied = {number for number, name in names if name not in head}
     own = {name for number, name in names if number not in tied}
     modules: list[str] = []
-    for (
-        name,
-        module,
-    ) in model.named_modules():  # parents come first: the largest modules that hold only parameters of the head
+    # Parents come first: the largest modules that hold only parameters of the head.
+    for name, module in model.named_modules():
         inside = {key for key, _ in module.named_parameters(name)}
         if name and inside and inside <= own and not any(name.startswith(f"{outer}.") for outer in modules):
             modules.append(name)

@@ -33,7 +33,7 @@ class TrainedModel:
     ```python
     >>> TrainedModel("out", batch_size=0)
     Traceback (most recent call last):
-    ValueError: `batch_size` must be an integer of at least 1, got 0 (examples a batch).
+    ValueError: `batch_size` must be an integer of at least 1, got 0 (examples per batch).
 
     ```
     """
@@ -46,7 +46,7 @@ class TrainedModel:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("batch_size", self.batch_size, 1, "examples a batch")
+        check_integer("batch_size", self.batch_size, 1, "examples per batch")
 
     def task(self) -> type[Task]:
         """Returns the task that the model was trained for.

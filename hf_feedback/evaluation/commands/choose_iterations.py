@@ -44,7 +44,7 @@ class ChoiceArguments:
         if self.tolerance < 0:
             raise ValueError(f"`tolerance` must be at least 0, got {self.tolerance}.")
         if self.save and not Path(self.model).is_dir():
-            raise ValueError(f"`save` writes into a folder, and {self.model} is none; download the model first.")
+            raise ValueError(f"`save` writes into a folder, and {self.model} is not one; download the model first.")
 
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:

@@ -127,7 +127,7 @@ def read_variants(text: str | None) -> dict[str, Arm]:
         for other in others:
             check_choice("variants", other, ARMS)
         if unknown := sorted(options.keys() - FeedbackConfig.declared_options().keys()):
-            raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is no option of FeedbackConfig.")
+            raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is not an option of FeedbackConfig.")
     none_as_text = {n: {o: "none" if v is None else v for o, v in options.items()} for n, options in variants.items()}
     return {
         name: together([Feedback(options), *(ARMS[part] for part in name.split("+")[1:])])

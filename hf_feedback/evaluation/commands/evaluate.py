@@ -54,7 +54,7 @@ class LabelledArguments:
     stride: int | None = option(None, "Tokens by which windows of a text overlap (default: a third of a window).")
     max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: 30).")
     mlm_probability: float | None = option(
-        None, "Share of the tokens that are masked for prediction, in (0, 1) (default: 0.15)."
+        None, "Share of the tokens to predict, above 0 and at most 1 (default: 0.15)."
     )
     packing: bool | None = option(None, "Join texts into blocks (default: true).")
     max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: 20).")

@@ -35,7 +35,7 @@ class ReportArguments:
 
     def check(self) -> None:
         """Raises `ValueError` where an option has a value that is not allowed, or a report would be overwritten."""
-        check_integer("batch_size", self.batch_size, 1, "examples a batch")
+        check_integer("batch_size", self.batch_size, 1, "examples per batch")
         check_integer("pictures", self.pictures, 0, "0 leaves them out")
         check_writable(self.output, "output")
         for name in FILES:

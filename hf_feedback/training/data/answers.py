@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ...spans import best_span, encode_windows, span_scores
+from ...windows import best_span, encode_windows, span_scores
 from .files import format_rows
 from .label_names import label_name
 from .row_encoder import IN_MEMORY, RowEncoder

@@ -90,7 +90,7 @@ def _parse_lists(values: Sequence[object], column: str, source: str) -> list[obj
         if values[row] is not None and (value is None or (isinstance(value, str) and value.strip())):
             raise ValueError(
                 f"{source}: {format_rows([row])}: column {column!r} holds lists written as text, but "
-                f"{values[row]!r:.80} is none; write {LISTS_OF_LABELS}."
+                f"{values[row]!r:.80} is not one; write {LISTS_OF_LABELS}."
             )
     return lists
 

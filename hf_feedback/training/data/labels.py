@@ -173,7 +173,7 @@ def _encode_values(labels: Sequence[RowLabels], column: str, source: str) -> lis
     values = [{"true": "1", "false": "0"}.get(str(label), label) for label in labels]
     wrong = [i for i, value in enumerate(values) if not is_number(value)]
     if wrong:
-        raise ValueError(f"{source}: {values[wrong[0]]!r} in column {column!r}, {format_rows(wrong)}, is no number.")
+        raise ValueError(f"{source}: {values[wrong[0]]!r} in column {column!r}, {format_rows(wrong)}, is not a number.")
     return [float(str(value)) for value in values]
 
 

@@ -46,7 +46,7 @@ def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator
     path = Path(file)
     reader = READERS.get(file_type(path))
     if reader is None:
-        raise ValueError(f"`streaming`: {file} must be one of {', '.join(READERS)}; convert it.")
+        raise ValueError(f"`streaming`: {file} must end in one of {', '.join(READERS)}; convert it.")
     if not path.is_file():
         raise ValueError(f"{file}: there is no such file.")
     count = 0

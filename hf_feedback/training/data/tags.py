@@ -69,7 +69,9 @@ def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
     names = sorted({label_name(tag) for tags in rows for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
     wrong = [name for name in names if not is_bio(name)]
     if wrong and any(name == "O" or name.startswith("B-") for name in names):
-        raise ValueError(f"{source}: the tag {wrong[0]!r} is none of O, B-TYPE and I-TYPE, as others are; correct it.")
+        raise ValueError(
+            f"{source}: the tag {wrong[0]!r} is not one of O, B-TYPE and I-TYPE, as others are; correct it."
+        )
     if len(names) < 2:
         raise ValueError(f"{source}: there must be at least two different tags, got {', '.join(names)}.")
     return LabelSet(SINGLE_LABEL, tuple(names))

@@ -80,7 +80,7 @@ class RowWriter:
         columns = self.columns or ()
         if unknown := {name: None for row in flat for name in row if name not in columns}:
             logger.warning_once(
-                f"`output`: {', '.join(unknown)} of later rows are no columns of the first ones and are left out; "
+                f"`output`: {', '.join(unknown)} of later rows are not columns of the first ones and are left out; "
                 "write JSON lines (.jsonl) to have all."
             )
         writer.writerows([row.get(name) for name in columns] for row in flat)

@@ -40,7 +40,7 @@ class MaskingArguments(PlainTextArguments):
     max_length: int | None = option(
         None, "Tokens of a piece; longer texts are cut into several pieces (default: as many as the model reads)."
     )
-    mlm_probability: float = option(0.15, "Share of the tokens that are masked for prediction, in (0, 1).")
+    mlm_probability: float = option(0.15, "Share of the tokens to predict, above 0 and at most 1.")
     whole_word_masking: bool = option(False, "Mask either all tokens of a word or none.")
 
 

@@ -135,7 +135,7 @@ class PGD(AdversarialTraining):
         epsilon: ε.
         step_size: α.
         steps: k.
-        weight: of the loss of the perturbed texts.
+        weight: weight of the loss of the perturbed texts.
         clean_weight: weight of the loss of the original texts; 0 is the source's objective.
 
     Source: Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083, in the

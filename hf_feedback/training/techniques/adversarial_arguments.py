@@ -73,7 +73,7 @@ class AdversarialArguments:
         method, given = ADVERSARIAL[self.adversarial], self._given_options()
         if unknown := given.keys() - signature(method).parameters.keys():
             raise ValueError(
-                f"`adversarial_{min(unknown)}` is no option of `adversarial`={self.adversarial!r}; leave it out."
+                f"`adversarial_{min(unknown)}` is not an option of `adversarial`={self.adversarial!r}; leave it out."
             )
         return method(**given)
 

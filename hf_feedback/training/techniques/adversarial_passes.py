@@ -55,7 +55,7 @@ class Passes:
         """A forward and a backward pass, which adds gradients to those of the parameters.
 
         Args:
-            weight: of the loss in the backward pass.
+            weight: weight of the loss in the backward pass.
         """
         with self._not_last():
             result = self.forward()

@@ -39,7 +39,8 @@ class ObjectiveArguments:
         0.0, "Weight of a masked-language-model loss on the texts of the task (costs a second pass)."
     )
     class_weights: list[str] | None = option(
-        None, "Weights of the classes in the loss, in the order of their numbers, or 'balanced': N / (C · N_c)."
+        None,
+        "Weights of the classes in the loss, in the order of their numbers, or 'balanced': all classes count the same.",
     )
     focal_gamma: float = option(
         0.0,

@@ -24,7 +24,7 @@ def scale_texts(x: torch.Tensor, length: float) -> torch.Tensor:
 
     Args:
         x: `(B, T, e)`.
-        length: of the result.
+        length: length of the result.
     """
     norms = text_norms(x)
     return torch.where((norms > 0) & norms.isfinite(), x * (length / norms), 0.0)
@@ -35,7 +35,7 @@ def project_texts(x: torch.Tensor, radius: float) -> torch.Tensor:
 
     Args:
         x: `(B, T, e)`.
-        radius: of the ball.
+        radius: radius of the ball.
     """
     return x * (radius / text_norms(x).clamp_min(1e-30)).clamp_max(1.0)
 

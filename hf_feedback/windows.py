@@ -1,4 +1,4 @@
-"""Spans of tokens in a text, as answers to questions."""
+"""Windows of a question with its text, and the spans of tokens in them that may be the answer."""
 
 from collections.abc import Sequence
 
