@@ -1,5 +1,7 @@
 """Files, columns and labels."""
 
+import gzip
+
 import pytest
 
 from hf_feedback.training.data.columns import find_columns
@@ -202,6 +204,24 @@ def test_one_cell_whose_quotes_are_text_keeps_them_all(tmp_path):
     (tmp_path / "t.tsv").write_text("text\tlabel\n" + '"yes"\tx\n' * 1500 + '"yes" he said\ty\n')
     rows = read_and_stream(tmp_path / "t.tsv")
     assert [rows[0]["text"], rows[-1]["text"]] == ['"yes"', '"yes" he said']
+
+
+def test_the_first_rows_decide_what_quotes_are_in_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_feedback.training.data.streams.ROWS_FOR_QUOTES", 3)
+    (tmp_path / "t.tsv").write_text('text\tlabel\nfine\tx\nlate\ty\n"lost"\tx\n')
+    assert read_file(tmp_path / "t.tsv")["text"][-1] == "lost"
+    assert [row["text"] for row in stream_rows(str(tmp_path / "t.tsv"))] == ["fine", "late", '"lost"']
+
+
+def test_damage_in_a_streamed_tsv_is_named_by_its_row(tmp_path):
+    whole = gzip.compress("".join(["text\n", *(f"parcel {i}\n" for i in range(9000))]).encode())
+    (tmp_path / "t.tsv.gz").write_bytes(whole[: len(whole) // 2])
+    rows = []
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        rows += stream_rows(str(tmp_path / "t.tsv.gz"))  # keeps what came before the error
+    count = len(rows)
+    assert count > 1000
+    assert f"row {count + 1} cannot be read" in str(error.value)
 
 
 def test_quotes_in_tsv_of_another_separator(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -83,7 +84,7 @@ def read_cells(lines: Iterable[str], delimiter: str, quoting: Quoting = csv.QUOT
     return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
 
 
-def quoting_of(read_lines: Callable[[], Iterable[str]], delimiter: str) -> Quoting:
+def quoting_of(read_lines: Callable[[], Iterable[str]], delimiter: str, max_rows: int | None = None) -> Quoting:
     """Finds out what quotes are in a TSV file.
 
     They enclose cells if every cell with a quote is quoted as a whole, or if only then all rows have as many cells as
@@ -92,6 +93,7 @@ def quoting_of(read_lines: Callable[[], Iterable[str]], delimiter: str) -> Quoti
     Args:
         read_lines: returns the lines of the file, which is read twice at most.
         delimiter: what separates cells.
+        max_rows: number of rows, the first ones, that decide; all by default.
 
     Example:
 
@@ -104,11 +106,11 @@ def quoting_of(read_lines: Callable[[], Iterable[str]], delimiter: str) -> Quoti
     """
     widths, whole = set(), set()
     try:
-        for cells in read_cells(read_lines(), delimiter, csv.QUOTE_NONE):
+        for cells in islice(read_cells(read_lines(), delimiter, csv.QUOTE_NONE), max_rows):
             widths |= {len(cells)} if cells else set()
             whole |= {QUOTED_CELL.fullmatch(cell) is not None for cell in cells if '"' in cell}
         if len(widths) > 1 or whole == {True}:
-            widths = {len(cells) for cells in read_cells(read_lines(), delimiter) if cells}
+            widths = {len(cells) for cells in islice(read_cells(read_lines(), delimiter), max_rows) if cells}
             return csv.QUOTE_MINIMAL if len(widths) == 1 else csv.QUOTE_NONE
     except csv.Error:  # whoever reads the cells meets it again
         pass

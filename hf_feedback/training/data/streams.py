@@ -6,6 +6,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -17,12 +18,15 @@ from .files import format_rows, root_cause
 from .splits import Row
 from .text_files import DEFAULT_FORMAT, TextFormat, decoding_error
 
+ROWS_FOR_QUOTES = 10_000  # as many rows decide what quotes are in a TSV file
+
 
 def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[Row]:
     """Streams a .txt file with one text per line, or a JSON-lines, CSV, TSV or parquet file, row by row.
 
-    All but parquet may be compressed (.csv.gz). Cells of CSV and TSV files are kept as text; `quoting_of` tells what
-    quotes are in TSV files. Empty lines are skipped.
+    All but parquet may be compressed (.csv.gz). Cells of CSV and TSV files are kept as text. What quotes are in a TSV
+    file (`quoting_of`) is decided by its first 10,000 rows, and by all where `read_file` reads it. Empty lines are
+    skipped.
 
     Args:
         file: path of the file; its suffix decides how it is read.
@@ -123,11 +127,18 @@ def _lines(path: Path, text_format: TextFormat) -> Iterator[str]:
         yield from lines
 
 
+def _undamaged_lines(path: Path, text_format: TextFormat) -> Iterator[str]:
+    """The lines up to one that cannot be read, which is reported where the rows are read."""
+    with suppress(OSError, EOFError, UnicodeDecodeError, zlib.error):
+        yield from _lines(path, text_format)
+
+
 def _stream_csv(path: Path, text_format: TextFormat) -> Iterator[Row]:
     read_lines, is_tsv = partial(_lines, path, text_format), file_type(path) == ".tsv"
     header = next((line for line in read_lines() if line.strip("\r\n")), "")
     delimiter = text_format.delimiter or delimiter_of(header, "\t" if is_tsv else ",")
-    quoting = quoting_of(read_lines, delimiter) if is_tsv else csv.QUOTE_MINIMAL
+    undamaged = partial(_undamaged_lines, path, text_format)
+    quoting = quoting_of(undamaged, delimiter, ROWS_FOR_QUOTES) if is_tsv else csv.QUOTE_MINIMAL
     rows = (cells for cells in read_cells(read_lines(), delimiter, quoting) if cells)
     names: list[str] = next(rows, [])
     if len(set(names)) < len(names):
