@@ -27,6 +27,7 @@ from .plain_texts import PlainTextArguments, PlainTextTask, perplexity_of_losses
 from .task import Collator, EncodedSplit, PreprocessLogits
 
 LONGEST_BLOCK = 512  # by default: the logits of a batch are (B, T, V), gigabytes for longer ones
+PROMPTS_AT_ONCE = 8  # their caches share the memory with what training filled
 TEXTS_AT_ONCE = 1000  # are tokenized together
 
 
@@ -232,7 +233,8 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
 
     def write_predictions(self, folder: Path) -> None:
         if self.prompts:
-            answers = self.model.predict(self.prompts, self.processor, max_new_tokens=self.data_args.max_new_tokens)
+            options = {"batch_size": PROMPTS_AT_ONCE, "max_new_tokens": self.data_args.max_new_tokens}
+            answers = self.model.predict(self.prompts, self.processor, **options)
             pairs = zip(self.prompts, answers, strict=True)
             lines = [json.dumps({"prompt": prompt, **answer}, ensure_ascii=False) for prompt, answer in pairs]
             with whole_file(folder / "continuations.jsonl") as partial:
