@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.cli import main
+from hf_feedback.evaluation.arms import Budget
+from hf_feedback.evaluation.commands.compare import parse_comparison
 from hf_feedback.training import FGM, PGD, SMART, FeedbackTrainer, FreeLB, peft_options
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.tasks.text_classification import TextClassification, TextDataArguments
@@ -473,25 +475,79 @@ def test_words_that_are_not_read_are_noticed():
 
 
 def test_the_command_trains_on_texts_without_labels(backbone, tmp_path, capsys):
-    train, more = write(tmp_path, "train.csv", rows(6)), write(tmp_path, "more.csv", [{"text": "the parcel"}] * 3)
-    options = ["--max-steps", "2", "--class-weights", "balanced", "--unlabelled-file", more]
-    command = train_command(backbone, tmp_path / "out", *options, train=train, validation=None)
-    assert main([*command, "--adversarial", "smart"]) == 0
-    assert "9 texts from train.csv and more.csv" in (tmp_path / "out" / "README.md").read_text()
+    """They change the weights: two files of as many words, and so of the same random numbers, train two models."""
+    train, weights = write(tmp_path, "train.csv", rows(6)), []
+    for word in ("parcel", "refund"):
+        more = write(tmp_path, "more.csv", [{"text": f"the {word}"}] * 3)
+        options = [
+            "--max-steps",
+            "2",
+            "--class-weights",
+            "balanced",
+            "--learning-rate",
+            "0.1",
+            "--unlabelled-file",
+            more,
+        ]
+        command = train_command(backbone, tmp_path / word, *options, train=train, validation=None)
+        assert main([*command, "--adversarial", "smart"]) == 0
+        weights.append(FeedbackForSequenceClassification.from_pretrained(tmp_path / word).classifier.weight)
+    assert not torch.equal(*weights)
+    assert "9 texts from train.csv and more.csv" in (tmp_path / "refund" / "README.md").read_text()
     assert main(command) == 2
     assert (
         "`adversarial`='none' trains on labels, which the rows of `unlabelled_file` do not" in capsys.readouterr().err
     )
 
-    data_args = TextDataArguments(train_file=train, unlabelled_file=more)
-    data = TextClassification(ModelArguments(model=backbone), data_args).prepare().splits["train"].data
-    assert data["labels"][6:] == [-100] * 3
-    assert min(data["labels"][:6]) == 0
-    assert data[6]["input_ids"] == data[8]["input_ids"]
+
+def prepared(backbone, train, more, **options):
+    data_args = TextDataArguments(train_file=train, unlabelled_file=more, **options)
+    return TextClassification(ModelArguments(model=backbone), data_args).prepare()
 
 
-def test_texts_without_labels_are_for_classes(backbone, tmp_path):
+def test_texts_without_labels_are_a_split_of_the_training_data(backbone, tmp_path, capsys):
+    labelled = rows(6)
+    train = write(tmp_path, "train.csv", labelled)
+    more = write(tmp_path, "more.csv", [{"text": "the parcel"}] * 2 + [{"text": labelled[0]["text"]}])
+    validation = write(tmp_path, "validation.csv", [{"text": "the parcel", "label": labelled[0]["label"]}])
+    split = prepared(backbone, train, more, validation_file=validation, max_train_samples=5).splits["train"]
+    assert split.data["labels"][5:] == [-100] * 3
+    assert min(split.data["labels"][:5]) == 0
+    assert split.data[5]["input_ids"] == split.data[6]["input_ids"]
+    assert [count for _, count in split.parts] == [5, 3]
+    printed = capsys.readouterr().out
+    for line in (
+        f"unlabelled: 3 rows from {more}\n",
+        "1 texts of validation are in unlabelled too",
+        "unlabelled: tokens:",
+    ):
+        assert line in printed
+
+
+WRONG_TEXTS = {
+    "no file": ("gone.csv", None, "there is no such file"),
+    "another column": ("more.csv", [{"words": "the parcel", "id": 1}], "there is no column 'text'"),
+    "a cell that is no text": ("more.jsonl", [{"text": ["the parcel"]}], "row 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TEXTS)
+def test_texts_without_labels_are_checked_before_the_model_is_loaded(case, tmp_path):
+    name, texts, words = WRONG_TEXTS[case]
+    more = tmp_path / name if texts is None else write(tmp_path, name, texts)
+    with pytest.raises(ValueError, match=words):
+        prepared("no/model", write(tmp_path, "train.csv", rows(6)), str(more))
+
+
+def test_texts_without_labels_are_for_classes(tmp_path):
     train = write(tmp_path, "train.csv", [{"text": "the parcel", "label": 0.5}, {"text": "the refund", "label": 1.5}])
-    data_args = TextDataArguments(train_file=train, unlabelled_file=train)
     with pytest.raises(ValueError, match="for texts of one class each, and the labels are regression"):
-        TextClassification(ModelArguments(model=backbone), data_args).prepare()
+        prepared("no/model", train, train)
+
+
+def test_a_comparison_trains_on_labels(tmp_path):
+    train = write(tmp_path, "train.csv", rows(6))
+    options = ["--model", "no/model", "--train-file", train, "--unlabelled-file", train, "--use-cpu", "true"]
+    comparison = parse_comparison([*options, "--output-dir", str(tmp_path / "out")])[0]
+    with pytest.raises(ValueError, match="`adversarial`='none' trains on labels"):
+        comparison.prepare(next(iter(comparison.arms.values())), 0, Budget(0))

@@ -145,3 +145,11 @@ def test_the_command_ends_with_a_line(backbone, tmp_path, capsys):
     )
     assert "there is no checkpoint yet. Look at these rows; or lower `learning_rate` (1e+30)" in error
     assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_rows_are_numbered_in_the_file_that_they_come_from(tmp_path):
+    args = arguments(tmp_path, per_device_train_batch_size=24, train_sampling_strategy="sequential")
+    trainer = BadRowTrainer(model=make(), args=args, train_dataset=data()[10:16])
+    trainer.training_parts = (("train.csv", 4), ("more.csv", 2))
+    with pytest.raises(NonFiniteStepError, match=r"\(rows 1, 2, 3, 4 of train.csv and rows 1, 2 of more.csv, counted"):
+        trainer.train()

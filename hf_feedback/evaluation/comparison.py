@@ -67,6 +67,7 @@ class Comparison:
         set_seed(seed)
         model_args = replace(self.model_args, **arm.model_options())
         task = self.task(model_args, replace(self.data_args, **arm.data_options(budget)))
+        task.check_training(self.args)
         prepared = task.prepare(announce=False)
         more = {}
         for file in self.also_test:

@@ -1,5 +1,6 @@
 """Stops training at the first step whose loss or gradient is not finite, before the weights change."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -72,10 +73,16 @@ def _rows(trainer: Trainer, numbers: Sequence[int]) -> list[int]:
 def _describe_rows(trainer: Trainer, rows: Sequence[int]) -> str:
     if not rows:
         return " (which rows it read is not known)"
-    shown = ", ".join(str(row + 1) for row in rows[:MOST_ROWS]) + (", …" if len(rows) > MOST_ROWS else "")
-    text = _beginning(trainer, rows[0])
-    begins = f"; row {rows[0] + 1} begins {text!r}" if text else ""
-    return f" (rows {shown} of the encoded training data, counted from 1{begins})"
+    shown, begin = [], 0
+    for source, count in getattr(trainer, "training_parts", ()) or [("the encoded training data", sys.maxsize)]:
+        own = [row - begin + 1 for row in rows[:MOST_ROWS] if begin <= row < begin + count]
+        if own:
+            shown.append((source, own))
+        begin += count
+    named = " and ".join(f"rows {', '.join(map(str, own))} of {source}" for source, own in shown)
+    more, text = ", …" if len(rows) > MOST_ROWS else "", _beginning(trainer, rows[0])
+    begins = f"; row {shown[0][1][0]} begins {text!r}" if text else ""
+    return f" ({named}{more}, counted from 1{begins})"
 
 
 def _beginning(trainer: Trainer, row: int) -> str:

@@ -110,6 +110,7 @@ def make_trainer(
         preprocess_logits_for_metrics=task.preprocess_logits,
         callbacks=[interrupt] if interrupt else [],
     )
+    trainer.training_parts = task.splits["train"].parts
     show_plain_metrics(trainer)
     if args.process_index == 0:
         print(task.model.feedback_summary(), flush=True)

@@ -1,6 +1,7 @@
 """`FeedbackTrainer`: the Trainer of transformers for feedback models."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -75,6 +76,7 @@ class FeedbackTrainer(ResumableTrainer):
             raise TypeError(f"`args` must be FeedbackTrainingArguments, got {type(args).__name__}.")
         args = FeedbackTrainingArguments(output_dir="tmp_trainer") if args is None else args
         self.card_facts: RunFacts | None = None
+        self.training_parts: Sequence[tuple[str, int]] = ()  # sources and their numbers of rows, if several
         self._paused: list[nn.Parameter] = []
         check_early_stopping(args, args.early_stopping_patience)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step

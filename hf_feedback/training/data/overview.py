@@ -11,6 +11,8 @@ from .labels import MAX_SHOWN, MULTI_LABEL, REGRESSION, LabelSet, is_number
 from .splits import Split
 from .texts import texts_of
 
+UNLABELLED = "unlabelled"  # name of the split of further training texts without labels
+
 
 def describe_rows(
     name: str, split: Split, column: str | None = None, labels: LabelSet | None = None, separator: str | None = None
@@ -73,12 +75,13 @@ def describe_duplicates(splits: Mapping[str, Split], columns: Mapping[str, Colum
         contradiction = f", {len(contradicting)} of them with another label" if contradicting else ""
         rows = format_rows(train.rows_of(contradicting or repeated))
         lines.append(f"{len(repeated)} texts of train repeat earlier ones{contradiction}, such as {rows}")
-    known = set(texts["train"])
-    for name in [name for name in splits if name != "train"]:
-        shared = [row for row, text in enumerate(texts[name]) if text in known]
-        if shared:
-            rows = format_rows(splits[name].rows_of(shared))
-            lines.append(f"{len(shared)} texts of {name} are in train too, such as {rows}")
+    for trained in ("train", UNLABELLED):
+        known = set(texts.get(trained, ()))
+        for name in [name for name in splits if name not in ("train", trained)]:
+            shared = [row for row, text in enumerate(texts[name]) if text in known]
+            if shared:
+                rows = format_rows(splits[name].rows_of(shared))
+                lines.append(f"{len(shared)} texts of {name} are in {trained} too, such as {rows}")
     return lines
 
 

@@ -108,8 +108,9 @@ def draw_rows(
     drawn = dict(splits)
     if args.validation_split is not None:
         drawn |= _hold_out(splits, args.validation_split, classes, args.split_seed)
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_eval_samples}
     for name, split in drawn.items():
-        most, count = args.max_train_samples if name == "train" else args.max_eval_samples, len(split.data)
+        most, count = limits.get(name), len(split.data)
         if most is not None and most < count:
             order = np.random.default_rng(args.split_seed).permutation(count)
             drawn[name] = split.select(order[:most].tolist(), f"{most} of {count} rows")

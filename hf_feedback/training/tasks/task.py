@@ -54,6 +54,7 @@ class EncodedSplit:
             texts.
         lengths: lengths of the texts, if they may be truncated.
         reading: options by name that streamed rows depend on.
+        parts: the sources in their order, each with its number of rows, if there are several.
     """
 
     data: Dataset | IterableDataset
@@ -63,6 +64,7 @@ class EncodedSplit:
     answer_texts: AnswerTexts | None = None
     lengths: TextLengths | None = None
     reading: Mapping[str, object] = field(default_factory=dict)
+    parts: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Task(ABC, Generic[DataArguments]):
         return PreparedTask(
             model=self.model,
             processor=self.processor,
-            splits={name: split for name, split in encoded.items() if split is not None},
+            splits=self.join_splits({name: split for name, split in encoded.items() if split is not None}),
             collator=self.make_collator(),
             card=self.card,
             metrics=self.metrics,
@@ -245,6 +247,10 @@ class Task(ABC, Generic[DataArguments]):
         Returns:
             `None` to leave the split out.
         """
+
+    def join_splits(self, splits: dict[str, EncodedSplit]) -> dict[str, EncodedSplit]:
+        """Returns the splits `train`, `validation` and `test` of what was read."""
+        return splits
 
     @abstractmethod
     def make_collator(self) -> Collator:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -19,9 +19,9 @@ from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..arguments import FeedbackTrainingArguments
 from ..data.columns import Columns, find_columns
 from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
-from ..data.overview import describe_duplicates, describe_rows
+from ..data.overview import UNLABELLED, describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
-from ..data.texts import encode_texts, tokenize_texts, with_labels
+from ..data.texts import tokenize_texts, with_labels
 from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics
 from ..model_arguments import FNNArguments
 from ..model_setup import (
@@ -73,7 +73,7 @@ class TextDataArguments(FileArguments, LabelArguments):
 
     train_file: str | None = option(None, "CSV, TSV, JSON-lines or parquet file of the training data.")
     unlabelled_file: str | None = option(
-        None, "File of further training texts without labels, for `--adversarial smart`."
+        None, "File of further training texts without labels, all of them read, for `--adversarial smart`."
     )
     dataset_name: str | None = option(None, "Hub id of a data set, instead of files.")
     dataset_config_name: str | None = option(None, "Configuration of that data set.")
@@ -132,11 +132,15 @@ class TextClassification(TextTask[TextDataArguments]):
     def read_splits(self) -> dict[str, Split]:
         args = self.data_args
         if args.dataset_name is None:
-            return super().read_splits()
-        if args.train_file or args.validation_file or args.test_file:
+            splits = super().read_splits()
+        elif args.train_file or args.validation_file or args.test_file:
             raise ValueError("`dataset_name` and files exclude each other; give one or the other.")
-        loaded = load_hub_splits(args.dataset_name, args.dataset_config_name)
-        return {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
+        else:
+            loaded = load_hub_splits(args.dataset_name, args.dataset_config_name)
+            splits = {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
+        if args.unlabelled_file is not None:
+            splits[UNLABELLED] = Split(self.read(args.unlabelled_file), args.unlabelled_file)
+        return splits
 
     def check_training(self, args: FeedbackTrainingArguments) -> None:
         if self.data_args.unlabelled_file is not None and args.adversarial != "smart":
@@ -151,6 +155,11 @@ class TextClassification(TextTask[TextDataArguments]):
         labels = LabelSet.of(
             train.data, self.columns.label or "", train.source, problem_type, self.columns.label_separator
         )
+        if self.data_args.unlabelled_file is not None and labels.problem_type != SINGLE_LABEL:
+            raise ValueError(
+                f"`unlabelled_file` is for texts of one class each, and the labels are {labels.problem_type}; leave it "
+                "out."
+            )
         self._choose_metrics(labels)
         return labels
 
@@ -173,12 +182,19 @@ class TextClassification(TextTask[TextDataArguments]):
         return f"{self.columns}; {self.labels}"
 
     def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
-        columns = {name: columns_of(split, self.data_args, False, self.columns) for name, split in splits.items()}
+        columns = {
+            name: self._columns_of(name, split, self.columns, needs_label=False) for name, split in splits.items()
+        }
         rows = [
             describe_rows(name, split, columns[name].label, self.labels, columns[name].label_separator)
             for name, split in splits.items()
         ]
         return [*rows, *describe_duplicates(splits, columns)]
+
+    def _columns_of(self, name: str, split: Split, trained: Columns | None, needs_label: bool = True) -> Columns:
+        if name == UNLABELLED:
+            return replace(columns_of(split, self.data_args, needs_label=False, trained=trained), label=None)
+        return columns_of(split, self.data_args, needs_label, trained)
 
     def load(self) -> tuple[PreTrainedTokenizerBase, Model]:
         tokenizer, model = self.load_model()
@@ -199,30 +215,26 @@ class TextClassification(TextTask[TextDataArguments]):
         return tokenizer, model
 
     def encode(self, name: str, split: Split) -> EncodedSplit | None:
-        columns = columns_of(split, self.data_args, trained=Columns.of_model(self.model.config))
+        columns = self._columns_of(name, split, Columns.of_model(self.model.config))
         if name == "test" and not has_labels(split, columns.label or ""):
             logger.warning(f"{split.source} has no labels and is left out.")
             return None
         encoded = tokenize_texts(split, columns, self.processor, self.max_length, self.encoder)
         labels = LabelSet.of_model(self.model)
         data, counter = with_labels(encoded, split, columns, labels), PredictionCounter(self.compute_metrics, labels)
-        source = split.source
-        if name == "train" and self.data_args.unlabelled_file is not None:
-            data = concatenate_datasets([data, self._encode_unlabelled(self.data_args.unlabelled_file, data.features)])
-            source = f"{source} and {Path(self.data_args.unlabelled_file).name}"
-        return EncodedSplit(data, source, len(data), counter, lengths=encoded.lengths)
+        return EncodedSplit(data, split.source, len(data), counter, lengths=encoded.lengths)
 
-    def _encode_unlabelled(self, file: str, features: Features) -> Dataset:
-        """Encodes texts to train on whose labels are not known."""
-        if self.labels.problem_type != SINGLE_LABEL:
-            raise ValueError(
-                f"`unlabelled_file` is for texts of one class each, and the labels are {self.labels.problem_type}; "
-                "leave it out."
-            )
-        split = Split(self.read(file), file)
-        columns = columns_of(split, self.data_args, needs_label=False, trained=replace(self.columns, label=None))
-        data = encode_texts(split, columns, self.processor, self.max_length)
-        return data.add_column("labels", [IGNORED] * len(data)).cast(features)
+    def join_splits(self, splits: dict[str, EncodedSplit]) -> dict[str, EncodedSplit]:
+        """Adds the texts without labels to the training rows."""
+        more = splits.pop(UNLABELLED, None)
+        if more is None:
+            return splits
+        train = splits["train"]
+        labelled, unlabelled = cast(Dataset, train.data), cast(Dataset, more.data)
+        unlabelled = unlabelled.add_column("labels", [IGNORED] * len(unlabelled)).cast(labelled.features)
+        data, source = concatenate_datasets([labelled, unlabelled]), f"{train.source} and {Path(more.source).name}"
+        parts = ((train.source, len(labelled)), (more.source, len(unlabelled)))
+        return {**splits, "train": replace(train, data=data, source=source, count=len(data), parts=parts)}
 
     def advise(self, splits: Mapping[str, EncodedSplit]) -> list[str]:
         train, validation = splits["train"], splits.get("validation")
