@@ -55,7 +55,7 @@ def test_accelerate_launches_what_the_file_says(name):
     config = load_config_from_file(file)  # refuses keys that it does not know
     assert config.distributed_type == kind
     assert (config.num_machines, config.num_processes) == (machines, processes)
-    assert "# Not run on " in Path(file).read_text()
+    assert "# Not run " in Path(file).read_text()
 
 
 def test_sharding_wraps_the_layers_of_the_backbone(monkeypatch):
