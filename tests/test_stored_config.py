@@ -212,7 +212,7 @@ def test_no_name_stands_for_another(alias):
     for values in ({}, {"backbone_config": tiny_config("bert").to_dict()}):
         inner = values.get("backbone_config", values)
         inner.update(attribute_map={"foo": alias}, foo="somebody/kernels")
-        with pytest.raises(ValueError, match="'attribute_map' is no option"):
+        with pytest.raises(ValueError, match="'attribute_map' is not an option"):
             FeedbackConfig.from_dict(values)
 
 
