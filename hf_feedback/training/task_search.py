@@ -154,6 +154,8 @@ def search_task(
 
     trainer = make_trainer(prepared, args, model_init=model_init)
     storage = f"sqlite:///{folder / DATABASE}"
+    if args.overwrite_output_dir:
+        (folder / DATABASE).unlink(missing_ok=True)
     study = _open_study(storage, objective_of(args)[1], {**record, "searched": sorted(SEARCHED - fixed)})
     try:
         trainer.hyperparameter_search(
@@ -167,7 +169,7 @@ def search_task(
 
 
 def _check_arguments(args: FeedbackTrainingArguments, folder: Path, n_trials: int) -> None:
-    """Refuses training arguments that a search cannot have, and prepares the output folder."""
+    """Refuses training arguments and output folders that a search cannot have."""
     if not is_optuna_available():
         raise ImportError("`search_trials` needs Optuna; pip install 'hf-feedback[search]'.", name="optuna")
     if args.world_size > 1:
@@ -185,9 +187,7 @@ def _check_arguments(args: FeedbackTrainingArguments, folder: Path, n_trials: in
         )
     if "?" in str(folder):
         raise ValueError(f"`output_dir`: the database of a search cannot be in a folder with '?', got {folder}.")
-    if args.overwrite_output_dir:
-        (folder / DATABASE).unlink(missing_ok=True)
-    else:
+    if not args.overwrite_output_dir:
         check_nothing_is_lost(folder)
     check_writable(str(folder))
 
