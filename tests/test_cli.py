@@ -13,7 +13,7 @@ import pytest
 import yaml
 from builders import tiny_tokenizer
 from families import tiny_backbone
-from fresh_processes import LOADED, forks, run_ranks
+from fresh_processes import LOADED, forks
 from huggingface_hub import ModelCard
 from training_runs import WORDS, rows, train_command, write
 from transformers import pipeline
@@ -471,21 +471,21 @@ def test_interrupt_leaves_a_complete_checkpoint_to_go_on_from(backbone, tmp_path
     assert state["global_step"] == step + 2
 
 
-def run_torchrun(*arguments, env, cwd):
-    """Runs a script as a user does; `run_ranks` saves the time of loading everything three times."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    return subprocess.run([*torchrun, *arguments], capture_output=True, text=True, env=env, cwd=cwd)
+TORCHRUN = "torch.distributed.run --nproc_per_node 2 --standalone"
+ACCELERATE = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
 
 
 @pytest.mark.slow
 def test_two_processes(backbone, tmp_path):
-    """The example under torchrun: two processes, one model, no idle parameter, K = 1 included, and no word of them."""
+    """The example under torchrun and under accelerate: two processes, one model, no idle parameter, K = 1 included, and
+    no word of them."""
     train = write(tmp_path, "train.csv", rows(48))
-    for k, run in (("2", run_torchrun), ("1", run_ranks)):
+    for k, launcher in (("2", TORCHRUN), ("1", ACCELERATE)):
         command = train_command(backbone, tmp_path / f"out{k}", train=train, validation=train)[1:]
         script = [str(ROOT / "examples" / "run_classification.py"), *command, "--num-iterations", k]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        found = run(*script, "--ddp-backend", "gloo", env=env, cwd=tmp_path)
+        run = [sys.executable, "-m", *launcher.split(), *script]
+        found = subprocess.run(run, capture_output=True, text=True, env=env, cwd=tmp_path)
         assert found.returncode == 0, found.stderr[-3000:]
         assert "Warning" not in found.stderr
         state = json.loads((tmp_path / f"out{k}" / "trainer_state.json").read_text())

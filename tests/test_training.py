@@ -391,6 +391,7 @@ WRONG_OPTIONS = {
     "no accumulation": (dict(gradient_accumulation_steps=0), "`gradient_accumulation_steps` must be an integer of at"),
     "no batch": (dict(per_device_train_batch_size=0), "`per_device_train_batch_size` must be an integer of at least 1"),
     "no batch to evaluate": (dict(per_device_eval_batch_size=-1), "`per_device_eval_batch_size` must be an integer"),
+    "one process of several": (dict(ddp_backend="gloo"), "is for several processes.* torchrun or accelerate launch"),
     "negative epochs": (dict(num_train_epochs=-1), "`num_train_epochs` must be at least 0"),
     "options of the optimizer": (dict(optim_args="x"), "`optim_args` must have the form a=1"),
     "half a JSON": (dict(learning_rate_mapping='{"a":'), "`learning_rate_mapping` must be JSON"),

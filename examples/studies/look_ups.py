@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertConfig, ModernBertModel
 
-# The number of facts and a generator → texts (B, T) that start with [CLS] and the keys, and their values (B, N)
-DrawLookUps: TypeAlias = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+# The number of facts and a generator → texts (B, T), where in them the answers stand (N,), and the answers (B, N)
+DrawLookUps: TypeAlias = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 def make_backbone(vocab_size: int, hidden_size: int, sees_all: Sequence[bool]) -> ModernBertModel:
@@ -67,8 +67,8 @@ def learn_look_ups(
     generator, facts, correct, is_tied = torch.Generator().manual_seed(seed), min(4, num_facts), 0.0, False
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 50)
-        ids, values = draw(facts, generator)
-        states = backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 1 : 1 + facts]
+        ids, places, values = draw(facts, generator)
+        states = backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, places]
         symbols = backbone.embeddings.tok_embeddings.weight[-classifier.out_features :]
         logits = F.linear(states, symbols if is_tied else classifier.weight).flatten(0, 1)
         take_step(F.cross_entropy(logits, values.flatten()), modules, optimizer)

@@ -138,7 +138,15 @@ class FeedbackTrainingArguments(
             self.restore_callback_states_from_checkpoint = True  # it counts the evaluations without improvement
         self.check_report()
         self.resume_from_checkpoint = self.checkpoint_setting(self.resume_from_checkpoint)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if self.ddp_backend is None or "process group" not in str(error):
+                raise
+            raise ValueError(
+                f"`ddp_backend` {self.ddp_backend!r} is for several processes, and this is one: start them with torchrun "
+                "or accelerate launch, or leave the option out."
+            ) from error
         if self.unfreezes:
             check_unfreezing(self)
         check_prefix(self, self)
