@@ -8,7 +8,7 @@ import sys
 
 import gradio as gr
 
-from hf_feedback.evaluation.text_steps import TextSteps, check_text_classifier, step_through
+from hf_feedback.evaluation.report.text_steps import TextSteps, check_text_classifier, step_through
 from hf_feedback.training.trained_model import TrainedModel
 
 FURTHER_ITERATIONS = 2

@@ -16,21 +16,21 @@ from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.connections import MessageContext
-from hf_feedback.evaluation import arm_runs
-from hf_feedback.evaluation.arm_registry import ARMS
-from hf_feedback.evaluation.arm_runs import ArmRun, ArmTrainer, Job
-from hf_feedback.evaluation.arms import Budget, Duplicated
 from hf_feedback.evaluation.commands.compare import parse_comparison, read_variants
-from hf_feedback.evaluation.comparison_plan import make_plan
-from hf_feedback.evaluation.contrasts import Contrast, write_verdict
-from hf_feedback.evaluation.message_controls import (
+from hf_feedback.evaluation.comparison import arm_runs
+from hf_feedback.evaluation.comparison.arm_registry import ARMS
+from hf_feedback.evaluation.comparison.arm_runs import ArmRun, ArmTrainer, Job
+from hf_feedback.evaluation.comparison.arms import Budget, Duplicated
+from hf_feedback.evaluation.comparison.contrasts import Contrast, write_verdict
+from hf_feedback.evaluation.comparison.message_controls import (
     SilentConnections,
     SwappedConnections,
     _rows_before,
     other_messages,
     read_bottom_up,
 )
-from hf_feedback.evaluation.statistics import Difference
+from hf_feedback.evaluation.comparison.plan import make_plan
+from hf_feedback.evaluation.comparison.statistics import Difference
 from hf_feedback.segments import Segments
 
 FAST = "--num-train-epochs 1 --per-device-train-batch-size 8 --feedback-rank 4 --bf16 False --disable-tqdm True".split()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from hf_feedback.evaluation.example_scores import EXAMPLE_SCORES, SplitAnswers
+from hf_feedback.evaluation.comparison.example_scores import EXAMPLE_SCORES, SplitAnswers
 from hf_feedback.training.data.answers import answer_scores
 from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses

@@ -6,7 +6,7 @@ from builders import fresh
 from training_runs import arguments, make, tiny_data
 from transformers.integrations import TensorBoardCallback
 
-from hf_feedback.evaluation.observation import observe
+from hf_feedback.evaluation.report.observation import observe
 from hf_feedback.training import FeedbackTrainer
 from hf_feedback.training.callbacks import format_logs
 from hf_feedback.training.iteration_curves import IterationCurves, count_right

@@ -5,8 +5,8 @@ from builders import LABELS, NAMES, fresh, tiny_tokenizer
 from families import speak, tiny_backbone
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
-from hf_feedback.evaluation.labelled_examples import ShownItem, load_examples
-from hf_feedback.evaluation.observation import observe
+from hf_feedback.evaluation.report.labelled_examples import ShownItem, load_examples
+from hf_feedback.evaluation.report.observation import observe
 
 
 def saved(cls, folder, **options):

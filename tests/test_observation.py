@@ -7,8 +7,8 @@ from families import tiny_batch
 
 from hf_feedback import FeedbackForMultipleChoice, FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.connections import CONNECTIONS
-from hf_feedback.evaluation.observation import observe
-from hf_feedback.evaluation.token_traces import trace_tokens
+from hf_feedback.evaluation.report.observation import observe
+from hf_feedback.evaluation.report.token_traces import trace_tokens
 from hf_feedback.training.message_recorder import record_attention, record_messages, swish_betas
 
 CLASSIFIER = FeedbackForSequenceClassification

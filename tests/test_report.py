@@ -18,10 +18,10 @@ from transformers import ViTImageProcessor, Wav2Vec2FeatureExtractor
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cli import main
 from hf_feedback.evaluation.diagnostics import IterationAnswers
-from hf_feedback.evaluation.labelled_examples import load_examples
-from hf_feedback.evaluation.observation import Observation, observe
-from hf_feedback.evaluation.report import ItemChange, Step
-from hf_feedback.evaluation.report_building import choose_examples, f1_scores, make_report
+from hf_feedback.evaluation.report.building import choose_examples, f1_scores, make_report
+from hf_feedback.evaluation.report.labelled_examples import load_examples
+from hf_feedback.evaluation.report.observation import Observation, observe
+from hf_feedback.evaluation.report.report import ItemChange, Step
 from hf_feedback.training.message_recorder import MessageRecord
 
 HOSTILE = "<script>alert('parcel')</script> & \"refund\""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_feedback.evaluation.statistics import (
+from hf_feedback.evaluation.comparison.statistics import (
     Difference,
     compare_paired,
     draw_examples,

@@ -7,7 +7,7 @@ import pytest
 from builders import LABELS, fresh, labelled_model, tiny_tokenizer
 
 from hf_feedback import FeedbackForSequenceClassification, FNNConfig, FNNForSequenceClassification
-from hf_feedback.evaluation.text_steps import TextSteps, check_text_classifier, step_through
+from hf_feedback.evaluation.report.text_steps import TextSteps, check_text_classifier, step_through
 
 STEPS = TextSteps(
     ("late", "lost"), [[0.75, 0.25], [0.25, 0.75], [0.125, 0.875]], ["it", "is"], [[0.5, 0.25], [0, 1]], [0.5, 0.25]

@@ -11,9 +11,9 @@ from datasets import Dataset
 from transformers import default_data_collator
 from transformers.integrations import TrackioCallback
 
-from hf_feedback.evaluation.observation import observe
-from hf_feedback.evaluation.report_building import summarize_edges
-from hf_feedback.evaluation.trainer_figures import IterationFigures, curves, draw_figure, send
+from hf_feedback.evaluation.report.building import summarize_edges
+from hf_feedback.evaluation.report.observation import observe
+from hf_feedback.evaluation.report.trainer_figures import IterationFigures, curves, draw_figure, send
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 
 

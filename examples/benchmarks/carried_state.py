@@ -10,12 +10,12 @@ of any length (Merrill, Petty and Sabharwal 2024, arXiv 2404.08819).
 
 A small Llama is trained from scratch on texts of 16 to 24 tokens and tested at 1, 2, 4 and 8 times that length: with
 the last layer's state carried to the next token, and again with attention to the last four tokens or to the token
-itself alone, so that nothing but the state reaches far; with K iterations, gated or attention messages; plain, as wide as gives it the same
-number of parameters, or as deep as costs the same as K iterations; and a GRU beside them. Training starts with texts of
-two tokens and adds one whenever a batch has most of its last states right; the second half of the steps has texts of
-the full lengths in any case. The carried state runs token by token in training too, with exact gradients: the limit of
-many parallel iterations at the cost of one pass. Rates are chosen with the first seed on validation texts of the
-training length. Finished runs stay in FOLDER/results.jsonl and are not run again.
+itself alone, so that nothing but the state reaches far; with K iterations, gated or attention messages; plain, as wide
+as gives it the same number of parameters, or as deep as costs the same as K iterations; and a GRU beside them. Training
+starts with texts of two tokens and adds one whenever a batch has most of its last states right; the second half of the
+steps has texts of the full lengths in any case. The carried state runs token by token in training too, with exact
+gradients: the limit of many parallel iterations at the cost of one pass. Rates are chosen with the first seed on
+validation texts of the training length. Finished runs stay in FOLDER/results.jsonl and are not run again.
 """
 
 import argparse

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_feedback import FeedbackForCausalLM
-from hf_feedback.evaluation.cost import count_flops
+from hf_feedback.evaluation.comparison.cost import count_flops
 from hf_feedback.training.data.files import read_file
 
 ARMS = ("plain", "lora", "feedback")

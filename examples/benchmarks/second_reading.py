@@ -35,7 +35,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
-from hf_feedback.evaluation.cost import count_flops
+from hf_feedback.evaluation.comparison.cost import count_flops
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet

@@ -62,10 +62,8 @@ class Chase:
         separator = torch.full_like(column, SEP)
         return torch.cat((*question, separator, facts, separator), 1), chain[:, 1:]
 
-    def look_ups(
-        self, batch_size: int, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One segment, `(B, T)`, that starts with N keys, each between [CLS] and [SEP]; where each [CLS] stands, `(N,)`;
+    def look_ups(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One segment, `(B, T)`, that starts with N keys, each between [CLS] and [SEP]; the places of [CLS], `(N,)`;
         and the values of the keys, `(B, N)`."""
         n = self.num_facts
         keys = torch.rand(batch_size, self.num_symbols, generator=generator).argsort(1)[:, :n]

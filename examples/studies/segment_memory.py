@@ -10,9 +10,9 @@ trained to look up values in a single segment and to answer at [CLS]; every arm 
 - "memory": `feedback_type="memory"` with K = hops + 1 iterations; and with the question in every segment, K = hops;
 - "neighbours": the messages of `feedback_span="segment"` before it, K = hops + 1;
 - "windows": K = 1, the question in every one, the answer a mean that is weighted by attention;
-- "ToBERT": a transformer over the windows' vectors (arXiv 1910.10781), as many layers as hops, the question in every one;
-- "RMT": memory tokens that pass from segment to segment (arXiv 2304.11062), as many as "memory" has summaries, the
-  question in every one; and "RMT, a reading for each hop", the memory kept from reading to reading;
+- "ToBERT": a transformer over the vectors of such windows (arXiv 1910.10781), as many layers as hops;
+- "RMT": memory tokens that pass from one such window to the next (arXiv 2304.11062), as many as "memory" has summaries;
+  and "RMT, a reading for each hop", the memory kept from reading to reading;
 - "whole text": one window, K = 1; and "whole text, a stack for each hop": as many layers as K = hops iterations pass,
   with weights of their own that start as copies of the backbone's.
 
@@ -86,7 +86,8 @@ class Segmented(nn.Module):
         super().__init__()
         self.iterates = options.get("num_iterations") != 1
         self.in_every = options.get("segment_pair") == "every"
-        options = dict(feedback_span="segment", segment_pooling="attention", feedback_rank=None, pooling="cls") | options
+        defaults = dict(feedback_span="segment", segment_pooling="attention", feedback_rank=None, pooling="cls")
+        options = {**defaults, **options}
         if options.get("feedback_type") == "memory":
             options["segment_summaries"] = args.summaries
         self.model = FeedbackForSequenceClassification.from_backbone(
@@ -136,8 +137,8 @@ class ToBERT(nn.Module):
         )
 
     def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
-        vectors = self.backbone(**windows(ids, length)).last_hidden_state[:, 0].view(len(ids), -1, self.classifier.in_features)
-        answers = []
+        states, answers = self.backbone(**windows(ids, length)).last_hidden_state, []
+        vectors = states[:, 0].view(len(ids), -1, states.shape[-1])
         for layer in self.upper[:hops]:
             vectors = layer(vectors)
             answers.append(self.classifier(vectors.mean(1)))

@@ -1,12 +1,12 @@
 """Matched comparisons of feedback with alternatives, their statistics, and reports on trained models."""
 
-from .compare import compare
-from .comparison import Comparison
-from .comparison_plan import make_plan
-from .comparison_result import ComparisonResult
+from .comparison.comparison import Comparison
+from .comparison.plan import make_plan
+from .comparison.result import ComparisonResult
+from .comparison.runner import compare
+from .comparison.statistics import Difference, compare_paired, holm, seeds_needed
 from .noise import add_noise
-from .statistics import Difference, compare_paired, holm, seeds_needed
-from .trainer_figures import IterationFigures
+from .report.trainer_figures import IterationFigures
 
 __all__ = [
     "Comparison",

@@ -144,8 +144,8 @@ class FeedbackTrainingArguments(
             if self.ddp_backend is None or "process group" not in str(error):
                 raise
             raise ValueError(
-                f"`ddp_backend` {self.ddp_backend!r} is for several processes, and this is one: start them with torchrun "
-                "or accelerate launch, or leave the option out."
+                f"`ddp_backend` {self.ddp_backend!r} is for several processes, and this is one: start them with "
+                "torchrun or accelerate launch, or leave the option out."
             ) from error
         if self.unfreezes:
             check_unfreezing(self)

@@ -10,9 +10,9 @@ import torch
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.output_folder import check_writable
 from ...validation import check_integer, option
-from ..labelled_examples import load_examples
-from ..report import write_report
-from ..report_building import make_report
+from ..report.building import make_report
+from ..report.labelled_examples import load_examples
+from ..report.report import write_report
 
 DESCRIPTION = "Write an HTML page that shows the effect of every iteration of a trained model on labelled examples."
 FILES = ("report.html", "report.json")

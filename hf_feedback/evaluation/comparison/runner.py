@@ -15,14 +15,14 @@ import torch
 from datasets import disable_progress_bars
 from transformers.utils import logging
 
-from ..feedback_checkpoint import whole_file
-from ..training.checkpoints import Record
-from ..training.run_record import describe_differences
+from ...feedback_checkpoint import whole_file
+from ...training.checkpoints import Record
+from ...training.run_record import describe_differences
 from .arm_runs import ArmRun, ArmTrainer, Job
 from .arms import Budget
 from .comparison import Comparison
-from .comparison_plan import Plan, choosing_jobs, format_seconds, seed_jobs
-from .comparison_result import ComparisonResult
+from .plan import Plan, choosing_jobs, format_seconds, seed_jobs
+from .result import ComparisonResult
 
 
 def run_job(comparison: Comparison, job: Job, budget: Budget) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..evaluation_mode import evaluating
-from ..modeling_base import FeedbackPreTrainedModel
-from ..training.data.labels import IGNORED
-from ..training.message_recorder import MessageRecord, record_messages
-from ..validation import Keywords
-from .diagnostics import IterationAnswers
+from ...evaluation_mode import evaluating
+from ...modeling_base import FeedbackPreTrainedModel
+from ...training.data.labels import IGNORED
+from ...training.message_recorder import MessageRecord, record_messages
+from ...validation import Keywords
+from ..diagnostics import IterationAnswers
 
 Batches = Iterable[Mapping[str, torch.Tensor]]
 

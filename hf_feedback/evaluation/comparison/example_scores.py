@@ -9,9 +9,9 @@ from scipy.stats import rankdata
 from seqeval.metrics.sequence_labeling import get_entities
 from transformers import EvalPrediction
 
-from ..training.data.answers import answer_f1, normalize_answer
-from ..training.data.labels import IGNORED, MULTI_LABEL, ProblemType
-from ..training.metrics import predict_labels
+from ...training.data.answers import answer_f1, normalize_answer
+from ...training.data.labels import IGNORED, MULTI_LABEL, ProblemType
+from ...training.metrics import predict_labels
 
 Sums: TypeAlias = np.ndarray  # (…, s)
 

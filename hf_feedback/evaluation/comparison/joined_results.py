@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .markdown_tables import markdown_table
+from ..markdown_tables import markdown_table
 from .statistics import MIN_SEEDS, holm
 
 

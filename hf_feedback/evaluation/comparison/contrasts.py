@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .markdown_tables import markdown_table
+from ..markdown_tables import markdown_table
 from .statistics import Difference
 
 

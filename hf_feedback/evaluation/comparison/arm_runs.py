@@ -19,13 +19,13 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..feedback_checkpoint import whole_file
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_feedback import FeedbackForMultipleChoice
-from ..training.arguments import FeedbackTrainingArguments
-from ..training.data.labels import SINGLE_LABEL, ProblemType
-from ..training.model_parts import any_model_in
-from ..training.trainer import FeedbackTrainer
+from ...feedback_checkpoint import whole_file
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_feedback import FeedbackForMultipleChoice
+from ...training.arguments import FeedbackTrainingArguments
+from ...training.data.labels import SINGLE_LABEL, ProblemType
+from ...training.model_parts import any_model_in
+from ...training.trainer import FeedbackTrainer
 from .arms import Budget
 from .comparison import Comparison, test_name
 from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers

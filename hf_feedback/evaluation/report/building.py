@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling_base import FeedbackPreTrainedModel
-from ..training.data.tags import entity_scores, is_bio
-from ..training.message_recorder import MessageRecord, swish_betas
-from ..training.metrics import METRICS
-from ..validation import MOST_ITERATIONS
-from .diagnostics import calibration, confusion, confusion_changes, flips, mcnemar
+from ...modeling_base import FeedbackPreTrainedModel
+from ...training.data.tags import entity_scores, is_bio
+from ...training.message_recorder import MessageRecord, swish_betas
+from ...training.metrics import METRICS
+from ...validation import MOST_ITERATIONS
+from ..diagnostics import calibration, confusion, confusion_changes, flips, mcnemar
 from .labelled_examples import LabelledExamples
 from .observation import Observation, observe, without_halting
 from .report import Contraction, EdgeSummary, ItemChange, Picture, Report, Residuals, Step

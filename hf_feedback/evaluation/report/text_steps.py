@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_feedback import FeedbackForSequenceClassification
-from ..training.data.labels import SINGLE_LABEL, LabelSet
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_feedback import FeedbackForSequenceClassification
+from ...training.data.labels import SINGLE_LABEL, LabelSet
 from .observation import observe
 from .plots import line_chart
 from .token_traces import trace_tokens

@@ -7,11 +7,11 @@ from typing import cast
 
 import torch
 
-from ..collected_states import UnknownCollectionError
-from ..evaluation_mode import evaluating
-from ..modeling_base import FeedbackPreTrainedModel
-from ..training.message_recorder import record_attention
-from ..validation import Keywords
+from ...collected_states import UnknownCollectionError
+from ...evaluation_mode import evaluating
+from ...modeling_base import FeedbackPreTrainedModel
+from ...training.message_recorder import record_attention
+from ...validation import Keywords
 from .observation import without_halting
 
 

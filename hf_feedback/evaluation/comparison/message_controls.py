@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from ..feedback_connection import MessageContext, SourceMessage
-from ..iteration_trace import States, batch_first
-from ..model_connections import FeedbackConnections
-from ..modeling_base import FeedbackPreTrainedModel
+from ...feedback_connection import MessageContext, SourceMessage
+from ...iteration_trace import States, batch_first
+from ...model_connections import FeedbackConnections
+from ...modeling_base import FeedbackPreTrainedModel
 
 
 class BottomUpConnections(FeedbackConnections):

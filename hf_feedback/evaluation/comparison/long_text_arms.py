@@ -5,14 +5,14 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..configuration_feedback import FeedbackConfig
-from ..forward_context import ForwardContext
-from ..max_length import max_positions
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_outputs import BackboneOutput
-from ..segments import Segments
-from ..training.data.splits import Row
-from ..training.model_arguments import Options
+from ...configuration_feedback import FeedbackConfig
+from ...forward_context import ForwardContext
+from ...max_length import max_positions
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_outputs import BackboneOutput
+from ...segments import Segments
+from ...training.data.splits import Row
+from ...training.model_arguments import Options
 from .arms import Budget, Plain
 
 # Options that `feedback_span='token'` excludes.

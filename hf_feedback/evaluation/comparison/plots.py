@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .comparison_result import ComparisonResult
 from .contrasts import Contrast
+from .result import ComparisonResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import transformers
 
-from ..feedback_checkpoint import whole_file
-from ..version import HF_FEEDBACK_VERSION
+from ...feedback_checkpoint import whole_file
+from ...version import HF_FEEDBACK_VERSION
+from ..markdown_tables import format_values, markdown_table
 from .arm_runs import CONTROLS, ArmRun
 from .comparison import Comparison, test_name
-from .comparison_plan import Plan
 from .contrasts import Contrast, contrast_table, write_verdict
-from .markdown_tables import format_values, markdown_table
+from .plan import Plan
 from .statistics import compare_paired, draw_examples, resample_examples, seeds_needed
 
 

@@ -9,14 +9,14 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
-from ..training.data.labels import SINGLE_LABEL, LabelSet
-from ..training.model_parts import feedback_model_in
-from ..training.tasks import MultipleChoice
-from .diagnostics import calibration
+from ...training.data.labels import SINGLE_LABEL, LabelSet
+from ...training.model_parts import feedback_model_in
+from ...training.tasks import MultipleChoice
+from ..diagnostics import calibration
+from .building import FURTHER_ITERATIONS, summarize_edges
 from .labelled_examples import SUPPORTED
 from .observation import Observation, observe
 from .report import EdgeSummary
-from .report_building import FURTHER_ITERATIONS, summarize_edges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

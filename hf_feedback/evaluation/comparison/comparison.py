@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from ..modeling_base import FeedbackPreTrainedModel
-from ..training.arguments import FeedbackTrainingArguments
-from ..training.data.splits import FileArguments, Split
-from ..training.model_arguments import ModelArguments
-from ..training.model_parts import parts_of
-from ..training.model_sources import read_config
-from ..training.tasks import Task
-from ..training.tasks.task import PreparedTask
+from ...modeling_base import FeedbackPreTrainedModel
+from ...training.arguments import FeedbackTrainingArguments
+from ...training.data.splits import FileArguments, Split
+from ...training.model_arguments import ModelArguments
+from ...training.model_parts import parts_of
+from ...training.model_sources import read_config
+from ...training.tasks import Task
+from ...training.tasks.task import PreparedTask
 from .arms import Arm, Budget
 from .example_scores import EXAMPLE_SCORES, ExampleScore
 

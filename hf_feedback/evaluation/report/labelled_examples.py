@@ -9,12 +9,12 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling_base import FeedbackPreTrainedModel
-from ..training.data.columns import Columns
-from ..training.data.labels import IGNORED, SINGLE_LABEL, LabelSet
-from ..training.data.splits import Split
-from ..training.data.texts import texts_of
-from ..training.tasks import (
+from ...modeling_base import FeedbackPreTrainedModel
+from ...training.data.columns import Columns
+from ...training.data.labels import IGNORED, SINGLE_LABEL, LabelSet
+from ...training.data.splits import Split
+from ...training.data.texts import texts_of
+from ...training.tasks import (
     AudioClassification,
     ImageClassification,
     MultipleChoice,
@@ -22,11 +22,11 @@ from ..training.tasks import (
     TextClassification,
     TokenClassification,
 )
-from ..training.tasks.task import Collator, Processor, Task, TextTask
-from ..training.tasks.text_classification import columns_of
-from ..training.trained_model import TrainedModel
-from ..words import space_before_words
-from .evaluation_run import load_labelled
+from ...training.tasks.task import Collator, Processor, Task, TextTask
+from ...training.tasks.text_classification import columns_of
+from ...training.trained_model import TrainedModel
+from ...words import space_before_words
+from ..evaluation_run import load_labelled
 
 SUPPORTED: tuple[type[Task], ...] = (
     TextClassification,

@@ -12,9 +12,9 @@ import transformers
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from ..feedback_checkpoint import whole_file
-from ..version import HF_FEEDBACK_VERSION
-from .diagnostics import Calibration, ConfusionChange, finite
+from ...feedback_checkpoint import whole_file
+from ...version import HF_FEEDBACK_VERSION
+from ..diagnostics import Calibration, ConfusionChange, finite
 from .plots import line_chart, reliability_diagram
 
 
@@ -212,7 +212,7 @@ class Report:
             loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
         environment.filters |= {"percent": _percent, "decimal": _decimal}
-        return environment.get_template("report_template.html").render(report=self, charts=self._charts())
+        return environment.get_template("template.html").render(report=self, charts=self._charts())
 
     def _charts(self) -> dict[str, Any]:
         iterations = list(range(1, self.observed + 1))

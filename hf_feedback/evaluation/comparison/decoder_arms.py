@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
-from ..backbone_probe import reads_causally
-from ..modeling_base import FeedbackPreTrainedModel
-from ..training.data.labels import IGNORED
-from ..training.data.splits import Row
+from ...backbone_probe import reads_causally
+from ...modeling_base import FeedbackPreTrainedModel
+from ...training.data.labels import IGNORED
+from ...training.data.splits import Row
 from .arms import Arm, Budget
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..feedback_checkpoint import whole_file
-from ..training.model_card import escape_name, is_hub_id, short_name
+from ...feedback_checkpoint import whole_file
+from ...training.model_card import escape_name, is_hub_id, short_name
+from ..markdown_tables import markdown_table
 from .joined_results import join_results
-from .markdown_tables import markdown_table
 
 SPLITS = ("train", "validation", "test")
 # Feedback options that a card lists.

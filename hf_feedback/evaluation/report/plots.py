@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from .diagnostics import Bin
+from ..diagnostics import Bin
 
 INK, GREY, RULE, ACCENT = "#1f2937", "#6b7280", "#d1d5db", "#1d4ed8"
 # Colour and dashes of the series of a line chart, in order.

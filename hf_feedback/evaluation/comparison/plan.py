@@ -9,12 +9,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from ..backbone_fingerprint import fingerprint
-from ..modeling_base import FeedbackPreTrainedModel
-from ..summary import count_parameters
-from ..training.checkpoints import Record
-from ..training.run_record import run_record
-from ..training.tasks.task import PreparedTask
+from ...backbone_fingerprint import fingerprint
+from ...modeling_base import FeedbackPreTrainedModel
+from ...summary import count_parameters
+from ...training.checkpoints import Record
+from ...training.run_record import run_record
+from ...training.tasks.task import PreparedTask
 from .arm_runs import ArmTrainer, Job, most_steps
 from .arms import Budget, Together
 from .comparison import Comparison

@@ -1,0 +1,1 @@
+"""Matched comparisons: arms, their runs, and the statistics of the differences."""

@@ -1,0 +1,1 @@
+"""Reports on what each iteration of a trained model does."""
