@@ -32,7 +32,7 @@ train`; `--learning-rate` is the rate of parts that start at random (head, feedb
 the backbone. `hf-feedback compare --join FOLDER …` shows finished comparisons side by side."""
 FEEDBACK = "feedback"
 QUICK_ARMS = ("head-only", "plain", "lora", "bottom-up")
-QUICK_STEPS = 60
+QUICK_STEPS = 40
 
 
 @dataclass
