@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 import transformers
+import yaml
 from builders import signs
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 from families import tiny_backbone, tiny_config
@@ -191,6 +193,18 @@ def test_every_head_has_a_task_and_every_task_a_script():
     without_script = {"FeedbackForSequenceClassification", "FNNForSequenceClassification"}  # `hf-feedback train`
     assert {f"FeedbackFor{case.head}" for case in CASES.values()} == set(TASKS) - without_script
     assert set(CASES) == {file.stem for file in EXAMPLES.glob("run_*.py")} - {"run_classification"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_task_is_searched(name, backbones, tmp_path):
+    """By its own metric, which less is better of where that is a loss."""
+    rows = head_of(CASES[name].file, CASES[name].count, tmp_path)
+    command = ["--validation-file", rows, "--search-trials", "1", "--max-steps", "1", "--save-strategy", "no"]
+    assert run(name, backbones, tmp_path, *command, train=rows) == 0
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/out/study.db")
+    assert study.best_params == yaml.safe_load((tmp_path / "out" / "best_options.yaml").read_text())
+    metric = CASES[name].metrics[0]
+    assert study.direction.name == ("MINIMIZE" if metric == "perplexity" else "MAXIMIZE")
 
 
 def test_pretrained_with_masks_then_fine_tuned(backbones, tmp_path):
