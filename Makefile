@@ -42,7 +42,7 @@ test: $(READY)
 docs: $(SITE)/index.html
 	@echo "The documentation is in $(SITE)/index.html"
 
-$(SITE)/index.html: $(READY) $(wildcard $(addprefix $(GUIDES)/,*.md */*) hf_feedback/*.py hf_feedback/*/*.py)
+$(SITE)/index.html: $(READY) $(wildcard $(addprefix $(GUIDES)/,*.md */*) hf_feedback/*.py hf_feedback/*/*.py hf_feedback/*/*/*.py)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file $(GUIDES)/site/mkdocs.yml
 
 lint: $(READY)
