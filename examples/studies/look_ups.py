@@ -1,5 +1,6 @@
 """A small backbone that looks up facts "a → b", from which the studies of chains start."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -55,11 +56,16 @@ def learn_look_ups(
         draw: draws texts.
         num_facts: N, facts of a text.
         seed: of the texts.
-        steps: most steps.
+        steps: most steps; with 0 nothing is learned.
         enough: share of right answers from which on it goes on to more facts.
         file: of the weights.
+
+    Raises:
+        SystemExit: it was not learned; nothing is written.
     """
     modules = nn.ModuleList([backbone, classifier])
+    if steps == 0:
+        return
     if file.is_file():
         modules.load_state_dict(torch.load(file))
         return
@@ -77,10 +83,12 @@ def learn_look_ups(
             if is_tied:
                 break
             is_tied, facts, correct = facts == num_facts, min(2 * facts, num_facts), 0.0
+    if not (is_tied and correct > enough):
+        sys.exit(f"The backbone of seed {seed} did not learn to look up facts in {steps} steps: use another seed.")
     with torch.no_grad():
         classifier.weight.copy_(symbols)
         classifier.bias.zero_()
-    print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%{', tied' * is_tied}", flush=True)
+    print(f"  look-ups: {step + 1} steps, {100 * correct:.0f}%", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(modules.state_dict(), file)
 
