@@ -41,7 +41,7 @@ def test_segment_memory(module, tmp_path, monkeypatch, capsys):
     study = module("segment_memory")
     monkeypatch.setattr(study, "SEGMENTS", (2, 8, 9))
     tiny = (
-        "--num-facts 2 --num-symbols 8 --hidden-size 16 --steps 8 --batch-size 3 --pretraining-steps 0 --test-texts 2"
+        "--num-facts 2 --num-symbols 8 --hidden-size 16 --steps 8 --batch-size 3 --pretraining-steps 2 --test-texts 2"
     )
     command = ["segment_memory", "--work", str(tmp_path), *tiny.split(), "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", command)
@@ -52,29 +52,6 @@ def test_segment_memory(module, tmp_path, monkeypatch, capsys):
         assert "| hops: 2 |" in output
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert len(lines) == 3 * len(study.ARMS)  # two rates with the first seed, one with the second; none of them again
-
-
-def test_a_backbone_that_did_not_learn_is_refused_and_one_that_did_is_kept(module, tmp_path):
-    look_ups, chase = module("look_ups"), module("pointer_chase").Chase(num_symbols=8, num_facts=2)
-
-    def learn(enough):
-        backbone, classifier = look_ups.make_backbone(chase.vocab_size, 16, [False, True]), torch.nn.Linear(16, 8)
-        options = dict(seed=5, steps=2, enough=enough, file=tmp_path / "backbone.pt")
-        look_ups.learn_look_ups(backbone, classifier, lambda n, generator: chase.look_ups(3, generator), 2, **options)
-        return torch.nn.ModuleList([backbone, classifier]).state_dict()
-
-    with pytest.raises(SystemExit, match="seed 5 did not learn to look up facts in 2 steps"):
-        learn(enough=1.0)
-    assert not list(tmp_path.iterdir())
-    torch.testing.assert_close(learn(enough=-1.0), learn(enough=1.0), rtol=0, atol=0)  # the second is read
-
-
-def test_a_look_up_is_answered_where_its_key_is_asked(module):
-    chase = module("pointer_chase").Chase(num_symbols=12, num_facts=4)
-    ids, places, values = chase.look_ups(20, torch.Generator().manual_seed(0))
-    for text, found in zip(ids.tolist(), values.tolist(), strict=True):
-        facts = dict(zip(text[12::3], text[13::3], strict=True))
-        assert [facts[text[place + 1]] - 8 for place in places] == found
 
 
 @pytest.mark.parametrize("longest", [1, 4])
@@ -101,7 +78,7 @@ def test_depth_on_demand(module, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "ITERATIONS", (4, 5))
     monkeypatch.setattr(study, "draw_lengths", lambda num_facts, *_: [num_facts])  # so that few texts have all hops
     tiny = (
-        "--num-facts 12 --num-symbols 16 --hidden-size 16 --steps 1 --batch-size 2 --pretraining-steps 0 "
+        "--num-facts 12 --num-symbols 16 --hidden-size 16 --steps 1 --batch-size 2 --pretraining-steps 1 "
         "--test-texts 8 --learning-rates 1e-3"
     )
     monkeypatch.setattr(sys, "argv", ["depth_on_demand", "--work", str(tmp_path), *tiny.split(), "--seeds", "0", "1"])

@@ -186,11 +186,11 @@ def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.L
     set_seed(seed)
     backbone, classifier = backbone_of(args), nn.Linear(args.hidden_size, args.num_symbols)
 
-    def draw_look_ups(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw_look_ups(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         ids, answers, _ = draw(
             argparse.Namespace(**{**vars(args), "num_facts": num_facts}), args.batch_size, 1, generator
         )
-        return ids, torch.arange(1, 1 + num_facts), answers[:, 0]
+        return ids, answers[:, 0]
 
     settings = (args.hidden_size, args.num_symbols, args.num_facts, args.batch_size, args.pretraining_steps, seed)
     file = args.work / f"backbone {' '.join(map(str, settings))}.pt"

@@ -62,14 +62,13 @@ class Chase:
         separator = torch.full_like(column, SEP)
         return torch.cat((*question, separator, facts, separator), 1), chain[:, 1:]
 
-    def look_ups(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One segment, `(B, T)`, that starts with N keys, each between [CLS] and [SEP]; the places of [CLS], `(N,)`;
-        and the values of the keys, `(B, N)`."""
+    def look_ups(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """One segment, `(B, T)`, that starts with N keys, one after the other, and their values `(B, N)`."""
         n = self.num_facts
         keys = torch.rand(batch_size, self.num_symbols, generator=generator).argsort(1)[:, :n]
         values = torch.randint(self.num_symbols, (batch_size, n), generator=generator)
         order = torch.rand(batch_size, n, generator=generator).argsort(1)
         facts = torch.stack((FIRST_SYMBOL + keys, FIRST_SYMBOL + values, torch.full_like(keys, END)), -1).flatten(1)
-        asked = FIRST_SYMBOL + keys.gather(1, order)
-        questions = torch.stack((torch.full_like(asked, CLS), asked, torch.full_like(asked, SEP)), -1).flatten(1)
-        return torch.cat((questions, facts), 1), torch.arange(0, 3 * n, 3), values.gather(1, order)
+        column = torch.full((batch_size, 1), CLS)
+        ids = (column, FIRST_SYMBOL + keys.gather(1, order), torch.full_like(column, SEP), facts)
+        return torch.cat(ids, 1), values.gather(1, order)

@@ -4,21 +4,17 @@
 
 A pointer chase (`pointer_chase.py`): the question stands at the start of a text, the facts that it takes in different
 segments after it, among N facts a segment. A small ModernBERT whose first layer sees one token on either side is first
-trained to look up values in a single segment and to answer at [CLS]; every arm starts from that backbone, answers at
-[CLS] and trains on the same texts:
+trained to look up values in a single segment; every arm starts from that backbone and trains on the same batches:
 
 - "memory": `feedback_type="memory"` with K = hops + 1 iterations; and with the question in every segment, K = hops;
 - "neighbours": the messages of `feedback_span="segment"` before it, K = hops + 1;
-- "windows": K = 1, the question in every one, the answer a mean that is weighted by attention;
-- "ToBERT": a transformer over the vectors of such windows (arXiv 1910.10781), as many layers as hops;
-- "RMT": memory tokens that pass from one such window to the next (arXiv 2304.11062), as many as "memory" has summaries;
-  and "RMT, a reading for each hop", the memory kept from reading to reading;
-- "whole text": one window, K = 1; and "whole text, a stack for each hop": as many layers as K = hops iterations pass,
-  with weights of their own that start as copies of the backbone's.
+- "windows", and "windows, question in every one": K = 1, the answer a mean that is weighted by attention;
+- "ToBERT": a transformer of two layers over the windows' vectors (arXiv 1910.10781), the question in every one;
+- "RMT": memory tokens that pass from segment to segment (arXiv 2304.11062), as many as "memory" has summaries;
+- "whole text": one window, K = 1; and "whole text, three times as deep": as many layers as three iterations pass.
 
-What has a stage for each hop (an iteration, a layer of ToBERT, a reading, a stack) learns to answer one fact in each:
-with the answer alone as the target of the last one, what an earlier one finds is a wrong answer, which the same weights
-unlearn to find.
+Iterations learn to answer one fact each: with the answer alone as the target of the last one, what an earlier one finds
+is a wrong answer, which the same weights unlearn to find. The other arms get the same texts, of fewer hops in part.
 
 Training starts with few facts, two segments and one hop; it goes on to the next of `stages_of` as soon as an arm has
 80% of the questions with the most hops right. The last quarter of the steps is spent on the last stage in any case:
@@ -31,7 +27,6 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,23 +46,21 @@ from common import Finished, table
 
 SEGMENTS = (2, 4, 8, 16, 32, 64)
 FEEDBACK: dict[str, dict[str, Any]] = {
-    "memory": dict(feedback_type="memory", pooling="mean"),
-    "memory, question in every one": dict(feedback_type="memory", pooling="mean", segment_pair="every"),
+    "memory": dict(feedback_type="memory"),
+    "memory, question in every one": dict(feedback_type="memory", segment_pair="every"),
     "neighbours": dict(),
-    "windows": dict(num_iterations=1, segment_pair="every"),
+    "windows": dict(num_iterations=1),
+    "windows, question in every one": dict(num_iterations=1, segment_pair="every"),
 }
-WHOLE, DEEP = "whole text", "whole text, a stack for each hop"
-READ_ONCE, READ_AGAIN = "RMT", "RMT, a reading for each hop"
-ARMS = (*FEEDBACK, "ToBERT", READ_ONCE, READ_AGAIN, WHOLE, DEEP)
+ARMS = (*FEEDBACK, "ToBERT", "RMT", "whole text", "whole text, three times as deep")
 SETTINGS = (
     "num_facts num_symbols hops hidden_size num_layers summaries pretraining_steps steps batch_size test_texts".split()
 )
 
 
-def backbone_of(args: argparse.Namespace, stacks: int = 1) -> ModernBertModel:
-    """Stacks of layers, of each of which the first sees one token on either side, the others all."""
-    sees_all = [False] + [True] * (args.num_layers - 1)
-    return make_backbone(chase_of(args).vocab_size, args.hidden_size, sees_all * stacks)
+def backbone_of(args: argparse.Namespace, num_layers: int) -> ModernBertModel:
+    """The first layer sees one token on either side, the others all."""
+    return make_backbone(chase_of(args).vocab_size, args.hidden_size, [False] + [True] * (num_layers - 1))
 
 
 def chase_of(args: argparse.Namespace, num_facts: int | None = None) -> Chase:
@@ -76,7 +69,7 @@ def chase_of(args: argparse.Namespace, num_facts: int | None = None) -> Chase:
 
 # The arms: token ids (B, T) and the number of hops → logits (B, symbols) of the last facts, the answer last
 
-Answers: TypeAlias = Sequence[torch.Tensor]
+Answers: TypeAlias = tuple[torch.Tensor, ...]
 
 
 class Segmented(nn.Module):
@@ -86,13 +79,12 @@ class Segmented(nn.Module):
         super().__init__()
         self.iterates = options.get("num_iterations") != 1
         self.in_every = options.get("segment_pair") == "every"
-        defaults = dict(feedback_span="segment", segment_pooling="attention", feedback_rank=None, pooling="cls")
-        options = {**defaults, **options}
+        options = {**dict(feedback_span="segment", segment_pooling="attention", feedback_rank=None), **options}
         if options.get("feedback_type") == "memory":
             options["segment_summaries"] = args.summaries
         self.model = FeedbackForSequenceClassification.from_backbone(
             backbone, num_labels=args.num_symbols, segment_length=chase_of(args).segment_length, segment_overlap=0,
-            segment_special_tokens=[1, 1], max_segments=2 * SEGMENTS[-1], **options,
+            segment_special_tokens=[1, 1], max_segments=2 * SEGMENTS[-1], pooling="mean", **options,
         )  # fmt: skip
         self.model.classifier = classifier
 
@@ -103,25 +95,21 @@ class Segmented(nn.Module):
         output = self.model(
             ids, attention_mask=torch.ones_like(ids), num_iterations=num_iterations, output_iterations=True
         )
-        return output.iteration_logits[-hops:]
+        return output.iteration_logits[-hops:] if self.iterates else (output.logits,)
 
 
 class WholeText(nn.Module):
-    """The backbone over all tokens at once, or copies of it on top of each other."""
+    """The backbone over all tokens at once; further layers, if any, are new."""
 
-    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace, stacks: int = 1):
+    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace, depth: int = 1):
         super().__init__()
-        self.backbone, self.classifier, self.size = backbone, classifier, args.num_layers
-        if stacks > 1:
-            self.backbone = backbone_of(args, stacks)
+        self.backbone, self.classifier = backbone, classifier
+        if depth > 1:
+            self.backbone = backbone_of(args, depth * args.num_layers)
             self.backbone.load_state_dict(backbone.state_dict(), strict=False)
-            for i in range(self.size, stacks * self.size):
-                self.backbone.layers[i].load_state_dict(backbone.layers[i % self.size].state_dict(), strict=False)
 
     def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
-        found = self.backbone(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-        between = [self.backbone.final_norm(h[:, 0]) for h in found.hidden_states[self.size : -1 : self.size]]
-        return [self.classifier(vector) for vector in (*between, found.last_hidden_state[:, 0])][:hops]
+        return (self.classifier(self.backbone(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)),)
 
 
 class ToBERT(nn.Module):
@@ -131,46 +119,38 @@ class ToBERT(nn.Module):
         super().__init__()
         self.backbone, self.classifier = backbone, classifier
         d = args.hidden_size
-        self.upper = nn.ModuleList(
-            nn.TransformerEncoderLayer(d, 4, 2 * d, dropout=0.0, batch_first=True, norm_first=True)
-            for _ in range(args.hops)
-        )
+        layer = nn.TransformerEncoderLayer(d, 4, 2 * d, dropout=0.0, batch_first=True, norm_first=True)
+        self.upper = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
-        states, answers = self.backbone(**windows(ids, length)).last_hidden_state, []
-        vectors = states[:, 0].view(len(ids), -1, states.shape[-1])
-        for layer in self.upper[:hops]:
-            vectors = layer(vectors)
-            answers.append(self.classifier(vectors.mean(1)))
-        return answers
+        vectors = self.backbone(**windows(ids, length, "every")).last_hidden_state[:, 0]
+        return (self.classifier(self.upper(vectors.view(len(ids), -1, vectors.shape[-1])).mean(1)),)
 
 
 class RMT(nn.Module):
-    """Memory tokens in front of each segment, which leave it for the next; [CLS] of the last segment answers."""
+    """Memory tokens in front of each segment, which leave it for the next; the last segment's [CLS] answers."""
 
-    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace, again: bool = False):
+    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace):
         super().__init__()
-        self.backbone, self.classifier, self.again = backbone, classifier, again
+        self.backbone, self.classifier = backbone, classifier
         self.start = nn.Parameter(torch.randn(args.summaries, args.hidden_size))
 
     def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
-        inputs = windows(ids, length)
+        inputs = windows(ids, length, "first")
         tokens, mask = (inputs[name].view(len(ids), -1, length) for name in ("input_ids", "attention_mask"))
         embed = self.backbone.embeddings.tok_embeddings
-        memory, size, answers = self.start.expand(len(ids), -1, -1), len(self.start), []
-        for _ in range(hops if self.again else 1):
-            for t in range(tokens.shape[1]):
-                embeds = torch.cat((memory, embed(tokens[:, t])), 1)
-                real = torch.cat((mask.new_ones(len(ids), size), mask[:, t]), 1)
-                states = self.backbone(inputs_embeds=embeds, attention_mask=real).last_hidden_state
-                memory = states[:, :size]
-            answers.append(self.classifier(states[:, size]))
-        return answers
+        memory, size = self.start.expand(len(ids), -1, -1), len(self.start)
+        for t in range(tokens.shape[1]):
+            embeds = torch.cat((memory, embed(tokens[:, t])), 1)
+            real = torch.cat((mask.new_ones(len(ids), size), mask[:, t]), 1)
+            states = self.backbone(inputs_embeds=embeds, attention_mask=real).last_hidden_state
+            memory = states[:, :size]
+        return (self.classifier(states[:, size]),)
 
 
-def windows(ids: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
-    """The windows of texts that are all of the same length, each with the question, `(B · S, n)`."""
-    cutting = Cutting(length, 0, (1, 1), 2 * SEGMENTS[-1], PAD, "every")
+def windows(ids: torch.Tensor, length: int, pair: Any) -> dict[str, torch.Tensor]:
+    """The segments of texts that are all of the same length, `(B · S, n)`."""
+    cutting = Cutting(length, 0, (1, 1), 2 * SEGMENTS[-1], PAD, pair)
     return cutting.cut({"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0]
 
 
@@ -178,11 +158,9 @@ def build(arm: str, backbone: ModernBertModel, classifier: nn.Linear, args: argp
     """The model of an arm, on a pretrained backbone."""
     if arm in FEEDBACK:
         return Segmented(backbone, classifier, args, **FEEDBACK[arm])
-    if arm in (WHOLE, DEEP):
-        return WholeText(backbone, classifier, args, stacks=args.hops if arm == DEEP else 1)
-    if arm in (READ_ONCE, READ_AGAIN):
-        return RMT(backbone, classifier, args, again=arm == READ_AGAIN)
-    return ToBERT(backbone, classifier, args)
+    if arm.startswith("whole text"):
+        return WholeText(backbone, classifier, args, depth=3 if "deep" in arm else 1)
+    return {"ToBERT": ToBERT, "RMT": RMT}[arm](backbone, classifier, args)
 
 
 # Training
@@ -191,9 +169,9 @@ def build(arm: str, backbone: ModernBertModel, classifier: nn.Linear, args: argp
 def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.Linear]:
     """A backbone that looks up values in one segment; it is kept in the work folder."""
     set_seed(seed)
-    backbone, classifier = backbone_of(args), nn.Linear(args.hidden_size, args.num_symbols)
+    backbone, classifier = backbone_of(args, args.num_layers), nn.Linear(args.hidden_size, args.num_symbols)
 
-    def draw(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def draw(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         return chase_of(args, num_facts).look_ups(args.batch_size, generator)
 
     settings = (args.num_layers, args.hidden_size, args.num_symbols, args.num_facts, args.batch_size)
