@@ -477,13 +477,13 @@ ACCELERATE = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_pr
 
 @pytest.mark.slow
 def test_two_processes(backbone, tmp_path):
-    """The example under torchrun and under accelerate: two processes, one model, no idle parameter, K = 1 included, and
-    no word of them."""
+    """The example under torchrun and under accelerate: two processes, one model, no warning of idle parameters, and
+    messages that come once."""
     train = write(tmp_path, "train.csv", rows(48))
     for k, launcher in (("2", TORCHRUN), ("1", ACCELERATE)):
         command = train_command(backbone, tmp_path / f"out{k}", train=train, validation=train)[1:]
         script = [str(ROOT / "examples" / "run_classification.py"), *command, "--num-iterations", k]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         run = [sys.executable, "-m", *launcher.split(), *script]
         found = subprocess.run(run, capture_output=True, text=True, env=env, cwd=tmp_path)
         assert found.returncode == 0, found.stderr[-3000:]

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModel
 
 from hf_feedback import FeedbackModel
-from hf_feedback.evaluation.comparison.cost import count_flops
+from hf_feedback.training.flops import count_flops
 
 
 def main() -> None:

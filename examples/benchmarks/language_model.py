@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_feedback import FeedbackForCausalLM
-from hf_feedback.evaluation.comparison.cost import count_flops
 from hf_feedback.training.data.files import read_file
+from hf_feedback.training.flops import count_flops
 
 ARMS = ("plain", "lora", "feedback")
 Blocks = torch.Tensor  # (N, T) token ids

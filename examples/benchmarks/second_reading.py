@@ -35,12 +35,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
-from hf_feedback.evaluation.comparison.cost import count_flops
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.tags import tag_set
+from hf_feedback.training.flops import count_flops
 from hf_feedback.training.model_setup import set_padding
 from hf_feedback.training.run import bf16_is_fast
 from hf_feedback.training.tasks.token_classification import make_tag_metrics, tokenize_words

@@ -1,9 +1,9 @@
 """Matched comparisons of feedback with alternatives, their statistics, and reports on trained models."""
 
-from .comparison.comparison import Comparison
+from .comparison.compare import compare
 from .comparison.plan import make_plan
 from .comparison.result import ComparisonResult
-from .comparison.runner import compare
+from .comparison.settings import Comparison
 from .comparison.statistics import Difference, compare_paired, holm, seeds_needed
 from .noise import add_noise
 from .report.trainer_figures import IterationFigures

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -141,7 +142,7 @@ class FeedbackTrainingArguments(
         try:
             super().__post_init__()
         except ValueError as error:
-            if self.ddp_backend is None or "process group" not in str(error):
+            if self.ddp_backend is None or "RANK" in os.environ or "process group" not in str(error):
                 raise
             raise ValueError(
                 f"`ddp_backend` {self.ddp_backend!r} is for several processes, and this is one: start them with "

@@ -12,12 +12,11 @@ import torch
 from datasets import IterableDataset
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from ..validation import Keywords
 from .arguments import FeedbackTrainingArguments
+from .flops import count_flops
 from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .run import keep_best_epoch, make_trainer
 from .tasks.task import PreparedTask
@@ -81,14 +80,13 @@ def measure_step(trainer: FeedbackTrainer, batch: Keywords) -> StepCost:
 
     trainer.current_gradient_accumulation_steps = 1
     with as_in_training(trainer):
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            trainer.training_step(model, dict(batch))
+        flops = count_flops(lambda: trainer.training_step(model, dict(batch)))
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             started = time.perf_counter()
             trainer.training_step(model, dict(batch))
             seconds = time.perf_counter() - started
     model.zero_grad()
-    return StepCost(counter.get_total_flops(), sum(saved.values()), seconds)
+    return StepCost(flops, sum(saved.values()), seconds)
 
 
 def dry_run(task: PreparedTask, args: FeedbackTrainingArguments) -> str:

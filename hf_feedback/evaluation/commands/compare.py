@@ -19,11 +19,11 @@ from ..comparison.arm_registry import ARMS
 from ..comparison.arm_runs import CONTROLS
 from ..comparison.arms import Arm, Feedback, Together
 from ..comparison.card import write_comparison_card
-from ..comparison.comparison import Comparison, test_name
+from ..comparison.compare import compare, hide_progress_bars
 from ..comparison.joined_results import join_results, read_results
 from ..comparison.plan import format_plan, make_plan
 from ..comparison.plots import plot_comparison
-from ..comparison.runner import compare, hide_progress_bars
+from ..comparison.settings import Comparison, test_name
 
 DESCRIPTION = """Find out whether feedback helps: train matched alternatives over several seeds, with the same order of
 data, epochs, batch size and head, each with its own sweep of learning rates on validation data, and report their

@@ -27,9 +27,9 @@ from ...training.data.labels import SINGLE_LABEL, ProblemType
 from ...training.model_parts import any_model_in
 from ...training.trainer import FeedbackTrainer
 from .arms import Budget
-from .comparison import Comparison, test_name
 from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers
 from .message_controls import SilentConnections, SwappedConnections, other_messages
+from .settings import Comparison, test_name
 
 CONTROLS = ("silent", "swapped")
 RATES = ("learning_rate", "backbone_lr", "feedback_lr", "head_lr")

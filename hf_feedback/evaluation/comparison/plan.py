@@ -13,12 +13,12 @@ from ...backbone_fingerprint import fingerprint
 from ...modeling_base import FeedbackPreTrainedModel
 from ...summary import count_parameters
 from ...training.checkpoints import Record
+from ...training.flops import count_flops
 from ...training.run_record import run_record
 from ...training.tasks.task import PreparedTask
 from .arm_runs import ArmTrainer, Job, most_steps
 from .arms import Budget, Together
-from .comparison import Comparison
-from .cost import count_flops
+from .settings import Comparison
 
 
 @dataclass(frozen=True)

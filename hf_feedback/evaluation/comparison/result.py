@@ -17,9 +17,9 @@ from ...feedback_checkpoint import whole_file
 from ...version import HF_FEEDBACK_VERSION
 from ..markdown_tables import format_values, markdown_table
 from .arm_runs import CONTROLS, ArmRun
-from .comparison import Comparison, test_name
 from .contrasts import Contrast, contrast_table, write_verdict
 from .plan import Plan
+from .settings import Comparison, test_name
 from .statistics import compare_paired, draw_examples, resample_examples, seeds_needed
 
 

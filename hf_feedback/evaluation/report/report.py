@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ...feedback_checkpoint import whole_file
 from ...version import HF_FEEDBACK_VERSION
 from ..diagnostics import Calibration, ConfusionChange, finite
-from .plots import line_chart, reliability_diagram
+from .svg_charts import line_chart, reliability_diagram
 
 
 @dataclass(frozen=True)

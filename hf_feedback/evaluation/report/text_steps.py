@@ -10,7 +10,7 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForSequenceClassification
 from ...training.data.labels import SINGLE_LABEL, LabelSet
 from .observation import observe
-from .plots import line_chart
+from .svg_charts import line_chart
 from .token_traces import trace_tokens
 
 

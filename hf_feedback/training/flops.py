@@ -1,12 +1,13 @@
 """FLOPs of a step."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def count_flops(step: Callable[[], None]) -> int:
+def count_flops(step: Callable[[], Any]) -> int:
     """Returns the FLOPs of the matrix products of a step, including attention and messages.
 
     Args:

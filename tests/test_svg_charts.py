@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from hf_feedback.evaluation.diagnostics import Bin
-from hf_feedback.evaluation.report.plots import (
+from hf_feedback.evaluation.report.svg_charts import (
     ACCENT,
     GREY,
     HEIGHT,

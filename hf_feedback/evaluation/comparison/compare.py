@@ -20,9 +20,9 @@ from ...training.checkpoints import Record
 from ...training.run_record import describe_differences
 from .arm_runs import ArmRun, ArmTrainer, Job
 from .arms import Budget
-from .comparison import Comparison
 from .plan import Plan, choosing_jobs, format_seconds, seed_jobs
 from .result import ComparisonResult
+from .settings import Comparison
 
 
 def run_job(comparison: Comparison, job: Job, budget: Budget) -> None:
