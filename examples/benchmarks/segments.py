@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from common import Finished, fit, interval, measure, parser, read, table
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.training.flops import count_flops
 
 METRICS = ("accuracy", "macro_f1")
 SEGMENTS = dict(feedback_span="segment", max_segments=1000)
@@ -35,11 +35,13 @@ ROWS: dict[str, dict[str, Any]] = {
 def cost(model: Any, data: Any, tokenizer: Any) -> float:
     """GFLOP of the forward pass per text of the first 100, each text by itself."""
     data = data.select(range(min(100, len(data))))
-    with FlopCounterMode(display=False) as counter:
+
+    def answer_all() -> None:
         for row in data:
             batch = {name: row[name] for name in ("input_ids", "attention_mask")}
             model(**tokenizer.pad([batch], return_tensors="pt").to(model.device))
-    return counter.get_total_flops() / len(data) / 1e9
+
+    return count_flops(answer_all) / len(data) / 1e9
 
 
 def run(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
