@@ -35,11 +35,11 @@ from look_ups import learn_look_ups, make_backbone, take_step
 from pointer_chase import MAX_HOPS, PAD, Chase
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.cutting import Cutting
+from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, table
@@ -239,13 +239,12 @@ def accuracy(model: nn.Module, segments: int, hops: int, seed: int, args: argpar
     return 100 * correct / total
 
 
-@torch.no_grad()
 def megaflops(model: nn.Module, segments: int, args: argparse.Namespace) -> float:
-    """Floating-point operations of a text of so many segments and the most hops, in millions a token."""
+    """Operations of a text of so many segments and the most hops, in millions a token."""
     ids, _ = chase_of(args).draw(1, segments, args.hops, torch.Generator().manual_seed(0))
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(ids, args.hops, chase_of(args).segment_length)
-    return counter.get_total_flops() / ids.numel() / 1e6
+    model.eval()
+    # with gradients: without them torch's transformer layers take a path that is not counted
+    return count_flops(lambda: model(ids, args.hops, chase_of(args).segment_length)) / ids.numel() / 1e6
 
 
 def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
