@@ -35,7 +35,7 @@ $(OUT)/README.md: $(READY) $(wildcard $(DATA)/*.csv hf_feedback/*.py hf_feedback
 
 # All tests of a file go to one worker: what its fixtures make is made once.
 test: $(READY)
-	@echo "About 18 minutes on 2 cores; the slowest tests are listed at the end."
+	@echo "About 15 minutes on 2 cores; the slowest tests are listed at the end."
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 # The documentation, without the network; warnings are errors. A second run builds it again only if something changed.
