@@ -37,11 +37,37 @@ def test_a_chase_is_answered_by_following_it(module, hops):
         assert len(set(places)) == hops
 
 
+@pytest.mark.parametrize("hops", [1, 2])
+def test_arms_with_a_stage_per_hop_answer_every_hop(module, hops):
+    study = module("segment_memory")
+    sizes = dict(num_facts=4, num_symbols=12, hidden_size=16, num_layers=2, summaries=2, hops=2)
+    args = argparse.Namespace(**sizes)
+    chase = study.chase_of(args)
+    ids, _ = chase.draw(2, 3, hops, torch.Generator().manual_seed(0))
+    counts = {}
+    for arm in study.ARMS:
+        backbone = module("look_ups").make_backbone(chase.vocab_size, 16, [False, True])
+        answers = study.build(arm, backbone, torch.nn.Linear(16, 12), args)(ids, hops, chase.segment_length)
+        assert all(answer.shape == (2, 12) for answer in answers)
+        counts[arm] = len(answers)
+    once = {"windows", "windows, question in every one", "ToBERT", "RMT", "whole text"}
+    assert counts == {arm: 1 if arm in once else hops for arm in study.ARMS}
+
+
+def test_a_backbone_that_cannot_look_up_is_refused(module, tmp_path, monkeypatch):
+    study = module("segment_memory")
+    command = f"segment_memory --work {tmp_path} --num-facts 2 --num-symbols 8 --hidden-size 16 --pretraining-steps 1"
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit, match="--pretraining-steps"):
+        study.main()
+
+
 def test_segment_memory(module, tmp_path, monkeypatch, capsys):
     study = module("segment_memory")
     monkeypatch.setattr(study, "SEGMENTS", (2, 8, 9))
     tiny = (
-        "--num-facts 2 --num-symbols 8 --hidden-size 16 --steps 8 --batch-size 3 --pretraining-steps 2 --test-texts 2"
+        "--num-facts 2 --num-symbols 8 --hidden-size 16 --steps 8 --batch-size 3 --pretraining-steps 2 --look-ups 0 "
+        "--test-texts 2"
     )
     command = ["segment_memory", "--work", str(tmp_path), *tiny.split(), "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", command)
@@ -51,7 +77,7 @@ def test_segment_memory(module, tmp_path, monkeypatch, capsys):
         assert all(f"| {arm} |" in output for arm in study.ARMS)
         assert "| hops: 2 |" in output
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    assert len(lines) == 3 * len(study.ARMS)  # two rates with the first seed, one with the second; none of them again
+    assert len(lines) == 4 * len(study.ARMS)  # three rates with the first seed, one with the second; none of them again
 
 
 @pytest.mark.parametrize("longest", [1, 4])
