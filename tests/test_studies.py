@@ -1,6 +1,7 @@
 """A study runs to its verdicts on a handful of examples, and all others to their plans."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from builders import tiny_tokenizer
 from families import tiny_backbone
 from training_runs import rows, write
+from transformers import AutoTokenizer
+
+from hf_feedback.training.data.files import read_file
 
 FOLDER = Path(__file__).parent.parent / "examples" / "studies"
 SMALL = "--train 8 --validation 6 --test 6 --seeds 0 --max-length 32"
@@ -25,6 +29,12 @@ RUNS = {
     "robustness": ("--model {0}/bert --data {0}/texts --strengths 0.4 --adversarial {0}/others/test.csv --dry-run",),
     "other_domain": ("--model {0}/bert --data {0}/texts {0}/others --dry-run", "lora"),
     "compression": ("--model {0}/bert --data {0}/texts --dry-run --kept all", "loop-only"),
+    "babi": (
+        "--model {0}/bert --data {0}/stories --between {0}/texts --layers 2 --tokens 48 --segment-length 24 --dry-run",
+        "duplicated",
+        "tobert",
+        "memory-question-first",
+    ),
     "no_harm": ("--model {0}/bert --data {0}/texts --dry-run", "head-only", "lora"),
 }
 
@@ -41,6 +51,9 @@ def place(tmp_path_factory):
             (folder / name).mkdir(exist_ok=True)
         for name in ("texts", "others"):
             write(folder / name, f"{split}.csv", rows(9, seed))
+        (folder / "stories").mkdir(exist_ok=True)
+        stories = [{**row, "text": f"{row['text']}. the dog ran. is it big?"} for row in rows(9, seed)]
+        write(folder / "stories", f"{split}.csv", stories)
         tagged = [
             {"tokens": (words := row["text"].split()), "tags": ["O", *["B-X"] * (len(words) - 1)]}
             for row in rows(9, seed)
@@ -48,6 +61,23 @@ def place(tmp_path_factory):
         for name in ("words", "more"):
             write(folder / name, f"{split}.jsonl", tagged)
     return folder
+
+
+def test_facts_keep_their_order_between_other_sentences(place, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    babi, tokenizer = importlib.import_module("babi"), AutoTokenizer.from_pretrained(place / "bert")
+    file = write(tmp_path, "test.jsonl", [{"text": "it is a. it is b. where is c?", "label": "x"}])
+    written = babi.write_long({"test": str(file)}, tmp_path, place / "others", 40, tokenizer)
+    (row,) = read_file(written["test"]).to_list()
+    assert row["text"] == "where is c?"
+    before, between, after = re.fullmatch("(.*?) ?it is a. ?(.*?) ?it is b. ?(.*)", row["text_pair"]).groups()
+    others = set(read_file(place / "others" / "test.csv")["text"])
+    strewn = " ".join(part for part in (before, between, after) if part)
+    while strewn:
+        (first,) = {other for other in others if strewn.startswith(other)}
+        strewn = strewn.removeprefix(first).lstrip()
+    assert len(row["text_pair"].split()) > 20
+    assert len(tokenizer(row["text"], row["text_pair"])["input_ids"]) <= 40
 
 
 @pytest.mark.parametrize("case", RUNS)

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from hf_feedback import cli
 from hf_feedback.training.data.files import read_file
 
 SPLITS = ("train", "validation", "test")
+Files: TypeAlias = dict[str, str]  # by split
 
 
 def parser(description: str | None, **defaults: object) -> argparse.ArgumentParser:
@@ -35,7 +37,7 @@ def parser(description: str | None, **defaults: object) -> argparse.ArgumentPars
     return made
 
 
-def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> dict[str, str]:
+def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> Files:
     """Writes as many examples of each split as the options allow, drawn the same way every time; returns the files.
 
     Args:
@@ -54,7 +56,7 @@ def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> dict[str
 
 
 def compare_files(
-    files: dict[str, str], output: Path, args: argparse.Namespace, options: Sequence[str], model: str | None = None
+    files: Files, output: Path, args: argparse.Namespace, options: Sequence[str], model: str | None = None
 ) -> int:
     """Runs `hf-feedback compare` on one data set; returns the exit status.
 
@@ -73,17 +75,24 @@ def compare_files(
     return cli.main([*command, "--seeds", *map(str, args.seeds)])
 
 
-def compare_all(name: str, args: argparse.Namespace, options: Sequence[str]) -> int:
+def compare_all(
+    name: str,
+    args: argparse.Namespace,
+    options: Sequence[str],
+    prepare: Callable[[Files, Path], Files] = lambda files, _: files,
+) -> int:
     """Runs `hf-feedback compare` on every data set, and shows all of them side by side; returns the exit status.
 
     Args:
         name: of the comparison.
         args: options of `parser`.
         options: as in `compare_files`.
+        prepare: takes the files of a data set and a folder for others, and returns those to compare on.
     """
     outputs = [args.work / name / folder.name for folder in args.data]
     for folder, output in zip(args.data, outputs, strict=True):
-        files = smaller_copy(folder, args.work / "data" / folder.name, args)
+        copies = args.work / "data" / folder.name
+        files = prepare(smaller_copy(folder, copies, args), copies)
         if status := compare_files(files, output, args, options):
             return status
     return 0 if args.dry_run else cli.main(["compare", "--join", *map(str, outputs)])
