@@ -111,5 +111,5 @@ def test_depth_on_demand(module, tmp_path, monkeypatch, capsys):
     study.main()
     output = capsys.readouterr().out
     for arm, its in study.ARMS.items():
-        assert output.count(f"| {arm} |") == (2 if its.options else 1)
+        assert output.count(f"| {arm} |") == (2 if its.iterates else 1)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2 * len(study.ARMS)

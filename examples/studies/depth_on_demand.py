@@ -10,10 +10,12 @@ it and trains on the same texts, whose chains have 1 to 4 hops; test texts have 
 - "feedback": messages from the last layer to the first, K = 4 iterations; iteration k has as its target what k look-ups
   find, so that an iteration learns to look up one fact and to stay where a chain ends;
 - "feedback, answer last": the end of the chain is the only target, of the last iteration, K drawn from a Poisson
-  distribution of mean 4 (1 to 8); "feedback, answer always": the target of all of four iterations;
-- "carried state": the state of the last layer enters the first one again, without messages; targets as in "feedback";
+  distribution of mean 4 (1 to 8), or K = 4; "feedback, answer always": the target of all of four iterations;
+- "carried state": the state of the last layer enters the first one again, without messages, targets as in "feedback";
+  "carried state, normed": it does so through the norms after the last layer and before the first;
 - "eight layers": as many layers as four iterations pass, with weights of their own that start as those of the backbone,
-  and the targets of "feedback" at every second; "eight layers, answer last": with the answer alone;
+  and the targets of "feedback" at every second; "eight layers, answer last": with the answer alone; "sixteen layers":
+  as many as eight iterations pass;
 - "pause tokens": K = 1, three learned tokens after every key (arXiv 2310.02226), the last of which answers;
 - "two layers": the backbone, K = 1.
 
@@ -59,6 +61,7 @@ class Arm:
         options: feedback options; none are an arm without feedback.
         has_messages: whether messages are trained.
         drawn: whether K is drawn.
+        loops: whether the whole backbone reads its own output again, norms included, without feedback.
         depth: factor on the layers of the backbone.
         pauses: learned tokens after every key.
     """
@@ -67,18 +70,27 @@ class Arm:
     options: dict[str, Any] | None = None
     has_messages: bool = True
     drawn: bool = False
+    loops: bool = False
     depth: int = 1
     pauses: int = 0
+
+    @property
+    def iterates(self) -> bool:
+        """Whether it can be run with any K."""
+        return self.options is not None or self.loops
 
 
 TOP = dict(feedback_edges=[[1, 0]], feedback_rank=None, feedback_activation="linear")
 ARMS = {
     "feedback": Arm("hops", TOP),
     "feedback, answer last": Arm("last", TOP, drawn=True),
+    "feedback, answer last, K = 4": Arm("last", TOP),
     "feedback, answer always": Arm("always", TOP),
     "carried state": Arm("hops", {**TOP, "feedback_state": "carry"}, has_messages=False),
+    "carried state, normed": Arm("hops", loops=True),
     "eight layers": Arm("hops", depth=4),
     "eight layers, answer last": Arm("last", depth=4),
+    "sixteen layers": Arm("hops", depth=8),
     "pause tokens": Arm("last", pauses=3),
     "two layers": Arm("last"),
 }
@@ -164,6 +176,12 @@ class Follower(nn.Module):
         if self.arm.options is not None:
             output = self.model(ids, attention_mask=mask, num_iterations=num_iterations, output_iterations=True)
             return [logits[:, answers] for logits in output.iteration_logits]
+        if self.arm.loops:
+            h, logits = self.backbone.embeddings.tok_embeddings(ids), []
+            for _ in range(num_iterations):
+                h = self.backbone(inputs_embeds=h, attention_mask=mask).last_hidden_state
+                logits.append(self.classifier(h[:, answers]))
+            return logits
         states = self.backbone(ids, attention_mask=mask, output_hidden_states=True)
         between = [self.backbone.final_norm(h) for h in states.hidden_states[2:-1:2]]  # after every second layer
         return [self.classifier(h[:, answers]) for h in (*between, states.last_hidden_state)]
@@ -260,7 +278,7 @@ def run(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
     found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     validation = accuracies(model, TRAINED, TRAINED, 1, args)
     found["validation"] = sum(validation.values()) / len(validation)
-    for k in ITERATIONS if ARMS[name].options is not None else ITERATIONS[:1]:
+    for k in ITERATIONS if ARMS[name].iterates else ITERATIONS[:1]:
         found[f"K = {k}"] = {str(hop): value for hop, value in accuracies(model, LONGEST, k, 2, args).items()}
     return found
 
@@ -288,7 +306,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
                 cells = [
                     interval([sum(v[str(h)] for h in hops) / len(hops) for v in values]) for hops in groups.values()
                 ]
-                shown = str(k) if ARMS[name].options is not None else "1"
+                shown = str(k) if ARMS[name].iterates else "1"
                 rows.append((name, shown, f"{found[0]['rate']:g}", f"{found[0]['parameters']:,}", *cells))
     return table(("accuracy (%)", "K", "rate", "parameters", *groups), rows)
 
