@@ -42,6 +42,18 @@ RECIPES = {
             "feedback_activation": "linear",
         },
     ),
+    "segment-memory": Recipe(
+        "classes of long texts in segments that have to know of each other: a question in one, its facts in others",
+        {
+            "num_iterations": 3,
+            "feedback_span": "segment",
+            "feedback_type": "memory",
+            "feedback_topology": "top",
+            "feedback_rank": None,
+            "segment_summaries": 4,
+            "segment_pooling": "attention",
+        },
+    ),
 }
 
 

@@ -4,13 +4,19 @@ import pytest
 from families import tiny_config
 from transformers import AutoModelForCausalLM
 
-from hf_feedback import FeedbackConfig, FeedbackForCausalLM, FeedbackForTokenClassification
+from hf_feedback import (
+    FeedbackConfig,
+    FeedbackForCausalLM,
+    FeedbackForSequenceClassification,
+    FeedbackForTokenClassification,
+)
 from hf_feedback.recipes import RECIPES
 from hf_feedback.training.model_arguments import ModelArguments
 
 FITTING = {
     "carried-state": FeedbackForCausalLM,
     "depth-on-demand": FeedbackForTokenClassification,
+    "segment-memory": FeedbackForSequenceClassification,
 }
 
 
@@ -18,7 +24,10 @@ FITTING = {
 def test_a_model_has_the_options_of_its_recipe(name):
     options = FeedbackConfig.recipe(name)
     decoder = AutoModelForCausalLM.from_config(tiny_config("llama"))
-    model = FITTING[name].from_backbone(decoder if name == "carried-state" else decoder.model, **options)
+    backbone = decoder if name == "carried-state" else decoder.model
+    # no folder with a tokenizer says which tokens stand around a text
+    tokens = {"segment_special_tokens": [1, 1]} if name == "segment-memory" else {}
+    model = FITTING[name].from_backbone(backbone, **options, **tokens)
     assert {option: getattr(model.config, option) for option in options} == options
 
 
@@ -27,7 +36,8 @@ def test_the_command_line_takes_a_recipe_and_options_beside_it():
     assert ModelArguments(model="m", recipe="depth-on-demand").config_options() == recipe
     given = ModelArguments(model="m", recipe="depth-on-demand", feedback_rank="16").config_options()
     assert given == {**recipe, "feedback_rank": 16}
-    with pytest.raises(ValueError, match="`recipe` must be one of 'carried-state', 'depth-on-demand', got 'magic'"):
+    known = "'carried-state', 'depth-on-demand', 'segment-memory'"
+    with pytest.raises(ValueError, match=f"`recipe` must be one of {known}, got 'magic'"):
         ModelArguments(model="m", recipe="magic").config_options()
 
 

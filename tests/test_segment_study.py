@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -78,6 +80,21 @@ def test_segment_memory(module, tmp_path, monkeypatch, capsys):
         assert "| hops: 2 |" in output
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert len(lines) == 4 * len(study.ARMS)  # three rates with the first seed, one with the second; none of them again
+
+
+def test_the_guide_shows_the_runs_that_are_kept(module, monkeypatch, capsys):
+    study = module("segment_memory")
+    guide = (FOLDER.parent / "guides" / "concepts" / "segment_memory.md").read_text()
+    commands = re.findall(r"python examples/studies/(segment_memory.py (?:.|\\\n)*)", guide)
+    assert commands
+    for command in commands:
+        kept = command.replace("FOLDER", str(FOLDER / "results" / "segment_memory")).replace("\\\n", " ")
+        monkeypatch.setattr(sys, "argv", shlex.split(kept))
+        monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
+        study.main()
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|") and "---" not in line]
+        assert len(rows) > 4
+        assert [row for row in rows if row not in guide] == []
 
 
 @pytest.mark.parametrize("longest", [1, 4])
