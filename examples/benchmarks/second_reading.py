@@ -215,8 +215,8 @@ class Benchmark:
         trainer.train()
         found["seconds_a_step"] = (time.process_time() - started) / trainer.state.global_step
         found.update(self.score(trainer, arm, "validation"))
-        sentence = self.data[arm.copies]["validation"][0]["input_ids"]
-        return trainer, {**found, "later": reads_later_tokens(trainer.model.eval(), sentence, arm.copies)}
+        longest = self.data[arm.copies]["validation"][-1]["input_ids"]
+        return trainer, {**found, "later": reads_later_tokens(trainer.model.eval(), longest, arm.copies)}
 
     def count_mflops(self, trainer: FeedbackTrainer, copies: int) -> float:
         """MFLOP of the forward and backward pass of a sentence, without padding; mean of the first ones of training."""
