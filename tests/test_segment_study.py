@@ -85,7 +85,7 @@ def test_segment_memory(module, tmp_path, monkeypatch, capsys):
 def test_the_guide_shows_the_runs_that_are_kept(module, monkeypatch, capsys):
     study = module("segment_memory")
     guide = (FOLDER.parent / "guides" / "concepts" / "segment_memory.md").read_text()
-    commands = re.findall(r"python examples/studies/(segment_memory.py (?:.|\\\n)*)", guide)
+    commands = re.findall(r"python examples/studies/(segment_memory.py (?:\\\n|.)*)", guide)
     assert commands
     for command in commands:
         kept = command.replace("FOLDER", str(FOLDER / "results" / "segment_memory")).replace("\\\n", " ")
