@@ -9,7 +9,7 @@ words, labels at the last piece of each, embeddings frozen, in two regimes:
 - full: everything else is trained. Feedback (`attention` messages, last layer to all lower ones, K = 2, later tokens
   allowed) beside plain fine-tuning, the same with the compute of feedback, the causal mask lifted, the text repeated.
 - frozen: the backbone stays as it is. The same feedback beside LoRA of as many parameters: causal, with the mask
-  lifted, with the text repeated; the same messages bottom-up; and feedback with LoRA beside it.
+  lifted, with the text repeated; and the same messages bottom-up.
 
 Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
 """
@@ -24,11 +24,8 @@ SHARED = (
 REGIMES = {
     "full": "--freeze embeddings --num-train-epochs 2 --backbone-lr 4e-4 --learning-rate 1e-3 --rate-factors 0.5 1 2 "
     "--arms plain plain-longer unmasked repeated".split(),
-    "frozen": [
-        *"--freeze backbone --num-train-epochs 3 --learning-rate 1e-3 --rate-factors 0.3 1 3".split(),
-        *"--arms lora lora+unmasked lora+repeated bottom-up".split(),
-        *("--variants", '{"feedback": {}, "feedback+lora": {}}'),
-    ],
+    "frozen": "--freeze backbone --num-train-epochs 2 --learning-rate 1e-3 --rate-factors 1 3 "
+    "--arms lora lora+unmasked lora+repeated bottom-up".split(),
 }
 
 
