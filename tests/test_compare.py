@@ -193,6 +193,19 @@ def test_what_each_arm_costs(folders, tmp_path):
     assert set(plan.left_out) == {"repeated", "unmasked", "truncated", "windows", "tobert", "whole"}
 
 
+def test_one_long_text_is_not_taken_for_the_length_of_all(folders, tmp_path):
+    """Where texts of similar length are grouped, the longest come first."""
+    short, costs = (folders / "train.csv").read_text(encoding="utf-8"), []
+    row = short.splitlines()[1]
+    for name, long in (("short", row), ("long", row.replace(row.split(",")[0], "a word " * 50, 1))):
+        file = tmp_path / f"{name}.csv"
+        file.write_text(f"{short}{long}\n", encoding="utf-8")
+        options = f"--train-file {file} --train-sampling-strategy group_by_length --arms plain"
+        options = [*options.split(), "--per-device-train-batch-size", "1"]
+        costs.append(make_plan(comparison_of(folders, tmp_path / name, *options)).costs["plain"].flops)
+    assert costs[1] < 1.5 * costs[0]
+
+
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
 def test_every_epoch_has_the_same_order_whatever_a_model_draws(folders, tmp_path, sampling):
     options = f"--train-sampling-strategy {sampling} --num-train-epochs 3".split()

@@ -12,7 +12,8 @@ trained to look up values in a single segment; every arm starts from that backbo
 - "ToBERT": a transformer of two layers over the windows' vectors (arXiv 1910.10781), the question in every one;
 - "RMT": memory tokens that pass from segment to segment (arXiv 2304.11062), as many as "memory" has summaries, the
   question in every segment; and "RMT, one pass per hop", where they pass through the text as often as there are hops;
-- "whole text": one window, K = 1; and "whole text, one stack per hop", copies of the layers with weights of their own.
+- "whole text": one window, K = 1; "whole text, one stack per hop", copies of the layers with weights of their own; and
+  "whole text, feedback", the same layers with a message from the last to the first, K = hops.
 
 Controls that cannot answer by construction: "windows" with the question in the first alone; "neighbours", for facts
 that are further away; at two hops also whatever looks up once, "windows" and "whole text".
@@ -49,7 +50,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertModel, __version__, set_seed
 
-from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cutting import Cutting, PairOption
 from hf_feedback.training.flops import count_flops
 
@@ -63,7 +64,8 @@ FEEDBACK: dict[str, dict[str, Any]] = {
     "neighbours": dict(),
 }
 WINDOWS: dict[str, PairOption] = {"windows": "first", "windows, question in every one": "every"}
-ARMS = (*FEEDBACK, *WINDOWS, "ToBERT", "RMT", "RMT, one pass per hop", "whole text", "whole text, one stack per hop")
+WHOLE = ("whole text", "whole text, one stack per hop", "whole text, feedback")
+ARMS = (*FEEDBACK, *WINDOWS, "ToBERT", "RMT", "RMT, one pass per hop", *WHOLE)
 PROTOCOL = 4  # of training and testing; runs of another one are not comparable
 SETTINGS = (
     "num_facts num_symbols hops hidden_size num_layers summaries pretraining_steps steps batch_size test_texts".split()
@@ -140,6 +142,22 @@ class WholeText(nn.Module):
         return tuple(answers)
 
 
+class LoopedWholeText(nn.Module):
+    """Feedback over all tokens at once."""
+
+    def __init__(self, backbone: ModernBertModel, classifier: nn.Linear, args: argparse.Namespace):
+        super().__init__()
+        self.model = FeedbackForTokenClassification.from_backbone(
+            backbone, num_labels=args.num_symbols, feedback_edges=[[args.num_layers - 1, 0]], feedback_rank=None,
+            feedback_activation="linear",
+        )  # fmt: skip
+        self.model.classifier = classifier
+
+    def forward(self, ids: torch.Tensor, hops: int, length: int) -> Answers:
+        output = self.model(ids, attention_mask=torch.ones_like(ids), num_iterations=hops, output_iterations=True)
+        return tuple(logits[:, KEY] for logits in output.iteration_logits)
+
+
 class ToBERT(nn.Module):
     """A transformer over the vectors of the windows, each with the question; the mean of its outputs answers."""
 
@@ -192,6 +210,8 @@ def build(arm: str, backbone: ModernBertModel, classifier: nn.Linear, args: argp
         return Segmented(backbone, classifier, args, **FEEDBACK[arm])
     if arm in WINDOWS:
         return Windows(backbone, classifier, args, WINDOWS[arm])
+    if arm == "whole text, feedback":
+        return LoopedWholeText(backbone, classifier, args)
     if arm.startswith("whole text"):
         return WholeText(backbone, classifier, args, args.hops if "stack" in arm else 1)
     if arm.startswith("RMT"):

@@ -124,12 +124,13 @@ def _describe_cost(
     count, accumulated = sum(parameter.numel() for parameter in model.parameters()), args.gradient_accumulation_steps
     steps = count_steps(args, num_batches)
     batch = args.per_device_train_batch_size * accumulated
+    measured = "the batch of the longest texts" if args.train_sampling_strategy == "group_by_length" else "one batch"
     total = weights + (1 + MOMENTS) * updates + cost.activations
     return [
         f"parameters: {count:,}, of which {sum(parameter.numel() for parameter in trained):,} train",
         f"steps: {steps:,} of {batch} examples a process",
         f"a step: {accumulated * cost.flops:.3g} FLOPs of matrix products, {accumulated * cost.seconds:.2f} s on this "
-        f"machine (from one batch; about {_duration(steps * accumulated * cost.seconds)} in all, evaluation aside)",
+        f"machine (from {measured}; about {_duration(steps * accumulated * cost.seconds)} in all, evaluation aside)",
         f"memory: at least {_megabytes(total)}: weights {_megabytes(weights)}, gradients and Adam's moments "
         f"{_megabytes((1 + MOMENTS) * updates)}, activations of a batch {_megabytes(cost.activations)}",
         "Nothing was trained or written (`--dry-run`).",

@@ -1,13 +1,14 @@
 """The plan of a comparison: its runs and their costs."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ...backbone_fingerprint import fingerprint
 from ...modeling_base import FeedbackPreTrainedModel
@@ -16,9 +17,12 @@ from ...training.checkpoints import Record
 from ...training.flops import count_flops
 from ...training.run_record import run_record
 from ...training.tasks.task import PreparedTask
+from ...validation import Keywords
 from .arm_runs import ArmTrainer, Job, most_steps
 from .arms import Budget, Together
 from .settings import Comparison
+
+BATCHES = 3  # that costs are measured with
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Plan:
         budget: resources of the feedback arm.
         costs: by arm.
         left_out: arms that cannot be compared, with the reason.
-        seconds_a_flop: seconds per FLOP, measured with one batch on this machine.
+        seconds_a_flop: seconds per FLOP, measured with a few batches on this machine.
         record: settings that the result depends on, see `run_record`.
     """
 
@@ -123,21 +127,22 @@ def _check_splits(prepared: PreparedTask) -> None:
 
 
 def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost, float]:
-    """Returns the cost of an arm, and the seconds of a step per example."""
+    """Returns the cost of an arm, and the seconds of a step per example, with a few batches."""
     made = ArmTrainer(comparison, Job(arm, comparison.seeds[0], 1.0), budget)
     trainer, model = made.trainer, cast(nn.Module, made.trainer.model).train()
     made.core.config.jacobian_penalty = 0.0  # it is differentiated twice, which the counter does not support
-    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-    size = len(next(iter(batch.values())))
+    batches = [trainer._prepare_inputs(batch) for batch in _some_batches(trainer.get_train_dataloader())]
+    size = sum(len(next(iter(batch.values()))) for batch in batches)
 
-    def step() -> None:
-        trainer.compute_loss(model, batch).backward()
+    def take_steps() -> None:
+        for batch in batches:
+            trainer.compute_loss(model, batch).backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    flops = count_flops(step)
+    flops = count_flops(take_steps)
     started = time.perf_counter()
-    step()
+    take_steps()
     seconds = time.perf_counter() - started
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     args, number = comparison.args, len(cast(Dataset, trainer.train_dataset))
@@ -145,6 +150,13 @@ def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost,
     a_step = args.train_batch_size * args.gradient_accumulation_steps
     examples = number * args.num_train_epochs if steps is None else steps * a_step
     return ArmCost(parameters, flops / size, examples), seconds / size
+
+
+def _some_batches(loader: DataLoader) -> list[Keywords]:
+    """Random batches: the first one is the longest of all where texts of similar length are grouped."""
+    rows = list(cast(Iterable[list[int]], loader.batch_sampler))
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:BATCHES].tolist()
+    return [loader.collate_fn([loader.dataset[row] for row in rows[i]]) for i in chosen]
 
 
 def format_plan(comparison: Comparison, plan: Plan) -> str:

@@ -200,7 +200,7 @@ def with_labels(encoded: EncodedTexts, split: Split, columns: Columns, labels: L
     """Adds the numbers of labels to texts, and warns about truncated and empty ones, see `encode_texts`."""
     warn_of_cut_texts(split, encoded.lengths.cut, encoded.lengths.max_length)
     if encoded.empty:
-        logger.warning(f"{split.source}: {encoded.empty} of {len(split.data)} texts are empty.")
+        logger.warning_once(f"{split.source}: {encoded.empty} of {len(split.data)} texts are empty.")
     if labels is None or columns.label is None:
         return encoded.data
     return encoded.data.add_column("labels", label_numbers(split, columns.label, labels, columns.label_separator))
@@ -219,6 +219,6 @@ def _without_empty_rows(encoding: Batch, tokenizer: PreTrainedTokenizerBase) -> 
 def warn_of_cut_texts(split: Split, count: int, max_length: int) -> None:
     """Warns about texts of a split that were truncated to `max_length` tokens."""
     if count:
-        logger.warning(
+        logger.warning_once(  # a comparison encodes the same file for every run
             f"{split.source}: {count} of {len(split.data)} texts are longer than {max_length} tokens and were cut."
         )
