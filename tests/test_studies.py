@@ -24,7 +24,7 @@ RUNS = {
     "later_tokens, frozen": (
         "--model {0}/llama --data {0}/words --layers 2 --rank 8 --regimes frozen --dry-run",
         "lora+unmasked",
-        "feedback+lora",
+        "bottom-up",
     ),
     "robustness": ("--model {0}/bert --data {0}/texts --strengths 0.4 --adversarial {0}/others/test.csv --dry-run",),
     "other_domain": ("--model {0}/bert --data {0}/texts {0}/others --dry-run", "lora"),
