@@ -92,3 +92,13 @@ def test_a_study_runs(case, place, tmp_path, monkeypatch, capsys):
     assert end.value.code == 0, errors
     for words in [*expected, "cannot tell" if "--dry-run" not in options else "runs:"]:  # one seed
         assert words in printed
+
+
+def test_the_guide_shows_the_comparisons_that_are_kept():
+    guide = (FOLDER.parent / "guides" / "does_it_help.md").read_text(encoding="utf-8")
+    files = sorted((FOLDER / "results" / "later_tokens").glob("*/*/comparison.md"))
+    assert files
+    for file in files:
+        rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+        assert len(rows) > 10
+        assert [row for row in rows if row not in guide] == []
