@@ -93,7 +93,8 @@ def test_the_guide_shows_the_runs_that_are_kept(module, monkeypatch, capsys):
         monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
         study.main()
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|") and "---" not in line]
-        assert len(rows) >= 4
+        arms = shlex.split(kept.partition("--arms")[2])
+        assert len(rows) == 2 * (1 + len(arms))  # of one hop and of two: a head, and a row for each arm
         assert [row for row in rows if row not in guide] == []
 
 
