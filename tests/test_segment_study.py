@@ -42,7 +42,7 @@ def test_a_chase_is_answered_by_following_it(module, hops):
 @pytest.mark.parametrize("hops", [1, 2])
 def test_arms_with_a_stage_per_hop_answer_every_hop(module, hops):
     study = module("segment_memory")
-    sizes = dict(num_facts=4, num_symbols=12, hidden_size=16, num_layers=2, summaries=2, hops=2)
+    sizes = dict(num_facts=4, num_symbols=12, hidden_size=16, num_layers=2, summaries=2, hops=2, device="cpu")
     args = argparse.Namespace(**sizes)
     chase = study.chase_of(args)
     ids, _ = chase.draw(2, 3, hops, torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def test_the_guide_shows_the_runs_that_are_kept(module, monkeypatch, capsys):
 
 @pytest.mark.parametrize("longest", [1, 4])
 def test_chains_are_answered_by_following_them(module, longest):
-    study, args = module("depth_on_demand"), argparse.Namespace(num_facts=6, num_symbols=14)
+    study, args = module("depth_on_demand"), argparse.Namespace(num_facts=6, num_symbols=14, device="cpu")
     ids, answers, hops = study.draw(args, 20, longest, torch.Generator().manual_seed(0))
     assert ids.shape == (20, 2 + 6 + 3 * 6)
     assert ids.max() < study.FIRST_SYMBOL + 14

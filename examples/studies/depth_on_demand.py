@@ -33,12 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from look_ups import learn_look_ups, make_backbone, take_step
+from look_ups import add_device, learn_look_ups, make_backbone, take_step
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
+from hf_feedback.evaluation.comparison.result import machine_and_versions
 from hf_feedback.training.train_iterations import IterationRange, draw_iterations
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
@@ -116,7 +117,7 @@ def draw(
         args: options of the study.
         batch_size: B.
         longest: most hops of a chain.
-        generator: of everything.
+        generator: of everything; it draws on the CPU, so that texts are the same everywhere.
     """
     n, lengths = args.num_facts, draw_lengths(args.num_facts, longest, generator)
     symbols = FIRST_SYMBOL + torch.rand(batch_size, args.num_symbols, generator=generator).argsort(1)
@@ -131,7 +132,8 @@ def draw(
     column = torch.full((batch_size, 1), CLS)
     ids = torch.cat((column, symbols[:, keys].gather(1, asked), torch.full_like(column, SEP), facts), 1)
     answers = symbols[:, found].gather(2, asked[:, None].expand(-1, longest, -1))
-    return ids, answers - FIRST_SYMBOL, hops.expand(batch_size, -1).gather(1, asked)
+    hops = hops.expand(batch_size, -1).gather(1, asked)
+    return ids.to(args.device), (answers - FIRST_SYMBOL).to(args.device), hops.to(args.device)
 
 
 # Models: texts (B, T) → the logits of every answer (B, N, symbols), the last one last
@@ -202,7 +204,8 @@ class Follower(nn.Module):
 def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.Linear]:
     """A backbone that looks up one fact; it is kept in the work folder."""
     set_seed(seed)
-    backbone, classifier = backbone_of(args), nn.Linear(args.hidden_size, args.num_symbols)
+    backbone = backbone_of(args).to(args.device)
+    classifier = nn.Linear(args.hidden_size, args.num_symbols).to(args.device)
 
     def draw_look_ups(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         ids, answers, _ = draw(
@@ -271,10 +274,10 @@ def run(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
     """Trains one arm and measures it."""
     backbone, classifier = pretrain(seed, args)
     set_seed(seed)
-    model = Follower(backbone, classifier, ARMS[name], args)
+    model = Follower(backbone, classifier, ARMS[name], args).to(args.device)
     started = time.perf_counter()
     train(model, rate, seed, args)
-    found: dict[str, Any] = {"seconds": time.perf_counter() - started}
+    found: dict[str, Any] = {"seconds": time.perf_counter() - started, "machine": machine_and_versions()}
     found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     validation = accuracies(model, TRAINED, TRAINED, 1, args)
     found["validation"] = sum(validation.values()) / len(validation)
@@ -324,6 +327,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--test-texts", type=int, default=400)
+    add_device(parser)
     args = parser.parse_args()
     finished = Finished(args.work / "results.jsonl")
     print(summary({name: measure(name, args, finished) for name in args.arms}))

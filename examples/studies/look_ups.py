@@ -1,5 +1,6 @@
 """A small backbone that looks up facts "a → b", from which the studies of chains start."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -61,7 +62,7 @@ def learn_look_ups(
     """
     modules = nn.ModuleList([backbone, classifier])
     if file.is_file():
-        modules.load_state_dict(torch.load(file))
+        modules.load_state_dict(torch.load(file, map_location=classifier.weight.device))
         return
     optimizer = torch.optim.AdamW(modules.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.01)
     generator, facts, correct, is_tied = torch.Generator().manual_seed(seed), min(4, num_facts), 0.0, False
@@ -83,6 +84,12 @@ def learn_look_ups(
     print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%{', tied' * is_tied}", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(modules.state_dict(), file)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says where models and texts go."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    parser.add_argument("--device", default=accelerator.type if accelerator else "cpu", help="default: %(default)s")
 
 
 def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -19,10 +19,12 @@ class Chase:
     Args:
         num_symbols: keys and values are drawn from, and what is asked for is one of.
         num_facts: N, the facts of a segment.
+        device: where texts go; they are drawn on the CPU, so that they are the same everywhere.
     """
 
     num_symbols: int
     num_facts: int
+    device: str = "cpu"
 
     @property
     def vocab_size(self) -> int:
@@ -60,7 +62,8 @@ class Chase:
         column = torch.full((batch_size, 1), CLS)
         question = (column, FIRST_SYMBOL + chain[:, :1], torch.full_like(column, FIRST_HOPS + hops - 1))
         separator = torch.full_like(column, SEP)
-        return torch.cat((*question, separator, facts, separator), 1), chain[:, 1:]
+        ids = torch.cat((*question, separator, facts, separator), 1)
+        return ids.to(self.device), chain[:, 1:].to(self.device)
 
     def look_ups(self, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """One segment, `(B, T)`, that starts with N keys, one after the other, and their values `(B, N)`."""
@@ -70,5 +73,5 @@ class Chase:
         order = torch.rand(batch_size, n, generator=generator).argsort(1)
         facts = torch.stack((FIRST_SYMBOL + keys, FIRST_SYMBOL + values, torch.full_like(keys, END)), -1).flatten(1)
         column = torch.full((batch_size, 1), CLS)
-        ids = (column, FIRST_SYMBOL + keys.gather(1, order), torch.full_like(column, SEP), facts)
-        return torch.cat(ids, 1), values.gather(1, order)
+        ids = torch.cat((column, FIRST_SYMBOL + keys.gather(1, order), torch.full_like(column, SEP), facts), 1)
+        return ids.to(self.device), values.gather(1, order).to(self.device)

@@ -36,7 +36,6 @@ stay in FOLDER/results.jsonl and are not run again.
 
 import argparse
 import copy
-import platform
 import statistics
 import sys
 import time
@@ -44,14 +43,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from look_ups import learn_look_ups, make_backbone, take_step
+from look_ups import add_device, learn_look_ups, make_backbone, take_step
 from pointer_chase import MAX_HOPS, PAD, Chase
 from torch import nn
 from torch.nn import functional as F
-from transformers import ModernBertModel, __version__, set_seed
+from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cutting import Cutting, PairOption
+from hf_feedback.evaluation.comparison.result import machine_and_versions
 from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
@@ -73,7 +73,7 @@ SETTINGS = (
 
 
 def chase_of(args: argparse.Namespace, num_facts: int | None = None) -> Chase:
-    return Chase(args.num_symbols, num_facts or args.num_facts)
+    return Chase(args.num_symbols, num_facts or args.num_facts, args.device)
 
 
 KEY = 1  # where the question names its key
@@ -227,8 +227,8 @@ def pretrain(seed: int, args: argparse.Namespace) -> tuple[ModernBertModel, nn.L
     set_seed(seed)
     # the first layer sees one token on either side, the others all
     sees_all = [False] + [True] * (args.num_layers - 1)
-    backbone = make_backbone(chase_of(args).vocab_size, args.hidden_size, sees_all)
-    classifier = nn.Linear(args.hidden_size, args.num_symbols)
+    backbone = make_backbone(chase_of(args).vocab_size, args.hidden_size, sees_all).to(args.device)
+    classifier = nn.Linear(args.hidden_size, args.num_symbols).to(args.device)
 
     def draw(num_facts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         return chase_of(args, num_facts).look_ups(args.batch_size, generator)
@@ -335,12 +335,12 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
     """Trains one arm and measures it."""
     backbone, classifier = pretrain(seed, args)
     set_seed(seed)
-    model = build(arm, backbone, classifier, args)
+    model = build(arm, backbone, classifier, args).to(args.device)
     started = time.perf_counter()
     train(model, rate, seed, args)
     found: dict[str, Any] = {"seconds": time.perf_counter() - started}
     found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    found["machine"] = f"{platform.machine()}, torch {torch.__version__}, transformers {__version__}"
+    found["machine"] = machine_and_versions()
     found["validation"] = statistics.mean(
         accuracy(model, segments, hops, 10 * seed + 1, args)
         for segments in (8, SEGMENTS[-1])
@@ -409,6 +409,7 @@ def main() -> None:
     parser.add_argument(
         "--test-texts", type=int, default=512, help="number of test texts, of those of more than 8 segments fewer"
     )
+    add_device(parser)
     args = parser.parse_args()
     finished = Finished(args.work / "results.jsonl")
     runs = {arm: measure(arm, args, finished) for arm in args.arms}
