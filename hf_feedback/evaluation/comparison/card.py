@@ -37,7 +37,7 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> Model
     ]
     first = next(iter(results.values()))
     return ModelCardData(
-        base_model=first["model"] if is_hub_id(first["model"]) else None,
+        base_model=first["model"] if first.get("is_on_hub") is True and is_hub_id(first["model"]) else None,
         library_name="transformers",
         pipeline_tag=first["task"],
         tags=["hf_feedback", "feedback"],

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from ...feedback_checkpoint import whole_file
+from ...training.model_card import is_hub_id
 from ...version import HF_FEEDBACK_VERSION
 from ..markdown_tables import format_values, markdown_table
 from .arm_runs import CONTROLS, ArmRun
@@ -152,12 +153,15 @@ class ComparisonResult:
     def as_json(self) -> dict[str, Any]:
         """Returns all results as JSON values."""
         comparison = self.comparison
-        further = [test_name(file) for file in comparison.also_test]
+        further, model = [test_name(file) for file in comparison.also_test], comparison.model_args.model
         return {
             "verdict": self.verdict(),
             "feedback": self.best_feedback(),
             "task": comparison.pipeline_tag,
-            "model": comparison.model_args.model,
+            "model": model,
+            "is_on_hub": is_hub_id(
+                model
+            ),  # in the folder where it was run; elsewhere a relative path may look like an id
             "metric": self.metric,
             "scale": abs(self.unit),
             "margin": comparison.margin,
