@@ -21,6 +21,7 @@ from hf_feedback.evaluation.comparison import arm_runs
 from hf_feedback.evaluation.comparison.arm_registry import ARMS
 from hf_feedback.evaluation.comparison.arm_runs import ArmRun, ArmTrainer, Job
 from hf_feedback.evaluation.comparison.arms import Budget, Duplicated
+from hf_feedback.evaluation.comparison.compare import JobRunner, run_job
 from hf_feedback.evaluation.comparison.contrasts import Contrast, write_verdict
 from hf_feedback.evaluation.comparison.message_controls import (
     SilentConnections,
@@ -439,12 +440,46 @@ def test_rates_are_chosen_on_validation_alone(finished):
         assert tried[arm["rates"]] == max(tried.values())
 
 
+def test_rates_that_are_worse_on_validation_are_not_tested(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, *"--rate-factors 1 10 --arms plain".split())
+    better, other = Job("plain", 0, 1.0), Job("plain", 0, 10.0)
+    ArmRun(better, 2.0, {"own": np.ones((3, 1))}, {"metric": "accuracy"}).save(tmp_path / "runs")
+    for is_chosen in (False, True):  # as it is when the better ones are taken out
+        run_job(comparison, other, Budget(500), is_chosen)
+        found = ArmRun.load(tmp_path / "runs", other)
+        assert 0 <= found.validation <= 1
+        assert set(found.examples) == ({"own"} if is_chosen else set())
+    runner = JobRunner(comparison, make_plan(comparison))
+    ArmRun(other, 1.0, {}, {"metric": "accuracy"}).save(tmp_path / "runs")
+    for are_chosen in (False, True):
+        first, second = runner.run([better, other], are_chosen)
+        assert first.validation == 2.0
+        assert bool(second.examples) is are_chosen
+
+
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_contributions_are_in_the_order_of_the_file(folders, tmp_path, sampling):
+    """Those of each example alone, whatever batches it is read in."""
+    options = f"--train-sampling-strategy {sampling} --per-device-eval-batch-size 2".split()
+    trainer = ArmTrainer(comparison_of(folders, tmp_path, *options), Job("feedback", 0, 1.0), Budget(500))
+    rows_ = trainer.prepared.splits["test"].data
+    assert len({len(ids) for ids in rows_["input_ids"]}) > 1
+    model = trainer.core.eval()
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([row["input_ids"]])).logits.argmax(-1).item() for row in rows_]
+    expected = np.equal(alone, [row["labels"] for row in rows_])
+    assert 0 < expected.sum() < len(expected)
+    for in_random_order in (False, True):
+        found = trainer._measure("test", in_random_order)
+        np.testing.assert_array_equal(found[:, 0], expected)
+
+
 def test_a_second_call_runs_nothing_again_and_a_lost_run_alone(folders, finished, monkeypatch, capsys, tmp_path):
     output, _, options = finished
     again = tmp_path / "again"
     shutil.copytree(output, again)
     ran, run = [], ArmTrainer.run
-    monkeypatch.setattr(ArmTrainer, "run", lambda self: ran.append(self.job.name) or run(self))
+    monkeypatch.setattr(ArmTrainer, "run", lambda self, to_beat: ran.append(self.job.name) or run(self, to_beat))
     assert cli.main(["compare", *command(folders, again, *options)]) == 0
     assert ran == []
     lost = next((again / "runs").glob("lora.seed2*.json"))

@@ -80,6 +80,26 @@ def test_facts_keep_their_order_between_other_sentences(place, tmp_path, monkeyp
     assert len(tokenizer(row["text"], row["text_pair"])["input_ids"]) <= 40
 
 
+@pytest.mark.parametrize("num_classes", [2, 20])
+def test_a_smaller_copy_has_every_class(num_classes, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    study = importlib.import_module("study")
+    texts = [{"text": f"text {i}", "label": f"class {i % num_classes}"} for i in range(40)]
+    for split in study.SPLITS:
+        file = write(tmp_path, f"{split}.csv", texts)
+    options = "--model m --data d --work w --train 25 --validation 5 --test 5".split()
+    files = study.smaller_copy(tmp_path, tmp_path / "copy", study.parser(None).parse_args(options))
+    found = {split: read_file(name).to_list() for split, name in files.items()}
+    assert {split: len(drawn) for split, drawn in found.items()} == {"train": 25, "validation": 5, "test": 5}
+    assert len({row["label"] for row in found["train"]}) == num_classes
+    at_random = read_file(str(file)).shuffle(seed=0).select(range(25)).to_list()
+    assert found["test"] == at_random[:5]
+    order = [row["text"] for row in read_file(str(file)).shuffle(seed=0).to_list()]
+    places = [order.index(row["text"]) for row in found["train"]]
+    assert places == sorted(set(places))
+    assert (found["train"] == at_random) is (num_classes == 2)
+
+
 @pytest.mark.parametrize("case", RUNS)
 def test_a_study_runs(case, place, tmp_path, monkeypatch, capsys):
     study, (options, *expected) = case.split(",")[0], RUNS[case]

@@ -574,6 +574,16 @@ def test_groups_of_similar_length_are_ordered_by_the_seed_of_the_data(tmp_path):
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_answers_are_in_the_order_of_the_rows(tmp_path):
+    args = arguments(tmp_path, train_sampling_strategy="group_by_length", per_device_eval_batch_size=1)
+    data = [
+        {name: value if name == "labels" else value[: 3 + i % 5] for name, value in row.items()}
+        for i, row in enumerate(tiny_data())
+    ]
+    answers = FeedbackTrainer(model=make(), args=args).predict(data)
+    assert answers.label_ids.tolist() == [row["labels"] for row in data]
+
+
 @pytest.mark.parametrize("option", [dict(iteration_loss="uniform"), dict(jacobian_penalty=0.1)], ids=str)
 def test_a_loss_in_place_of_the_models_is_refused(option, tmp_path):
     with pytest.raises(ValueError, match="which `compute_loss_func` replaces"):

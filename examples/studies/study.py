@@ -40,6 +40,8 @@ def parser(description: str | None, **defaults: object) -> argparse.ArgumentPars
 def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> Files:
     """Writes as many examples of each split as the options allow, drawn the same way every time; returns the files.
 
+    No class is without an example in training.
+
     Args:
         folder: of the data set.
         work: where the copy goes.
@@ -49,7 +51,12 @@ def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> Files:
     work.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         data = read_file(str(next(file for file in sorted(folder.glob(f"{split}.*")))))
-        data = data.shuffle(seed=0).select(range(min(len(data), getattr(args, split))))
+        data = data.shuffle(seed=0)
+        order = list(range(len(data)))
+        if split == "train" and "label" in data.column_names:
+            firsts = set({label: i for i, label in reversed(list(enumerate(data["label"])))}.values())
+            order.sort(key=lambda i: i not in firsts)
+        data = data.select(sorted(order[: getattr(args, split)]))
         files[split] = str(work / f"{split}.jsonl")
         data.to_json(files[split])
     return files

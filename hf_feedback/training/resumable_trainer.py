@@ -1,10 +1,11 @@
 """A Trainer whose runs resume exactly: complete checkpoints, and the order of the data."""
 
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
@@ -68,6 +69,15 @@ class ResumableTrainer(SearchTrainer):
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         return SeededLengthGroups(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """As in transformers, but not in groups of similar length: predictions are matched with rows by their order."""
+        sampler = super()._get_eval_sampler(eval_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        return (
+            SequentialSampler(cast(Sized, eval_dataset)) if self.args.world_size <= 1 else None
+        )  # None: accelerate divides them
 
     def _save_checkpoint(self, model: nn.Module, trial: Trial) -> None:
         """As in transformers. The checkpoint is complete with its manifest; older ones are removed only then."""

@@ -5,8 +5,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile
@@ -83,7 +82,8 @@ class ArmRun:
         job: the run.
         validation: the deciding metric on validation.
         examples: contributions `(N, s)` of every test example to the metric, by name: `"own"` with the trained
-            messages, for feedback also `"silent"` and `"swapped"`, and the name of every further test file.
+            messages, for feedback also `"silent"` and `"swapped"`, and the name of every further test file. Empty if it
+            was not tested.
         facts: other measurements: parameters, epochs, seconds, the metric at every iteration, …
     """
 
@@ -187,8 +187,12 @@ class ArmTrainer:
             args.learning_rate_mapping = {pattern: rate * self.job.factor for pattern, rate in mapping.items()}
         return args
 
-    def run(self) -> ArmRun:
-        """Trains for all epochs and evaluates the model of the last step."""
+    def run(self, to_beat: float = -math.inf) -> ArmRun:
+        """Trains for all epochs and evaluates the model of the last step.
+
+        Args:
+            to_beat: gain of the best run with other rates. One with less is not tested.
+        """
         started, processor = time.perf_counter(), time.process_time()
         self.trainer.train()
         facts: dict[str, Any] = {
@@ -198,21 +202,29 @@ class ArmTrainer:
             "epochs": self.trainer.args.num_train_epochs,
             "rates": {name: getattr(self.trainer.args, name) for name in RATES},
         }
-        name, score = self.comparison.score_of(self.prepared)
+        facts["metric"] = self.comparison.score_of(self.prepared)[0]
+        run = ArmRun(self.job, self._validate(), {}, facts)
+        return run if run.gain < to_beat else self._test(run)
 
-        def measure(split: str) -> np.ndarray:
-            return score.of_examples(self._answers(split))
+    @property
+    def _score(self) -> ExampleScore:
+        return self.comparison.score_of(self.prepared)[1]
 
-        validation = float(score.metric(measure("validation").sum(0)))
-        examples = {"own": measure("test"), **{test_name(f): measure(test_name(f)) for f in self.comparison.also_test}}
-        if self.arm.is_feedback:
-            with other_messages(self.core, SilentConnections):
-                examples["silent"] = measure("test")
-            if self._can_swap():
-                with other_messages(self.core, SwappedConnections):
-                    examples["swapped"] = self._in_random_order(score)
-            facts["by_iteration"] = self._by_iteration(lambda: float(score.metric(measure("validation").sum(0))))
-        return ArmRun(self.job, validation, examples, {"metric": name, **facts})
+    def _validate(self) -> float:
+        return float(self._score.metric(self._measure("validation").sum(0)))
+
+    def _test(self, run: ArmRun) -> ArmRun:
+        """Returns the run with the contributions of the test examples, for feedback also with other messages."""
+        examples = {name: self._measure(name) for name in ("test", *map(test_name, self.comparison.also_test))}
+        examples = {"own": examples.pop("test"), **examples}
+        if not self.arm.is_feedback:
+            return replace(run, examples=examples)
+        with other_messages(self.core, SilentConnections):
+            examples["silent"] = self._measure("test")
+        if self._can_swap():
+            with other_messages(self.core, SwappedConnections):  # files may be sorted by label
+                examples["swapped"] = self._measure("test", in_random_order=True)
+        return replace(run, examples=examples, facts={**run.facts, "by_iteration": self._by_iteration()})
 
     def _can_swap(self) -> bool:
         """Whether every row is preceded by a row of another example."""
@@ -221,31 +233,32 @@ class ArmTrainer:
         )
         return not several_rows and self.trainer.args.per_device_eval_batch_size > 1
 
-    def _in_random_order(self, score: ExampleScore) -> np.ndarray:
-        """Contributions of the test examples, read in random order since files may be sorted by label."""
-        order = np.random.default_rng(0).permutation(len(cast(Dataset, self.prepared.splits["test"].data)))
-        examples = score.of_examples(self._answers("test", order))
-        return examples[np.argsort(order)]
-
-    def _answers(self, split: str, order: np.ndarray | None = None) -> SplitAnswers:
+    def _measure(self, split: str, in_random_order: bool = False) -> np.ndarray:
+        """Contributions `(N, s)` of the examples of a split, which are read in batches of about one length."""
         encoded = self.prepared.splits[split]
         data = self.arm.adapt_data(cast(Dataset, encoded.data))
-        output = self.trainer.predict(data if order is None else data.select(order))
+        order = np.arange(len(data))
+        if in_random_order:
+            order = np.random.default_rng(0).permutation(len(data))
+        elif encoded.answer_texts is None and "input_ids" in data.column_names:
+            order = np.argsort([len(ids) for ids in data["input_ids"]], kind="stable")
+        output = self.trainer.predict(data.select(order))
         prediction = EvalPrediction(cast(np.ndarray, output.predictions), cast(np.ndarray, output.label_ids))
         config = self.core.config
         names = cast(dict[int, str], config.id2label or {})
-        return SplitAnswers(
+        answers = SplitAnswers(
             prediction,
             cast(ProblemType, config.problem_type or SINGLE_LABEL),
             tuple(names[i] for i in range(len(names))),
             None if encoded.answer_texts is None else encoded.answer_texts(prediction),
         )
+        return self._score.of_examples(answers)[np.argsort(order)]
 
-    def _by_iteration(self, measure: Callable[[], float]) -> list[float]:
+    def _by_iteration(self) -> list[float]:
         """The metric on validation for 1 to K + 1 iterations."""
         num_iterations, values = self.core.config.num_iterations, []
         for k in range(1, num_iterations + 2):
             self.core.set_num_iterations(k)
-            values.append(measure())
+            values.append(self._validate())
         self.core.set_num_iterations(num_iterations)
         return values

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -25,13 +26,21 @@ from .result import ComparisonResult
 from .settings import Comparison
 
 
-def run_job(comparison: Comparison, job: Job, budget: Budget) -> None:
-    """Runs one job unless it is finished; its output is written to a log file."""
+def run_job(comparison: Comparison, job: Job, budget: Budget, is_chosen: bool) -> None:
+    """Runs one job; its output is written to a log file.
+
+    Args:
+        comparison: settings that all jobs share.
+        job: the job.
+        budget: resources of the feedback arm.
+        is_chosen: whether its rates are chosen; else it is not tested if others were better.
+    """
     folder = runs_folder(comparison)
-    if ArmRun.load(folder, job) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{job.name}.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-            ArmTrainer(comparison, job, budget).run().save(folder)
+    others = [ArmRun.load(folder, replace(job, factor=factor)) for factor in comparison.rate_factors]
+    to_beat = max((run.gain for run in others if run is not None), default=-math.inf)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{job.name}.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+        ArmTrainer(comparison, job, budget).run(-math.inf if is_chosen else to_beat).save(folder)
 
 
 def hide_progress_bars() -> None:
@@ -66,27 +75,29 @@ class JobRunner:
         self.comparison, self.plan, self.num_processes = comparison, plan, num_processes
         self.started, self.finished_flops = time.monotonic(), 0.0
 
-    def run(self, jobs: Sequence[Job], later: Sequence[Job] = ()) -> list[ArmRun]:
+    def run(self, jobs: Sequence[Job], are_chosen: bool, later: Sequence[Job] = ()) -> list[ArmRun]:
         """Runs unfinished jobs, and returns the results of all.
 
         Args:
             jobs: the jobs to run.
+            are_chosen: whether their rates are chosen, so that all are tested.
             later: jobs that follow, for the estimate of the remaining time.
         """
         folder = runs_folder(self.comparison)
-        open_jobs = [job for job in jobs if ArmRun.load(folder, job) is None]
-        for number, job in enumerate(self._finish(open_jobs), 1):
+        found = {job: ArmRun.load(folder, job) for job in jobs}
+        open_jobs = [job for job, run in found.items() if run is None or (are_chosen and not run.examples)]
+        for number, job in enumerate(self._finish(open_jobs, are_chosen), 1):
             self.finished_flops += self.plan.costs[job.arm].total
             left = [*open_jobs[number:], *(job for job in later if ArmRun.load(folder, job) is None)]
             print(f"{job.name}: done, {self._time_left(left)} for {len(left)} more runs", flush=True)
         runs = [ArmRun.load(folder, job) for job in jobs]
         return [run for run in runs if run is not None]
 
-    def _finish(self, jobs: Sequence[Job]) -> Iterator[Job]:
+    def _finish(self, jobs: Sequence[Job], are_chosen: bool) -> Iterator[Job]:
         """Runs jobs; yields each when it is done."""
         if self.num_processes == 1 or len(jobs) < 2:
             for job in jobs:
-                run_job(self.comparison, job, self.plan.budget)
+                run_job(self.comparison, job, self.plan.budget, are_chosen)
                 yield job
             return
         context = multiprocessing.get_context("spawn")
@@ -98,7 +109,7 @@ class JobRunner:
             devices.put(names[i % num_gpus] if num_gpus else "")
         num_threads = max(1, (os.cpu_count() or 1) // self.num_processes)
         with ProcessPoolExecutor(self.num_processes, context, _start_process, (devices, num_threads)) as pool:
-            running = {pool.submit(run_job, self.comparison, job, self.plan.budget): job for job in jobs}
+            running = {pool.submit(run_job, self.comparison, job, self.plan.budget, are_chosen): job for job in jobs}
             try:
                 for future in as_completed(running):
                     future.result()
@@ -141,10 +152,11 @@ def compare(comparison: Comparison, plan: Plan, num_processes: int = 1) -> Compa
     runner = JobRunner(comparison, plan, num_processes)
     choosing = choosing_jobs(comparison, arms)
     later = seed_jobs(comparison, dict.fromkeys(arms, comparison.rate_factors[0]))
-    runs = runner.run(choosing, later)
+    runs = runner.run(choosing, are_chosen=False, later=later)
     chosen = choose_factors(runs)
-    first = [run for run in runs if run.job.factor == chosen[run.job.arm]]
-    return ComparisonResult(comparison, plan, runs, [*first, *runner.run(seed_jobs(comparison, chosen))])
+    first = [run.job for run in runs if run.job.factor == chosen[run.job.arm]]
+    tested = runner.run([*first, *seed_jobs(comparison, chosen)], are_chosen=True)
+    return ComparisonResult(comparison, plan, runs, tested)
 
 
 def claim_folder(comparison: Comparison, plan: Plan) -> None:
