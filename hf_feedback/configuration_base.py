@@ -49,18 +49,20 @@ class OptionsConfig(PreTrainedConfig):
         check_types(self)
         check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
 
-    def set_checked(self, name: str, value: Any) -> None:
-        """Sets an option; it stays as it was if its value is not allowed.
+    def set_checked(self, **options: Any) -> None:
+        """Sets options; all stay as they were if a value is not allowed.
 
         Raises:
             ValueError: as `check_options`.
         """
-        before = getattr(self, name)
-        setattr(self, name, value)
+        before = {name: getattr(self, name) for name in options}
         try:
+            for name, value in options.items():
+                setattr(self, name, value)
             self.check_options()
         except ValueError:
-            setattr(self, name, before)
+            for name, value in before.items():
+                setattr(self, name, value)
             raise
 
     def __setattr__(self, key: str, value: Any) -> None:

@@ -496,7 +496,8 @@ class BuiltOptions:
 
     def __init__(self, config: FeedbackConfig) -> None:
         self.edges = config.edges()
-        self.built_in = {name: copy.deepcopy(getattr(config, name)) for name in BUILT_IN}
+        learned = ("feedback_damping",) if config.learn_damping else ()  # a parameter that starts there
+        self.built_in = {name: copy.deepcopy(getattr(config, name)) for name in (*BUILT_IN, *learned)}
         self.checked = copy.deepcopy(config.options())
 
     def check(self, config: FeedbackConfig) -> None:

@@ -132,6 +132,8 @@ class FNNConfig(OptionsConfig):
         sizes = {"vocab_size": "the tokenizer's length", "hidden_size": "d", "num_layers": "L"}
         for name, meaning in sizes.items():
             check_integer(name, getattr(self, name), 1, meaning)
+        if self.pad_token_id is not None:
+            check_integer("pad_token_id", self.pad_token_id, 0, "a number of the vocabulary", self.vocab_size - 1)
         if self.embedding_size is not None:
             check_integer("embedding_size", self.embedding_size, 1, "`None` means the hidden size")
         hint = "in the first sweep nothing is fed back yet"

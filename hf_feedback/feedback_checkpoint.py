@@ -233,6 +233,8 @@ def load_feedback_only(
     given_config, backbone, wants_info, ignore_mismatched = (
         rest.pop(key, None) for key in ("config", "backbone", "output_loading_info", "ignore_mismatched_sizes")
     )
+    if given_config is not None and options:
+        raise ValueError(f"`{next(iter(options))}`: `config` is given too; set the option there.")
     for key in ("use_safetensors", "adapter_kwargs"):  # they are about the feedback's own folder
         rest.pop(key, None)
     here = {key: value for key, value in hub_kwargs.items() if key != "trust_remote_code"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import nn
 
-from .activations import Swish, make_activation
+from .activations import ACTIVATIONS, make_activation
 from .iteration_cache import IterationCache
 from .segments import Segments
 from .stacked_linear import StackedLinear, ZeroLinear, on_device_of
@@ -149,7 +149,8 @@ class FeedbackConnection(nn.Module):
 
     def activate(self, z: torch.Tensor, edge: int | None = None) -> torch.Tensor:
         """f, of all edges or of one."""
-        return self.activation(z, edge) if isinstance(self.activation, Swish) else self.activation(z)
+        has_edges = isinstance(self.activation, tuple(ACTIVATIONS.values()))
+        return self.activation(z, edge) if has_edges else self.activation(z)
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:
         """Floating-point operations of the matrix products, per token.

@@ -19,7 +19,8 @@ from .halting import Halting
 from .iteration_trace import States, batch_first
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, with_hidden
 from .model_connections import FeedbackConnections
-from .solvers import apply_step
+from .segments import Segments
+from .solvers import Residual, apply_step, relative_residual
 from .token_halting import TokenHalting
 
 # Called after iteration k with k and the states.
@@ -178,8 +179,36 @@ def run_iterations(
     return loop.output(new)
 
 
+def text_residual(mask: torch.Tensor | None, segments: Segments | None) -> Residual:
+    """`solvers.relative_residual` of texts: padding is left out, and a text has moved as far as any of its segments.
+
+    Args:
+        mask: `(B, T)`, 0 at padding.
+        segments: the text of each row, if texts were cut.
+    """
+
+    def without_padding(state: PackedStates) -> PackedStates:
+        return tuple(
+            h if mask is None or mask.shape != h.shape[:2] else h.masked_fill(mask.to(h.device)[..., None] == 0, 0.0)
+            for h in state
+        )
+
+    def residual(new: Any, old: Any) -> torch.Tensor:
+        moved = relative_residual(without_padding(new), without_padding(old))
+        if segments is None:
+            return moved
+        text = segments.text.to(moved.device)
+        return moved.new_zeros(segments.num_texts).scatter_reduce(0, text, moved, "amax")[text]
+
+    return residual
+
+
 def find_fixed_point(
-    loop: FeedbackLoop, num_iterations: int, gradient: Gradient, observe: Observer | None = None
+    loop: FeedbackLoop,
+    num_iterations: int,
+    gradient: Gradient,
+    observe: Observer | None = None,
+    mask: torch.Tensor | None = None,
 ) -> LayerOutput:
     """Iterations 2 … K towards the fixed point `h* = step(h*)`, with the gradient of the fixed point itself.
 
@@ -190,6 +219,7 @@ def find_fixed_point(
         loop, observe: as in `run_iterations`.
         num_iterations: K, at most.
         gradient: finds the fixed point.
+        mask: `(B, T)`, 0 at padding, which does not decide when a text has converged.
 
     Returns:
         The output of the segment's last layer at the fixed point, as the backbone expects it.
@@ -211,6 +241,7 @@ def find_fixed_point(
         SameRandomNumbers(iteration, loop.entry.device),
         (*start, *start) if damps else start,
         num_iterations - 1,
+        residual=text_residual(mask, loop.context.segments),
         keep_states=observe is not None,
     )
     for k, state in enumerate(solution.states, 2):

@@ -5,12 +5,12 @@ See `solvers.py` for maps, states and solutions.
 
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
 
+from .random_numbers import keep_random_state, random_state, set_random_state
 from .solvers import (
     SOLVERS,
     Map,
@@ -334,16 +334,15 @@ class SameRandomNumbers:
     """
 
     def __init__(self, f: Map, device: torch.device) -> None:
-        self.f, self.devices = f, [device] if device.type == "cuda" else []
+        self.f, self.device = f, device
         self.first: list[torch.Tensor] | None = None
 
     def __call__(self, state: State) -> State:
-        with nullcontext() if self.first is None else torch.random.fork_rng(self.devices):
-            if self.first is None:
-                self.first = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
-            torch.set_rng_state(self.first[0])
-            for device, numbers in zip(self.devices, self.first[1:], strict=True):
-                torch.cuda.set_rng_state(numbers, device)
+        if self.first is None:
+            self.first = random_state(self.device)
+            return self.f(state)
+        with keep_random_state(self.device):
+            set_random_state(self.device, self.first)
             return self.f(state)
 
 

@@ -218,8 +218,11 @@ class LoopRunner:
         )
         # the states of a token must not depend on when those of later tokens have settled
         each_by_itself = context.predicts_next_token and not context.is_training
-        run = find_fixed_point if gradient.finds_fixed_point and not each_by_itself else run_iterations
-        output = run(loop, num_iterations, gradient, observe if penalizes else trace)
+        observer = observe if penalizes else trace
+        if gradient.finds_fixed_point and not each_by_itself:
+            output = find_fixed_point(loop, num_iterations, gradient, observer, mask)
+        else:
+            output = run_iterations(loop, num_iterations, gradient, observer)
         if penalizes:
             result.penalty = jacobian_penalty(loop, latest, mask)
         return output

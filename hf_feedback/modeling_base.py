@@ -44,6 +44,9 @@ from .validation import MOST_ITERATIONS, Keywords, check_integer
 
 logger = logging.get_logger(__name__)
 
+# What the weight of the balancing loss of a mixture of experts is called in configs of transformers.
+BALANCE_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
+
 
 class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
     """Base class of all feedback models.
@@ -186,10 +189,13 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             yield self.config.jacobian_penalty * result.penalty
         balance = result.output.get("aux_loss")  # of a mixture of experts, with `output_router_logits` in its config
         if balance is not None:
-            names = ("router_aux_loss_coef", "aux_loss_coef")
-            weights = [
-                getattr(self.config.text_config, name) for name in names if hasattr(self.config.text_config, name)
-            ]
+            config = self.config.text_config
+            weights = [getattr(config, name) for name in BALANCE_WEIGHTS if hasattr(config, name)]
+            if not weights:
+                raise ValueError(
+                    f"`output_router_logits`: the config of the backbone has no weight for its balancing loss (one of "
+                    f"{', '.join(BALANCE_WEIGHTS)}); set one there, or `output_router_logits` to `False`."
+                )
             yield weights[0] * balance
 
     def _run(
@@ -367,7 +373,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         Raises:
             ValueError: K is not an integer of at least 1.
         """
-        self.config.set_checked("num_iterations", num_iterations)
+        self.config.set_checked(num_iterations=num_iterations)
 
     @contextmanager
     def feedback_disabled(self) -> Iterator[None]:
@@ -409,8 +415,10 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             `(B,)`, an estimate of the spectral radius of the loop's Jacobian.
 
         Raises:
-            ValueError: the model is sharded with FSDP, whose weights come together in `forward` alone.
+            ValueError: the model is sharded with FSDP, whose weights come together in `forward` alone; `steps` is no
+                integer of at least 1.
         """
+        check_integer("steps", steps, 1, "more of them estimate better")
         if is_fsdp_managed_module(self):
             raise ValueError(
                 "`estimate_contraction` cannot run on a model that is sharded with FSDP; load it without `fsdp_size`."

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .activations import Swish
+from .activations import ACTIVATIONS
 from .class_predictors import TextPredictor
 from .configuration_fnn import AUTO_MAP, FNNConfig
 from .fnn_layers import LayeredLayer, RecurrentLinear, TemporalLayer, sweep_upwards
@@ -39,8 +39,8 @@ class FNNPreTrainedModel(PredictsMixin, PreTrainedModel):
             init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, Swish):
-            module.init_feedback_weights()
+        elif isinstance(module, tuple(ACTIVATIONS.values())):
+            cast(Any, module).init_feedback_weights()
         else:
             super()._init_weights(module)
 
@@ -50,7 +50,7 @@ class FNNPreTrainedModel(PredictsMixin, PreTrainedModel):
         Raises:
             ValueError: K is not an integer of at least 1.
         """
-        self.config.set_checked("num_iterations", num_iterations)
+        self.config.set_checked(num_iterations=num_iterations)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in transformers; the folder also carries the code, for `trust_remote_code=True`."""

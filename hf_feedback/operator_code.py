@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .configuration_feedback import FeedbackConfig
 from .connections import CONNECTIONS, AdditiveConnection
+from .feedback_connection import FeedbackConnection
 from .model_connections import operators_of
 from .validation import Keywords
 
@@ -57,15 +58,31 @@ def load_operator_code(config: FeedbackConfig, name_or_path: str | Path, hub_kwa
         hub_kwargs: as `from_pretrained` was given them, `trust_remote_code` among them.
 
     Raises:
-        ValueError: their code is not to be trusted.
+        ValueError: their code is not to be trusted, is no operator, or other code of that name was loaded before.
     """
     for name, class_reference in (config.custom_operators or {}).items():
+        known = {key: value for key, value in hub_kwargs.items() if key not in ("trust_remote_code", "subfolder")}
         if name in CONNECTIONS:
+            if CONNECTIONS[name].__module__.startswith("transformers_modules."):
+                file = cached_file(name_or_path, f"{class_reference.partition('.')[0]}.py", **known)
+                _check_same_code(name, Path(str(file)))
             continue
         if not hub_kwargs.get("trust_remote_code"):
             raise ValueError(
                 f"`feedback_type`={config.feedback_type!r}: the operator {name!r} is not part of hf_feedback; import "
                 f"the module that registers it, or run the code in {name_or_path} with `trust_remote_code=True`."
             )
-        known = {key: value for key, value in hub_kwargs.items() if key not in ("trust_remote_code", "subfolder")}
-        CONNECTIONS[name] = get_class_from_dynamic_module(class_reference, str(name_or_path), **known)
+        operator = get_class_from_dynamic_module(class_reference, str(name_or_path), **known)
+        if not issubclass(operator, FeedbackConnection):
+            raise ValueError(f"`custom_operators`: {class_reference} in {name_or_path} is no FeedbackConnection.")
+        CONNECTIONS[name] = operator
+
+
+def _check_same_code(name: str, file: Path) -> None:
+    """Raises `ValueError` where the file of an operator is not that from which it was loaded."""
+    loaded = Path(str(sys.modules[CONNECTIONS[name].__module__].__file__))
+    if loaded.read_bytes() != file.read_bytes():
+        raise ValueError(
+            f"`custom_operators`: {name!r} was loaded from another folder in this process, with other code than that "
+            f"in {file.parent}; load them in two processes, or give one of them another name."
+        )

@@ -44,9 +44,10 @@ def check_numbers(config: "FeedbackConfig") -> None:
             continue
         if not is_number(value) or not 0 <= value < 1:
             raise ValueError(f"`{name}` must be a probability in [0, 1), got {value!r}.")
-    for name in ("feedback_scale", "initializer_range"):
-        if not is_number(getattr(config, name)):
-            raise ValueError(f"`{name}` must be a finite number, got {getattr(config, name)!r}.")
+    if not is_number(config.feedback_scale):
+        raise ValueError(f"`feedback_scale` must be a finite number, got {config.feedback_scale!r}.")
+    if not is_number(config.initializer_range) or config.initializer_range <= 0:
+        raise ValueError(f"`initializer_range` must be a finite number above 0, got {config.initializer_range!r}.")
 
 
 def check_operators(config: "FeedbackConfig") -> None:

@@ -85,8 +85,10 @@ class SpanPredictor(TokenPredictor):
             totals.append(null)
             if null > score:
                 score, start, end = null, 0, 0
-        probability = float(np.exp(score - log_total(torch.tensor(totals))))
-        return {"answer": context[start:end], "score": round(probability, 6), "start": start, "end": end}
+        answer = context[start:end].strip()  # tokens may begin with a space
+        start = context.index(answer, start)
+        probability = float(np.exp(score - log_total(torch.tensor(totals)))) if np.isfinite(score) else 0.0
+        return {"answer": answer, "score": round(probability, 6), "start": start, "end": start + len(answer)}
 
 
 class MaskPredictor(TokenPredictor):

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrain
 
 from .evaluation_mode import evaluating
 from .max_length import resolve_max_length
+from .stored_config import PLACE_KEYS
 from .validation import Keywords, check_integer
 
 Answer: TypeAlias = Keywords
@@ -29,19 +30,26 @@ def load_processor(model: PreTrainedModel, auto_class: Any) -> Any:
     Raises:
         ValueError: there is none.
     """
-    source = getattr(model.config, "backbone_source", None) or {}
-    name = model.config._name_or_path or source.get("name_or_path")
     advice = "pass it, as in `model.predict(examples, tokenizer)`"
-    if not name:
-        raise ValueError(f"`processor`: the model was loaded from no folder that could hold its tokenizer; {advice}.")
-    try:
-        processor = auto_class.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"`processor`: none could be loaded from {name} ({reason:.200}); {advice}.") from error
-    if isinstance(processor, PreTrainedTokenizerBase) and len(processor) <= len(processor.all_special_ids):
-        raise ValueError(f"`processor`: there is no tokenizer in {name}; {advice}.")
-    return processor
+    source = getattr(model.config, "backbone_source", None) or {}
+    folder = model.config._name_or_path
+    places: list[Keywords] = [source] if folder == source.get("name_or_path") else [{"name_or_path": folder}, source]
+    reasons = []
+    for place in places:
+        name, *inside = (place.get(key) for key in PLACE_KEYS)
+        if not name:
+            continue
+        where = {key: value for key, value in zip(PLACE_KEYS[1:], inside, strict=True) if value is not None}
+        try:
+            processor = auto_class.from_pretrained(name, trust_remote_code=False, **where)
+        except (OSError, ValueError) as error:
+            reasons.append(f"none could be loaded from {name} ({' '.join(str(error).split()):.200})")
+            continue
+        if not isinstance(processor, PreTrainedTokenizerBase) or len(processor) > len(processor.all_special_ids):
+            return processor
+        reasons.append(f"there is no tokenizer in {name}")
+    reason = ", and ".join(reasons) or "the model was loaded from no folder that could hold its tokenizer"
+    raise ValueError(f"`processor`: {reason}; {advice}.")
 
 
 class Predictor(ABC):

@@ -182,6 +182,8 @@ def test_options_may_change_when_it_is_loaded(bert, tmp_path):
     )
     assert model.config.num_iterations == 5
     assert model.backbone.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="`num_iterations`: `config` is given too; set the option there"):
+        load_feedback(tmp_path / "out", config=model.config, num_iterations=7)
     kept = make(bert, backbone_layers=[0, 2, 3])
     kept.save_feedback(tmp_path / "kept")
     assert_exact(load_feedback(tmp_path / "kept")(**tiny_batch()).logits, kept(**tiny_batch()).logits)
@@ -263,11 +265,20 @@ def test_the_backbone_is_not_loaded_again_to_be_compared(source, dtype, tmp_path
 def test_files_that_do_not_tell_are_loaded(tmp_path):
     """Layers under other numbers, and tensors that are missing."""
     tiny_backbone("bert").save_pretrained(tmp_path / "bert")
-    make(tmp_path / "bert", backbone_layers=[1, 3]).save_feedback(tmp_path / "layers")
+    layers = make(tmp_path / "bert", backbone_layers=[1, 3])
+    layers.save_feedback(tmp_path / "layers")
+    torch.testing.assert_close(load_feedback(tmp_path / "layers")(**tiny_batch()).logits, layers(**tiny_batch()).logits)
     tensors = load_file(tmp_path / "bert" / "model.safetensors")
     del tensors["embeddings.LayerNorm.bias"]  # new, and zero
     save_file(tensors, tmp_path / "bert" / "model.safetensors", metadata={"format": "pt"})
-    make(tmp_path / "bert").save_feedback(tmp_path / "missing")
+    missing = make(tmp_path / "bert")
+    missing.save_feedback(tmp_path / "missing")
+    found, expected = (model(**tiny_batch()).logits for model in (load_feedback(tmp_path / "missing"), missing))
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        missing.backbone.encoder.layer[0].output.dense.weight.add_(1.0)
+    with pytest.raises(ValueError, match="the backbone was trained"):
+        missing.save_feedback(tmp_path / "trained")
 
 
 def test_adapters_are_refused(bert, tmp_path):

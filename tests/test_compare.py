@@ -301,6 +301,15 @@ def test_arms_of_decoders_are_told_what_comes_later(folders, tmp_path):
         assert torch.equal(*first) is not sees
 
 
+def test_no_text_is_repeated_beyond_the_positions_of_the_model(folders, tmp_path):
+    words = (folders / "test.jsonl").read_text(encoding="utf-8")
+    long = json.dumps({"tokens": ["a"] * 40, "tags": ["O"] * 40})
+    (tmp_path / "test.jsonl").write_text(f"{words}{long}\n", encoding="utf-8")
+    options = f"--task token-classification --arms repeated --max-length 64 --test-file {tmp_path / 'test.jsonl'}".split()
+    plan = make_plan(comparison_of(folders, tmp_path / "out", *options, family="llama", ending="jsonl"))
+    assert plan.left_out == {"repeated": "the backbone does not read texts twice as long; lower `max_length`"}
+
+
 def test_arms_together(folders, tmp_path):
     """LoRA in a backbone with its mask lifted, and beside feedback: each part trains, and nothing else."""
     options = ["--variants", '{"full+lora": {"num_iterations": 3}}', "--arms", "lora", "lora+unmasked", "repeated+lora"]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -138,6 +139,27 @@ def test_feedback_alone_carries_it_too(shifted, tmp_path, monkeypatch):
         load_feedback(tmp_path / "out", model.backbone)
     loaded = load_feedback(tmp_path / "out", model.backbone, trust_remote_code=True)
     torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_other_code_of_the_same_name_is_refused(shifted, tmp_path, monkeypatch):
+    speak(make()).save_pretrained(tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "other")
+    with (tmp_path / "other" / "shifted.py").open("a") as stream:
+        stream.write("\nShiftedConnection.mixes_tokens = False\n")
+    monkeypatch.delitem(CONNECTIONS, "shifted")
+    load = FeedbackForSequenceClassification.from_pretrained
+    for _ in range(2):
+        load(tmp_path / "out", trust_remote_code=True)
+    for trust in (False, True):
+        with pytest.raises(ValueError, match="`custom_operators`: 'shifted' was loaded from another folder"):
+            load(tmp_path / "other", trust_remote_code=trust)
+    monkeypatch.delitem(CONNECTIONS, "shifted")
+    assert load(tmp_path / "other", trust_remote_code=True).feedback is not None
+    monkeypatch.delitem(CONNECTIONS, "shifted")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(config.read_text().replace("shifted.ShiftedConnection", "shifted.Offset"))
+    with pytest.raises(ValueError, match=r"shifted\.Offset in .* is no FeedbackConnection"):
+        load(tmp_path / "other", trust_remote_code=True)
 
 
 @pytest.mark.parametrize(

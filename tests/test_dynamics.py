@@ -17,6 +17,7 @@ from hf_feedback import (
     FeedbackForSequenceClassification,
     FeedbackModel,
 )
+from hf_feedback.training.model_setup import set_options
 
 LABELS = torch.tensor([0, 2])
 
@@ -91,6 +92,17 @@ def test_options_that_are_changed_later():
     model.config.gradient, model.config.iteration_loss = "full", "all"
     with pytest.raises(ValueError, match="`iteration_loss` must be one of"):
         model(**batch)
+
+
+def test_options_that_are_not_allowed_change_nothing():
+    model = feedback_model(FeedbackForSequenceClassification)
+    with pytest.raises(ValueError, match="`feedback_damping`"):
+        set_options(model, "a folder", {"gradient": "one_step", "feedback_damping": 2.0})
+    assert (model.config.gradient, model.config.feedback_damping) == ("full", 1.0)
+    learned = feedback_model(learn_damping=True)
+    learned.config.feedback_damping = 0.5
+    with pytest.raises(ValueError, match=r"`feedback_damping` was 1\.0 when the model was built"):
+        learned(**tiny_batch())
 
 
 CHANGED = ("feedback_damping", "feedback_scale")

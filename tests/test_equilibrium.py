@@ -133,6 +133,17 @@ def test_a_text_that_does_not_settle_moves_no_other(case, bad):
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
 
 
+def test_padding_does_not_decide_when_a_text_has_settled():
+    options = dict(gradient="implicit", fixed_point_tolerance=1e-2, scale=0.1)
+    model, text = feedback_model(num_iterations=20, **options).eval(), {"input_ids": tiny_batch()["input_ids"][:1, :4]}
+    alone = model(**text, output_iterations=True)
+    fill = {"input_ids": F.pad(text["input_ids"], (0, 30)), "attention_mask": F.pad(torch.ones(1, 4), (0, 30))}
+    padded = model(**fill, output_iterations=True)
+    assert alone.residuals[0].count_nonzero() > 2
+    torch.testing.assert_close(padded.residuals, alone.residuals, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(padded.last_hidden_state[:, :4], alone.last_hidden_state, atol=1e-5, rtol=0)
+
+
 def test_no_more_iterations_once_nothing_is_finite():
     """One to see it, one for the gradient."""
     calls = []
@@ -209,6 +220,11 @@ def test_contraction_is_the_spectral_radius(kind, scale, k):
     batch = {key: value[:1, :4] for key, value in tiny_batch().items()}
     found = model.estimate_contraction(batch, steps=60).item()
     assert found == pytest.approx(jacobian_radius(model, batch), rel=0.1)
+
+
+def test_a_contraction_needs_steps():
+    with pytest.raises(ValueError, match="`steps` must be an integer of at least 1, got 0"):
+        feedback_model().estimate_contraction(tiny_batch(), steps=0)
 
 
 def test_expansion_is_warned_of(caplog):

@@ -411,6 +411,7 @@ REFUSED = {
     "unknown activation": (dict(activation="swisch"), "`activation` must be the name .* did you mean 'swish'"),
     "K of zero": (dict(num_iterations=0), "`num_iterations` must be an integer of at least 1, got 0"),
     "negative tolerance": (dict(tolerance=-1.0), "`tolerance` must be a finite number above 0, got -1.0"),
+    "padding": (dict(pad_token_id=10**6), "`pad_token_id` must be at most"),
     "no spread": (dict(initializer_range=0.0), "`initializer_range` must be a finite number above 0"),
     "unknown sweep": (dict(sweep="diagonal"), "`sweep` must be one of"),
     "sweep of layers": (dict(fnn_type="layered", sweep="parallel"), "`sweep` is an option of the temporal network"),

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackConfig, FeedbackForCausalLM, FeedbackForSequenceClassification, add_feedback
+from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 
 # Decoders besides those of the table of families, whose tests of other things they would make long.
 HEAD_DIM = {**GROUPED, "head_dim": 8}
@@ -364,6 +365,22 @@ def test_rules_that_never_hold_are_all_iterations(options):
     assert_exact(model(prompts()).logits, feedback_lm(num_iterations=4, **options)(prompts()).logits)
 
 
+def test_the_mean_over_tokens_leaves_padding_out(tmp_path):
+    model = feedback_lm(halting="convergence", halting_threshold=1.02, num_iterations=6)
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}, {"input_ids": [9, 5, 7], "labels": [9, 5, 7]}]
+    data = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    padded = [
+        {name: value + [{"labels": -100}.get(name, 0)] * (6 - len(value)) for name, value in row.items()}
+        for row in data
+    ]
+    found = []
+    for some in (data, padded, [padded[0], data[1]]):
+        args = FeedbackTrainingArguments(str(tmp_path), per_device_eval_batch_size=1, report_to=[], use_cpu=True)
+        found.append(FeedbackTrainer(model=model, args=args).evaluate(some)["eval_mean_iterations"])
+    assert 1 < found[0] < 6
+    assert found == pytest.approx([found[0]] * 3)
+
+
 def test_halting_with_one_iteration_and_with_estimates():
     model = feedback_lm(halting="confidence", min_iterations=1)
     assert torch.equal(model(prompts(), num_iterations=1).logits, model.backbone(prompts(), use_cache=False).logits)
@@ -414,6 +431,14 @@ def test_the_loss_has_that_of_the_router():
     model = FeedbackForCausalLM.from_backbone(bare, feedback_rank=8)
     assert_exact(model(text, labels=text, num_iterations=1).loss, expected)
     assert_exact(model(text, labels=text, num_iterations=3).loss, expected)
+
+
+def test_a_router_without_a_weight_for_its_loss(monkeypatch):
+    monkeypatch.setattr("hf_feedback.modeling_base.BALANCE_WEIGHTS", ("router_weight",))
+    bare, text = causal_lm("mixtral"), prompts()
+    bare.config.output_router_logits = True
+    with pytest.raises(ValueError, match=r"`output_router_logits`: .* no weight .*\(one of router_weight\)"):
+        FeedbackForCausalLM.from_backbone(bare)(text, labels=text)
 
 
 @in_float64()

@@ -125,6 +125,18 @@ def test_every_edge_has_its_own_size_and_nothing_stays_on_the_model():
     assert not model.feedback._forward_pre_hooks
 
 
+def test_a_recording_within_another_one():
+    model, counts = feedback_model(), []
+    with record_messages(model) as outer:
+        model(**padded_batch(), num_iterations=2)
+        with record_messages(model) as inner:
+            model(**padded_batch(), num_iterations=2)
+        model(**padded_batch(), num_iterations=2)
+    for record in (outer, inner):
+        counts.append({size.count for size in record.sizes.values()})
+    assert counts == [{3 * 15}, {15}]
+
+
 def test_weights_shared_between_targets_are_told_apart_by_target():
     model = feedback_model(feedback_edges=[[3, 0], [3, 2]], feedback_sharing="targets")
     with record_messages(model) as record:

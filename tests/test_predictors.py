@@ -1,5 +1,7 @@
 """`model.predict`: the answers of every head to examples of any length, in their order."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -216,6 +218,16 @@ def test_the_tokenizer_is_found_beside_the_model_or_its_backbone(tmp_path, token
     AutoTokenizer.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "backbone")
     fresh_head = FeedbackForQuestionAnswering.from_backbone(tmp_path / "backbone")
     assert fresh_head.predict([("where is it", "a parcel")])[0]["answer"] in "a parcel"
+    fresh_head.save_pretrained(tmp_path / "without")
+    without = FeedbackForQuestionAnswering.from_pretrained(tmp_path / "without")
+    assert without.predict([("where is it", "a parcel")]) == fresh_head.predict([("where is it", "a parcel")])
+    shutil.copytree(tmp_path / "backbone", tmp_path / "repository" / "inside")
+    inside = FeedbackForQuestionAnswering.from_backbone(
+        tmp_path / "repository", backbone_kwargs={"subfolder": "inside"}
+    )
+    assert inside.predict([("where is it", "a parcel")])[0]["answer"] in "a parcel"
+    (nothing,) = inside.predict([("where is it", " ")])
+    assert nothing == {"answer": "", "score": 0.0, "start": 0, "end": 0}
     with pytest.raises(ValueError, match="loaded from no folder that could hold its tokenizer"):
         labelled_model().predict(TEXTS)
 

@@ -28,13 +28,13 @@ def keep_weights(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def count_iterations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects the number of iterations of the examples of each batch, if the model halts."""
+    """Collects the number of iterations of the examples of each batch, or of their tokens, if the model halts."""
     counts: list[torch.Tensor] = []
 
     def collect(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         iterations = getattr(output, "iterations", None)
         if iterations is not None:
-            counts.append(iterations)
+            counts.append(iterations[iterations > 0].float())  # 0 is padding
 
     hook = any_model_in(model)[1].register_forward_hook(collect)
     try:

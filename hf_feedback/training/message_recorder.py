@@ -191,8 +191,10 @@ def _follow_course(model: FeedbackPreTrainedModel) -> Iterator[_Course]:
 @contextmanager
 def _replace_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
     """Context that replaces a method of one module."""
+    before = {key: value for key, value in vars(module).items() if key == name}  # of an outer recording
     module.__dict__[name] = method
     try:
         yield
     finally:
         del module.__dict__[name]
+        module.__dict__.update(before)

@@ -192,9 +192,7 @@ def set_options(model: PreTrainedModel, source: str, options: Options) -> None:
     """
     if not isinstance(model.config, FeedbackConfig):
         raise ValueError(f"`{next(iter(options))}`: {source} has no pretrained backbone; leave the option out.")
-    for option, value in options.items():
-        setattr(model.config, option, value)
-    model.config.check_options()
+    model.config.set_checked(**options)
 
 
 def _update_options(model: FeedbackPreTrainedModel, source: str, options: Options) -> None:

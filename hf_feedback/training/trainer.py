@@ -81,6 +81,7 @@ class FeedbackTrainer(ResumableTrainer):
         check_early_stopping(args, args.early_stopping_patience)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
         self._batch_weights: torch.Tensor | None = None
+        self._iteration_counts: list[torch.Tensor] = []  # of the batches of an evaluation
         self.techniques = TrainerTechniques(self)
         if model is not None:
             freeze_parameters(model, args.freeze)
@@ -235,9 +236,11 @@ class FeedbackTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
         """As in transformers; padding rows of the last batch of a process do not count in the loss."""
+        before = len(self._iteration_counts)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         counted = without_filling(self.accelerator, inputs)
         if counted is not None and loss is not None:
+            del self._iteration_counts[before:]
             loss = super().prediction_step(model, counted, True, ignore_keys)[0]
         return loss, logits, labels
 
@@ -257,12 +260,12 @@ class FeedbackTrainer(ResumableTrainer):
         model = cast(nn.Module, self.model)
         casts = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         restore = keep_weights(model) if casts else nullcontext()
-        with restore, torch.random.fork_rng(devices=[]), count_iterations(model) as counts:
+        with restore, torch.random.fork_rng(devices=[]), count_iterations(model) as self._iteration_counts:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        if counts:
-            iterations = torch.cat(counts).float()
+        if self._iteration_counts:
+            iterations = torch.cat(self._iteration_counts)
             total = self.accelerator.reduce(torch.stack((iterations.sum(), torch.ones_like(iterations).sum())))
             metrics = cast(dict[str, float], output.metrics)
             metrics[f"{metric_key_prefix}_mean_iterations"] = (total[0] / total[1]).item()

@@ -21,7 +21,7 @@ from ...training.output_folder import check_writable
 from ...training.prediction.predictions_file import check_other_file
 from ...validation import option
 from ..class_report import format_report, has_confusion, report_of
-from ..confusion_picture import draw_confusion
+from ..confusion_picture import check_picture, draw_confusion
 from ..diagnostics import finite
 from ..evaluation_run import EvaluationRun
 
@@ -90,6 +90,8 @@ class ResultArguments:
             check_other_file(file, source, name)
             if Path(file).exists() and not self.force:
                 raise ValueError(f"`{name}`: {file} already exists; name another, or overwrite it (`--force`).")
+        if self.confusion_matrix is not None:
+            check_picture(self.confusion_matrix)
 
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:

@@ -11,12 +11,9 @@ from typing import Any, cast
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import EvalPrediction, set_seed
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ...feedback_checkpoint import whole_file
 from ...modeling_base import FeedbackPreTrainedModel
@@ -42,16 +39,6 @@ def most_steps(args: FeedbackTrainingArguments, num_examples: int, limit: int | 
     a_step = args.train_batch_size * args.gradient_accumulation_steps
     of_epochs = math.ceil(math.ceil(num_examples / a_step) * args.num_train_epochs)
     return min(limit, of_epochs if steps is None else steps)
-
-
-class MatchedTrainer(FeedbackTrainer):
-    """Trainer whose order of examples depends only on seed and epoch."""
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
-        sampler = super()._get_train_sampler(*args, **kwargs)
-        if isinstance(sampler, LengthGroupedSampler):
-            sampler.generator = torch.Generator().manual_seed(self.args.seed)
-        return sampler
 
 
 @dataclass(frozen=True)
@@ -150,7 +137,7 @@ class ArmTrainer:
         task = self.prepared
         train = self.arm.adapt_data(cast(Dataset, task.splits["train"].data))
         set_seed(self.job.seed)  # the same order of examples, whatever random numbers building the model used
-        return MatchedTrainer(
+        return FeedbackTrainer(
             model=model,
             args=self._training_arguments(budget, len(train)),
             train_dataset=train,

@@ -70,7 +70,7 @@ class Arm:
 
         Args:
             model: the feedback model.
-            row: an encoded training example.
+            row: the longest encoded example.
             freeze: parts that the command freezes.
         """
         return None

@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from ...backbone_probe import reads_causally
+from ...max_length import max_positions
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.data.labels import IGNORED
 from ...training.data.splits import Row
@@ -32,6 +33,8 @@ class Repeated(Arm):
         labels_words = model.traits.labels_words
         if not labels_words and (isinstance(row.get("labels"), list) or model._pooling() != "last"):
             return "the prediction is not made at the last token"
+        if 2 * len(row["input_ids"]) > max_positions(model.backbone, model.config.text_config):
+            return "the backbone does not read texts twice as long; lower `max_length`"
         return None
 
     def adapt_data(self, data: Dataset) -> Dataset:

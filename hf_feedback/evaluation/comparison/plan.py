@@ -14,6 +14,7 @@ from ...backbone_fingerprint import fingerprint
 from ...modeling_base import FeedbackPreTrainedModel
 from ...summary import count_parameters
 from ...training.checkpoints import Record
+from ...training.data.splits import Row
 from ...training.flops import count_flops
 from ...training.run_record import run_record
 from ...training.tasks.task import PreparedTask
@@ -78,6 +79,16 @@ def seed_jobs(comparison: Comparison, chosen: Mapping[str, float]) -> list[Job]:
     return [Job(arm, seed, factor) for seed in comparison.seeds[1:] for arm, factor in chosen.items()]
 
 
+def _longest_row(prepared: PreparedTask) -> Row:
+    """The longest text of all splits; for other data than texts any row."""
+    splits = [cast(Dataset, split.data) for split in prepared.splits.values()]
+    if "input_ids" not in splits[0].column_names:
+        return splits[0][0]
+    lengths = [[len(ids) for ids in data["input_ids"]] for data in splits]
+    data, of_rows = max(zip(splits, lengths, strict=True), key=lambda pair: max(pair[1]))
+    return data[of_rows.index(max(of_rows))]
+
+
 def make_plan(comparison: Comparison) -> Plan:
     """Builds every arm once and counts its cost.
 
@@ -90,7 +101,7 @@ def make_plan(comparison: Comparison) -> Plan:
     prepared, model = comparison.prepare(arm, comparison.seeds[0], Budget(0))
     _check_splits(prepared)
     comparison.score_of(prepared)
-    feedback, row = cast(FeedbackPreTrainedModel, model), cast(Dataset, prepared.splits["train"].data)[0]
+    feedback, row = cast(FeedbackPreTrainedModel, model), _longest_row(prepared)
     reasons = {name: arm.why_not(feedback, row, comparison.freeze) for name, arm in comparison.arms.items()}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if wrong := next((name for name in left_out if comparison.arms[name].is_feedback), None):

@@ -1,12 +1,13 @@
 """The forward and backward passes that adversarial training makes with one batch."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import nn
 
+from ...random_numbers import keep_random_state
 from .batch_loss import BatchLoss, ComputeLoss, Inputs, has_labels, without_labels, without_sync
 from .divergence import final_logits
 from .perturbation import WordPerturbation
@@ -95,9 +96,5 @@ class Passes:
     @contextmanager
     def _not_last(self) -> Iterator[None]:
         """Context of a pass that others follow: nothing is synchronized, and random numbers are drawn again."""
-        has_own_numbers = self._device.type not in ("cpu", "mps")
-        devices = [self._device] if has_own_numbers else []
-        with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices, device_type=self._device.type if devices else "cuda"))
-            stack.enter_context(without_sync(self.model))
+        with keep_random_state(self._device), without_sync(self.model):
             yield
