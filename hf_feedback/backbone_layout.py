@@ -33,7 +33,7 @@ def unsupported(backbone: nn.Module, reason: str, remedy: str) -> UnsupportedBac
 
 @dataclass(frozen=True)
 class BackboneLayout:
-    """The properties of a backbone that the loop needs; see `find_layout` and `probe_backbone`.
+    """The properties of a backbone that the loop needs; see `prepare_backbone` and `probe_backbone`.
 
     Args:
         part: name inside the backbone of the model whose layers are looped; empty if that is the backbone itself.
@@ -73,7 +73,7 @@ class BackboneLayout:
         stack = cast(nn.ModuleList, backbone.get_submodule(self.stack))
         return [stack[i * len(stack) // self.num_layers] for i in range(self.num_layers)]
 
-    def part_of(self, backbone: PreTrainedModel) -> PreTrainedModel:
+    def looped_model(self, backbone: PreTrainedModel) -> PreTrainedModel:
         """The model whose layers are looped."""
         return cast(PreTrainedModel, backbone.get_submodule(self.part))
 
@@ -260,7 +260,7 @@ def check_static(backbone: PreTrainedModel, head: str) -> None:
             )
 
 
-def find_layout(backbone: PreTrainedModel, config: "FeedbackConfig") -> BackboneLayout:
+def prepare_backbone(backbone: PreTrainedModel, config: "FeedbackConfig") -> BackboneLayout:
     """Finds the layers of a backbone, keeps those that `backbone_layers` names, and puts the hooks on them.
 
     Raises:

@@ -19,7 +19,7 @@ from .backbone_layout import (
 from .batch_rows import find_batch_axes
 from .evaluation_mode import evaluating
 from .layer_recorder import (
-    Arguments,
+    LayerArguments,
     LayerOutput,
     OutOfOrderError,
     SegmentRecord,
@@ -39,7 +39,7 @@ def probe_backbone(
 
     Args:
         backbone: the model, its layers hooked; without weights yet, it is not tried out.
-        layout: from `find_layout`.
+        layout: from `prepare_backbone`.
         head: the option of the config; `"backbone"` uses the backbone's own head.
         predicts_next_token: whether that head predicts for every token.
 
@@ -49,7 +49,7 @@ def probe_backbone(
     """
     if any(parameter.is_meta for parameter in backbone.parameters()):
         return layout
-    part, layers = layout.part_of(backbone), layout.layers(backbone)
+    part, layers = layout.looped_model(backbone), layout.layers(backbone)
     with evaluating(backbone):
         inputs = probe_inputs(part)
         plain, disturbed = _check_replay(part, layers, layout.segment, inputs)
@@ -145,7 +145,7 @@ def _record_run(
     record = SegmentRecord(layers, segment)
     keyword = first_argument(layers[record.first])
 
-    def disturb_entry(module: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+    def disturb_entry(module: nn.Module, args: LayerArguments, kwargs: Keywords) -> tuple[LayerArguments, Keywords]:
         if record.position != record.first:  # a shared layer is called elsewhere too
             return args, kwargs
         hidden = args[0] if args else kwargs[keyword]
@@ -269,7 +269,7 @@ def _find_final_modules(
     names: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Arguments, output: Any) -> None:
+        def hook(module: nn.Module, args: LayerArguments, output: Any) -> None:
             follows = states and len(args) == 1 and _same_arguments(args[0], states[-1])
             if follows and isinstance(output, torch.Tensor) and output.shape[:-1] == states[-1].shape[:-1]:
                 names.append(name)

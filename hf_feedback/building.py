@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -11,13 +10,14 @@ from transformers.utils import logging
 
 from .backbone_layout import drop_pooler, is_sharded, select_part
 from .backbone_probe import reads_causally
-from .configuration_feedback import FeedbackConfig, HeadOption, nearest_option
+from .configuration_feedback import FeedbackConfig, nearest_option
 from .cutting import find_special_tokens
 from .gguf_files import drop_quantization_marks, find_gguf_file, with_unpacking
 from .label_options import LABEL_OPTIONS, adopt_labels
 from .model_connections import operators_of
-from .pooling import Pooling, find_pooling
+from .pooling import find_pooling
 from .stored_config import drop_switches
+from .task_traits import TaskTraits, check_task_model
 from .validation import Keywords
 
 if TYPE_CHECKING:
@@ -28,77 +28,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
-
-
-@dataclass(frozen=True)
-class TaskTraits:
-    """Properties of a class of feedback models that follow from its task.
-
-    Args:
-        auto_class: the Auto class of transformers' models for the task; `None` for a class without a head.
-        has_labels: whether the head's outputs are the labels of the config.
-        num_own_outputs: number of labels that the backbone's own head must have, if it does not depend on the data.
-        answers_once: whether the output is `(B, num_labels)`, one prediction per row of the batch.
-        takes_segments: whether it predicts for a text that is cut into segments, or for its tokens.
-        sees_whole_texts: whether predictions are made for a complete text or its tokens.
-        labels_words: whether the labels are those of words, at one of their pieces.
-        prefers_own_head: whether the backbone's own head is used where its family has one.
-        predicts_next_token: whether each token is predicted only from those before it, so that text can be generated;
-            the head is always the backbone's own.
-        auto_pooling: the pooling of `"auto"` for bidirectional backbones.
-    """
-
-    auto_class: Any = None
-    has_labels: bool = True
-    num_own_outputs: int | None = None
-    answers_once: bool = False
-    takes_segments: bool = False
-    sees_whole_texts: bool = True
-    labels_words: bool = False
-    prefers_own_head: bool = False
-    predicts_next_token: bool = False
-    auto_pooling: Pooling = "cls"
-
-    def task_models(self, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
-        """The classes of transformers of that family with a head for this task; usually one, possibly none."""
-        mapping = {} if self.auto_class is None else self.auto_class._model_mapping
-        classes = mapping.get(type(config), ())
-        return classes if isinstance(classes, tuple) else (classes,)
-
-    def is_task_model(self, backbone: PreTrainedModel | PreTrainedConfig) -> bool:
-        """Whether it has a head for this task; for a config, whether its family has one."""
-        if isinstance(backbone, PreTrainedConfig):
-            return bool(self.task_models(backbone))
-        return type(backbone) in self.task_models(backbone.config)
-
-    def has_trained_head(self, config: PreTrainedConfig) -> bool:
-        """Whether the folder of this config holds a transformers model that was trained for this task."""
-        return any(one.__name__ in (config.architectures or ()) for one in self.task_models(config))
-
-    def choose_head(self, head: HeadOption, backbone: PreTrainedModel | PreTrainedConfig) -> HeadOption:
-        """The value of `config.head` for a backbone, or a backbone to be loaded by its config."""
-        if self.predicts_next_token:
-            self._check_has_own_head(backbone)
-            return "backbone"
-        if not self.prefers_own_head:
-            return head
-        if self.is_task_model(backbone):
-            return "backbone"
-        logger.warning(
-            f"{type(backbone).__name__} has no masked-LM head: a new one is made, tied to the input embeddings. It "
-            "is not trained; train it."
-        )
-        return "new"
-
-    def _check_has_own_head(self, backbone: PreTrainedModel | PreTrainedConfig) -> None:
-        if self.is_task_model(backbone):
-            return
-        models = [] if isinstance(backbone, PreTrainedConfig) else self.task_models(backbone.config)
-        instead = models[0].__name__ if models else "a causal language model, such as LlamaForCausalLM"
-        raise ValueError(
-            f"FeedbackForCausalLM predicts with the backbone's own LM head, and {type(backbone).__name__} has none; "
-            f"pass {instead}, or use FeedbackModel for the hidden states alone."
-        )
 
 
 def build_from_backbone(
@@ -197,15 +126,6 @@ def _use_backbone(
     if model_class.traits.has_labels:
         adopt_labels(config, backbone.config, labels_given)
     return backbone
-
-
-def check_task_model(model_class: "type[FeedbackPreTrainedModel]", model: PreTrainedModel) -> None:
-    """Raises `ValueError` where a model has no head for the task of a class."""
-    if not model_class.traits.is_task_model(model):
-        raise ValueError(
-            f"`head='backbone'` of {model_class.__name__} takes a transformers model that has its task head, got "
-            f"{type(model).__name__}; use `head='new'`."
-        )
 
 
 def _load_backbone(
@@ -360,7 +280,7 @@ def settle_label_piece(model: "FeedbackPreTrainedModel") -> None:
     if model.traits.labels_words and config.label_piece == "auto":
         whole_config = cast(PreTrainedConfig, config.backbone_config)
         is_trained = config.head == "backbone" and model.traits.has_trained_head(whole_config)
-        part = model.layout.part_of(backbone)
+        part = model.layout.looped_model(backbone)
         causal = not is_trained and reads_causally(part, whole_config, config.backbone_part)
         config.label_piece = "last" if causal else "first"
 

@@ -24,7 +24,7 @@ def probe_cache(backbone: PreTrainedModel, layout: BackboneLayout) -> BackboneLa
         backbone: the model with its own head.
         layout: from `probe_backbone`.
     """
-    ids = probe_inputs(layout.part_of(backbone))["input_ids"][:1]
+    ids = probe_inputs(layout.looped_model(backbone))["input_ids"][:1]
     with evaluating(backbone):
         name = next((name for name in CACHE_ARGUMENTS if name in layout.arguments), None)
         if name is not None and not _has_slots(backbone, layout, ids, name):

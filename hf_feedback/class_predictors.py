@@ -11,9 +11,7 @@ from transformers.image_utils import load_image
 
 from .predictor import Answer, Predictor, TokenPredictor, check_examples, is_pair, is_text
 from .validation import Keywords
-from .words import labelled_pieces, space_before_words, space_between_texts, split_words
-
-FILLER = "."  # read in place of a text without words
+from .words import FILLER, labelled_pieces, space_before_words, space_between_texts, split_words
 
 
 def probabilities_of(logits: torch.Tensor, names: Sequence[str]) -> dict[str, float]:

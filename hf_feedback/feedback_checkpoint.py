@@ -5,8 +5,6 @@ pooler; everything else (feedback, a new head, the head of a task model) is save
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,12 +19,14 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from .backbone_fingerprint import backbone_tensor_names, fingerprint, fingerprint_of_files, same_backbone, share_weights
 from .backbone_layout import is_sharded, select_part
-from .building import HUB_KWARGS, check_task_model, wrap_backbone
+from .building import HUB_KWARGS, wrap_backbone
 from .configuration_feedback import AUTO_MAP, FeedbackConfig
 from .gguf_files import with_unpacking
 from .operator_code import save_operator_code
 from .stored_config import PLACE_KEYS
+from .task_traits import check_task_model
 from .validation import Keywords
+from .whole_files import whole_file
 
 if TYPE_CHECKING:
     from .modeling_base import FeedbackPreTrainedModel
@@ -34,17 +34,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 WEIGHTS_NAME = "feedback.safetensors"
-
-
-@contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """Context with a temporary path, which is renamed to the file when it is completely written."""
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        yield partial
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def is_feedback_only(config: FeedbackConfig) -> bool:

@@ -156,7 +156,7 @@ def run_iterations(
     new = loop.initial_states()
     if observe:
         observe(1, new)
-    if (halting and halting.is_finished(1, None, new)) or num_iterations == 1:
+    if (halting and halting.finish_iteration(1, None, new)) or num_iterations == 1:
         return loop.output(new)
     graph_steps = gradient.graph_steps(num_iterations - 1)
     if graph_steps is not None:  # iteration 1 is not among those that keep a graph
@@ -174,7 +174,7 @@ def run_iterations(
         h, new = apply_step(iteration, (h, before), k - 1, num_iterations - 1, graph_steps)
         if observe:
             observe(k, new)
-        if halting and halting.is_finished(k, before, new):
+        if halting and halting.finish_iteration(k, before, new):
             break
     return loop.output(new)
 

@@ -8,7 +8,7 @@ import torch
 from transformers.utils import logging
 
 from .batch_rows import IndivisibleError
-from .iteration_trace import States, batch_first, relative_residual
+from .iteration_trace import States, batch_first, relative_change
 from .layer_recorder import LayerOutput, hidden_of, with_hidden
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class Halting:
             if call.output is not None and old is not None:
                 call.output = with_hidden(call.output, self._hold(hidden_of(old), hidden_of(call.output)))
 
-    def is_finished(self, k: int, old: States | None, new: States) -> bool:
+    def finish_iteration(self, k: int, old: States | None, new: States) -> bool:
         """Records iteration k, and returns whether all examples have stopped.
 
         Args:
@@ -277,7 +277,7 @@ class Halting:
             residual = None
             if old is not None and any(rule.reads_residual for group in self.groups for rule in group):
                 after, before = ({s: batch_first(x, self.batch_dim) for s, x in h.items()} for h in (new, old))
-                residual = relative_residual(after, before, self.mask, self.segments)
+                residual = relative_change(after, before, self.mask, self.segments)
             facts = IterationFacts(residual, logits, self._num_equal_answers)
             self.stopped = self.stopped | which_may_stop(self.groups, facts)
         return not torch.compiler.is_compiling() and bool(self.stopped.all())

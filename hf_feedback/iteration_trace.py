@@ -13,7 +13,7 @@ def batch_first(state: torch.Tensor, batch_dim: int) -> torch.Tensor:
     return state if batch_dim == 0 else state.transpose(0, batch_dim)
 
 
-def relative_residual(
+def relative_change(
     new: States, old: States, mask: torch.Tensor | None = None, segments: Segments | None = None
 ) -> torch.Tensor:
     """Relative change of the states in one iteration, `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖`, per example.
@@ -60,7 +60,7 @@ class IterationTrace:
         """Notes iteration k."""
         states = {layer: batch_first(state, self.batch_dim) for layer, state in h.items()}
         if k > 1:
-            self.residuals.append(relative_residual(states, self._latest, self.mask, self.segments).detach())
+            self.residuals.append(relative_change(states, self._latest, self.mask, self.segments).detach())
         self._latest = states
         self.outputs.append(h[max(h)])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .validation import Keywords, check_labels
+from .validation import Keywords, check_num_labels
 
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 
@@ -24,7 +24,7 @@ def normalize_label_options(options: Keywords) -> Keywords:
         ValueError: something is no number or no name, numbers are missing, or the options contradict each other.
     """
     count = options.get("num_labels")
-    check_labels(count)
+    check_num_labels(count)
     names = _names_by_number("id2label", _dict_of("id2label", options).items())
     other = _names_by_number("label2id", [(number, name) for name, number in _dict_of("label2id", options).items()])
     same = set(names.values()) == set(other.values()) and other.items() <= names.items()

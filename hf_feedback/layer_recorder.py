@@ -19,7 +19,7 @@ from .batch_rows import select_rows
 from .validation import Keywords
 
 # The arguments of a layer call, and what it returns: a tensor, or a tuple that starts with one.
-Arguments = tuple[Any, ...]
+LayerArguments = tuple[Any, ...]
 LayerOutput = torch.Tensor | tuple[Any, ...] | list[Any]
 
 
@@ -54,7 +54,7 @@ class LayerCall:
 
     layer: int
     module: nn.Module
-    args: Arguments
+    args: LayerArguments
     kwargs: Keywords
     keyword: str | None
     hidden: torch.Tensor | None
@@ -144,8 +144,8 @@ class SegmentRecord:
                     call.output = call.output.detach()
 
     def before_layer(
-        self, module: nn.Module, keyword: str, args: Arguments, kwargs: Keywords
-    ) -> tuple[Arguments, Keywords] | None:
+        self, module: nn.Module, keyword: str, args: LayerArguments, kwargs: Keywords
+    ) -> tuple[LayerArguments, Keywords] | None:
         """Records the hidden states that enter the segment, and applies `on_input` to those that a layer reads."""
         if not self.first <= self.position <= self.last or module is not self.layers[self.position]:
             return None
@@ -158,7 +158,7 @@ class SegmentRecord:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: hidden})
 
     def after_layer(
-        self, module: nn.Module, keyword: str, args: Arguments, kwargs: Keywords, output: LayerOutput
+        self, module: nn.Module, keyword: str, args: LayerArguments, kwargs: Keywords, output: LayerOutput
     ) -> LayerOutput:
         """Records one layer call; after the segment's last layer, lets the loop replace its output."""
         if self.position >= len(self.layers) or module is not self.layers[self.position]:
@@ -184,7 +184,7 @@ class SegmentRecord:
         return output
 
     def _layer_call(
-        self, layer: int, module: nn.Module, keyword: str, args: Arguments, kwargs: Keywords, output: LayerOutput
+        self, layer: int, module: nn.Module, keyword: str, args: LayerArguments, kwargs: Keywords, output: LayerOutput
     ) -> LayerCall:
         hidden, others = (
             (args[0], kwargs) if args else (kwargs[keyword], {k: kwargs[k] for k in kwargs if k != keyword})
@@ -266,7 +266,9 @@ class InputHook:
     def __init__(self, keyword: str) -> None:
         self.keyword = keyword
 
-    def __call__(self, module: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords] | None:
+    def __call__(
+        self, module: nn.Module, args: LayerArguments, kwargs: Keywords
+    ) -> tuple[LayerArguments, Keywords] | None:
         if torch.compiler.is_compiling() and not _WHILE_COMPILING.is_traced:
             return run_uncompiled(self, module, args, kwargs)
         record = _current_record()
@@ -283,7 +285,9 @@ class LayerHook:
     def __init__(self, keyword: str) -> None:
         self.keyword = keyword
 
-    def __call__(self, module: nn.Module, args: Arguments, kwargs: Keywords, output: LayerOutput) -> LayerOutput | None:
+    def __call__(
+        self, module: nn.Module, args: LayerArguments, kwargs: Keywords, output: LayerOutput
+    ) -> LayerOutput | None:
         if torch.compiler.is_compiling() and not _WHILE_COMPILING.is_traced:
             return run_uncompiled(self, module, args, kwargs, output)
         record = _current_record()

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import ModelOutput, logging
 
-from .backbone_layout import BackboneLayout, find_layout, is_decoder, is_sharded
+from .backbone_layout import BackboneLayout, is_decoder, is_sharded, prepare_backbone
 from .backbone_probe import probe_backbone
-from .building import TaskTraits, build_from_backbone, check_option_names, new_backbone, settle_causality
+from .building import build_from_backbone, check_option_names, new_backbone, settle_causality
 from .collected_states import collected_key
 from .configuration_feedback import AUTO_MAP, BuiltOptions, FeedbackConfig, HeadOption, PartOption
 from .cutting import Cutting, cut_texts, cutting_of
@@ -40,6 +40,7 @@ from .segments import SegmentPooling, Segments
 from .stacked_linear import on_device_of
 from .summary import summarize
 from .switches import disable_feedback, is_feedback_disabled
+from .task_traits import TaskTraits
 from .validation import MOST_ITERATIONS, Keywords, check_integer
 
 logger = logging.get_logger(__name__)
@@ -83,13 +84,13 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         else:  # its weights are there already: nothing of it is to be initialized again
             for module in backbone.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
-        self.layout: BackboneLayout = find_layout(backbone, config)
+        self.layout: BackboneLayout = prepare_backbone(backbone, config)
         self.backbone: PreTrainedModel = backbone
         if tied := backbone.all_tied_weights_keys:  # other libraries read them of the whole model
             self._tied_weights_keys = {f"backbone.{key}": f"backbone.{source}" for key, source in tied.items()}
         self.main_input_name = backbone.main_input_name
         self.num_labels = config.num_labels
-        causal = settle_causality(self.layout.part_of(backbone), config, self.traits)
+        causal = settle_causality(self.layout.looped_model(backbone), config, self.traits)
         self.layout = replace(self.layout, causal=causal)
         self.feedback = FeedbackConnections(config, config.edges(), config.hidden_size, causal)
         self._check_backbone(config)

@@ -21,7 +21,6 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .building import TaskTraits
 from .class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from .configuration_feedback import FeedbackConfig
 from .forward_context import ForwardContext, token_mask
@@ -38,6 +37,7 @@ from .modeling_outputs import (
 from .passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
 from .segments import Segments
 from .stacked_linear import on_device_of
+from .task_traits import TaskTraits
 from .token_classification_pipeline import FeedbackTokenClassificationPipeline
 from .validation import Keywords
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
-from .validation import Keywords, check_labels
+from .validation import Keywords, check_num_labels
 
 logger = logging.get_logger(__name__)
 
@@ -81,7 +81,7 @@ def backbone_config_from_dict(values: Keywords) -> PreTrainedConfig:
         )
     config_class = CONFIG_MAPPING[model_type]
     refuse_attributes(config_class, values, "backbone_config")
-    check_labels(values.get("num_labels"))
+    check_num_labels(values.get("num_labels"))
     try:
         return config_class.from_dict(_inner(values))
     except Exception as error:  # whatever a family's config raises at a value that it does not expect

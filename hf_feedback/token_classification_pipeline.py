@@ -5,9 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TokenClassificationPipeline
 
-from .words import labelled_pieces, space_before_words, split_words
-
-FILLER = "."  # read in place of a text without words
+from .words import FILLER, labelled_pieces, space_before_words, split_words
 
 
 class FeedbackTokenClassificationPipeline(TokenClassificationPipeline):

@@ -85,7 +85,7 @@ class TokenHalting:
     def _hold(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return torch.where(self.stopped[..., None].to(new.device), old.to(new), new)
 
-    def is_finished(self, k: int, old: States | None, new: States) -> bool:
+    def finish_iteration(self, k: int, old: States | None, new: States) -> bool:
         """Records iteration k, and returns whether all tokens have stopped and no cache is to be filled.
 
         Args:

@@ -150,7 +150,7 @@ def check_integer(name: str, value: object, least: int, hint: str, most: float =
         raise ValueError(f"`{name}` must be at most {most}, got {shortened(value)} ({hint}).")
 
 
-def check_labels(num_labels: object) -> None:
+def check_num_labels(num_labels: object) -> None:
     """Raises `ValueError` before a dict of so many labels is made."""
     if num_labels is not None:
         check_integer("num_labels", num_labels, 1, "1 is a value to predict", MOST_LABELS)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 LabelPiece = Literal["auto", "first", "last"]
 
 WORD = re.compile(r"\w+|[^\w\s]")
+FILLER = "."  # read in place of a text without words
 
 
 def split_words(text: str) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from hf_feedback.training.data.label_names import label_name
 from hf_feedback.training.data.labels import LabelSet, has_labels, label_numbers, single_label_set
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.tags import tag_set
-from hf_feedback.training.model_setup import check_labels
+from hf_feedback.training.model_setup import check_head_has_labels
 
 
 def labels_of(values, **options):
@@ -68,11 +68,11 @@ def test_labels_are_the_same_in_all_kinds_of_files(file, known):
     assert label_numbers(split, "label", found) == [1, 0, 1]
     model = SimpleNamespace(config=PreTrainedConfig(id2label=dict(enumerate(known))))
     if of_numbers == (known[0][0] == "0"):
-        check_labels(model, "there", found)
+        check_head_has_labels(model, "there", found)
         assert label_numbers(split, "label", LabelSet.of_model(model)) == [1, 0, 1]
     else:
         with pytest.raises(ValueError, match="was trained for the labels"):
-            check_labels(model, "there", found)
+            check_head_has_labels(model, "there", found)
 
 
 def test_the_labels_of_a_model_stand_by_number():

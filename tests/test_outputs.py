@@ -10,7 +10,7 @@ import pytest
 from training_runs import rows, train_command, write
 
 from hf_feedback.cli import main
-from hf_feedback.feedback_checkpoint import whole_file
+from hf_feedback.whole_files import whole_file
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ..training.metrics import predict_labels
 from ..training.tasks import MultipleChoice, Task, TokenClassification
 from .diagnostics import calibrate
 
-Report: TypeAlias = dict[str, Any]
+ClassReport: TypeAlias = dict[str, Any]
 SCORES = ("precision", "recall", "f1", "support")
 AVERAGES = ("macro", "micro", "weighted")
 
@@ -55,7 +55,7 @@ class ClassAnswers:
         tags, confidence = predicted[labelled].T
         return cls(labels[labelled], tags.astype(int), confidence, names)
 
-    def report(self) -> Report:
+    def report(self) -> ClassReport:
         """Returns accuracy, the scores of each class and their averages, calibration, and confusion.
 
         Accuracy counts whole items: of several labels at once, all must be right.
@@ -69,7 +69,7 @@ class ClassAnswers:
             )
 
         each = [dict(zip(SCORES, map(float, values), strict=True)) for values in zip(*scores(None), strict=True)]
-        report: Report = {"accuracy": float(right.reshape(len(right), -1).all(-1).mean())}
+        report: ClassReport = {"accuracy": float(right.reshape(len(right), -1).all(-1).mean())}
         report |= {name: dict(zip(SCORES[:3], map(float, scores(name)[:3]), strict=True)) for name in AVERAGES}
         report["classes"] = dict(zip(self.names, each, strict=True))
         report["calibration"] = calibrate(self.confidence.flatten(), right.flatten())
@@ -89,7 +89,7 @@ def has_confusion(task: Task) -> bool:
     return LabelSet.of_model(task.model).problem_type not in (MULTI_LABEL, REGRESSION)
 
 
-def report_of(task: Task, prediction: EvalPrediction) -> Report | None:
+def report_of(task: Task, prediction: EvalPrediction) -> ClassReport | None:
     """Returns the report on the predictions of a task.
 
     Args:
@@ -115,7 +115,7 @@ def report_of(task: Task, prediction: EvalPrediction) -> Report | None:
     return ClassAnswers.of_logits(prediction, labels).report()
 
 
-def _entities(prediction: EvalPrediction, names: Sequence[str]) -> Report:
+def _entities(prediction: EvalPrediction, names: Sequence[str]) -> ClassReport:
     """Scores of each type of entity and their averages; an entity counts only with its exact words."""
     labels, predicted = np.asarray(prediction.label_ids), np.asarray(prediction.predictions)[..., 0].astype(int)
     references, answers = (
@@ -131,7 +131,7 @@ def _entities(prediction: EvalPrediction, names: Sequence[str]) -> Report:
     return {"classes": scores, **{name: {one: values[one] for one in SCORES[:3]} for name, values in averages.items()}}
 
 
-def _errors(prediction: EvalPrediction) -> Report:
+def _errors(prediction: EvalPrediction) -> ClassReport:
     values = np.asarray(prediction.predictions, dtype=float)
     differences = values.reshape(len(values), -1) - np.asarray(prediction.label_ids).reshape(len(values), -1)
     return {
@@ -140,7 +140,7 @@ def _errors(prediction: EvalPrediction) -> Report:
     }
 
 
-def format_report(report: Report) -> str:
+def format_report(report: ClassReport) -> str:
     """Formats a report as a table, one class per line."""
     lines = []
     if "classes" in report:

@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
 from .frozen_layers.prefix_arguments import PrefixArguments, check_prefix
-from .report_arguments import ReportArguments
+from .iteration_log_arguments import IterationLogArguments
 from .resume_arguments import ResumeArguments
 from .staging import StagingArguments, check_unfreezing
 from .techniques.adversarial_arguments import AdversarialArguments
@@ -55,12 +55,12 @@ class FeedbackTrainingArguments(
     StagingArguments,
     PrefixArguments,
     ResumeArguments,
-    ReportArguments,
+    IterationLogArguments,
     TrainingArguments,
 ):
     """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations`,
     `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments`, `PrefixArguments`, `ResumeArguments` and
-    `ReportArguments`.
+    `IterationLogArguments`.
 
     Args:
         freeze: parts, layers or regular expressions over parameter names that are not trained.

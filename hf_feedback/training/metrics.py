@@ -1,6 +1,6 @@
 """Metrics of classes and values as `evaluate` modules over scikit-learn and scipy; they need no network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -184,3 +184,25 @@ def predict_labels(logits: np.ndarray, problem_type: ProblemType) -> np.ndarray:
     if problem_type == REGRESSION:
         return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
     return (logits > 0).astype(int) if problem_type == MULTI_LABEL else logits.argmax(-1)
+
+
+# Endings of what the Trainer counts besides.
+NOT_SHOWN = ("_flos", "_per_second", "_preparation_time", "epoch")
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Returns metrics as a table, one a line, without what the Trainer counts besides.
+
+    Example:
+
+    ```python
+    >>> print(format_metrics({"eval_accuracy": 0.5, "eval_runtime": 2.25, "epoch": 1.0}))
+      eval_accuracy  0.5000
+      eval_runtime   2.2500
+
+    ```
+    """
+    shown = {name: value for name, value in metrics.items() if not name.endswith(NOT_SHOWN)}
+    rows = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in shown.items()}
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows.items())

@@ -14,8 +14,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
-from ..feedback_checkpoint import whole_file
 from ..version import HF_FEEDBACK_VERSION
+from ..whole_files import whole_file
 from .arguments import FeedbackTrainingArguments
 from .task_card import TaskCard
 

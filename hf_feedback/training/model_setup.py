@@ -116,7 +116,7 @@ def make_model(
             args.model, backbone_kwargs=dict(hub), config_overrides=config_overrides, **options
         )
     if labels is not None:
-        check_labels(model, args.model, labels)
+        check_head_has_labels(model, args.model, labels)
     return model
 
 
@@ -163,7 +163,7 @@ def trained_network(
             raise ValueError(f"`{option}`: {args.model} is a trained feedback network; leave the option out.")
         model.set_num_iterations(value)
     if labels is not None:
-        check_labels(model, args.model, labels)
+        check_head_has_labels(model, args.model, labels)
     return load_tokenizer(args.model, args.revision), model
 
 
@@ -216,7 +216,7 @@ def _update_options(model: FeedbackPreTrainedModel, source: str, options: Option
             )
 
 
-def check_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
+def check_head_has_labels(model: PreTrainedModel, source: str, labels: LabelSet) -> None:
     """Refuses labels of the data that a trained head does not have.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 Trial: TypeAlias = "optuna.Trial | dict[str, Any] | None"
-Objective: TypeAlias = Callable[[dict[str, float]], float]
+SearchObjective: TypeAlias = Callable[[dict[str, float]], float]
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
 FEEDBACK_SPACE: dict[str, tuple[int | str, ...]] = {
@@ -79,7 +79,7 @@ def default_search_space(trial: "BaseTrial", fixed: Collection[str] = ()) -> dic
     return {name: trial.suggest_float(name, *values, log=name != "layer_lr_decay") for name, values in ranges.items()}
 
 
-def objective_of(args: TrainingArguments) -> tuple[Objective, Direction]:
+def objective_of(args: TrainingArguments) -> tuple[SearchObjective, Direction]:
     """Returns what a search optimizes by default, and in which direction: the metric that chooses the best model.
 
     Args:
@@ -136,7 +136,7 @@ class SearchTrainer(Trainer):
     def hyperparameter_search(
         self,
         hp_space: Callable[["optuna.Trial"], dict[str, float]] | None = None,
-        compute_objective: Objective | None = None,
+        compute_objective: SearchObjective | None = None,
         n_trials: int = 20,
         direction: str | list[str] | None = None,
         backend: str | HPSearchBackend | None = None,

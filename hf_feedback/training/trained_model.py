@@ -6,8 +6,8 @@ import torch
 
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
-from ..validation import check_integer
-from .model_arguments import Options
+from ..validation import check_integer, option
+from .model_arguments import HaltingArguments, Options
 from .model_setup import load_tokenizer, set_options
 from .model_sources import check_source, hub_options
 from .tasks import TASKS, NetworkTextClassification, Task, TextClassification
@@ -84,3 +84,19 @@ class TrainedModel:
         if issubclass(task, TextTask):
             return task, model, load_tokenizer(self.name, self.revision, of_words=task.reads_words)
         return task, model, model.predictor.auto_class.from_pretrained(self.name, **hub)
+
+
+@dataclass
+class TrainedModelArguments:
+    """Trained model."""
+
+    model: str = field(metadata={"help": "Folder or hub id of a trained model."})
+    revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
+    batch_size: int = option(32, "Number of examples per batch.")
+    num_iterations: int | None = option(None, "K, number of iterations (default: the model's own).")
+    bf16: bool = option(False, "Compute in bfloat16.")
+
+    def trained(self, halting: HaltingArguments) -> TrainedModel:
+        """Returns the model that these options and those of halting describe."""
+        options = halting.config_options()
+        return TrainedModel(self.model, self.revision, self.num_iterations, options, self.batch_size, self.bf16)

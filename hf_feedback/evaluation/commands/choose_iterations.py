@@ -22,7 +22,7 @@ Use validation data: a choice made on test data overestimates the metric there."
 
 
 @dataclass
-class ChoiceArguments:
+class IterationChoiceArguments:
     """Model, examples and time budget."""
 
     model: str = field(metadata={"help": "Folder or hub id of a trained model."})
@@ -49,7 +49,7 @@ class ChoiceArguments:
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
     """Returns the parser of the command."""
-    return OptionParser((ChoiceArguments, LabelArguments), "hf-feedback choose-iterations", DESCRIPTION)
+    return OptionParser((IterationChoiceArguments, LabelArguments), "hf-feedback choose-iterations", DESCRIPTION)
 
 
 def run(arguments: Sequence[str]) -> int:

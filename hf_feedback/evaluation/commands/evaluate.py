@@ -9,17 +9,16 @@ from typing import cast
 import numpy as np
 from transformers import EvalPrediction
 
-from ...feedback_checkpoint import whole_file
 from ...training.commands.options import OptionParser, options_from_file
-from ...training.commands.predict import TrainedModelArguments
-from ...training.commands.train import format_metrics
 from ...training.data.labels import LabelSet
 from ...training.data.text_files import TextFormatArguments
-from ...training.metrics import METRICS
+from ...training.metrics import METRICS, format_metrics
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
 from ...training.prediction.predictions_file import check_other_file
+from ...training.trained_model import TrainedModelArguments
 from ...validation import option
+from ...whole_files import whole_file
 from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import check_picture, draw_confusion
 from ..diagnostics import finite

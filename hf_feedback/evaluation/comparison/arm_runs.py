@@ -15,13 +15,13 @@ from datasets import Dataset
 from torch import nn
 from transformers import EvalPrediction, set_seed
 
-from ...feedback_checkpoint import whole_file
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForMultipleChoice
 from ...training.arguments import FeedbackTrainingArguments
 from ...training.data.labels import SINGLE_LABEL, ProblemType
 from ...training.model_parts import any_model_in
 from ...training.trainer import FeedbackTrainer
+from ...whole_files import whole_file
 from .arms import Budget
 from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers
 from .message_controls import SilentConnections, SwappedConnections, other_messages

@@ -6,8 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ...feedback_checkpoint import whole_file
 from ...training.model_card import escape_name, is_hub_id, short_name
+from ...whole_files import whole_file
 from ..markdown_tables import markdown_table
 from .joined_results import join_results
 

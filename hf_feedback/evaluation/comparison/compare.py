@@ -16,9 +16,9 @@ import torch
 from datasets import disable_progress_bars
 from transformers.utils import logging
 
-from ...feedback_checkpoint import whole_file
 from ...training.checkpoints import Record
 from ...training.run_record import describe_differences
+from ...whole_files import whole_file
 from .arm_runs import ArmRun, ArmTrainer, Job
 from .arms import Budget
 from .plan import Plan, choosing_jobs, format_seconds, seed_jobs

@@ -70,13 +70,13 @@ class Unmasked(Arm):
         return model
 
     def _lift(self, model: FeedbackPreTrainedModel) -> RemovableHandle:
-        part = model.layout.part_of(model.backbone)
+        part = model.layout.looped_model(model.backbone)
         return part.register_forward_pre_hook(_lift_mask, with_kwargs=True)
 
 
 def _reads_causally(model: FeedbackPreTrainedModel) -> bool:
     config = cast(PreTrainedConfig, model.config.backbone_config)
-    return reads_causally(model.layout.part_of(model.backbone), config, model.config.backbone_part)
+    return reads_causally(model.layout.looped_model(model.backbone), config, model.config.backbone_part)
 
 
 def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -12,8 +12,8 @@ import transformers
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from ...feedback_checkpoint import whole_file
 from ...version import HF_FEEDBACK_VERSION
+from ...whole_files import whole_file
 from ..diagnostics import Calibration, ConfusionChange, finite
 from .svg_charts import line_chart, reliability_diagram
 

@@ -1,7 +1,7 @@
 """`hf-feedback predict`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from ...validation import option
 from ..data.text_files import TextFormat, TextFormatArguments
@@ -9,28 +9,12 @@ from ..model_arguments import HaltingArguments
 from ..prediction.prediction_rows import PredictionRows
 from ..prediction.prediction_run import PredictionRun
 from ..prediction.predictions_file import STANDARD_OUTPUT
-from ..trained_model import TrainedModel
+from ..trained_model import TrainedModelArguments
 from .options import OptionParser, options_from_file
 
 DESCRIPTION = """Predict with a trained model; the model determines the task. Inputs are texts, pairs, words to tag,
 questions, choices, texts with masks, prompts, images or recordings. Rows are read, predicted and written in chunks, so
 that files may be larger than memory; the same command resumes an incomplete output file."""
-
-
-@dataclass
-class TrainedModelArguments:
-    """Trained model."""
-
-    model: str = field(metadata={"help": "Folder or hub id of a trained model."})
-    revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
-    batch_size: int = option(32, "Number of examples per batch.")
-    num_iterations: int | None = option(None, "K, number of iterations (default: the model's own).")
-    bf16: bool = option(False, "Compute in bfloat16.")
-
-    def trained(self, halting: HaltingArguments) -> TrainedModel:
-        """Returns the model that these options and those of halting describe."""
-        options = halting.config_options()
-        return TrainedModel(self.model, self.revision, self.num_iterations, options, self.batch_size, self.bf16)
 
 
 @dataclass

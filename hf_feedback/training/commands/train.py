@@ -1,7 +1,7 @@
 """`hf-feedback train`, and the training scripts of all tasks."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ..advice import advice_on_course, read_history
 from ..arguments import FeedbackTrainingArguments
 from ..data.splits import FileArguments
 from ..dry_run import dry_run
+from ..metrics import format_metrics
 from ..model_sources import check_source
 from ..resuming import prepare_run
 from ..run import bf16_is_fast, run_task
@@ -24,8 +25,6 @@ from .options import OptionParser, options_from_file
 DESCRIPTION = """Fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch with
 `--fnn`. A YAML or JSON file of options may be the first argument; options of the command line win over it."""
 
-NOT_SHOWN = ("_flos", "_per_second", "_preparation_time", "epoch")
-
 
 @dataclass
 class RunArguments:
@@ -34,24 +33,6 @@ class RunArguments:
     dry_run: bool = option(
         False, "Print model, parameter groups, data and cost, then exit; nothing is trained or written."
     )
-
-
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Returns metrics as a table, one a line, without what the Trainer counts besides.
-
-    Example:
-
-    ```python
-    >>> print(format_metrics({"eval_accuracy": 0.5, "eval_runtime": 2.25, "epoch": 1.0}))
-      eval_accuracy  0.5000
-      eval_runtime   2.2500
-
-    ```
-    """
-    shown = {name: value for name, value in metrics.items() if not name.endswith(NOT_SHOWN)}
-    rows = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in shown.items()}
-    width = max(map(len, rows), default=0)
-    return "\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows.items())
 
 
 def _is_given(arguments: Sequence[str], *options: str) -> bool:

@@ -57,7 +57,7 @@ class LabelSet:
         if self.problem_type == REGRESSION:
             return "values (regression)"
         several = self.problem_type == MULTI_LABEL
-        numbers = not several and len(self.names) > 2 and all(map(is_number, self.names))
+        numbers = not several and len(self.names) > 2 and all(map(reads_as_number, self.names))
         hint = "; for values to predict, `--problem-type regression`" if numbers else ""
         return f"{len(self.names)} {'labels, several a text' if several else 'classes'}: {self.shown}{hint}"
 
@@ -171,7 +171,7 @@ class LabelSet:
 
 def _encode_values(labels: Sequence[RowLabels], column: str, source: str) -> list[float]:
     values = [{"true": "1", "false": "0"}.get(str(label), label) for label in labels]
-    wrong = [i for i, value in enumerate(values) if not is_number(value)]
+    wrong = [i for i, value in enumerate(values) if not reads_as_number(value)]
     if wrong:
         raise ValueError(f"{source}: {values[wrong[0]]!r} in column {column!r}, {format_rows(wrong)}, is not a number.")
     return [float(str(value)) for value in values]
@@ -180,7 +180,7 @@ def _encode_values(labels: Sequence[RowLabels], column: str, source: str) -> lis
 def _sorted_names(values: Sequence[RowLabels]) -> list[str]:
     """All labels, numbers in their order first."""
     names = {str(label) for labels in values for label in (labels if isinstance(labels, list) else [labels])}
-    return sorted(names, key=lambda name: (float(name) if is_number(name) else math.inf, name))
+    return sorted(names, key=lambda name: (float(name) if reads_as_number(name) else math.inf, name))
 
 
 def _check_same_shape(values: Sequence[RowLabels], column: str, source: str, problem_type: ProblemType | None) -> None:
@@ -214,7 +214,7 @@ def _kind_of(label: str) -> str:
         return "a truth value"
     if label in ("0", "1"):
         return "0 or 1"
-    if not is_number(label):
+    if not reads_as_number(label):
         return "a word"
     return "another whole number" if float(label).is_integer() else "a number that is not whole"
 
@@ -236,12 +236,12 @@ def _check_not_multi_hot(cells: Sequence[object], labels: Sequence[RowLabels], c
 def _guess_problem(values: Sequence[RowLabels], has_names: bool) -> ProblemType:
     if all(isinstance(value, list) for value in values):
         return MULTI_LABEL
-    numbers = [float(str(value)) for value in values if is_number(value)]
+    numbers = [float(str(value)) for value in values if reads_as_number(value)]
     whole = all(number == int(number) for number in numbers)
     return SINGLE_LABEL if has_names or whole or len(numbers) < len(values) else REGRESSION
 
 
-def is_number(value: object) -> bool:
+def reads_as_number(value: object) -> bool:
     """Whether a label, possibly a text, is a finite number."""
     try:
         return math.isfinite(float(value))  # type: ignore[arg-type]  # anything else raises

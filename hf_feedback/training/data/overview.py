@@ -7,7 +7,7 @@ from .columns import Columns
 from .duplicates import repeated_rows
 from .files import format_rows
 from .label_names import RowLabels, label_cells, normalize_labels
-from .labels import MAX_SHOWN, MULTI_LABEL, REGRESSION, LabelSet, is_number
+from .labels import MAX_SHOWN, MULTI_LABEL, REGRESSION, LabelSet, reads_as_number
 from .splits import Split
 from .texts import texts_of
 
@@ -32,7 +32,7 @@ def describe_rows(
     cells, several = label_cells(split.data, column, separator), labels.problem_type == MULTI_LABEL
     values = normalize_labels(cells, column, split.source, several)
     if labels.problem_type == REGRESSION:
-        numbers = [float(str(value)) for value in values if is_number(value)]
+        numbers = [float(str(value)) for value in values if reads_as_number(value)]
         return f"{counts}; values from {min(numbers):g} to {max(numbers):g}" if numbers else counts
     return f"{counts}; {_describe_counts(label_counts(values), labels)}"
 

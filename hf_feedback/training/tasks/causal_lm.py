@@ -12,11 +12,11 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ...feedback_checkpoint import whole_file
 from ...max_length import resolve_max_length
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForCausalLM
 from ...validation import check_integer, option
+from ...whole_files import whole_file
 from ..data.columns import find_columns
 from ..data.labels import IGNORED
 from ..data.splits import Batch, Row, Split

@@ -65,7 +65,7 @@ def mask_row(masker: Masker, row: Row, generator: torch.Generator) -> Row:
     return {name: tensor[0].tolist() for name, tensor in masker([row]).items()}
 
 
-def has_labels(row: Row) -> bool:
+def has_target(row: Row) -> bool:
     """Whether a masked text has a target token."""
     return any(label != IGNORED for label in row["labels"])
 
@@ -85,7 +85,7 @@ def with_fixed_masks(
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
 
     def mask(row: Row) -> Row:
-        while not has_labels(masked := mask_row(masker, row, generator)):
+        while not has_target(masked := mask_row(masker, row, generator)):
             pass
         return masked
 
@@ -118,7 +118,7 @@ class MaskingCollator:
         if "labels" in rows[0]:
             return self.pad(rows)
         masked, attempt = self._mask(rows, 0), 0
-        while not any(map(has_labels, masked)):  # without one, the batch would have no loss
+        while not any(map(has_target, masked)):  # without one, the batch would have no loss
             attempt += 1
             masked = self._mask(rows, attempt)
         return self.pad(masked)

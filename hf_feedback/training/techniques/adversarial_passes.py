@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...random_numbers import keep_random_state
-from .batch_loss import BatchLoss, ComputeLoss, Inputs, has_labels, without_labels, without_sync
+from .batch_loss import BatchLoss, ComputeLoss, Inputs, has_targets, without_labels, without_sync
 from .divergence import final_logits
 from .perturbation import WordPerturbation
 
@@ -88,7 +88,7 @@ class Passes:
         """The forward pass of the texts as they are; its backward pass is that of the last pass. Without labels, the
         loss is 0."""
         with self._not_last():
-            if has_labels(self.inputs):
+            if has_targets(self.inputs):
                 return self._compute_loss(self.model, self.inputs)
             outputs = self.model(**without_labels(self.inputs), return_dict=True)
         return BatchLoss(final_logits(outputs).new_zeros(()), outputs)

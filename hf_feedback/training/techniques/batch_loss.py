@@ -14,7 +14,7 @@ from ..data.labels import IGNORED
 # Arguments of `forward` by name.
 Inputs: TypeAlias = Mapping[str, Any]
 
-LABEL_NAMES = ("labels", "start_positions", "end_positions")
+TARGET_ARGUMENTS = ("labels", "start_positions", "end_positions")
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def model_loss(model: nn.Module, inputs: Inputs) -> BatchLoss:
 
 def without_labels(inputs: Inputs) -> dict[str, Any]:
     """Arguments of `forward` without the targets."""
-    return {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
+    return {name: value for name, value in inputs.items() if name not in TARGET_ARGUMENTS}
 
 
-def has_labels(inputs: Inputs) -> bool:
+def has_targets(inputs: Inputs) -> bool:
     """Whether a batch has a target other than −100, which the loss ignores."""
-    given = [inputs[name] for name in LABEL_NAMES if inputs.get(name) is not None]
+    given = [inputs[name] for name in TARGET_ARGUMENTS if inputs.get(name) is not None]
     return any(bool((one != IGNORED).any()) for one in given)
 
 

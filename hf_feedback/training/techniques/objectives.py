@@ -204,7 +204,7 @@ def _why_no_masked_words(core: FeedbackPreTrainedModel | FNNPreTrainedModel) -> 
     if not isinstance(core, FeedbackPreTrainedModel) or core.main_input_name != "input_ids":
         return f"{name} has no word embeddings of a backbone to predict words with"
     config = cast(PreTrainedConfig, core.config.backbone_config)
-    if reads_causally(core.layout.part_of(core.backbone), config, core.config.backbone_part):
+    if reads_causally(core.layout.looped_model(core.backbone), config, core.config.backbone_part):
         return f"{name} has a backbone that reads from left to right, which cannot see what follows a masked word"
     if core.cutting is not None:
         return "`feedback_span`='segment' cuts texts, whose words have several states"

@@ -6,7 +6,7 @@ from ..validation import check_integer, option
 
 
 @dataclass
-class ReportArguments:
+class IterationLogArguments:
     """Logging of iterations.
 
     With `report_to`, such as `tensorboard` or `trackio`, training also logs β of each edge and the size of its
