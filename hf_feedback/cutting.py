@@ -31,7 +31,8 @@ def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def find_special_tokens(name_or_path: str | Path, **hub_kwargs: Any) -> list[int] | None:
-    """The same of the tokenizer in a folder or repository; `None` where there is none."""
+    """Numbers of special tokens before and after a text, of the tokenizer in a folder or repository; `None` where there
+    is none."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name_or_path, **{"trust_remote_code": False, **hub_kwargs}

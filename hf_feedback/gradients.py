@@ -197,7 +197,6 @@ def implicit(
     *,
     tolerance: float,
     solver: Solver = iterate,
-    adjoint_steps: int | None = None,
     residual: Residual = relative_residual,
     keep_states: bool = False,
 ) -> Solution:
@@ -205,7 +204,7 @@ def implicit(
     back-propagation): at `h* = f(h*)` with Jacobian J, `dL/dθ = gᵀ ∂f/∂θ` where `g = v + Jᵀ g` and `v = ∂L/∂h*`.
 
     The fixed point is found without a graph, `f` is applied once more with one, and the backward pass solves for `g` by
-    plain iteration. Memory does not grow with the number of steps.
+    plain iteration, in at most twice as many steps. Memory does not grow with their number.
 
     Where an example has not converged after `steps`, this gradient would be wrong: a `ConvergenceWarning` says so, and
     it gets that of the iteration, which runs again as with the full gradient, from `start` with its graph. Where the
@@ -217,7 +216,6 @@ def implicit(
         f, start, steps, residual, keep_states: as in `iterate`.
         tolerance: the residual within which a fixed point, and `g`, count as found.
         solver: `iterate` or `anderson`.
-        adjoint_steps: at most so many for `g`; twice `steps` by default.
 
     Raises:
         ValueError: there is no tolerance.
@@ -236,7 +234,7 @@ def implicit(
     _warn_of_diverged(solution, diverged)
     state = solution.state
     if not bool(unrolled.all()):
-        state = with_implicit_gradient(f, state, adjoint_steps or 2 * steps, tolerance=tolerance, residual=residual)
+        state = with_implicit_gradient(f, state, 2 * steps, tolerance=tolerance, residual=residual)
     if bool(unrolled.any()):
         _warn(
             f"The fixed point was not reached within {steps} iterations: the last one moved the state by "

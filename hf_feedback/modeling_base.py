@@ -79,6 +79,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
     def __init__(self, config: FeedbackConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self._check_config(config)
+        if self.traits.predicts_next_token:
+            config.head = self.traits.choose_head(config.head, cast(PreTrainedConfig, config.backbone_config))
         if backbone is None:
             backbone = new_backbone(type(self), config)
         else:  # its weights are there already: nothing of it is to be initialized again
@@ -115,8 +117,6 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
                 "pretrained backbone."
             )
         config.check_options()
-        if self.traits.predicts_next_token:
-            config.head = self.traits.choose_head(config.head, cast(PreTrainedConfig, config.backbone_config))
         if config.feedback_span == "segment" and not self.traits.takes_segments:
             raise ValueError(
                 "`feedback_span='segment'` is for FeedbackForSequenceClassification, FeedbackForTokenClassification "

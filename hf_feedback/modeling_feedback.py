@@ -504,7 +504,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
             attention_mask: `(B, past + T)`, 0 at padding.
             inputs_embeds: `(B, T, d)`, instead of `input_ids`.
             labels: `(B, T)`, see the class docstring.
-            padding_mask: the same, where `attention_mask` has another shape, as `generate` makes it for a static cache.
+            padding_mask: `(B, past + T)`, 0 at padding, if `attention_mask` has another shape, as for a static cache.
             past_key_values: a cache of transformers, in which every iteration gets slots of its own.
             use_cache: return a cache; by default if one is given.
             logits_to_keep: number of last tokens to predict from, or their places; 0: all.

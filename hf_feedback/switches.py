@@ -11,7 +11,7 @@ _DISABLED: ContextVar[frozenset[int]] = ContextVar("hf_feedback_disabled", defau
 
 
 class _DisabledWhileCompiling(threading.local):
-    """The same for compiled graphs, which cannot read a context variable: each thread's number is a guard of theirs."""
+    """For compiled graphs, which cannot read a context variable: the models of each thread are a guard of theirs."""
 
     def __init__(self) -> None:  # once in every thread
         self.models: frozenset[int] = frozenset()

@@ -726,12 +726,19 @@ def test_recordings_of_different_lengths(backbones, tmp_path):
 
 def test_the_shipped_texts_are_what_the_script_makes(tmp_path):
     script("make_small_sets").write_texts(tmp_path)
-    for file in tmp_path.rglob("*.jsonl"):
+    made = sorted(tmp_path.rglob("*.jsonl"))
+    folders = {file.parent.name for file in made}
+    assert folders == {"entities", "questions", "replies"}
+    shipped = [file.relative_to(DATA) for name in folders for file in (DATA / name).glob("*.jsonl")]
+    assert sorted(shipped) == [file.relative_to(tmp_path) for file in made]
+    for file in made:
         assert file.read_text(encoding="utf-8") == (DATA / file.relative_to(tmp_path)).read_text(encoding="utf-8")
 
 
 def test_validation_is_not_training():
-    for file in DATA.rglob("train.*"):
+    files = list(DATA.rglob("train.*"))
+    assert len(files) > 5
+    for file in files:
         other = file.with_stem("validation")
         assert max(file.stat().st_size, other.stat().st_size) < 400_000
         if file.suffix == ".jsonl":

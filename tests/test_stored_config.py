@@ -136,7 +136,8 @@ def test_values_of_any_type_are_taken_or_refused_by_name(kind, name):
             type(CONFIGS[kind]()).from_dict(json.loads(json.dumps({**good, name: value})))
         except ValueError as error:
             said = str(error)
-        assert not said or "`" in said or name in said, value  # some are checked by transformers
+        # a dictionary with all values says how many layers there are, too
+        assert not said or name in said or (name == "backbone_layers" and "`num_hidden_layers` follows" in said), value
 
 
 SIZES = {
@@ -227,7 +228,7 @@ def test_names_of_a_class_are_taken_or_refused_by_name(config_class):
             config_class.from_dict({name: 1})
         except ValueError as error:
             said = str(error)
-        assert not said or "`" in said or name in said, name
+        assert not said or name[:12] in said, name  # long ones are shortened
 
 
 def test_a_backbone_is_not_read_from_another_repository():

@@ -150,7 +150,7 @@ class FeedbackTrainingArguments(
             ) from error
         if self.unfreezes:
             check_unfreezing(self)
-        check_prefix(self, self)
+        check_prefix(self)
         self.check_adversarial()
         self.check_objectives()
         check_choice("train_iterations", self.train_iterations, ITERATION_RULES)

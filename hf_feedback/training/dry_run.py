@@ -54,7 +54,7 @@ def as_in_training(trainer: FeedbackTrainer) -> Iterator[None]:
         model.activation_checkpointing_enable(options or None, every_n_layers=every, offload=offload)
     trainer.techniques.start()
     try:
-        with make_frozen_prefix(trainer, args), trainer.accelerator.autocast():
+        with make_frozen_prefix(trainer), trainer.accelerator.autocast():
             yield
     finally:
         trainer.techniques.end()

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from transformers import EarlyStoppingCallback, Trainer, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 
 from ..validation import Keywords, check_integer, is_number, option
 from .unfreezing import UnfreezingCallback, UnfreezingSchedule
+
+if TYPE_CHECKING:
+    from .arguments import FeedbackTrainingArguments
+    from .trainer import FeedbackTrainer
 
 
 @dataclass
@@ -76,8 +80,9 @@ def check_unfreezing(args: TrainingArguments) -> None:
         )
 
 
-def check_early_stopping(args: TrainingArguments, patience: int | None) -> None:
+def check_early_stopping(args: "FeedbackTrainingArguments") -> None:
     """Raises `ValueError` where early stopping has no evaluations to compare."""
+    patience = args.early_stopping_patience
     if patience is not None and not args.load_best_model_at_end:
         raise ValueError(
             f"`early_stopping_patience`={patience} compares evaluations and keeps the best model: it needs validation "
@@ -86,13 +91,9 @@ def check_early_stopping(args: TrainingArguments, patience: int | None) -> None:
 
 
 @contextmanager
-def staged(trainer: Trainer, args: StagingArguments) -> Iterator[None]:
-    """Context of one training: adds the callbacks of the stages, which count from its start, and removes them.
-
-    Args:
-        trainer: the trainer.
-        args: its training arguments.
-    """
+def staged(trainer: "FeedbackTrainer") -> Iterator[None]:
+    """Context of one training: adds the callbacks of the stages, which count from its start, and removes them."""
+    args = trainer.args
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     unfreezing = UnfreezingCallback(args.unfreeze_every, args.feedback_warmup) if args.unfreezes else None

@@ -78,7 +78,7 @@ class FeedbackTrainer(ResumableTrainer):
         self.card_facts: RunFacts | None = None
         self.training_parts: Sequence[tuple[str, int]] = ()  # sources and their numbers of rows, if several
         self._paused: list[nn.Parameter] = []
-        check_early_stopping(args, args.early_stopping_patience)
+        check_early_stopping(args)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
         self._batch_weights: torch.Tensor | None = None
         self._iteration_counts: list[torch.Tensor] = []  # of the batches of an evaluation
@@ -151,7 +151,7 @@ class FeedbackTrainer(ResumableTrainer):
         self.techniques.start()
         if self.args.auto_find_batch_size:
             self._save_or_restore_start()
-        with make_frozen_prefix(self, self.args), staged(self, self.args):
+        with make_frozen_prefix(self), staged(self):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _pause_unused_feedback(self, model: nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""The commands that compare and report."""
+"""The commands `evaluate`, `compare`, `report` and `choose-iterations`."""

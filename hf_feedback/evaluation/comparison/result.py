@@ -69,7 +69,7 @@ class ComparisonResult:
 
     @cached_property
     def further_contrasts(self) -> list[Contrast]:
-        """The same on every further test file."""
+        """Each feedback arm compared with every other arm on every further test file."""
         files = [test_name(file) for file in self.comparison.also_test]
         return [
             replace(self._contrast(one.feedback, one.other, self.by_arm[one.other], file, file), test=file)

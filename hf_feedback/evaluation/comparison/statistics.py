@@ -194,17 +194,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(differences: Sequence[float], smallest: float, power: float = 0.8, most: int = 1000) -> int | None:
-    """Returns the number of seeds that a paired t-test at 5% needs to detect a difference.
+def seeds_needed(differences: Sequence[float], smallest: float) -> int | None:
+    """Returns the number of seeds that a paired t-test at 5% needs to detect a difference with probability 0.8.
 
     Args:
         differences: differences by seed, at least two, whose variance is used as the true one.
         smallest: the difference to detect, above 0.
-        power: probability of detecting it.
-        most: maximum number of seeds.
 
     Returns:
-        `None` if more than `most` are needed, or the variance is unknown.
+        `None` if more than 1,000 are needed, or the variance is unknown.
 
     Example:
 
@@ -217,11 +215,11 @@ def seeds_needed(differences: Sequence[float], smallest: float, power: float = 0
     if len(differences) < 2:
         return None
     spread = float(np.std(differences, ddof=1))
-    for number in range(2, most + 1):
+    for number in range(2, 1001):
         if spread == 0:
             return number
         shift = smallest / spread * math.sqrt(number)
         limit = stats.t.ppf(0.975, number - 1)
-        if stats.nct.sf(limit, number - 1, shift) + stats.nct.cdf(-limit, number - 1, shift) >= power:
+        if stats.nct.sf(limit, number - 1, shift) + stats.nct.cdf(-limit, number - 1, shift) >= 0.8:
             return number
     return None

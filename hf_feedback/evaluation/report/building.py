@@ -31,7 +31,9 @@ def make_report(
     """Observes a model on labelled examples, for two more iterations than it is used with.
 
     Args:
-        examples: the model and the examples. model_name, file: names of the model and of the file in the report.
+        examples: the model and the examples.
+        model_name: name of the model in the report.
+        file: name of the file in the report.
         batch_size: examples per batch.
         num_pictures: number of examples whose tokens are drawn.
     """

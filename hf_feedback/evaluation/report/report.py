@@ -23,7 +23,8 @@ class ItemChange:
     """An item whose prediction became right or wrong.
 
     Args:
-        row: row of the file, counted from 1. before, word, after: its text; see `ShownItem`.
+        row: row of the file, counted from 1.
+        before, word, after: its text; see `ShownItem`.
         label: the right class.
         answers: predicted class after each iteration.
         label_probabilities: probability of the right class after each iteration.
@@ -82,7 +83,8 @@ class Contraction:
     """The factor by which one more iteration shrinks a small difference between states after K iterations.
 
     Args:
-        num_examples: number of examples of the estimate, the first of the file. median, largest: over the examples.
+        num_examples: number of examples of the estimate, the first of the file.
+        median, largest: over the examples.
         expanding: share of the examples with a factor above 1.
     """
 

@@ -41,17 +41,15 @@ def line_chart(
     series: Mapping[str, Sequence[float | None]],
     x: Sequence[int],
     description: str,
-    x_label: str = "iteration",
     marked: int | None = None,
     percent: bool = False,
 ) -> str:
-    """Draws up to three lines over the same numbers.
+    """Draws up to three lines over the numbers of iterations.
 
     Args:
         series: values by name, one for each `x`; `None` is a gap.
         x: integers, ascending.
         description: what the diagram shows, for readers who do not see it.
-        x_label: name of the horizontal axis.
         marked: value of `x` that gets a vertical line, such as the K of training.
         percent: whether values are shares of 1.
     """
@@ -75,7 +73,7 @@ def line_chart(
     for number in x[:: math.ceil(len(x) / 12)]:
         words = f"K = {number}" if number == marked else str(number)
         shapes.append(_text(place_x(number), HEIGHT - BOTTOM + 16, words, INK if number == marked else GREY))
-    shapes.append(_text(LEFT + width / 2, HEIGHT - 3, x_label))
+    shapes.append(_text(LEFT + width / 2, HEIGHT - 3, "iteration"))
     for line, (color, dashes) in zip(series.values(), STYLES, strict=False):
         points = [
             (place_x(number), place_y(value)) if value is not None and math.isfinite(value) else None

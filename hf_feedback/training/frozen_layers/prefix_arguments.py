@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...validation import is_number, option
@@ -16,6 +16,10 @@ from ..fingerprints import fingerprint_weights
 from ..model_parts import any_model_in, parts_of
 from .frozen_prefix import FrozenPrefix
 from .prefix_cache import TEXT_INPUTS, PrefixCache
+
+if TYPE_CHECKING:
+    from ..arguments import FeedbackTrainingArguments
+    from ..trainer import FeedbackTrainer
 
 
 @dataclass
@@ -38,44 +42,41 @@ class PrefixArguments:
 PREFIX_FOLDER = "_prefix_states"  # in the output folder; names that begin with _ are not pushed to the Hub
 
 
-def check_prefix(args: TrainingArguments, prefix: PrefixArguments) -> None:
+def check_prefix(args: "FeedbackTrainingArguments") -> None:
     """Raises `ValueError` where states cannot be cached during training."""
-    gigabytes = prefix.cache_prefix_gigabytes
+    gigabytes = args.cache_prefix_gigabytes
     if not is_number(gigabytes) or gigabytes <= 0:
         raise ValueError(f"`cache_prefix_gigabytes` must be a number above 0, got {gigabytes!r}.")
     changes = {
-        "adversarial": getattr(args, "adversarial", "none") != "none",
+        "adversarial": args.adversarial != "none",
         "neftune_noise_alpha": args.neftune_noise_alpha is not None,
-        "unfreeze_every": getattr(args, "unfreezes", False),
+        "unfreeze_every": args.unfreezes,
         "torch_compile": args.torch_compile,
         "fsdp": bool(args.fsdp),
         "deepspeed": args.deepspeed is not None,
     }
-    if prefix.cache_prefix and (found := [name for name, is_set in changes.items() if is_set]):
+    if args.cache_prefix and (found := [name for name, is_set in changes.items() if is_set]):
         raise ValueError(
             f"`cache_prefix` needs layers that always make the same of a text; it does not go with `{found[0]}`: leave "
             "one out."
         )
 
 
-def make_frozen_prefix(trainer: Trainer, args: PrefixArguments) -> AbstractContextManager[object]:
+def make_frozen_prefix(trainer: "FeedbackTrainer") -> AbstractContextManager[object]:
     """Returns the context of one training in which frozen layers run without dropout, or are read from a cache.
-
-    Args:
-        trainer: the trainer.
-        args: its training arguments.
 
     Raises:
         ValueError: states cannot be cached: no layers are frozen, texts are cut into segments, or the files are too
             large.
     """
     model, core = cast(nn.Module, trainer.model), any_model_in(cast(nn.Module, trainer.model))[1]
-    has_noise = trainer.args.torch_compile or trainer.args.neftune_noise_alpha is not None
+    args = trainer.args
+    has_noise = args.torch_compile or args.neftune_noise_alpha is not None
     if not isinstance(core, FeedbackPreTrainedModel) or has_noise:
         return nullcontext()
     depth = FrozenPrefix(model).depth()
     if not args.cache_prefix:
-        return nullcontext() if depth is None and not getattr(args, "unfreezes", False) else FrozenPrefix(model)
+        return nullcontext() if depth is None and not args.unfreezes else FrozenPrefix(model)
     if not depth or core.layout.batch_dim != 0 or core.config.feedback_span == "segment":
         raise ValueError(
             "`cache_prefix` stores the states of frozen layers for texts that are not cut into segments; freeze "
