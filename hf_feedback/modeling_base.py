@@ -373,12 +373,42 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
 
         Raises:
             ValueError: K is not an integer of at least 1.
+
+        Example:
+
+        ```python
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackModel
+        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = FeedbackModel.from_backbone(BertModel(tiny))
+        >>> model.set_num_iterations(4)
+        >>> model.config.num_iterations
+        4
+
+        ```
         """
         self.config.set_checked(num_iterations=num_iterations)
 
     @contextmanager
     def feedback_disabled(self) -> Iterator[None]:
-        """Context in which the model is its bare backbone (K = 1), for the current thread alone."""
+        """Context in which the model is its bare backbone (K = 1), for the current thread alone.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackModel
+        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = FeedbackModel.from_backbone(BertModel(tiny))
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7]])}
+        >>> with model.feedback_disabled():
+        ...     output = model(**batch, output_iterations=True)
+        >>> output.iterations
+        tensor([1])
+
+        ```
+        """
         with disable_feedback(self):
             yield
 
@@ -418,6 +448,19 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         Raises:
             ValueError: the model is sharded with FSDP, whose weights come together in `forward` alone; `steps` is no
                 integer of at least 1.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackModel
+        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = FeedbackModel.from_backbone(BertModel(tiny))
+        >>> model.estimate_contraction({"input_ids": torch.tensor([[5, 6, 7]])}) < 1  # its messages are zero
+        tensor([True])
+
+        ```
         """
         check_integer("steps", steps, 1, "more of them estimate better")
         if is_fsdp_managed_module(self):
@@ -445,6 +488,18 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
 
         Args:
             length: tokens of a text, for operators whose cost depends on it.
+
+        Example:
+
+        ```python
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackModel
+        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> model = FeedbackModel.from_backbone(BertModel(tiny))
+        >>> print(model.feedback_summary().splitlines()[0])
+        source   targets  parameters an edge  FLOPs a token and edge
+
+        ```
         """
         return summarize(self.config, self.feedback, self.backbone, self.layout, self.cutting, length)
 

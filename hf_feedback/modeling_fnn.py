@@ -94,6 +94,20 @@ class FNNModel(FNNPreTrainedModel):
     The layered network's equations know one vector an example and layer. Its `h^(0)` is the mean of the embeddings of
     the real tokens, which makes K = 1 a deep averaging network (Iyyer et al. 2015); with a network for every token and
     the mean taken at the end, words would never meet before the classifier. Its states are `(B, 1, d)`.
+
+    Args:
+        config: the options.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_feedback import FNNConfig, FNNModel
+    >>> model = FNNModel(FNNConfig(vocab_size=99, hidden_size=16, num_iterations=3))
+    >>> model(torch.tensor([[5, 6, 7]])).last_hidden_state.shape
+    torch.Size([1, 3, 16])
+
+    ```
     """
 
     def __init__(self, config: FNNConfig) -> None:

@@ -207,6 +207,20 @@ class UnfreezingCallback(TrainerCallback):
     Args:
         unfreeze_every: as in `GradualUnfreezing`.
         feedback_warmup: as in `GradualUnfreezing`.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, BertModel, Trainer, TrainingArguments
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import UnfreezingCallback
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
+    >>> args = TrainingArguments("out", max_steps=3, report_to=[], disable_tqdm=True, save_strategy="no", use_cpu=True)
+    >>> rows = [{"input_ids": [5, 6, 7], "labels": 1}] * 8
+    >>> trainer = Trainer(model, args, train_dataset=rows, callbacks=[UnfreezingCallback("1 steps")])
+
+    ```
     """
 
     def __init__(self, unfreeze_every: str | None = None, feedback_warmup: str | None = None) -> None:

@@ -140,6 +140,23 @@ class PGD(AdversarialTraining):
 
     Source: Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083, in the
     Euclidean norm.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import PGD
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=2)
+    >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+    >>> result = PGD(steps=2).compute_loss(model.train(), batch)
+    >>> result.loss.backward()
+    >>> sorted(result.parts)
+    ['loss_adversarial']
+
+    ```
     """
 
     def __init__(
@@ -177,6 +194,23 @@ class FreeLB(AdversarialTraining):
 
     Source: Zhu et al. 2020, FreeLB: Enhanced Adversarial Training for Natural Language Understanding, arXiv 1909.11764,
     algorithm 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import FreeLB
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=2)
+    >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+    >>> result = FreeLB(steps=2).compute_loss(model.train(), batch)
+    >>> result.loss.backward()
+    >>> sorted(result.parts)
+    ['loss_adversarial']
+
+    ```
     """
 
     def __init__(self, epsilon: float = 0.05, step_size: float = 0.02, steps: int = 3) -> None:
@@ -218,6 +252,23 @@ class SMART(AdversarialTraining):
 
     Source: Jiang et al. 2020, SMART: Robust and Efficient Fine-Tuning for Pre-trained Natural Language Models, arXiv
     1911.03437, equations 2 and 3, algorithm 1; Miyato et al. 2017, as in `FGM`, for texts without labels.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import SMART
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=2)
+    >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+    >>> result = SMART(weight=0.5).compute_loss(model.train(), batch)
+    >>> result.loss.backward()
+    >>> sorted(result.parts)
+    ['loss_adversarial']
+
+    ```
     """
 
     counts_all_answers = True

@@ -79,6 +79,23 @@ class IterationAgreement(Objective):
             move towards each other.
 
     Source: Zhang et al. 2019, Be Your Own Teacher, arXiv 1905.08094, for the last of several answers as a teacher.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import IterationAgreement, Objectives
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=2, num_iterations=3)
+    >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+    >>> result = Objectives([IterationAgreement(0.5)]).compute_loss(model.train(), batch)
+    >>> result.loss.backward()
+    >>> sorted(result.parts)
+    ['loss_agreement', 'loss_task']
+
+    ```
     """
 
     name = "agreement"
@@ -113,6 +130,23 @@ class DropoutAgreement(Objective):
 
     Source: Liang et al. 2021, R-Drop: Regularized Dropout for Neural Networks, arXiv 2106.14448, equations 2 and 3,
     which add up what is a mean here, as the authors' code does.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import DropoutAgreement, Objectives
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=2)
+    >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+    >>> result = Objectives([DropoutAgreement(1.0)]).compute_loss(model.train(), batch)
+    >>> result.loss.backward()
+    >>> sorted(result.parts)
+    ['loss_dropout_agreement', 'loss_task']
+
+    ```
     """
 
     name = "dropout_agreement"
@@ -143,6 +177,23 @@ class MaskedWords(Objective):
 
     Source: Devlin et al. 2019, BERT, arXiv 1810.04805, for the masks; Sun et al. 2019, How to Fine-Tune BERT for Text
     Classification?, arXiv 1905.05583, for training on the task's own texts.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> from hf_feedback import FeedbackForSequenceClassification
+    >>> from hf_feedback.training import MaskedWords, Objectives
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_labels=2)
+    >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([1])}
+    >>> result = Objectives([MaskedWords(0.1, mask_token_id=4)]).compute_loss(model.train(), batch)
+    >>> result.loss.backward()
+    >>> sorted(result.parts)
+    ['loss_masked_lm', 'loss_task']
+
+    ```
     """
 
     name = "masked_lm"
