@@ -11,6 +11,8 @@ from families import tiny_backbone
 from training_runs import rows, write
 from transformers import AutoTokenizer
 
+from hf_feedback.evaluation.comparison.joined_results import join_results, read_results
+from hf_feedback.evaluation.markdown_tables import format_values
 from hf_feedback.training.data.files import read_file
 
 FOLDER = Path(__file__).parent.parent / "examples" / "studies"
@@ -114,8 +116,23 @@ def test_a_study_runs(case, place, tmp_path, monkeypatch, capsys):
         assert words in printed
 
 
+GUIDE = FOLDER.parent / "guides" / "does_it_help.md"
+
+
+def test_the_guide_shows_what_is_kept_of_natural_texts():
+    guide, folders = GUIDE.read_text(encoding="utf-8"), (FOLDER / "results" / "no_harm" / "frozen").iterdir()
+    results = read_results([str(folder) for folder in folders])
+    for data, result in results.items():
+        means = [format_values([100 * value for value in arm["test"]]) for _, arm in sorted(result["arms"].items())]
+        feedback, head, lora = means
+        assert f"| {data} | {head} | {lora} | {feedback} |" in guide
+    rows = [line for line in join_results(results).splitlines() if line.startswith("|")]
+    assert len(rows) == 2 * (2 + len(results))
+    assert [row for row in rows if row not in guide] == []
+
+
 def test_the_guide_shows_the_comparisons_that_are_kept():
-    guide = (FOLDER.parent / "guides" / "does_it_help.md").read_text(encoding="utf-8")
+    guide = GUIDE.read_text(encoding="utf-8")
     files = sorted((FOLDER / "results" / "later_tokens").glob("*/*/comparison.md"))
     assert files
     for file in files:
