@@ -117,6 +117,20 @@ def test_chains_are_answered_by_following_them(module, longest):
             ]
 
 
+def test_the_guide_shows_the_chains_that_are_kept(module, monkeypatch, capsys):
+    study, guide = module("depth_on_demand"), (FOLDER.parent / "guides" / "does_it_help.md").read_text(encoding="utf-8")
+    arms = ["feedback", "feedback, answer last, K = 4"]
+    kept = ["--work", str(FOLDER / "results" / "depth_on_demand"), "--seeds", *"01234", "--arms", *arms]
+    monkeypatch.setattr(sys, "argv", ["depth_on_demand", *kept])
+    monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
+    study.main()
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith("| feedback")]
+    assert [(row[0], row[1]) for row in rows] == [(f"| {arm}", str(k)) for arm in arms for k in study.ITERATIONS]
+    for number, (arm, k, _, parameters, *accuracies) in enumerate(rows):
+        start = f"| | {k} |" if number % len(study.ITERATIONS) else f"{arm} | {k} | {parameters}"
+        assert " | ".join([start, *accuracies]) in guide
+
+
 def test_depth_on_demand(module, tmp_path, monkeypatch, capsys):
     study = module("depth_on_demand")
     monkeypatch.setattr(study, "ITERATIONS", (4, 5))
