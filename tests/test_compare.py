@@ -13,6 +13,7 @@ from families import tiny_backbone, tiny_batch
 from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig, get_peft_model
 from training_runs import rows, write
+from transformers import AutoTokenizer
 
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.connections import MessageContext
@@ -33,6 +34,7 @@ from hf_feedback.evaluation.comparison.message_controls import (
 from hf_feedback.evaluation.comparison.plan import make_plan
 from hf_feedback.evaluation.comparison.statistics import Difference
 from hf_feedback.segments import Segments
+from hf_feedback.training.data.answers import answer_f1
 
 FAST = "--num-train-epochs 1 --per-device-train-batch-size 8 --feedback-rank 4 --bf16 False --disable-tqdm True".split()
 
@@ -483,6 +485,33 @@ def test_contributions_are_in_the_order_of_the_file(folders, tmp_path, sampling)
     for in_random_order in (False, True):
         found = trainer._measure("test", in_random_order)
         np.testing.assert_array_equal(found[:, 0], expected)
+
+
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_questions_whose_texts_have_several_windows(folders, tmp_path, sampling):
+    """One contribution for each question; the answers are those of the model alone, whatever the order of batches."""
+    for split, count in (("train", 4), ("validation", 4), ("test", 5)):
+        lines = []
+        for i in range(count):
+            context = "we have a lamp and a table here " * (1 + i) + "and it is red"
+            answer = {"text": [context], "answer_start": [0]}
+            lines.append(json.dumps({"question": "which hue is it?", "context": context, "answers": answer}))
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = f"--task question-answering --max-length 24 --stride 4 --train-sampling-strategy {sampling}".split()
+    comparison = comparison_of(tmp_path, tmp_path / "out", *options, family=folders / "bert", ending="jsonl")
+    trainer = ArmTrainer(comparison, Job("feedback", 0, 1.0), Budget(500))
+    windows = trainer.prepared.splits["test"].data
+    assert len(windows) > 2 * 5
+    found = trainer._measure("test")
+    rows_ = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    answers = trainer.core.predict(
+        [(row["question"], row["context"]) for row in rows_], AutoTokenizer.from_pretrained(folders / "bert"),
+        max_length=24, stride=4,
+    )  # fmt: skip
+    expected = [answer_f1(row["context"], answer["answer"]) for row, answer in zip(rows_, answers, strict=True)]
+    assert len(set(expected)) > 2
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-6)
+    assert trainer.run().test_value() == pytest.approx(trainer._measure("test")[:, 0].mean())
 
 
 def test_a_second_call_runs_nothing_again_and_a_lost_run_alone(folders, finished, monkeypatch, capsys, tmp_path):

@@ -75,9 +75,8 @@ class ResumableTrainer(SearchTrainer):
         sampler = super()._get_eval_sampler(eval_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        return (
-            SequentialSampler(cast(Sized, eval_dataset)) if self.args.world_size <= 1 else None
-        )  # None: accelerate divides them
+        # of several processes accelerate divides the rows, in order
+        return SequentialSampler(cast(Sized, eval_dataset)) if self.args.world_size <= 1 else None
 
     def _save_checkpoint(self, model: nn.Module, trial: Trial) -> None:
         """As in transformers. The checkpoint is complete with its manifest; older ones are removed only then."""

@@ -239,7 +239,9 @@ class ArmTrainer:
             tuple(names[i] for i in range(len(names))),
             None if encoded.answer_texts is None else encoded.answer_texts(prediction),
         )
-        return self._score.of_examples(answers)[np.argsort(order)]
+        examples = self._score.of_examples(answers)
+        # texts answer questions, each of which may have several rows
+        return examples if encoded.answer_texts is not None else examples[np.argsort(order)]
 
     def _by_iteration(self) -> list[float]:
         """The metric on validation for 1 to K + 1 iterations."""

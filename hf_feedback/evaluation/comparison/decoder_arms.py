@@ -33,7 +33,8 @@ class Repeated(Arm):
         labels_words = model.traits.labels_words
         if not labels_words and (isinstance(row.get("labels"), list) or model._pooling() != "last"):
             return "the prediction is not made at the last token"
-        if 2 * len(row["input_ids"]) > max_positions(model.backbone, model.config.text_config):
+        longest = model.cutting.longest if model.cutting else max_positions(model.backbone, model.config.text_config)
+        if 2 * len(row["input_ids"]) > longest:
             return "the backbone does not read texts twice as long; lower `max_length`"
         return None
 

@@ -159,9 +159,8 @@ class ComparisonResult:
             "feedback": self.best_feedback(),
             "task": comparison.pipeline_tag,
             "model": model,
-            "is_on_hub": is_hub_id(
-                model
-            ),  # in the folder where it was run; elsewhere a relative path may look like an id
+            # asked where it was run: elsewhere a relative path may look like an id
+            "is_on_hub": is_hub_id(model),
             "metric": self.metric,
             "scale": abs(self.unit),
             "margin": comparison.margin,
