@@ -20,6 +20,9 @@ NEEDED_MODULES = tuple(
     for name in (
         *("activations", "cache_utils", "configuration_utils", "dynamic_module_utils", "generation", "initialization"),
         *("modeling_outputs", "modeling_utils", "processing_utils", "pipelines", "tokenization_utils_base"),
+        *("image_processing_utils", "models.auto.auto_factory", "models.auto.feature_extraction_auto"),
+        *("models.auto.image_processing_auto", "models.auto.processing_auto", "models.auto.tokenization_auto"),
+        "models.encoder_decoder.configuration_encoder_decoder",
     )
 )
 OWN_MODULES = tuple(f"{__package__}.{module.name}" for module in iter_modules([str(Path(__file__).parent)]))

@@ -119,3 +119,10 @@ def test_names():
     assert all(getattr(hf_feedback, name).__name__ == name for name in names)
     with pytest.raises(AttributeError, match="no_such_name"):
         hf_feedback.no_such_name()
+
+
+@pytest.mark.parametrize("name", ["AutoTokenizer", "AutoImageProcessor", "EncoderDecoderConfig"])
+def test_a_class_of_transformers_may_be_the_first_import_after_ours(name):
+    """In a process into which nothing of transformers was imported before."""
+    code = f"import hf_feedback; from transformers import {name}"
+    subprocess.run([sys.executable, "-c", code], check=True)
