@@ -36,10 +36,9 @@ def load_processor(model: PreTrainedModel, auto_class: Any) -> Any:
     places: list[Keywords] = [source] if folder == source.get("name_or_path") else [{"name_or_path": folder}, source]
     reasons = []
     for place in places:
-        name, *inside = (place.get(key) for key in PLACE_KEYS)
-        if not name:
+        if not (name := place.get("name_or_path")):
             continue
-        where = {key: value for key, value in zip(PLACE_KEYS[1:], inside, strict=True) if value is not None}
+        where = {key: place[key] for key in PLACE_KEYS[1:] if place.get(key) is not None}
         try:
             processor = auto_class.from_pretrained(name, trust_remote_code=False, **where)
         except (OSError, ValueError) as error:

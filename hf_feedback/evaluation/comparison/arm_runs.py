@@ -202,8 +202,8 @@ class ArmTrainer:
 
     def _test(self, run: ArmRun) -> ArmRun:
         """Returns the run with the contributions of the test examples, for feedback also with other messages."""
-        examples = {name: self._measure(name) for name in ("test", *map(test_name, self.comparison.also_test))}
-        examples = {"own": examples.pop("test"), **examples}
+        further = {name: self._measure(name) for name in map(test_name, self.comparison.also_test)}
+        examples = {"own": self._measure("test"), **further}
         if not self.arm.is_feedback:
             return replace(run, examples=examples)
         with other_messages(self.core, SilentConnections):
