@@ -119,12 +119,14 @@ def test_chains_are_answered_by_following_them(module, longest):
 
 def test_the_guide_shows_the_chains_that_are_kept(module, monkeypatch, capsys):
     study, guide = module("depth_on_demand"), (FOLDER.parent / "guides" / "does_it_help.md").read_text(encoding="utf-8")
-    arms = ["feedback", "feedback, answer last, K = 4"]
+    arms = ["feedback", "feedback, answer last, K = 4", "carried state, normed"]
     kept = ["--work", str(FOLDER / "results" / "depth_on_demand"), "--seeds", *"01234", "--arms", *arms]
     monkeypatch.setattr(sys, "argv", ["depth_on_demand", *kept])
     monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
     study.main()
-    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith("| feedback")]
+    rows = [
+        row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith(("| feedback", "| carried"))
+    ]
     assert [(row[0], row[1]) for row in rows] == [(f"| {arm}", str(k)) for arm in arms for k in study.ITERATIONS]
     for number, (arm, k, _, parameters, *accuracies) in enumerate(rows):
         start = f"| | {k} |" if number % len(study.ITERATIONS) else f"{arm} | {k} | {parameters}"
