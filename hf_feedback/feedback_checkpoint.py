@@ -232,11 +232,15 @@ def load_feedback_only(
     source = cast(Keywords, saved.backbone_source).copy()
     expected = source.pop("fingerprint")
     config.backbone_source = source or None
-    if saved_by is not model_class and "head" not in options:
+    same_head = has_same_head(model_class, saved_by)
+    if not same_head and "head" not in options:
         config.head = model_class.traits.choose_head("new", cast(PreTrainedConfig, config.backbone_config))
     model = wrap_backbone(model_class, _backbone_for(model_class, config, backbone, name, hub_kwargs, rest), config)
     _check_fingerprint(model, expected, name)
-    info = assign_feedback_tensors(model, read_feedback_tensors(name, **here))
+    tensors = read_feedback_tensors(name, **here)
+    if not same_head:
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("feedback.")}
+    info = assign_feedback_tensors(model, tensors)
     if ignore_mismatched and info["mismatched_keys"]:
         logger.warning(f"{name}: {', '.join(info['mismatched_keys'])} have another size and are new; train them.")
         info["mismatched_keys"] = []
@@ -246,6 +250,13 @@ def load_feedback_only(
     if info["missing_keys"]:
         logger.warning(f"{name} has no head for this task: {', '.join(info['missing_keys'][:3])} are new; train them.")
     return (model, info) if wants_info else model
+
+
+def has_same_head(
+    model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]"
+) -> bool:
+    """Whether a class has the head of the class that saved a folder: it is that one, or derived from it."""
+    return issubclass(model_class, saved_by) or issubclass(saved_by, model_class)
 
 
 def _backbone_for(

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .backbone_layout import name_of_part, select_part
 from .building import file_kwargs_of, hub_kwargs_of, settle_label_piece, warn_if_offloaded
 from .configuration_feedback import FeedbackConfig, nearest_option
-from .feedback_checkpoint import is_feedback_only, load_feedback_only
+from .feedback_checkpoint import has_same_head, is_feedback_only, load_feedback_only
 from .operator_code import load_operator_code
 from .validation import Keywords
 
@@ -90,6 +90,9 @@ def _load_whole(
     kwargs["output_loading_info"] = True
     other_head = _kwargs_for_other_head(model_class, saved_by, config, kwargs)
     kwargs.update(other_head)
+    same_head, mismatches_allowed = has_same_head(model_class, saved_by), kwargs.get("ignore_mismatched_sizes", False)
+    if not same_head:  # both may have a `classifier`, of any size
+        kwargs["ignore_mismatched_sizes"] = True
     try:
         model, info = load(name, *args, **kwargs)
     except Exception as error:
@@ -100,10 +103,14 @@ def _load_whole(
         ) from error
     if "key_mapping" in other_head:  # the model is saved under its own keys, not those of the folder
         model._weight_conversions = None
-    _check_weights(name, model, info["missing_keys"], other_task=bool(other_head))
+    mismatched = () if mismatches_allowed else (key for key, *_ in info["mismatched_keys"])
+    _check_weights(name, model, {*info["missing_keys"], *mismatched}, other_task=bool(other_head))
+    if not same_head and (read := draw_head(model) - info["missing_keys"]):
+        logger.warning(f"{name} has no head for this task: {', '.join(sorted(read)[:3])} are new; train them.")
+        info["missing_keys"] |= read
     if not is_fsdp_managed_module(model):  # else its weights come together in the first call alone
         model.probe_backbone()
-    if not issubclass(saved_by, model_class):  # its head is new
+    if not same_head:
         settle_label_piece(model)
     warn_if_offloaded(model)
     return (model, info) if wants_info else model
@@ -113,7 +120,7 @@ def _check_answers(
     model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]", name: str | Path
 ) -> None:
     """Raises `ValueError` where a pipeline would answer from a new head."""
-    if not issubclass(saved_by, model_class) and model_class.traits.auto_class is not None and _is_for_a_pipeline():
+    if not has_same_head(model_class, saved_by) and model_class.traits.auto_class is not None and _is_for_a_pipeline():
         raise ValueError(
             f"{name} was trained as a {saved_by.__name__} and has no trained head to answer as a "
             f"{model_class.__name__}; use the pipeline of its own task."
@@ -127,12 +134,31 @@ def _check_weights(
     # of a task model of another kind, everything but the layers may be new
     needed = f"backbone.{model.layout.stack}." if other_task and model.config.head != "new" else "backbone."
     missing = sorted(key for key in missing_keys if key.startswith((needed, "feedback.")))
+    adapters = getattr(model, "peft_config", {})  # where a folder of adapters was loaded, and this one for it
+    if missing and not adapters.keys().isdisjoint(missing[0].split(".")):
+        raise OSError(
+            f"transformers has not loaded these adapters of {name} whole: {len(missing)} of their tensors are missing, "
+            f"among them {missing[0]}, as those of DoRA are. Load the model first, and then "
+            "`PeftModel.from_pretrained(model, folder)`."
+        )
     if missing:
         raise OSError(
-            f"The weights in {name} do not belong to the config beside them: {len(missing)} tensors are missing, among "
-            f"them {missing[0]}. Load the folder with the options it was saved with, or start anew with "
+            f"The weights in {name} do not belong to the config beside them: {len(missing)} tensors are missing or of "
+            f"another size, among them {missing[0]}. Load the folder with the options it was saved with, or start anew with "
             "`from_backbone`."
         )
+
+
+def draw_head(model: "FeedbackPreTrainedModel") -> set[str]:
+    """Draws the weights of a new head again, and returns their names."""
+    names = {name for name, _ in model.named_parameters() if not name.startswith(("backbone.", "feedback."))}
+    for owner in sorted({name.rpartition(".")[0] for name in names}):
+        module = model.get_submodule(owner)
+        for name, parameter in module.named_parameters(recurse=False):
+            # but not embeddings of the backbone to which a head is tied
+            parameter._is_hf_initialized = f"{owner}.{name}" not in names  # type: ignore[attr-defined]
+        model._init_weights(module)
+    return names
 
 
 def _kwargs_for_other_head(
@@ -152,9 +178,10 @@ def _kwargs_for_other_head(
     given_config = kwargs.get("config")
     head = kwargs.get("head", saved.head if given_config is None else given_config.head)
     backbone_config = cast(PreTrainedConfig, saved.backbone_config)
-    if saved_by is not model_class and "head" not in kwargs:
+    same_head = has_same_head(model_class, saved_by)
+    if not same_head and "head" not in kwargs:
         head = model_class.traits.choose_head("new", backbone_config)
-    if head == saved.head and (saved_by is model_class or head == "new"):
+    if head == saved.head and (same_head or head == "new"):
         return {}
     with torch.device("meta"):
         old_prefixes = _prefixes(saved_by, saved.head, saved)

@@ -1,6 +1,7 @@
 """All feedback connections of a model: their operators, inputs and messages to each layer."""
 
-from typing import TYPE_CHECKING, cast
+import copy
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -157,6 +158,15 @@ class FeedbackConnections(nn.Module):
             return {s: self.damping(previous[s], new[s], i) for i, s in enumerate(sorted(new))}
         alpha = self.config.feedback_damping
         return {s: torch.lerp(previous[s], new[s], alpha) for s in new} if self.damps else new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FeedbackConnections":
+        """A copy of the connections alone, as PEFT makes of `modules_to_save`, follows the config of the same model; in
+        a copy of a whole model, of which `memo` has parts, they follow the copied one."""
+        if not memo:
+            memo[id(self.config)] = self.config
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def weight(self) -> None:

@@ -205,6 +205,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         """K iterations; see `LoopRunner.run`."""
         if not torch.compiler.is_compiling():
             self._built_options.check(self.config)
+            if self.config.backbone_layers is not None:  # the backbone's own config is another one
+                self.backbone.config.get_text_config().pad_token_id = self.config.pad_token_id
             if self.layout.batch_dim is None:  # weights came after the model was built
                 self.probe_backbone()
         k = self._choose_num_iterations(num_iterations)

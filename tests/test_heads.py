@@ -341,6 +341,33 @@ def test_between_task_models_that_keep_their_backbone_in_different_places(family
     assert answering(**batch).start_logits.shape == (2, 9)
 
 
+@pytest.mark.parametrize("feedback_only", [False, True], ids=["whole", "feedback alone"])
+@in_float64(files=True)
+def test_a_head_of_another_class_is_not_kept_where_it_has_the_same_name(feedback_only, tmp_path):
+    """Both classes call theirs `classifier`; it had three labels, and gets as many or others."""
+    model, batch = speak(fresh("SequenceClassification", "new")), batch_for("SequenceClassification")
+    states = model(**batch, output_hidden_states=True).hidden_states[-1]
+    (model.save_feedback if feedback_only else model.save_pretrained)(tmp_path)
+    options = {"backbone": copy.deepcopy(model.backbone)} if feedback_only else {}
+    for num_labels in (3, 2):
+        tagger, info = FeedbackForTokenClassification.from_pretrained(
+            tmp_path, num_labels=num_labels, output_loading_info=True, **options
+        )
+        assert {"classifier.weight", "classifier.bias"} <= {*info["missing_keys"], *info["mismatched_keys"]}
+        assert tagger.classifier.weight.shape == (num_labels, 32)
+        assert num_labels == 2 or not torch.equal(tagger.classifier.weight, model.classifier.weight)
+        assert_exact(tagger(**batch, output_hidden_states=True).hidden_states[-1], states)
+        tagger.save_pretrained(tmp_path / "tagger")
+        assert_exact(
+            FeedbackForTokenClassification.from_pretrained(tmp_path / "tagger")(**batch).logits, tagger(**batch).logits
+        )
+
+    class Subclass(FeedbackForSequenceClassification):
+        """A user's own, which adds methods."""
+
+    assert_exact(Subclass.from_pretrained(tmp_path, **options)(**batch).logits, model(**batch).logits)
+
+
 @in_float64(files=True)
 def test_an_encoder_alone_is_saved_and_loaded(tmp_path):
     torch.manual_seed(0)

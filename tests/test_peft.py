@@ -74,6 +74,39 @@ def test_train_save_load_merge(method, tmp_path, capsys):
     assert_exact(again.double()(**batch).logits, merged.double()(**batch).logits)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_folder_of_adapters_is_loaded_with_its_model(method, tmp_path):
+    make().save_pretrained(tmp_path / "base")
+    base = FeedbackForSequenceClassification.from_pretrained(tmp_path / "base")
+    model = train(get_peft_model(base, METHODS[method](base)), tmp_path)
+    model.save_pretrained(tmp_path / "adapters")
+    if method == "dora":  # transformers leaves out the magnitudes of any model
+        with pytest.raises(OSError, match=r"has not loaded .* whole: 8 of .*magnitude.*`PeftModel.from_pretrained\("):
+            AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapters")
+        return
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapters")
+    assert isinstance(loaded, FeedbackForSequenceClassification)
+    torch.testing.assert_close(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_options_that_are_set_later_reach_the_feedback_that_peft_copied(merged):
+    plain, batch = make().double(), tiny_batch()
+    model = get_peft_model(copy.deepcopy(plain), METHODS["lora"](plain)).double().eval()
+    model = model.merge_and_unload() if merged else model
+    for options in ({"feedback_scale": 0.25}, {"feedback_damping": 0.5}):
+        before = plain(**batch).logits
+        for name, value in options.items():
+            setattr(plain.config, name, value)
+            setattr(model.config, name, value)
+        assert not torch.allclose(plain(**batch).logits, before)
+        torch.testing.assert_close(model(**batch).logits, plain(**batch).logits)
+    other = copy.deepcopy(plain)
+    other.config.feedback_scale = 2.0
+    assert plain.config.feedback_scale == 0.25
+    assert not torch.allclose(other(**batch).logits, plain(**batch).logits)
+
+
 def test_groups_of_a_wrapped_model():
     model = get_peft_model(make(), METHODS["lora"](make()))
     rates = {group["name"]: group["lr"] for group in parameter_groups(model, 1e-3, backbone_lr=1e-4)}

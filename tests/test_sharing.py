@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import labelled_model, run_without_package, tiny_tokenizer
+from builders import fresh, labelled_model, run_without_package, tiny_tokenizer
 from closeness import PROBABILITY, assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_batch, tiny_config
 from transformers import (
@@ -96,6 +96,18 @@ def test_backbone_layers_are_picked_once_and_for_all(tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert_exact(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
     assert loaded.config.backbone_layers == [0, 2, 3]
+
+
+def test_a_padding_token_that_is_set_later_reaches_a_backbone_of_fewer_layers():
+    """Its own head needs the token to find the last one of each text."""
+    model = speak(fresh("SequenceClassification", "backbone", "llama", backbone_layers=[0, 2]))
+    mask, logits = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), []
+    for pad in (0, 3):
+        model.config.pad_token_id = pad
+        ids = torch.tensor([[5, 6, 7, 8], [9, 10, pad, pad]])
+        logits.append(model(ids, attention_mask=mask).logits)
+        assert model.config.backbone_config.pad_token_id == model.backbone.config.pad_token_id == pad
+    torch.testing.assert_close(logits[1], logits[0])
 
 
 def test_plain_backbone_folder_loads_with_fresh_feedback(tmp_path, caplog):

@@ -252,9 +252,7 @@ def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBa
                 "and save it with the model."
             )
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id != tokenizer.pad_token_id:
-        model.config.pad_token_id = tokenizer.pad_token_id
-        model.backbone.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from ...loading import draw_head
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.arguments import FeedbackTrainingArguments
 from ...training.data.splits import FileArguments, Split
 from ...training.model_arguments import ModelArguments
-from ...training.model_parts import parts_of
 from ...training.model_sources import read_config
 from ...training.tasks import Task
 from ...training.tasks.task import PreparedTask
@@ -77,7 +77,8 @@ class Comparison:
             more[test_name(file)] = split
         model = cast(FeedbackPreTrainedModel, prepared.model)
         if read_config(self.model_args.model, self.model_args.revision).get("model_type") != model.config.model_type:
-            draw_head(model, seed)  # and not a feedback model that is trained further
+            torch.manual_seed(seed)  # whatever was drawn before
+            draw_head(model)
         return replace(prepared, splits={**prepared.splits, **more}), arm.adapt_model(model, budget)
 
     def score_of(self, prepared: PreparedTask) -> tuple[str, ExampleScore]:
@@ -99,16 +100,3 @@ class Comparison:
 def test_name(file: str) -> str:
     """Returns the name of a further test file: the file name without its ending."""
     return Path(file).stem
-
-
-def draw_head(model: FeedbackPreTrainedModel, seed: int) -> None:
-    """Draws a new head again, independently of earlier random numbers."""
-    if model.config.head != "new":
-        return
-    torch.manual_seed(seed)
-    owners = {name.rpartition(".")[0] for name, part in parts_of(model).items() if part == "head"}
-    for name in sorted(owners):
-        module = model.get_submodule(name)
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
-        model._init_weights(module)
