@@ -252,9 +252,7 @@ def load_feedback_only(
     return (model, info) if wants_info else model
 
 
-def has_same_head(
-    model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]"
-) -> bool:
+def has_same_head(model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]") -> bool:
     """Whether a class has the head of the class that saved a folder: it is that one, or derived from it."""
     return issubclass(model_class, saved_by) or issubclass(saved_by, model_class)
 

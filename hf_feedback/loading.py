@@ -143,9 +143,9 @@ def _check_weights(
         )
     if missing:
         raise OSError(
-            f"The weights in {name} do not belong to the config beside them: {len(missing)} tensors are missing or of "
-            f"another size, among them {missing[0]}. Load the folder with the options it was saved with, or start anew with "
-            "`from_backbone`."
+            f"The weights in {name} do not belong to the config beside them: {len(missing)} tensors are missing or "
+            f"have another size, among them {missing[0]}. Load the folder with the options it was saved with, or start "
+            "anew with `from_backbone`."
         )
 
 

@@ -1,5 +1,6 @@
 """Predictors of words: an answer in a text, the words at its masks, or its continuation."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from .max_length import max_positions
 from .predictor import Answer, TokenPredictor, check_examples, is_pair, is_text
 from .validation import Keywords, check_integer
 from .windows import best_span, encode_windows, span_scores
@@ -130,8 +132,13 @@ class ContinuationPredictor(TokenPredictor):
     """Reads texts; answers with the most probable `continuation` of each, token by token.
 
     Args:
-        model, processor, batch_size, max_length: as in `TokenPredictor`.
+        model, processor, batch_size: as in `Predictor`.
+        max_length: tokens to which texts are truncated, by default as in training; their last ones are kept, and fewer
+            if the model has no positions for the continuation else.
         max_new_tokens: maximum number of tokens of a continuation.
+
+    Raises:
+        ValueError: the model has no positions for so many tokens.
     """
 
     def __init__(
@@ -143,8 +150,13 @@ class ContinuationPredictor(TokenPredictor):
         max_new_tokens: int = 40,
     ) -> None:
         super().__init__(model, processor, batch_size, max_length)
-        check_integer("max_new_tokens", max_new_tokens, 1, "tokens of a continuation")
+        longest = max_positions(model, getattr(model.config, "text_config", None))
+        check_integer("max_new_tokens", max_new_tokens, 1, "tokens of a continuation", longest - 1)
         self.max_new_tokens = max_new_tokens
+        self.max_length = int(min(self.max_length, longest - max_new_tokens))
+        if self.tokenizer.truncation_side != "left":
+            self.tokenizer = copy.deepcopy(self.tokenizer)
+            self.tokenizer.truncation_side = "left"
 
     @property
     def padding_side(self) -> str:

@@ -25,6 +25,16 @@ def test_training_wins_over_usual_names():
     assert find_columns(names[:-1], "here", trained=TRAINED, needs_label=False) == Columns("text", None, None)
 
 
+def test_texts_from_no_table_are_those_of_whatever_column_training_read():
+    single, pair = Columns("review", None, "label"), Columns("premise", "hypothesis", "label")
+    for trained in (single, pair):
+        names = ["text"] if trained is single else ["text", "text_pair"]
+        found = find_columns(names, "`--text`", needs_label=False, trained=trained)
+        assert found == Columns("text", None if trained is single else "text_pair", None)
+    with pytest.raises(ValueError, match="there is no column 'text_pair', which training read"):
+        find_columns(["text"], "`--text`", needs_label=False, trained=pair)
+
+
 def test_options_win_over_training():
     found = find_columns(["text", "label", "body"], "here", "body", label="label", trained=TRAINED)
     assert found == Columns("body", None, "label")

@@ -16,6 +16,7 @@ from transformers import EvalPrediction
 
 from hf_feedback.cli import main
 from hf_feedback.evaluation.class_report import ClassAnswers, format_report, has_confusion, report_of
+from hf_feedback.evaluation.confusion_picture import draw_confusion
 from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.trained_model import TrainedModel
@@ -82,6 +83,11 @@ def test_a_report_of_several_labels():
     sure = torch.tensor(logits).abs().sigmoid().flatten().numpy()
     right = np.array([True, True, False, True, True, True])
     assert report["calibration"]["ece"] == pytest.approx(plain_error(sure, right))
+
+
+def test_signs_of_mathematics_in_labels_are_drawn_as_they_are(tmp_path):
+    draw_confusion([[1, 0], [0, 2]], ["$\\undefined{", "5$ or 6$"], str(tmp_path / "c.png"))
+    assert Image.open(tmp_path / "c.png").size[0] > 300
 
 
 LABELLED = [{"text": text, "label": NAMES[i % 3]} for i, text in enumerate(TEXTS * 2)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from builders import labelled_model, tiny_tokenizer
+from builders import fresh, labelled_model, save_task_model, tiny_tokenizer
 from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
@@ -78,6 +78,26 @@ def test_the_command_writes_its_choice_into_the_model(folder, few, capsys):
     changed = {name for name in saved if saved[name] != old.get(name)}
     assert changed <= {"num_iterations", "halting", "halting_threshold", "halting_patience", "min_iterations"}
     assert FeedbackForSequenceClassification.from_pretrained(folder / "model").config.halting == saved["halting"]
+
+
+def test_a_value_is_measured_without_rules_for_classes(tmp_path, capsys):
+    model = fresh("SequenceClassification", num_labels=1, problem_type="regression")
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    file = write(tmp_path, "scores.csv", [{**row, "label": i / 7} for i, row in enumerate(rows(12))])
+    command = ["choose-iterations", "--model", str(tmp_path / "model"), "--file", file, "--max-iterations", "2"]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "convergence, threshold 0.01" in shown
+    assert "confidence" not in shown
+    assert cli.main([*command, "--metrics", "mse"]) == 2
+    assert "`metrics`: the first must be one of accuracy," in capsys.readouterr().err
+
+
+def test_a_network_from_scratch_is_refused_before_anything_is_read(tmp_path, capsys):
+    folder = save_task_model(tmp_path, "Network")
+    assert cli.main(["choose-iterations", "--model", str(folder), "--file", "none.csv"]) == 2
+    assert "has no pretrained backbone, and does not halt by itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

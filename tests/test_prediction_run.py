@@ -7,13 +7,14 @@ import json
 
 import numpy as np
 import pytest
-from builders import labelled_model
+from builders import labelled_model, tiny_tokenizer
 from PIL import Image
 from scipy.io import wavfile
 
 from hf_feedback import FeedbackModel
 from hf_feedback.cli import main
 from hf_feedback.predictor import TokenPredictor
+from hf_feedback.training.data.columns import Columns
 from hf_feedback.training.prediction import prediction_rows, prediction_run, predictions_file
 from hf_feedback.training.trained_model import TrainedModel
 
@@ -124,6 +125,51 @@ def test_csv_by_its_ending(folders, tmp_path):
     ]
     assert predict("--model", folders("TokenClassification"), "--text", "it is", "--output", tmp_path / "tags.tsv") == 0
     assert '"[""it"", ""is""]"' in (tmp_path / "tags.tsv").read_text()
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_predictions_are_predicted_again_without_loss(folders, tmp_path, ending):
+    """The columns of a first prediction are kept beside those of the second."""
+    (tmp_path / "0.csv").write_text("text,label\nwhere is it,late\nhelp it please,lost\n")
+    model = folders("SequenceClassification")
+    for i, before in enumerate(["0.csv", f"1.{ending}"], 1):
+        output = tmp_path / f"{i}.{ending}"
+        options = [] if i == 1 else ["--max-length", "4"]
+        assert predict("--model", model, "--file", tmp_path / before, "--output", output, *options) == 0
+    first, second = (
+        list(csv.DictReader((tmp_path / f"{i}.csv").open(newline="")))
+        if ending == "csv"
+        else lines(tmp_path / f"{i}.jsonl")
+        for i in (1, 2)
+    )
+    for one, two, gold in zip(first, second, ["late", "lost"], strict=True):
+        assert one["given_label"] == two["given_label"] == gold
+        assert two["given_given_label"] == one["label"]
+        name = "probability_late" if ending == "csv" else "probabilities"
+        assert two[f"given_{name}"] == one[name] != two[name]
+
+
+def test_texts_from_no_table_and_a_column_of_another_name(tmp_path, capsys, monkeypatch):
+    model = labelled_model()
+    Columns("review", None, "label").store_in(model.config)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "t.txt").write_text("help")
+    (tmp_path / "t.json").write_text('["help"]')
+    monkeypatch.setattr("sys.stdin", io.StringIO("help\n"))
+    found = []
+    for source in (
+        ["--text", "help"],
+        ["--file", tmp_path / "t.txt"],
+        ["--file", tmp_path / "t.json"],
+        ["--file", "-"],
+    ):
+        assert predict("--model", tmp_path / "model", "--output", "-", *source) == 0
+        found += standard_output(capsys)
+    assert found[1:] == found[:1] * 3
+    (tmp_path / "t.csv").write_text("id,text\n1,help\n")
+    assert predict("--model", tmp_path / "model", "--output", "-", "--file", tmp_path / "t.csv") == 2
+    assert "there is no column 'review', which training read" in capsys.readouterr().err
 
 
 def test_csv_of_rows_with_different_columns(folders, tmp_path, monkeypatch):

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 from builders import fnn_model, fresh, labelled_model, signs, tiny_tokenizer
+from families import tiny_config
 from PIL import Image
-from transformers import AutoTokenizer, ViTImageProcessorPil, Wav2Vec2FeatureExtractor, pipeline
+from transformers import AutoTokenizer, GPT2LMHeadModel, ViTImageProcessorPil, Wav2Vec2FeatureExtractor, pipeline
 
-from hf_feedback import FeedbackForQuestionAnswering, FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback import (
+    FeedbackForCausalLM,
+    FeedbackForQuestionAnswering,
+    FeedbackForSequenceClassification,
+    FeedbackModel,
+)
 from hf_feedback.class_predictors import TextPredictor, classify
 from hf_feedback.passage_predictors import MaskPredictor
 from hf_feedback.predictor import BATCHES_AT_ONCE
@@ -167,6 +173,20 @@ def test_continuations():
         prompt = tokenizer(text, return_tensors="pt")["input_ids"]
         tokens = model.generate(prompt, max_new_tokens=3, do_sample=False, eos_token_id=tokenizer.eos_token_id)
         assert answer["continuation"] == tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
+
+
+def test_a_prompt_leaves_positions_for_its_continuation():
+    """Learned positions end; the last tokens of a prompt are those that it goes on from."""
+    backbone, tokenizer = GPT2LMHeadModel(tiny_config("gpt2", n_positions=32)), signs()
+    model = FeedbackForCausalLM.from_backbone(backbone, feedback_rank=8)
+    prompt = "where is my parcel, it has not come"
+    assert len(tokenizer(prompt)["input_ids"]) == 35
+    answer, short = model.predict([prompt, "a"], tokenizer, max_new_tokens=8)
+    assert [answer] == model.predict([prompt[-24:]], tokenizer, max_new_tokens=8)
+    assert [short] == model.predict(["a"], tokenizer, max_new_tokens=8)
+    assert tokenizer.truncation_side == "right"  # that of the user
+    with pytest.raises(ValueError, match=r"`max_new_tokens` must be at most 31, got 32"):
+        model.predict(["a"], tokenizer, max_new_tokens=32)
 
 
 def test_images_and_recordings(tmp_path):

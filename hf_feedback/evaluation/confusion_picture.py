@@ -44,8 +44,8 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], file: 
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ticks, shown = range(len(names)), [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
-    axes.set_xticks(ticks, shown, rotation=90)
-    axes.set_yticks(ticks, shown)
+    axes.set_xticks(ticks, shown, rotation=90, parse_math=False)  # a $ in a label is one
+    axes.set_yticks(ticks, shown, parse_math=False)
     axes.set(xlabel="answer", ylabel="label")
     if len(names) <= MOST_NUMBERS:
         for (row, column), count in np.ndenumerate(matrix):

@@ -51,11 +51,12 @@ class IterationChoice:
         return k if self.options["halting"] == "none" else ", ".join([f"{k} at most", self.options["halting"], *rest])
 
 
-def candidates(max_iterations: int) -> Iterator[Options]:
+def candidates(max_iterations: int, has_classes: bool = True) -> Iterator[Options]:
     """Returns every K up to the largest, then every halting rule with the largest.
 
     Args:
         max_iterations: largest K.
+        has_classes: whether the model predicts classes, as all rules but convergence need.
 
     Example:
 
@@ -69,6 +70,8 @@ def candidates(max_iterations: int) -> Iterator[Options]:
         yield {"num_iterations": k, "halting": "none"}
     if max_iterations > 1:
         for rule, thresholds in HALTING_CANDIDATES.items():
+            if rule != "convergence" and not has_classes:
+                continue
             for threshold in thresholds:
                 yield {"num_iterations": max_iterations, "halting": rule, "min_iterations": 1, **threshold}
 

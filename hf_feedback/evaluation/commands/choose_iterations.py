@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
-from ...configuration_feedback import FeedbackConfig
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.commands.options import OptionParser, options_from_file
-from ...training.tasks import TextClassification
+from ...training.metrics import METRICS
+from ...training.tasks import NetworkTextClassification, TextClassification
 from ...training.tasks.text_classification import LabelArguments
 from ...training.trained_model import TrainedModel
 from ...validation import check_integer, option
@@ -60,16 +60,23 @@ def run(arguments: Sequence[str]) -> int:
     """
     args, label_args = make_parser().parse(options_from_file(arguments))
     trained = TrainedModel(args.model, args.revision, batch_size=args.batch_size)
-    if not issubclass(trained.task(), TextClassification):
-        raise ValueError(f"`model`: {args.model} is {trained.task().card.model_with_article}, and no text classifier.")
+    task = trained.task()
+    if not issubclass(task, TextClassification):
+        raise ValueError(f"`model`: {args.model} is {task.card.model_with_article}, and no text classifier.")
+    if issubclass(task, NetworkTextClassification):
+        raise ValueError(f"`model`: {args.model} has no pretrained backbone, and does not halt by itself.")
+    if label_args.metrics and label_args.metrics[0] not in METRICS:
+        raise ValueError(
+            f"`metrics`: the first must be one of {', '.join(METRICS)}, of which more is better, got "
+            f"{label_args.metrics[0]!r}."
+        )
     options = {name: value for name, value in asdict(label_args).items() if value is not None}
     labelled = EvaluationRun.load(trained, args.file, options)
     trainer, data = labelled.trainer, labelled.data
     model = cast(FeedbackPreTrainedModel, trainer.model)
-    if not isinstance(model.config, FeedbackConfig):
-        raise ValueError(f"`model`: {args.model} has no pretrained backbone, and does not halt by itself.")
+    most, has_classes = args.max_iterations or model.config.num_iterations + 2, model.config.num_labels > 1
     choices = []
-    for options in candidates(args.max_iterations or model.config.num_iterations + 2):
+    for options in candidates(most, has_classes):
         choices.append(measure_choice(trainer, data, options))
         print(f"{choices[-1].name}: {100 * choices[-1].metric:.1f}", flush=True)
     choice = choose(choices, args.milliseconds, args.tolerance / 100)

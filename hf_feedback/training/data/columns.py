@@ -1,7 +1,7 @@
 """Choice and checks of the columns of texts and labels in a data set."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from transformers import PreTrainedConfig
 
@@ -146,6 +146,9 @@ def find_columns(
 
     ```
     """
+    if trained is not None and trained.text not in names and {*names} <= {"text", "text_pair"}:
+        # texts that come from no table: from the command line, lines or a list
+        trained = replace(trained, text="text", text_pair=trained.text_pair and "text_pair")
     requested = {"text": text, "text_pair": text_pair, "label": label}
     chosen = {role: _choose(role, name, names, source, needs_label, trained) for role, name in requested.items()}
     text, text_pair, label = chosen.values()

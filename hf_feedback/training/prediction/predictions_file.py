@@ -28,7 +28,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def merge_row(row: Row, answer: Row) -> Row:
-    """Merges a row and its prediction; a column with the name of a part of the prediction becomes `given_…`.
+    """Merges a row and its prediction; a column with the name of a part of the prediction becomes `given_…`, or
+    `given_given_…` if the row has that one too.
 
     Example:
 
@@ -38,7 +39,13 @@ def merge_row(row: Row, answer: Row) -> Row:
 
     ```
     """
-    return {**{f"given_{name}" if name in answer else name: value for name, value in row.items()}, **answer}
+    kept: Row = {}
+    for name, value in row.items():
+        if name in answer:
+            while name in answer or name in row or name in kept:
+                name = f"given_{name}"
+        kept[name] = value
+    return {**kept, **answer}
 
 
 def check_other_file(output: str, source: str | None, option: str = "output") -> None:
@@ -89,13 +96,18 @@ class RowWriter:
 
 def _flatten(row: Row) -> Row:
     """A column for each probability, and JSON for other lists."""
-    cells: Row = {}
-    for name, value in row.items():
-        if name == "probabilities" and isinstance(value, dict):
-            cells |= {f"probability_{label}": probability for label, probability in value.items()}
-        else:
-            cells[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
-    return cells
+    probabilities = row.get("probabilities")
+    columns = (
+        {f"probability_{label}": value for label, value in probabilities.items()}
+        if isinstance(probabilities, dict)
+        else {}
+    )
+    cells = {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+        for name, value in row.items()
+        if not (columns and name == "probabilities")
+    }
+    return merge_row(cells, columns)
 
 
 class PredictionsFile:
