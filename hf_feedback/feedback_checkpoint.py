@@ -296,6 +296,11 @@ def _share_backbone(
 ) -> PreTrainedModel:
     """A model over the weights of `backbone`, for one more feedback."""
     if isinstance(backbone.config, FeedbackConfig):
+        if (kept := backbone.config.backbone_layers) is not None:
+            raise ValueError(
+                f"`backbone`: this feedback model holds the layers {kept} of its backbone alone, and the feedback in "
+                f"{name} picks its own of all; name the backbone instead, or pass the whole of it."
+            )
         backbone = cast("FeedbackPreTrainedModel", backbone).backbone
     if config.head == "backbone":
         check_task_model(model_class, backbone)

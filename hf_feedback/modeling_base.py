@@ -248,6 +248,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         """
         inputs, num_choices = self._flatten_choices(inputs)
         inputs, segments = self._cut(inputs)
+        if self.traits.answers_once and inputs.get("attention_mask") is None:
+            inputs = {**inputs, "padding_mask": self._text_mask(inputs)}  # for messages, as for pooling
         inputs, cache = self._take_cache(inputs, num_iterations, halts)
         arguments = backbone_inputs(self.layout, self.config, type(self).__name__, inputs)
         if cache is not None:

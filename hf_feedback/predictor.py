@@ -112,6 +112,8 @@ class Predictor(ABC):
 
     def __call__(self, examples: Sequence[Any]) -> list[Answer]:
         """Returns the answers to examples, in their order."""
+        if not isinstance(examples, str | bytes):
+            examples = list(examples)  # a column of a table may count its rows otherwise
         self.check(examples)
         size = BATCHES_AT_ONCE * self.batch_size
         parts = (examples[start : start + size] for start in range(0, len(examples), size))

@@ -302,6 +302,26 @@ def test_a_backbone_without_the_head_is_refused(head):
         head.from_backbone(tiny_backbone("bert"), head="backbone")
 
 
+@pytest.mark.parametrize("option", [{"pooling": "mean"}, {"classifier_dropout": 0.3}], ids=str)
+def test_options_of_a_new_head_are_refused_for_the_backbones_own(option):
+    task_model = fresh("SequenceClassification", "backbone").backbone
+    with pytest.raises(
+        ValueError, match=f"`{next(iter(option))}`=.* is for a new head, and this one is the backbone's"
+    ):
+        FeedbackForSequenceClassification.from_backbone(task_model, head="backbone", **option)
+
+
+@pytest.mark.parametrize("head", ["new", "backbone"])
+@in_float64()
+def test_messages_leave_out_padding_that_is_found_by_its_token(head):
+    """A decoder pools at the last token before the padding, mask or not; messages of the whole text read no further."""
+    model = speak(fresh("SequenceClassification", head, "llama", feedback_type="attention+context"))
+    model.config.pad_token_id = model.backbone.config.pad_token_id = 0
+    assert model.config.feedback_future
+    padded, mask = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    assert_exact(model(padded).logits, model(padded, attention_mask=mask).logits)
+
+
 # From one class to another
 
 

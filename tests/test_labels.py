@@ -127,6 +127,11 @@ def test_truth_values_may_be_values(values):
     assert labels.encode(values, "label", "here") == [1.0, 0.0]
 
 
+def test_words_are_no_values():
+    with pytest.raises(ValueError, match="'late' in column 'label', row 2, is not a number"):
+        labels_of(["0.5", "late"], problem_type="regression")
+
+
 @pytest.mark.parametrize(
     "values", [[[1, 0], [0, 1]], [[True, False], [False, True]], ["[1.0, 0.0]", "[0, 1]"], [[0.5], [1.5, 2.0]]], ids=str
 )

@@ -9,7 +9,7 @@ import torch
 from builders import REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from closeness import assert_exact
 from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
-from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
@@ -113,6 +113,17 @@ def test_groups_of_a_wrapped_model():
     assert rates["feedback"] == rates["head"] == 1e-3
     assert rates["layer 2"] == 1e-4
     assert "embeddings" not in rates
+
+
+def test_prompts_are_tuned_and_loaded(tmp_path):
+    config = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    model = get_peft_model(make(), config)
+    before = model(**tiny_batch()).logits
+    train(model, tmp_path)
+    assert not torch.allclose(model(**tiny_batch()).logits, before)
+    model.save_pretrained(tmp_path / "prompts")
+    loaded = PeftModel.from_pretrained(make(), tmp_path / "prompts").eval()
+    torch.testing.assert_close(loaded(**tiny_batch()).logits, model(**tiny_batch()).logits)
 
 
 def test_prefix_tuning_is_refused():

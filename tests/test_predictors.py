@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from builders import fnn_model, fresh, labelled_model, signs, tiny_tokenizer
@@ -250,6 +251,13 @@ def test_the_tokenizer_is_found_beside_the_model_or_its_backbone(tmp_path, token
     assert nothing == {"answer": "", "score": 0.0, "start": 0, "end": 0}
     with pytest.raises(ValueError, match="loaded from no folder that could hold its tokenizer"):
         labelled_model().predict(TEXTS)
+
+
+def test_a_column_of_a_table(tokenizer):
+    model, column = labelled_model(), pd.Series(TEXTS, index=[7, 5, 9, 2])
+    assert model.predict(column, tokenizer) == model.predict(TEXTS, tokenizer)
+    with pytest.raises(ValueError, match="must each be a text; number 2 is 3"):
+        model.predict(pd.Series(["help", 3], index=[7, 5]), tokenizer)
 
 
 WRONG = {

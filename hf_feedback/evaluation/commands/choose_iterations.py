@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     labelled = EvaluationRun.load(trained, args.file, options)
     trainer, data = labelled.trainer, labelled.data
     model = cast(FeedbackPreTrainedModel, trainer.model)
-    most, has_classes = args.max_iterations or model.config.num_iterations + 2, model.config.num_labels > 1
+    most, has_classes = args.max_iterations or model.config.num_iterations + 2, len(model.config.id2label or {}) > 1
     choices = []
     for options in candidates(most, has_classes):
         choices.append(measure_choice(trainer, data, options))
