@@ -44,7 +44,6 @@ def tagged(text):
 
 DATA, MODEL, WORK = "--data {0}/texts", "--model {0}/backbone", "--work {0}/work"
 FAST = "--num-train-epochs 1"
-TINY = "--hidden-size 16 --lengths 3 4 --steps 3 --batch-size 2 --test-texts 2"
 RUNS = {
     "decoder_classification": (f"--corpus {{0}} {DATA} {WORK} {FAST} --pretraining-epochs 1 --test", "mask lifted"),
     "decoder_classification of an encoder": (f"{DATA} {MODEL} {WORK}/encoder {FAST}", "causal mask lifted"),
@@ -59,7 +58,6 @@ RUNS = {
     "halting": (f"{DATA} {MODEL} {WORK} {FAST} --repeats 1", "confidence|patience"),
     "finetune": (f"{DATA} {MODEL} {FAST}", "K = 2"),
     "fnn": (f"{DATA} --tokenizer {{0}}/backbone {FAST} --seeds 0 --hidden-size 8 --embedding-size 8", "LSTM"),
-    "carried_state": (f"--task swaps {WORK} {TINY} --learning-rates 1e-3 --seeds 0 1", "| GRU |"),
     "activations": (f"{MODEL} --texts 2 --repeats 1", "| swish |"),
     "language_model": (
         f"{DATA} --model {{0}}/decoder --work {{0}}/work/lm --arms plain lora feedback --seeds 0 --rates 1e-3 "

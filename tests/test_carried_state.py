@@ -1,4 +1,4 @@
-"""The states that the benchmark of carried states asks for."""
+"""The states that the study of carried states asks for."""
 
 import importlib
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent.parent / "examples" / "benchmarks"
+FOLDER = Path(__file__).parent.parent / "examples" / "studies"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def study():
     sys.path.insert(0, str(FOLDER))
     try:
         yield importlib.import_module("carried_state")
@@ -20,17 +20,17 @@ def benchmark():
         sys.modules.pop("carried_state", None)
 
 
-def test_parity(benchmark):
-    tokens, states = benchmark.draw(benchmark.TASKS["parity"](), 5, 30, torch.Generator().manual_seed(0))
+def test_parity(study):
+    tokens, states = study.draw(study.TASKS["parity"](), 5, 30, torch.Generator().manual_seed(0))
     assert set(tokens.unique().tolist()) == {0, 1}
     assert torch.equal(states, tokens.cumsum(1) % 2)
 
 
 @pytest.mark.parametrize(("task", "swaps"), [("swaps", [(0, 1), (1, 2), (2, 3), (3, 4)]), ("all swaps", None)])
-def test_swaps(benchmark, task, swaps):
+def test_swaps(study, task, swaps):
     """Equal states exactly where the things stand in the same order, in every text."""
     swaps = swaps or [(i, j) for i in range(5) for j in range(i + 1, 5)]
-    tokens, states = benchmark.draw(benchmark.TASKS[task](), 40, 30, torch.Generator().manual_seed(0))
+    tokens, states = study.draw(study.TASKS[task](), 40, 30, torch.Generator().manual_seed(0))
     assert set(tokens.unique().tolist()) == set(range(len(swaps)))
     orders = {0: "abcde"}
     for text, its_states in zip(tokens.tolist(), states.tolist(), strict=True):

@@ -147,3 +147,14 @@ def test_depth_on_demand(module, tmp_path, monkeypatch, capsys):
     for arm, its in study.ARMS.items():
         assert output.count(f"| {arm} |") == (2 if its.iterates else 1)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2 * len(study.ARMS)
+
+
+def test_carried_state(module, tmp_path, monkeypatch, capsys):
+    study = module("carried_state")
+    tiny = "--hidden-size 16 --lengths 3 4 --steps 3 --batch-size 2 --test-texts 2 --learning-rates 1e-3 --seeds 0 1"
+    monkeypatch.setattr(sys, "argv", ["carried_state", "--task", "swaps", "--work", str(tmp_path), *tiny.split()])
+    for _ in range(2):
+        study.main()
+        output = capsys.readouterr().out
+        assert all(output.count(f"| {arm} |") == 2 for arm in (*study.FEEDBACK, *study.OTHERS))
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2 * (len(study.FEEDBACK) + len(study.OTHERS))

@@ -1,7 +1,7 @@
 """Does a state that is carried from token to token (`feedback_shift=1`) reach further than the training texts?
 
-    python examples/benchmarks/carried_state.py --task parity --steps 200 --hidden-size 64 --work FOLDER --seeds 0 1 2
-    python examples/benchmarks/carried_state.py --task swaps --work FOLDER --seeds 0 1 2
+    python examples/studies/carried_state.py --task parity --steps 200 --hidden-size 64 --work FOLDER --seeds 0 1 2 3 4
+    python examples/studies/carried_state.py --task swaps --work FOLDER --seeds 0 1 2 3 4
 
 Two tasks in which a state changes with every token and is asked for at every token: the parity of bits, and words of
 swaps of two neighbours among five things, whose state is the order so far, one of the 120 elements of S5 (`--task
@@ -21,19 +21,24 @@ training length. Finished runs stay in FOLDER/results.jsonl and are not run agai
 import argparse
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Finished, table
+from look_ups import add_device
 from torch import nn
 from torch.nn import functional as F
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, get_linear_schedule_with_warmup, set_seed
 
 from hf_feedback import FeedbackForCausalLM
+from hf_feedback.evaluation.comparison.result import machine_and_versions
 from hf_feedback.training.flops import count_flops
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from common import Finished, interval, table
 
 # The last layer to the first, by full matrices, without a nonlinearity of its own.
 TOP = dict(feedback_topology="top", feedback_layers=[0, 0], feedback_rank=None, feedback_activation="linear")
@@ -177,7 +182,7 @@ def train(model: nn.Module, transitions: torch.Tensor, rate: float, seed: int, a
         if step >= args.steps // 2:
             limit = longest
         length = min(limit, int(torch.randint(shortest, longest + 1, (), generator=generator)))
-        tokens, states = draw(transitions, args.batch_size, length, generator)
+        tokens, states = (one.to(args.device) for one in draw(transitions, args.batch_size, length, generator))
         logits = logits_of(model, tokens)
         loss = F.cross_entropy(logits.flatten(0, 1), states.flatten())
         optimizer.zero_grad()
@@ -197,7 +202,8 @@ def accuracies(
 ) -> tuple[float, float]:
     """In percent: of the last token, and of all tokens of the second half."""
     model.eval()
-    tokens, states = draw(transitions, args.test_texts, length, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    tokens, states = (one.to(args.device) for one in draw(transitions, args.test_texts, length, generator))
     correct = 100 * (logits_of(model, tokens).argmax(-1) == states).float()
     return correct[:, -1].mean().item(), correct[:, length // 2 :].mean().item()
 
@@ -205,7 +211,7 @@ def accuracies(
 @torch.no_grad()
 def megaflops(model: nn.Module, length: int) -> float:
     """Floating-point operations of the forward pass per token, in millions."""
-    tokens = torch.zeros(1, length, dtype=torch.long)
+    tokens = torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
     return count_flops(lambda: logits_of(model.eval(), tokens)) / length / 1e6
 
 
@@ -213,10 +219,11 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
     """Trains one arm and measures it at every length."""
     transitions = TASKS[args.task]()
     set_seed(seed)
-    model = build(arm, transitions, args)
+    model = build(arm, transitions, args).to(args.device)
     started = time.perf_counter()
     train(model, transitions, rate, 1000 + seed, args)
     found: dict[str, Any] = {"seconds": time.perf_counter() - started, "parameters": num_parameters(model)}
+    found["machine"] = machine_and_versions()
     found["validation"] = accuracies(model, transitions, args.lengths[1], 1, args)[1]
     found["megaflops"] = megaflops(model, args.lengths[1])
     for factor in FACTORS:
@@ -236,11 +243,6 @@ def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict
     return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
 
 
-def spread(values: list[float]) -> str:
-    """Mean, with the least and the greatest."""
-    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
 def summary(title: str, part: str, runs: dict[str, list[dict[str, Any]]]) -> str:
     """Accuracies by arm and length.
 
@@ -252,7 +254,7 @@ def summary(title: str, part: str, runs: dict[str, list[dict[str, Any]]]) -> str
     rows = []
     for arm, found in runs.items():
         size = (f"{found[0]['parameters']:,}", f"{found[0]['megaflops']:.2f}")
-        cells = [spread([one[f"{part} {factor}"] for one in found]) for factor in FACTORS]
+        cells = [interval([one[f"{part} {factor}"] for one in found]) for factor in FACTORS]
         seconds = f"{statistics.mean(one['seconds'] for one in found):.0f}"
         rows.append((arm, *size, f"{found[0]['rate']:g}", *cells, seconds))
     head = (title, "parameters", "MFLOP a token", "rate", *(f"{factor} ×" for factor in FACTORS), "seconds a run")
@@ -274,6 +276,7 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    add_device(parser)
     args = parser.parse_args()
     finished = Finished(args.work / "results.jsonl")
     runs = {arm: measure(arm, args, finished) for arm in args.arms}
