@@ -232,6 +232,15 @@ def test_a_damaged_model_is_named(trained, tmp_path, capsys, case, command):
     assert f"`model`: {words} in {tmp_path / 'model'}" in line
 
 
+@pytest.mark.parametrize("option", ["--eval-do-concat-batches False", "--batch-eval-metrics", "--prediction-loss-only"])
+def test_metrics_of_parts_of_the_predictions_are_refused_before_training(backbone, tmp_path, capsys, option):
+    file = write(tmp_path, "t.csv", rows(6))
+    assert main(train_command(backbone, tmp_path / "out", *option.split(), train=file, validation=file)) == 2
+    name = option.split()[0].strip("-").replace("-", "_")
+    assert f"`{name}` must be {'concat' in name}, got" in line_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000], ids=["empty", "list", "half", "deep"])
 def test_a_damaged_pooling_is_named(backbone, tmp_path, capsys, text):
     shutil.copytree(backbone, tmp_path / "model")

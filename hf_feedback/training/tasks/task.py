@@ -202,7 +202,15 @@ class Task(ABC, Generic[DataArguments]):
         """Raises `ValueError` where an option of the data has a value that is not allowed."""
 
     def check_training(self, args: FeedbackTrainingArguments) -> None:
-        """Raises `ValueError` where options of training contradict those of the data."""
+        """Raises `ValueError` where options of training contradict those of the data, or the metrics of the task."""
+        for name, needed in {
+            "batch_eval_metrics": False, "eval_do_concat_batches": True, "prediction_loss_only": False
+        }.items():  # fmt: skip
+            if getattr(args, name) != needed:
+                raise ValueError(
+                    f"`{name}` must be {needed}, got {not needed}: the metrics are those of all predictions for a "
+                    "split; leave the option out."
+                )
 
     def read(self, file: str) -> Dataset:
         """Reads one file."""

@@ -143,6 +143,7 @@ class TextClassification(TextTask[TextDataArguments]):
         return splits
 
     def check_training(self, args: FeedbackTrainingArguments) -> None:
+        super().check_training(args)
         if self.data_args.unlabelled_file is not None and args.adversarial != "smart":
             raise ValueError(
                 f"`adversarial`={args.adversarial!r} trains on labels, which the rows of `unlabelled_file` do not "
