@@ -40,6 +40,9 @@ Collator: TypeAlias = Callable[[list[Row]], Mapping[str, object]]
 PreprocessLogits: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 AnswerTexts: TypeAlias = Callable[[EvalPrediction], tuple[Sequence[Sequence[str]], Sequence[str]]]
 
+# Options of `TrainingArguments` without which metrics get no predictions for a whole split.
+NEEDED_FOR_METRICS = {"batch_eval_metrics": False, "eval_do_concat_batches": True, "prediction_loss_only": False}
+
 
 @dataclass(frozen=True)
 class EncodedSplit:
@@ -203,9 +206,7 @@ class Task(ABC, Generic[DataArguments]):
 
     def check_training(self, args: FeedbackTrainingArguments) -> None:
         """Raises `ValueError` where options of training contradict those of the data, or the metrics of the task."""
-        for name, needed in {
-            "batch_eval_metrics": False, "eval_do_concat_batches": True, "prediction_loss_only": False
-        }.items():  # fmt: skip
+        for name, needed in NEEDED_FOR_METRICS.items():
             if getattr(args, name) != needed:
                 raise ValueError(
                     f"`{name}` must be {needed}, got {not needed}: the metrics are those of all predictions for a "
