@@ -67,12 +67,9 @@ def build_from_backbone(
             "`backbone` must be a hub id, a folder or a transformers PreTrainedModel, got a "
             f"{type(backbone).__name__}. (For a PeftModel, use `hf_feedback.training.from_peft`.)"
         )
-    of_new_head = ("pooling", "classifier_dropout") if config.head == "backbone" else ()
-    if ignored := next((one for one in of_new_head if given_options.get(one) not in (None, "auto")), None):
-        raise ValueError(
-            f"`{ignored}`={given_options[ignored]!r} is for a new head, and this one is the backbone's own; leave it "
-            "out, or pass `head='new'`."
-        )
+    new_head_options = ("pooling", "classifier_dropout") if config.head == "backbone" else ()
+    if given := [option for option in new_head_options if given_options.get(option) not in (None, "auto")]:
+        logger.warning(f"`{'`, `'.join(given)}`: for a new head; the backbone's own goes by its own config.")
     if name and config.feedback_span == "segment" and config.segment_special_tokens is None:
         config.segment_special_tokens = find_special_tokens(name, **file_kwargs_of(backbone_kwargs))
     if name:

@@ -361,6 +361,11 @@ class FeedbackConfig(OptionsConfig):
         return getattr(self.text_config, "num_attention_heads", None)
 
     @property
+    def predicts_values(self) -> bool:
+        """Whether labels are values, and not classes."""
+        return self.problem_type == "regression" or len(self.id2label or {}) == 1
+
+    @property
     def max_position_embeddings(self) -> int:
         """The backbone's; it has no such attribute where positions are not numbered.
 

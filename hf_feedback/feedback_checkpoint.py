@@ -238,7 +238,7 @@ def load_feedback_only(
     model = wrap_backbone(model_class, _backbone_for(model_class, config, backbone, name, hub_kwargs, rest), config)
     _check_fingerprint(model, expected, name)
     tensors = read_feedback_tensors(name, **here)
-    if not same_head:
+    if not same_head and config.head == "new":  # what is called the same is still another head
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("feedback.")}
     info = assign_feedback_tensors(model, tensors)
     if ignore_mismatched and info["mismatched_keys"]:
@@ -253,8 +253,10 @@ def load_feedback_only(
 
 
 def has_same_head(model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]") -> bool:
-    """Whether a class has the head of the class that saved a folder: it is that one, or derived from it."""
-    return issubclass(model_class, saved_by) or issubclass(saved_by, model_class)
+    """Whether a class has the head of the class that saved a folder: one is the other or derived from it, for the same
+    task."""
+    related = issubclass(model_class, saved_by) or issubclass(saved_by, model_class)
+    return related and model_class.traits == saved_by.traits
 
 
 def _backbone_for(

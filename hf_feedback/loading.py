@@ -90,8 +90,10 @@ def _load_whole(
     kwargs["output_loading_info"] = True
     other_head = _kwargs_for_other_head(model_class, saved_by, config, kwargs)
     kwargs.update(other_head)
-    same_head, mismatches_allowed = has_same_head(model_class, saved_by), kwargs.get("ignore_mismatched_sizes", False)
-    if not same_head:  # both may have a `classifier`, of any size
+    same_head = has_same_head(model_class, saved_by)
+    is_new = not same_head and kwargs.get("head", kwargs.get("config", config).head) == "new"
+    allows_mismatches = kwargs.get("ignore_mismatched_sizes", False)
+    if is_new:  # what both classes call `classifier` may have another size
         kwargs["ignore_mismatched_sizes"] = True
     try:
         model, info = load(name, *args, **kwargs)
@@ -103,11 +105,9 @@ def _load_whole(
         ) from error
     if "key_mapping" in other_head:  # the model is saved under its own keys, not those of the folder
         model._weight_conversions = None
-    mismatched = () if mismatches_allowed else (key for key, *_ in info["mismatched_keys"])
-    _check_weights(name, model, {*info["missing_keys"], *mismatched}, other_task=bool(other_head))
-    if not same_head and (read := draw_head(model) - info["missing_keys"]):
-        logger.warning(f"{name} has no head for this task: {', '.join(sorted(read)[:3])} are new; train them.")
-        info["missing_keys"] |= read
+    _check_weights(name, model, info["missing_keys"], other_task=bool(other_head))
+    if is_new:
+        _replace_head(model, info, name, allows_mismatches)
     if not is_fsdp_managed_module(model):  # else its weights come together in the first call alone
         model.probe_backbone()
     if not same_head:
@@ -138,15 +138,42 @@ def _check_weights(
     if missing and not adapters.keys().isdisjoint(missing[0].split(".")):
         raise OSError(
             f"transformers has not loaded these adapters of {name} whole: {len(missing)} of their tensors are missing, "
-            f"among them {missing[0]}, as those of DoRA are. Load the model first, and then "
+            f"among them {missing[0]}; it does so with DoRA. Load the model first, and then "
             "`PeftModel.from_pretrained(model, folder)`."
         )
     if missing:
         raise OSError(
-            f"The weights in {name} do not belong to the config beside them: {len(missing)} tensors are missing or "
-            f"have another size, among them {missing[0]}. Load the folder with the options it was saved with, or start "
-            "anew with `from_backbone`."
+            f"The weights in {name} do not belong to the config beside them: {len(missing)} tensors are missing, among "
+            f"them {missing[0]}. Load the folder with the options it was saved with, or start anew with "
+            "`from_backbone`."
         )
+
+
+def _replace_head(
+    model: "FeedbackPreTrainedModel", info: dict[str, Any], name: str | Path, allows_mismatches: bool
+) -> None:
+    """Draws the head anew, some of which may have been read from that of another class.
+
+    Args:
+        model: the loaded model.
+        info: what transformers reports of the loading, changed in place.
+        name: the folder.
+        allows_mismatches: whether other tensors may have another size than those of the folder.
+
+    Raises:
+        RuntimeError: they have.
+    """
+    drawn = draw_head(model)
+    wrong = sorted(key for key, *_ in info["mismatched_keys"] if key not in drawn)
+    if wrong and not allows_mismatches:
+        raise RuntimeError(
+            f"{name}: {wrong[0]} and {len(wrong) - 1} other tensors have another size than those of the model; load "
+            "the folder with the options it was saved with, or pass `ignore_mismatched_sizes=True`."
+        )
+    if read := drawn - info["missing_keys"]:
+        logger.warning(f"{name} has no head for this task: {', '.join(sorted(read)[:3])} are new; train them.")
+    info["missing_keys"] |= drawn
+    info["mismatched_keys"] = {mismatch for mismatch in info["mismatched_keys"] if mismatch[0] not in drawn}
 
 
 def draw_head(model: "FeedbackPreTrainedModel") -> set[str]:

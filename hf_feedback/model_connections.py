@@ -160,8 +160,8 @@ class FeedbackConnections(nn.Module):
         return {s: torch.lerp(previous[s], new[s], alpha) for s in new} if self.damps else new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FeedbackConnections":
-        """A copy of the connections alone, as PEFT makes of `modules_to_save`, follows the config of the same model; in
-        a copy of a whole model, of which `memo` has parts, they follow the copied one."""
+        """A copy of just the connections, as PEFT makes of `modules_to_save`, follows the config of the same model; as
+        part of a larger copy, of which `memo` has something already, they follow a copied one."""
         if not memo:
             memo[id(self.config)] = self.config
         memo[id(self)] = copied = type(self).__new__(type(self))

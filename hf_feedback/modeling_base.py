@@ -205,7 +205,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         """K iterations; see `LoopRunner.run`."""
         if not torch.compiler.is_compiling():
             self._built_options.check(self.config)
-            if self.config.backbone_layers is not None:  # the backbone's own config is another one
+            if self.config.backbone_layers is not None and self.config.pad_token_id is not None:
+                # the backbone's own config is another one
                 self.backbone.config.get_text_config().pad_token_id = self.config.pad_token_id
             if self.layout.batch_dim is None:  # weights came after the model was built
                 self.probe_backbone()
@@ -248,7 +249,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         """
         inputs, num_choices = self._flatten_choices(inputs)
         inputs, segments = self._cut(inputs)
-        if self.traits.answers_once and inputs.get("attention_mask") is None:
+        if not self.traits.predicts_next_token and inputs.get("attention_mask") is None:
             inputs = {**inputs, "padding_mask": self._text_mask(inputs)}  # for messages, as for pooling
         inputs, cache = self._take_cache(inputs, num_iterations, halts)
         arguments = backbone_inputs(self.layout, self.config, type(self).__name__, inputs)
@@ -367,7 +368,8 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         """`(B, T)`, 0 at padding, which may have to be found by its token."""
         mask, input_ids, pad = inputs.get("attention_mask"), inputs.get("input_ids"), self.config.pad_token_id
         if mask is None and input_ids is not None and pad is not None and self._pooling() == "last":
-            mask = (input_ids != pad).int()
+            real = (input_ids != pad).int()  # the token may stand inside of a text too, such as an end of text
+            mask = real.cummax(1).values * real.flip(1).cummax(1).values.flip(1)
         return mask
 
     # Switches and checks

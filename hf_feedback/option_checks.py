@@ -176,8 +176,7 @@ def check_halting(config: "FeedbackConfig") -> None:
             check_choice("halting", rule, ("none", *HALTING_RULES))
     if config.halting != "none" and "none" in config.halting.replace("+", "|").split("|"):
         raise ValueError(f"`halting`: 'none' cannot be joined with others, got {config.halting!r}.")
-    values = config.problem_type == "regression" or len(config.id2label or {}) == 1
-    if values and config.halting not in ("none", "convergence"):
+    if config.predicts_values and config.halting not in ("none", "convergence"):
         raise ValueError(f"`halting`={config.halting!r} needs classes, not one value; use 'convergence'.")
     if not is_number(config.halting_threshold) or config.halting_threshold < 0:
         raise ValueError(f"`halting_threshold` must be a number of at least 0, got {config.halting_threshold!r}.")

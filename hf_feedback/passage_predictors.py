@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .max_length import max_positions
+from .generation import num_learned_positions
 from .predictor import Answer, TokenPredictor, check_examples, is_pair, is_text
 from .validation import Keywords, check_integer
 from .windows import best_span, encode_windows, span_scores
@@ -133,12 +133,12 @@ class ContinuationPredictor(TokenPredictor):
 
     Args:
         model, processor, batch_size: as in `Predictor`.
-        max_length: tokens to which texts are truncated, by default as in training; their last ones are kept, and fewer
-            if the model has no positions for the continuation else.
+        max_length: tokens to which texts are truncated, of which the last ones are kept; by default as in training, or
+            as many as learned positions leave to the continuation.
         max_new_tokens: maximum number of tokens of a continuation.
 
     Raises:
-        ValueError: the model has no positions for so many tokens.
+        ValueError: the model has not learned positions for so many tokens.
     """
 
     def __init__(
@@ -150,10 +150,19 @@ class ContinuationPredictor(TokenPredictor):
         max_new_tokens: int = 40,
     ) -> None:
         super().__init__(model, processor, batch_size, max_length)
-        longest = max_positions(model, getattr(model.config, "text_config", None))
-        check_integer("max_new_tokens", max_new_tokens, 1, "tokens of a continuation", longest - 1)
+        check_integer("max_new_tokens", max_new_tokens, 1, "tokens of a continuation")
+        learned = num_learned_positions(cast(Any, model).backbone)
+        if learned is not None:
+            longest = learned - max_new_tokens + 1  # the last token is not read
+            shortest = self.tokenizer.num_special_tokens_to_add() + 1
+            if longest < max(shortest, max_length or 0):
+                raise ValueError(
+                    f"`max_new_tokens`={max_new_tokens} leaves {max(longest, 0)} of the {learned} positions that the "
+                    f"model has learned for a prompt, which takes {max(shortest, max_length or 0)}; lower it"
+                    f"{'' if max_length is None else ', or `max_length`'}."
+                )
+            self.max_length = min(self.max_length, longest)
         self.max_new_tokens = max_new_tokens
-        self.max_length = int(min(self.max_length, longest - max_new_tokens))
         if self.tokenizer.truncation_side != "left":
             self.tokenizer = copy.deepcopy(self.tokenizer)
             self.tokenizer.truncation_side = "left"

@@ -112,8 +112,7 @@ class Predictor(ABC):
 
     def __call__(self, examples: Sequence[Any]) -> list[Answer]:
         """Returns the answers to examples, in their order."""
-        if not isinstance(examples, str | bytes):
-            examples = list(examples)  # a column of a table may count its rows otherwise
+        examples = getattr(examples, "array", examples)  # of pandas: a series counts by its index
         self.check(examples)
         size = BATCHES_AT_ONCE * self.batch_size
         parts = (examples[start : start + size] for start in range(0, len(examples), size))

@@ -103,10 +103,11 @@ def test_several_on_one_backbone(bert, tmp_path):
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     models = {name: load_feedback(tmp_path / name, backbone) for name in names}
     models["b"] = load_feedback(tmp_path / "b", models["a"])  # a feedback model stands for its backbone
-    models["a"].config.backbone_layers = [0, 2]
+    some_layers = FeedbackForSequenceClassification.from_backbone(
+        AutoModel.from_pretrained(bert), backbone_layers=[0, 2]
+    )
     with pytest.raises(ValueError, match=r"holds the layers \[0, 2\] of its backbone alone"):
-        load_feedback(tmp_path / "b", models["a"])
-    models["a"].config.backbone_layers = None
+        load_feedback(tmp_path / "b", some_layers)
     weight = backbone.get_input_embeddings().weight
     for name in (*names, *names):
         assert models[name].get_input_embeddings().weight is weight

@@ -31,8 +31,12 @@ def test_texts_from_no_table_are_those_of_whatever_column_training_read():
         names = ["text"] if trained is single else ["text", "text_pair"]
         found = find_columns(names, "`--text`", needs_label=False, trained=trained)
         assert found == Columns("text", None if trained is single else "text_pair", None)
-    with pytest.raises(ValueError, match="there is no column 'text_pair', which training read"):
+    found = find_columns(["text", "text_pair"], "here", needs_label=False, trained=Columns("text", "text_b", "label"))
+    assert found == Columns("text", "text_pair", None)
+    with pytest.raises(ValueError, match=r"trained on pairs .*'hypothesis'.*; give `--text-pair`"):
         find_columns(["text"], "`--text`", needs_label=False, trained=pair)
+    with pytest.raises(ValueError, match=r"trained on texts .*'review'.*; leave `--text-pair` out"):
+        find_columns(["text", "text_pair"], "`--text`", needs_label=False, trained=single)
 
 
 def test_options_win_over_training():

@@ -183,11 +183,20 @@ def test_a_prompt_leaves_positions_for_its_continuation():
     prompt = "where is my parcel, it has not come"
     assert len(tokenizer(prompt)["input_ids"]) == 35
     answer, short = model.predict([prompt, "a"], tokenizer, max_new_tokens=8)
-    assert [answer] == model.predict([prompt[-24:]], tokenizer, max_new_tokens=8)
+    assert [answer] == model.predict([prompt[-25:]], tokenizer, max_new_tokens=8)
     assert [short] == model.predict(["a"], tokenizer, max_new_tokens=8)
     assert tokenizer.truncation_side == "right"  # that of the user
-    with pytest.raises(ValueError, match=r"`max_new_tokens` must be at most 31, got 32"):
-        model.predict(["a"], tokenizer, max_new_tokens=32)
+    model.predict([prompt], tokenizer, max_new_tokens=32)
+    with pytest.raises(ValueError, match=r"`max_new_tokens`=33 leaves 0 of the 32 positions .* takes 1; lower it\."):
+        model.predict(["a"], tokenizer, max_new_tokens=33)
+    with pytest.raises(ValueError, match=r"`max_new_tokens`=8 leaves 25 .* takes 26; lower it, or `max_length`"):
+        model.predict(["a"], tokenizer, max_new_tokens=8, max_length=26)
+    two_special = tiny_tokenizer()
+    model.predict([prompt], two_special, max_new_tokens=30)
+    with pytest.raises(ValueError, match=r"`max_new_tokens`=31 leaves 2 .* takes 3"):
+        model.predict([prompt], two_special, max_new_tokens=31)
+    rotary = fresh("CausalLM", family="llama")
+    assert rotary.predict(["a"], signs(), max_new_tokens=70)  # more than its config speaks of
 
 
 def test_images_and_recordings(tmp_path):

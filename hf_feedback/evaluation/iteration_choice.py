@@ -51,17 +51,17 @@ class IterationChoice:
         return k if self.options["halting"] == "none" else ", ".join([f"{k} at most", self.options["halting"], *rest])
 
 
-def candidates(max_iterations: int, has_classes: bool = True) -> Iterator[Options]:
+def candidates(max_iterations: int, config: FeedbackConfig) -> Iterator[Options]:
     """Returns every K up to the largest, then every halting rule with the largest.
 
     Args:
         max_iterations: largest K.
-        has_classes: whether the model predicts classes, as all rules but convergence need.
+        config: config of the model, which may predict values that only convergence suits.
 
     Example:
 
     ```python
-    >>> [options["num_iterations"] for options in candidates(3) if options["halting"] == "none"]
+    >>> [options["num_iterations"] for options in candidates(3, FeedbackConfig()) if options["halting"] == "none"]
     [1, 2, 3]
 
     ```
@@ -70,7 +70,7 @@ def candidates(max_iterations: int, has_classes: bool = True) -> Iterator[Option
         yield {"num_iterations": k, "halting": "none"}
     if max_iterations > 1:
         for rule, thresholds in HALTING_CANDIDATES.items():
-            if rule != "convergence" and not has_classes:
+            if rule != "convergence" and config.predicts_values:
                 continue
             for threshold in thresholds:
                 yield {"num_iterations": max_iterations, "halting": rule, "min_iterations": 1, **threshold}

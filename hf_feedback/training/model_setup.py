@@ -253,6 +253,7 @@ def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBa
             )
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
+    model.backbone.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # a copy if layers are left out
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(

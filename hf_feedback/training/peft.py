@@ -148,8 +148,8 @@ def _only_adapter(peft_model: "PeftModel") -> tuple[str, Any]:
     adapter, config = next(iter(cast(dict[str, Any], peft_model.peft_config).items()))
     if config.is_prompt_learning:
         raise ValueError(
-            f"`peft_model` has {config.peft_type.value} adapters, which work through the cache or the input and not "
-            "with feedback; use LoRA or another method that adapts the layers."
+            f"`peft_model` has {config.peft_type.value} adapters, which are none of the layers' that are kept; use "
+            "LoRA or another method that adapts the layers."
         )
     return adapter, config
 

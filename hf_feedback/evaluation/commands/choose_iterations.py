@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
+from transformers.utils import logging
+
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.metrics import METRICS
@@ -15,6 +17,8 @@ from ...validation import check_integer, option
 from ..evaluation_run import EvaluationRun
 from ..iteration_choice import candidates, choose, measure_choice, save_choice
 from ..markdown_tables import markdown_table
+
+logger = logging.get_logger(__name__)
 
 DESCRIPTION = """Choose the number of iterations and the halting rule of a trained text classifier: every K and every
 rule is evaluated on a file of labelled texts, and the fastest whose metric is within a tolerance of the best is chosen.
@@ -66,17 +70,13 @@ def run(arguments: Sequence[str]) -> int:
     if issubclass(task, NetworkTextClassification):
         raise ValueError(f"`model`: {args.model} has no pretrained backbone, and does not halt by itself.")
     if label_args.metrics and label_args.metrics[0] not in METRICS:
-        raise ValueError(
-            f"`metrics`: the first must be one of {', '.join(METRICS)}, of which more is better, got "
-            f"{label_args.metrics[0]!r}."
-        )
+        logger.warning(f"`metrics`: the most of {label_args.metrics[0]} is taken as the best.")
     options = {name: value for name, value in asdict(label_args).items() if value is not None}
     labelled = EvaluationRun.load(trained, args.file, options)
     trainer, data = labelled.trainer, labelled.data
     model = cast(FeedbackPreTrainedModel, trainer.model)
-    most, has_classes = args.max_iterations or model.config.num_iterations + 2, len(model.config.id2label or {}) > 1
     choices = []
-    for options in candidates(most, has_classes):
+    for options in candidates(args.max_iterations or model.config.num_iterations + 2, model.config):
         choices.append(measure_choice(trainer, data, options))
         print(f"{choices[-1].name}: {100 * choices[-1].metric:.1f}", flush=True)
     choice = choose(choices, args.milliseconds, args.tolerance / 100)

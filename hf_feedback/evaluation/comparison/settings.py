@@ -77,7 +77,8 @@ class Comparison:
             more[test_name(file)] = split
         model = cast(FeedbackPreTrainedModel, prepared.model)
         if read_config(self.model_args.model, self.model_args.revision).get("model_type") != model.config.model_type:
-            torch.manual_seed(seed)  # whatever was drawn before
+            # and not a feedback model that is trained further
+            torch.manual_seed(seed)  # for a head that does not depend on what the arm drew before
             draw_head(model)
         return replace(prepared, splits={**prepared.splits, **more}), arm.adapt_model(model, budget)
 

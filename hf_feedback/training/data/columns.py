@@ -146,9 +146,8 @@ def find_columns(
 
     ```
     """
-    if trained is not None and trained.text not in names and {*names} <= {"text", "text_pair"}:
-        # texts that come from no table: from the command line, lines or a list
-        trained = replace(trained, text="text", text_pair=trained.text_pair and "text_pair")
+    if trained is not None and {*names} in ({"text"}, {"text", "text_pair"}):
+        trained = _trained_on_plain_texts(names, source, trained)
     requested = {"text": text, "text_pair": text_pair, "label": label}
     chosen = {role: _choose(role, name, names, source, needs_label, trained) for role, name in requested.items()}
     text, text_pair, label = chosen.values()
@@ -165,6 +164,18 @@ def find_columns(
         )
     separator = label_separator or getattr(trained, "label_separator", None)
     return Columns(text, text_pair, label if label in names else None, separator)
+
+
+def _trained_on_plain_texts(names: Sequence[str], source: str, trained: Columns) -> Columns:
+    """The columns of training as they are called where texts come from no table: from the command line or a list."""
+    if {trained.text, trained.text_pair} <= {*names, None}:
+        return trained
+    if (trained.text_pair is None) != ("text_pair" not in names):
+        wanted, advice = (
+            ("texts", "leave `--text-pair` out") if trained.text_pair is None else ("pairs", "give `--text-pair`")
+        )
+        raise ValueError(f"{source}: the model was trained on {wanted} ({trained}); {advice}, or name the columns.")
+    return replace(trained, text="text", text_pair=None if trained.text_pair is None else "text_pair")
 
 
 def _choose(

@@ -120,7 +120,7 @@ class LabelSet:
             _check_same_kind(values, column, source)
         problem_type = problem_type or _guess_problem(values, class_label is not None)
         if problem_type == REGRESSION:
-            _encode_values(values, column, source)  # all are numbers
+            _encode_values(values, column, source)  # or raises
             return cls(problem_type)
         names = (
             _sorted_names(values) if class_label is None else list(dict.fromkeys(map(label_name, class_label.names)))
