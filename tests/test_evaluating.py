@@ -19,6 +19,7 @@ from hf_feedback.evaluation.class_report import ClassAnswers, format_report, has
 from hf_feedback.evaluation.confusion_picture import draw_confusion
 from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.training.data.labels import LabelSet
+from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.trained_model import TrainedModel
 
 NAMES = ("late", "lost", "fine")
@@ -83,6 +84,17 @@ def test_a_report_of_several_labels():
     sure = torch.tensor(logits).abs().sigmoid().flatten().numpy()
     right = np.array([True, True, False, True, True, True])
     assert report["calibration"]["ece"] == pytest.approx(plain_error(sure, right))
+
+
+def test_averages_of_classes_are_those_of_the_metrics():
+    """Also where a class is neither right nor predicted anywhere."""
+    logits, labels = np.eye(3)[[0, 1, 1, 0, 0]], np.array([0, 1, 0, 0, 1])
+    prediction, of = EvalPrediction(logits, labels), "single_label_classification"
+    report = ClassAnswers.of_logits(prediction, label_set(of)).report()
+    metrics = make_compute_metrics(of, ["accuracy", "macro_f1"])(prediction)
+    assert report["macro"]["f1"] == pytest.approx(metrics["macro_f1"])
+    assert report["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert report["classes"][NAMES[2]]["support"] == 0
 
 
 def test_signs_of_mathematics_in_labels_are_drawn_as_they_are(tmp_path):

@@ -226,3 +226,13 @@ def test_a_text_in_several_segments_has_no_trace():
     options = dict(feedback_span="segment", segment_length=6, segment_special_tokens=[0, 0], segment_overlap=0)
     model = feedback_model(CLASSIFIER, **options)
     assert trace_tokens(model, split_by_row(padded_batch())[0], num_iterations=2) is None
+
+
+def test_the_trace_of_one_segment_shows_attention_to_tokens():
+    """And not that of segment memory, which is to the summaries of segments."""
+    options = dict(feedback_span="segment", segment_length=16, segment_special_tokens=[0, 0], segment_overlap=0)
+    model = feedback_model(CLASSIFIER, dtype=torch.float32, feedback_type="memory", **options)
+    trace = trace_tokens(model, split_by_row(tiny_batch())[0], num_iterations=2)
+    assert trace.attention_source.startswith("layer 3")
+    (weights,) = trace.attention
+    assert weights.shape[0] == weights.shape[1] == trace.movement.shape[1]

@@ -96,6 +96,8 @@ def test_verdicts():
     nothing_seen = Difference(0.0, (0.0,) * 5, 0.0, 0.0, (0.0, 0.0), 1.0, 0.06, resolution=3.0)
     assert nothing_seen.verdict(1.0) == "cannot tell"
     assert nothing_seen.verdict(4.0) == "equivalent"
+    assert nothing_seen.needs_more_examples(1.0)
+    assert not nothing_seen.needs_more_examples(4.0)
 
 
 def test_the_part_of_the_test_examples_is_known():

@@ -58,14 +58,17 @@ class ClassAnswers:
     def report(self) -> ClassReport:
         """Returns accuracy, the scores of each class and their averages, calibration, and confusion.
 
-        Accuracy counts whole items: of several labels at once, all must be right.
+        Accuracy counts whole items: of several labels at once, all must be right. Averages leave out classes that are
+        neither right nor predicted anywhere, as scikit-learn does.
         """
         right = self.labels == self.predicted
         numbers = np.arange(len(self.names))
+        occurring = np.union1d(self.labels, self.predicted) if self.labels.ndim == 1 else numbers
 
         def scores(average: str | None) -> tuple[Any, ...]:
+            labels = numbers if average is None else occurring
             return precision_recall_fscore_support(
-                self.labels, self.predicted, labels=numbers, average=average, zero_division=0
+                self.labels, self.predicted, labels=labels, average=average, zero_division=0
             )
 
         each = [dict(zip(SCORES, map(float, values), strict=True)) for values in zip(*scores(None), strict=True)]

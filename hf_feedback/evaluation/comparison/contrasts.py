@@ -77,7 +77,7 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
 
 def _needed(contrast: Contrast, margin: float) -> str:
     """Describes the number of seeds that would detect a difference of the margin."""
-    if contrast.difference.of_examples > margin:
+    if contrast.difference.needs_more_examples(margin):
         return "more test examples"
     return "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed)
 

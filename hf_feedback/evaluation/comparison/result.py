@@ -125,7 +125,7 @@ class ComparisonResult:
             point, replicates = point - before[0], replicates - before[1]
         resolution = 3 * self.unit / number if self.unit > 0 else 0.0  # the rule of three
         difference, margin = compare_paired(point, replicates, resolution=resolution), self.comparison.margin
-        needed = None if difference.of_examples > margin else seeds_needed(difference.by_seed, margin)
+        needed = None if difference.needs_more_examples(margin) else seeds_needed(difference.by_seed, margin)
         return Contrast(feedback, other, difference, difference.verdict(margin), needed)
 
     @cached_property

@@ -44,6 +44,10 @@ class Difference:
     def num_seeds(self) -> int:
         return len(self.by_seed)
 
+    def needs_more_examples(self, margin: float) -> bool:
+        """Whether the test examples are too few to tell a difference of the margin, with any number of seeds."""
+        return max(self.of_examples, self.resolution) >= margin
+
     def verdict(self, margin: float) -> str:
         """`"ahead"`, `"behind"`, `"equivalent"` or `"cannot tell"`.
 

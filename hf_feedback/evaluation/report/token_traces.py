@@ -76,6 +76,8 @@ def trace_tokens(model: FeedbackPreTrainedModel, inputs: Keywords, num_iteration
 def _attention_of_messages(
     model: FeedbackPreTrainedModel, inputs: Keywords, num_iterations: int
 ) -> tuple[list[torch.Tensor], str]:
+    if model.config.feedback_span == "segment":
+        return [], ""  # they are of segments, or of their summaries
     with record_attention(model) as weights:
         model(**inputs, num_iterations=num_iterations)
     mean = {k: torch.stack(edges).mean(0)[0] for k, edges in weights.items()}
