@@ -607,10 +607,12 @@ def test_comparisons_side_by_side(finished, capsys, tmp_path):
     assert data.eval_results[0].metric_value == round(float(np.mean(found["arms"]["feedback"]["test"])), 4)
     assert found["verdict"] in card.read_text()
     assert data.base_model is None
+    assert cli.main(["compare", "--join", str(output), "--card", str(card)]) == 2
+    assert f"`card`: {card} already exists; name another, or overwrite it (`--force`)" in capsys.readouterr().err
     for on_hub, base_model in ((False, None), (True, "models/tiny")):  # which is a folder where it was trained
         result = {**found, "model": "models/tiny", "is_on_hub": on_hub}
         (tmp_path / "second" / "comparison.json").write_text(json.dumps(result))
-        assert cli.main(["compare", "--join", str(tmp_path / "second"), "--card", str(card)]) == 0
+        assert cli.main(["compare", "--join", str(tmp_path / "second"), "--card", str(card), "--force"]) == 0
         assert ModelCard.load(card).data.base_model == base_model
     assert cli.main(["compare", "--join", str(tmp_path)]) == 2
     assert "holds no finished comparison" in capsys.readouterr().err

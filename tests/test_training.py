@@ -286,6 +286,16 @@ def test_k1_follows_a_plain_run(family, tmp_path):
     assert len(set(one.values)) > 5
 
 
+@pytest.mark.parametrize(("steps", "rates"), [(1, [0.01]), (2, [0.0, 0.01])])
+def test_a_share_of_warm_up_leaves_a_step_to_train(steps, rates, tmp_path):
+    """A tenth of one step, rounded up as in transformers, would be that step."""
+    args = arguments(tmp_path, warmup_steps=0.1, max_steps=steps, learning_rate=0.01, logging_steps=1)
+    trainer = FeedbackTrainer(model=make(), args=args, train_dataset=tiny_data())
+    trainer.train()
+    assert [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log] == rates
+    assert args.warmup_steps == 0.1
+
+
 PLAIN_OPTIONS = (
     "output_dir max_steps per_device_train_batch_size learning_rate report_to use_cpu disable_tqdm logging_steps "
     "save_strategy weight_decay warmup_steps lr_scheduler_type seed"

@@ -290,15 +290,21 @@ class FeedbackTrainer(ResumableTrainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """As in transformers.
+        """As in transformers; but a share of the steps that would be all of them, such as a tenth of one, leaves one
+        after the warm-up, whose steps begin with a rate of 0.
 
         Raises:
             ValueError: the schedule does not accept the options in `args.lr_scheduler_kwargs`.
         """
+        warmup = self.args.warmup_steps
+        if warmup < 1 and self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
+            self.args.warmup_steps = num_training_steps - 1
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         except TypeError as error:
             raise ValueError(f"`lr_scheduler_kwargs`={self.args.lr_scheduler_kwargs}: {error}.") from error
+        finally:
+            self.args.warmup_steps = warmup
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Returns the optimizer that `args.optim` names, over `parameter_groups`, which are printed as a table.

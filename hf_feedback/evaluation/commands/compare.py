@@ -98,6 +98,11 @@ class JoinArguments:
 
     join: list[str] = field(metadata={"help": "Folders of finished comparisons, to show side by side."})
     card: str | None = option(None, "File for a model card about them (default: none).")
+    force: bool = option(False, "Overwrite an existing card.")
+
+    def __post_init__(self) -> None:
+        if self.card is not None and Path(self.card).exists() and not self.force:
+            raise ValueError(f"`card`: {self.card} already exists; name another, or overwrite it (`--force`).")
 
 
 def read_variants(text: str | None) -> dict[str, Arm]:
