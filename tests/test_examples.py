@@ -39,7 +39,7 @@ from transformers import (
     pipeline,
 )
 
-from hf_feedback import FNNForSequenceClassification
+from hf_feedback import FNNForSequenceClassification, cli
 from hf_feedback.modeling_feedback import HEADS
 from hf_feedback.training.data.answers import WindowEncoder, answer_f1, answer_scores, answer_tokens, best_answers
 from hf_feedback.training.data.labels import LabelSet
@@ -206,6 +206,36 @@ def test_every_task_is_searched(name, backbones, tmp_path, capsys):
     metric = "f1" if name == "run_question_answering" else CASES[name].metrics[0]
     assert f"(number 0): {metric} {study.best_value:.4f}" in capsys.readouterr().out
     assert study.direction.name == ("MINIMIZE" if metric == "perplexity" else "MAXIMIZE")
+
+
+EVALUATED = {
+    "run_question_answering": "--max-length 40 --stride 9 --max-answer-length 2",
+    "run_mlm": "--mlm-probability 0.5 --whole-word-masking True",
+    "run_causal_lm": "--max-length 24 --packing False",
+    "run_audio_classification": "--max-seconds 0.1",
+}
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_a_model_is_evaluated_as_in_training(name, backbones, tmp_path, capsys):
+    """With the options of the data that metrics depend on, unless others are given."""
+    file = head_of(CASES[name].file, CASES[name].count, tmp_path)
+    assert run(name, backbones, tmp_path, *EVALUATED[name].split(), "--validation-file", file, train=file) == 0
+    measured = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    evaluate = ["evaluate", "--model", str(tmp_path / "out"), "--file", file, "--output", str(tmp_path / "found.json")]
+    assert cli.main(evaluate) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["metrics"]
+    for metric in ("eval_loss", *(f"eval_{one}" for one in CASES[name].metrics)):
+        assert found[metric] == pytest.approx(measured[metric], rel=1e-5)
+    option = EVALUATED[name].split()[-2]
+    other = {"--packing": "True", "--whole-word-masking": "False"}.get(option, "1")
+    assert cli.main([*evaluate, option, other, "--force"]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["metrics"] != found
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["data_options"][option.strip("-").replace("-", "_")] = ["../other"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert cli.main([*evaluate, "--force"]) == 2
+    assert "`data_options` in the model's config must be values of" in capsys.readouterr().err
 
 
 def test_pretrained_with_masks_then_fine_tuned(backbones, tmp_path):

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 from ..training.arguments import FeedbackTrainingArguments
 from ..training.callbacks import show_plain_metrics
 from ..training.model_arguments import ModelArguments, Options
+from ..training.model_sources import read_config
 from ..training.tasks import NetworkTextClassification, Task, TextClassification, TokenClassification
 from ..training.tasks.task import EncodedSplit
 from ..training.trained_model import TrainedModel
@@ -35,6 +36,7 @@ def load_labelled(trained: TrainedModel, file: str, options: Options | None = No
         ValueError: the model, the file or a label is invalid, or an option is not one of the task.
     """
     task_class, options = trained.task(), options or {}
+    options = {**task_class.stored_evaluation_options(read_config(trained.name, trained.revision)), **options}
     if task_class is NetworkTextClassification:  # which would make a new network
         task_class = TextClassification
     known = {one.name for one in fields(task_class.data_arguments)}

@@ -50,13 +50,16 @@ class LabelledArguments:
     image_column: str | None = option(None, "Column of the images (default: image).")
     audio_column: str | None = option(None, "Column of the recordings (default: audio).")
     max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
-    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: a third of a window).")
-    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: 30).")
+    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: as in training).")
+    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: as in training).")
     mlm_probability: float | None = option(
-        None, "Share of the tokens to predict, above 0 and at most 1 (default: 0.15)."
+        None, "Share of the tokens to predict, above 0 and at most 1 (default: as in training)."
     )
-    packing: bool | None = option(None, "Join texts into blocks (default: true).")
-    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: 20).")
+    whole_word_masking: bool | None = option(
+        None, "Mask either all tokens of a word or none (default: as in training)."
+    )
+    packing: bool | None = option(None, "Join texts into blocks (default: as in training).")
+    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: as in training).")
     metrics: list[str] | None = option(
         None, f"Metrics: {', '.join(METRICS)}, or others of the evaluate library (default: those that suit the labels)."
     )

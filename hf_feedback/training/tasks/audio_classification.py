@@ -54,6 +54,7 @@ class AudioClassification(MediaClassification[AudioArguments]):
         labelled=True,
     )
     column_option = "audio_column"
+    evaluation_options = ("max_seconds",)
     processor: SequenceFeatureExtractor
     media_name = "recordings"
     folder_type = "audiofolder"

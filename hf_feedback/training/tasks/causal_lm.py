@@ -166,6 +166,7 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
         usage=pipeline_usage("text-generation", 'print(answer("Where is my", max_new_tokens=20)[0]["generated_text"])'),
     )
     peft_task_type = "CAUSAL_LM"
+    evaluation_options = ("max_length", "packing")
 
     model: FeedbackForCausalLM
     prompts: list[str]

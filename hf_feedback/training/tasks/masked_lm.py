@@ -247,6 +247,7 @@ class MaskedLM(PlainTextTask[MaskingArguments]):
         usage=pipeline_usage("fill-mask", 'print(answer(f"Where is my {{answer.tokenizer.mask_token}}?"))'),
     )
     keep_all_columns = True  # the masks of special tokens are for the collator
+    evaluation_options = ("mlm_probability", "whole_word_masking")
 
     def check_options(self) -> None:
         if not 0 < self.data_args.mlm_probability <= 1:

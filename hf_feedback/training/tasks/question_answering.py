@@ -123,6 +123,7 @@ class QuestionAnswering(TextTask[QuestionArguments]):
     metrics = {"f1": MetricInfo(), "exact_match": MetricInfo()}  # noqa: RUF012
     peft_task_type = "QUESTION_ANS"
     reads_words = True
+    evaluation_options = ("stride", "max_answer_length")
 
     may_be_empty: bool
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
@@ -19,6 +19,7 @@ from transformers import (
 from ...max_length import resolve_max_length
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNForSequenceClassification
+from ...validation import is_of_type
 from ..arguments import FeedbackTrainingArguments
 from ..data.duplicates import warn_of_repeated_ids
 from ..data.files import read_file
@@ -28,7 +29,7 @@ from ..data.row_encoder import IN_MEMORY, RowEncoder, one_process_first
 from ..data.splits import FileArguments, Row, Split, draw_rows, read_splits
 from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
-from ..model_arguments import FNNArguments, ModelArguments
+from ..model_arguments import FNNArguments, ModelArguments, Options
 from ..model_setup import load_tokenizer, make_model, set_padding, set_segments
 from ..model_sources import read_config
 from ..task_card import TaskCard
@@ -114,6 +115,7 @@ class Task(ABC, Generic[DataArguments]):
         metrics: metrics by name; the first chooses the best epoch.
         keep_all_columns: whether the collator reads columns that `forward` does not name.
         peft_task_type: name of the task in PEFT.
+        evaluation_options: options of the data that metrics depend on, which a trained model keeps.
         labels: labels of the training data; `None` for tasks without labels.
         encoder: encodes the rows; set when the options are checked.
         processor: tokenizer, image processor or feature extractor, when loaded.
@@ -127,6 +129,7 @@ class Task(ABC, Generic[DataArguments]):
     metrics: Mapping[str, MetricInfo] = {}  # replaced, never changed
     keep_all_columns: ClassVar[bool] = False
     peft_task_type: ClassVar[str | None] = None
+    evaluation_options: ClassVar[tuple[str, ...]] = ()
 
     labels: LabelSet | None
     encoder: RowEncoder
@@ -159,6 +162,7 @@ class Task(ABC, Generic[DataArguments]):
         if announce and description:
             print("\n  ".join([f"{source}: {description}", *self.describe_splits(splits)]), flush=True)
         self.processor, self.model = self.load()
+        self._store_evaluation_options()
         with one_process_first():
             encoded = {name: self.encode(name, split) for name, split in splits.items()}
         if announce:
@@ -196,6 +200,34 @@ class Task(ABC, Generic[DataArguments]):
         if encoded is None:
             raise ValueError(f"{file}: it has no labels to compare answers with.")
         return encoded
+
+    def _store_evaluation_options(self) -> None:
+        """Stores the options of the data that metrics depend on in the config of the model."""
+        values = {name: getattr(self.data_args, name) for name in self.evaluation_options}
+        self.model.config.data_options = {name: value for name, value in values.items() if value is not None}
+        if not self.model.config.data_options:  # or those of an earlier task
+            del self.model.config.data_options
+
+    @classmethod
+    def stored_evaluation_options(cls, config: Mapping[str, object]) -> Options:
+        """Returns the options of the data that a trained model was evaluated with in training.
+
+        Args:
+            config: content of the config file of the model.
+
+        Raises:
+            ValueError: it holds something else.
+        """
+        stored = config.get("data_options", {})
+        types = {one.name: one.type for one in fields(cls.data_arguments) if one.name in cls.evaluation_options}
+        if not isinstance(stored, dict) or not all(
+            name in types and is_of_type(value, types[name]) for name, value in stored.items()
+        ):
+            raise ValueError(
+                f"`data_options` in the model's config must be values of {', '.join(types) or 'no options'}, got "
+                f"{stored!r:.80}; correct or remove it."
+            )
+        return dict(stored)
 
     def load_trained(self, split: Split) -> None:
         """Loads processor and model, and sets what encoding a split needs."""
