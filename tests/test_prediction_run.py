@@ -8,10 +8,11 @@ import json
 import numpy as np
 import pytest
 from builders import labelled_model, tiny_tokenizer
+from families import tiny_backbone
 from PIL import Image
 from scipy.io import wavfile
 
-from hf_feedback import FeedbackModel
+from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
 from hf_feedback.cli import main
 from hf_feedback.predictor import TokenPredictor
 from hf_feedback.training.data.columns import Columns
@@ -306,6 +307,16 @@ def test_what_is_refused(folders, tmp_path, monkeypatch, capsys, case):
     assert predict("--model", folders(name), *options) == 2
     assert words.format(model=folders(name)) in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_feedback_alone_is_read_with_the_tokenizer_of_its_backbone(tmp_path, capsys):
+    tiny_backbone("bert").save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    model = FeedbackForSequenceClassification.from_backbone(tmp_path / "backbone", num_labels=3, feedback_rank=4)
+    model.save_feedback(tmp_path / "feedback")
+    assert predict("--model", tmp_path / "feedback", "--output", "-", "--text", *TEXTS) == 0
+    found, expected = standard_output(capsys), model.predict(TEXTS)
+    assert [line["probabilities"] for line in found] == [answer["probabilities"] for answer in expected]
 
 
 def test_a_model_without_a_head(tmp_path, capsys):

@@ -11,6 +11,7 @@ from ..configuration_fnn import FNNConfig
 from ..cutting import special_tokens_of
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
+from ..stored_config import PLACE_KEYS
 from ..topology import resolve_edges
 from .data.labels import LabelSet
 from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Options
@@ -33,7 +34,7 @@ CHANGEABLE_OPTIONS = (
 def load_tokenizer(
     name: str, revision: str | None, of_words: bool = False, option: str = "model"
 ) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a model.
+    """Loads the tokenizer of a model: the one beside it, or else that of the backbone that a feedback model names.
 
     Where there is none, transformers returns an empty one, which is refused.
 
@@ -47,9 +48,16 @@ def load_tokenizer(
         ValueError: there is no tokenizer, or it lacks what `of_words` needs.
         OSError: the folder or repository is missing.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision))
+    place: Options = {"pretrained_model_name_or_path": name, **hub_options(revision)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+    except (OSError, ValueError):
+        if (backbone := _place_of_backbone(name, revision)) is None:
+            raise
+        place = {**place, **backbone}
+        tokenizer = AutoTokenizer.from_pretrained(**place)
     if of_words and _may_prefix_words(tokenizer):  # otherwise the first piece of a word differs
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(revision), add_prefix_space=True)
+        tokenizer = AutoTokenizer.from_pretrained(**place, add_prefix_space=True)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
             f"`{option}`: there is no tokenizer in {name}; save the one that the backbone was trained with."
@@ -59,6 +67,18 @@ def load_tokenizer(
             f"`model`: the tokenizer of {name} does not return the positions of its tokens; use a fast one."
         )
     return tokenizer
+
+
+def _place_of_backbone(name: str, revision: str | None) -> Options | None:
+    """The keywords by which the backbone of a feedback model is loaded, if its config names one."""
+    config = read_config(name, revision)
+    if config.get("model_type") != FeedbackConfig.model_type:
+        return None
+    source = dict(FeedbackConfig.from_dict(config).backbone_source or {})  # checked
+    if "name_or_path" not in source:
+        return None
+    where = {key: source.get(key) for key in PLACE_KEYS[1:] if key == "revision" or key in source}
+    return {"pretrained_model_name_or_path": source["name_or_path"], **where}
 
 
 def _may_prefix_words(tokenizer: PreTrainedTokenizerBase) -> bool:
