@@ -24,7 +24,8 @@ class SpanPredictor(TokenPredictor):
         max_length: tokens of a window, the question included; by default 384, or as many as the model reads.
         stride: tokens that windows share; by default a third of a window.
         max_answer_length: maximum number of tokens of an answer.
-        may_be_empty: whether a question may have no answer; the answer is then an empty text.
+        may_be_empty: whether a question may have no answer, which is then an empty text; by default whether one of
+            training had none, if that is known.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class SpanPredictor(TokenPredictor):
         max_length: int | None = None,
         stride: int | None = None,
         max_answer_length: int = 30,
-        may_be_empty: bool = False,
+        may_be_empty: bool | None = None,
     ) -> None:
         super().__init__(model, processor, batch_size, max_length)
         if max_length is None and not getattr(model, "cutting", None):
@@ -43,6 +44,9 @@ class SpanPredictor(TokenPredictor):
         check_integer("max_answer_length", max_answer_length, 1, "tokens of an answer")
         self.stride = self.max_length // 3 if stride is None else stride
         check_integer("stride", self.stride, 0, "tokens that windows share")
+        if may_be_empty is None:
+            trained = getattr(model.config, "data_options", None)
+            may_be_empty = isinstance(trained, dict) and trained.get("may_be_empty") is True
         self.max_answer_length, self.may_be_empty = max_answer_length, may_be_empty
 
     @property

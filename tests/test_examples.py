@@ -39,8 +39,9 @@ from transformers import (
     pipeline,
 )
 
-from hf_feedback import FNNForSequenceClassification, cli
+from hf_feedback import FeedbackForQuestionAnswering, FNNForSequenceClassification, cli
 from hf_feedback.modeling_feedback import HEADS
+from hf_feedback.passage_predictors import SpanPredictor
 from hf_feedback.training.data.answers import WindowEncoder, answer_f1, answer_scores, answer_tokens, best_answers
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.media import check_media, read_media, read_wave
@@ -508,6 +509,9 @@ def test_answer_scores():
 def test_questions_without_answers(backbones, tmp_path):
     file = changed("run_question_answering", with_row(answers={"text": [], "answer_start": []}), tmp_path)
     assert run("run_question_answering", backbones, tmp_path, "--validation-file", file, train=file) == 0
+    answering = FeedbackForQuestionAnswering.from_pretrained(tmp_path / "out")
+    assert SpanPredictor(answering).may_be_empty  # as in training
+    assert not SpanPredictor(answering, may_be_empty=False).may_be_empty
 
 
 # Masks

@@ -15,7 +15,7 @@ from hf_feedback.cli import main
 from hf_feedback.training.commands import train
 from hf_feedback.training.commands.errors import run_command
 from hf_feedback.training.commands.options import options_from_file
-from hf_feedback.training.tasks import TextClassification
+from hf_feedback.training.tasks import TextClassification, text_classification
 
 
 def line_of(capsys):
@@ -230,6 +230,25 @@ def test_a_damaged_model_is_named(trained, tmp_path, capsys, case, command):
     assert main([command, "--model", str(tmp_path / "model"), *options]) == 2
     line = line_of(capsys)
     assert f"`model`: {words} in {tmp_path / 'model'}" in line
+
+
+@pytest.mark.parametrize("label", ["other", ""])
+def test_labels_of_all_files_are_checked_before_a_model_is_loaded(backbone, tmp_path, capsys, monkeypatch, label):
+    monkeypatch.setattr(text_classification, "make_model", lambda *_: pytest.fail("the model was loaded"))
+    file, wrong = write(tmp_path, "t.csv", rows(6)), write(tmp_path, "v.csv", [*rows(3), {"text": "a", "label": label}])
+    assert main(train_command(backbone, tmp_path / "out", train=file, validation=wrong)) == 2
+    assert f"{wrong}: " in (line := line_of(capsys))
+    assert "row 4" in line
+
+
+def test_the_best_epoch_is_kept_unless_an_option_says_otherwise(backbone, tmp_path, capsys):
+    file = write(tmp_path, "t.csv", rows(6))
+    for i, (options, best) in enumerate([([], True), (["--load-best-model-at-end", "false"], False)]):
+        assert main(train_command(backbone, tmp_path / str(i), *options, train=file, validation=file)) == 0
+        assert torch.load(tmp_path / str(i) / "training_args.bin", weights_only=False).load_best_model_at_end is best
+    without = ["--load-best-model-at-end", "--eval-strategy", "epoch"]
+    assert main(train_command(backbone, tmp_path / "2", *without, train=file, validation=None)) == 2
+    assert "`load_best_model_at_end` needs validation data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--eval-do-concat-batches False", "--batch-eval-metrics", "--prediction-loss-only"])

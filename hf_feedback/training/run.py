@@ -187,7 +187,8 @@ def _save(trainer: FeedbackTrainer, metrics: dict[str, float]) -> None:
 
 
 def keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, MetricInfo], validated: bool) -> None:
-    """Sets the arguments that keep the best epoch, if there is a validation split and no option contradicts.
+    """Sets the arguments that keep the best epoch, if there is a validation split and no option contradicts;
+    `load_best_model_at_end` is `None` where it was not given.
 
     The first metric chooses the best epoch if it is known whether larger is better, else the loss does.
 
@@ -197,11 +198,15 @@ def keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, Metri
         validated: whether there is a validation split.
 
     Raises:
-        ValueError: `metric_for_best_model` is not a metric of the task.
+        ValueError: `metric_for_best_model` is not a metric of the task, or there is no validation split to choose by.
     """
     if not validated:
-        args.eval_strategy, args.load_best_model_at_end = "no", False
-    if (args.eval_strategy, args.save_strategy) != ("epoch", "epoch"):
+        if args.load_best_model_at_end:
+            raise ValueError("`load_best_model_at_end` needs validation data; give it, or leave the option out.")
+        args.eval_strategy = "no"
+    strategies = (args.eval_strategy, args.save_strategy)
+    if args.load_best_model_at_end is False or strategies != ("epoch", "epoch"):
+        args.load_best_model_at_end = bool(args.load_best_model_at_end)
         return
     args.load_best_model_at_end = True
     args.save_total_limit = args.save_total_limit or 1

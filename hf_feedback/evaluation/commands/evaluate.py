@@ -52,6 +52,7 @@ class LabelledArguments:
     max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
     stride: int | None = option(None, "Tokens by which windows of a text overlap (default: as in training).")
     max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: as in training).")
+    may_be_empty: bool | None = option(None, "Whether a question may have no answer (default: as in training).")
     mlm_probability: float | None = option(
         None, "Share of the tokens to predict, above 0 and at most 1 (default: as in training)."
     )

@@ -58,7 +58,7 @@ class ExampleArguments:
     max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
     stride: int | None = option(None, "Tokens by which windows of a text overlap (default: a third of a window).")
     max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: 30).")
-    may_be_empty: bool | None = option(None, "Whether a question may have no answer (default: false).")
+    may_be_empty: bool | None = option(None, "Whether a question may have no answer (default: as in training).")
     max_new_tokens: int | None = option(None, "Maximum number of tokens of a continuation (default: 40).")
     max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: 20).")
 

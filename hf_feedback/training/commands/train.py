@@ -66,11 +66,13 @@ def training_parser(
         warmup_steps=0.1,
         logging_steps=50,
         save_strategy="epoch",
+        load_best_model_at_end=None,
         per_device_train_batch_size=16,
         per_device_eval_batch_size=32,
     )
     parser.describe_default("bf16", "where the machine is fast at it")
     parser.describe_default("use_cpu", "where there is no accelerator")
+    parser.describe_default("load_best_model_at_end", "with validation data, if saved and evaluated by epoch")
     if _is_given(arguments, "--validation-file", "--validation-split", "--dataset-name"):
         parser.set_defaults(eval_strategy="epoch")
     return parser

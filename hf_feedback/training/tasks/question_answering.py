@@ -50,6 +50,9 @@ class QuestionArguments(FileArguments):
     )
     stride: int | None = option(None, "Tokens by which windows overlap (default: a third of a window).")
     max_answer_length: int = option(30, "Maximum number of tokens of an answer.")
+    may_be_empty: bool | None = option(
+        None, "Questions may have no answer (default: if one of the training file has none)."
+    )
 
 
 def find_fault(question: object, context: object, answers: object) -> str | None:
@@ -123,9 +126,7 @@ class QuestionAnswering(TextTask[QuestionArguments]):
     metrics = {"f1": MetricInfo(), "exact_match": MetricInfo()}  # noqa: RUF012
     peft_task_type = "QUESTION_ANS"
     reads_words = True
-    evaluation_options = ("stride", "max_answer_length")
-
-    may_be_empty: bool
+    evaluation_options = ("stride", "max_answer_length", "may_be_empty")
 
     def check_options(self) -> None:
         if self.data_args.max_answer_length < 1:
@@ -138,7 +139,8 @@ class QuestionAnswering(TextTask[QuestionArguments]):
         return split
 
     def find_labels(self, train: Split) -> LabelSet | None:
-        self.may_be_empty = any(not answers["text"] for answers in train.data["answers"])
+        if self.data_args.may_be_empty is None:
+            self.data_args.may_be_empty = any(not answers["text"] for answers in train.data["answers"])
         return None
 
     def load_trained(self, split: Split) -> None:
@@ -161,7 +163,7 @@ class QuestionAnswering(TextTask[QuestionArguments]):
             return EncodedSplit(windows, split.source, len(split.data))
         contexts, references = split.data["context"][:], [answers["text"] for answers in split.data["answers"]]
         answer_texts = make_answer_texts(
-            contexts, references, windows, self.data_args.max_answer_length, self.may_be_empty
+            contexts, references, windows, self.data_args.max_answer_length, bool(self.data_args.may_be_empty)
         )
 
         def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -157,6 +157,7 @@ class Task(ABC, Generic[DataArguments]):
         for split in splits.values():
             warn_of_repeated_ids(split)
         self.labels = self.find_labels(splits["train"])
+        self.check_labels(splits)
         description, source = self.describe_data(), splits["train"].source
         splits = draw_rows(splits, self.data_args, self.classes_of(splits["train"]))
         if announce and description:
@@ -260,6 +261,9 @@ class Task(ABC, Generic[DataArguments]):
     def find_labels(self, train: Split) -> LabelSet | None:
         """Returns the labels of the training data."""
         return None
+
+    def check_labels(self, splits: Mapping[str, Split]) -> None:
+        """Raises `ValueError` where the labels of a split are not those of training, before anything is loaded."""
 
     def classes_of(self, train: Split) -> Sequence[Hashable] | None:
         """Returns the class of every training row; `None` if rows have none or several."""

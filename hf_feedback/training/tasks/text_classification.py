@@ -18,7 +18,7 @@ from ...validation import option
 from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..arguments import FeedbackTrainingArguments
 from ..data.columns import Columns, find_columns
-from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, row_classes
+from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, label_numbers, row_classes
 from ..data.overview import UNLABELLED, describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
 from ..data.texts import tokenize_texts, with_labels
@@ -163,6 +163,12 @@ class TextClassification(TextTask[TextDataArguments]):
             )
         self._choose_metrics(labels)
         return labels
+
+    def check_labels(self, splits: Mapping[str, Split]) -> None:
+        for name, split in splits.items():
+            columns = self._columns_of(name, split, self.columns, needs_label=name not in ("test", UNLABELLED))
+            if columns.label is not None and has_labels(split, columns.label):
+                label_numbers(split, columns.label, self.labels, columns.label_separator)
 
     def _choose_metrics(self, labels: LabelSet) -> None:
         names = self.data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
