@@ -2,18 +2,20 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 from accelerate import DistributedDataParallelKwargs
-from families import TEXT_FAMILIES, tiny_batch
+from families import TEXT_FAMILIES, tiny_backbone, tiny_batch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import IterableDataset
 from training_runs import arguments, make, tiny_data
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_feedback import FeedbackForSequenceClassification, add_feedback
+from hf_feedback import FeedbackForImageClassification, FeedbackForSequenceClassification, add_feedback
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
 from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.parameter_groups import format_groups
@@ -471,6 +473,45 @@ def test_resuming_from_the_newest_complete_checkpoint(tmp_path):
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6
     assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True))
+
+
+def new_run(family, folder, **options):
+    """A trainer of three steps with a checkpoint after each, on tokens or images."""
+    if family == "vit":
+        model = FeedbackForImageClassification.from_backbone(tiny_backbone(family), feedback_rank=8, num_labels=3)
+        rows = [{"pixel_values": tiny_batch(i, family="vit")["pixel_values"][0], "labels": i % 3} for i in range(12)]
+    else:
+        model, rows = make(family), tiny_data()
+    args = arguments(folder, max_steps=3, learning_rate=0.05, save_strategy="steps", save_steps=1, **options)
+    return FeedbackTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows)
+
+
+@pytest.mark.parametrize("family", ["vit", "nomic_bert", "mixtral"])
+def test_checkpoints_are_read_by_the_names_that_they_were_written_with(family, tmp_path):
+    """transformers saves these families by other names than they have in memory."""
+    whole = new_run(family, tmp_path)
+    whole.train()
+    resumed = new_run(family, tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = whole.model.state_dict()
+    for name, tensor in resumed.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    best = new_run(
+        family, tmp_path / "best", eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
+        metric_for_best_model="loss", greater_is_better=True,
+    )  # fmt: skip
+    best.train()
+    losses = {log["step"]: log["eval_loss"] for log in best.state.log_history if "eval_loss" in log}
+    assert best.evaluate()["eval_loss"] == pytest.approx(max(losses.values()), abs=1e-6)
+    loaded = type(best.model).from_pretrained(best.state.best_model_checkpoint)
+    for name, tensor in best.model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    file = tmp_path / "checkpoint-2" / "model.safetensors"
+    tensors = load_file(file)
+    lost = next(name for name in tensors if name.startswith("backbone.layers.1."))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"does not hold 1 of the tensors of the model, such as {re.escape(lost)}"):
+        new_run(family, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_wrong_arguments_class(tmp_path):

@@ -1,6 +1,7 @@
 """A Trainer whose runs resume exactly: complete checkpoints, and the order of the data."""
 
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,18 @@ from .output_folder import name_folder_in_errors
 from .restarts import TrainingStart
 from .search import SearchTrainer, Trial
 from .staging import has_stopped_early
+
+
+@contextmanager
+def _names_as_in_memory(model: nn.Module) -> Iterator[None]:
+    """Context in which a model is saved by the names that its tensors have in memory. transformers saves some families
+    by those of their first checkpoints, which its Trainer does not find again."""
+    conversions = getattr(model, "_weight_conversions", None)
+    model._weight_conversions = []  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model._weight_conversions = conversions  # type: ignore[assignment]
 
 
 class ResumableTrainer(SearchTrainer):
@@ -88,7 +101,7 @@ class ResumableTrainer(SearchTrainer):
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
         self.args.save_total_limit = None
         try:
-            with name_folder_in_errors(folder):
+            with name_folder_in_errors(folder), _names_as_in_memory(cast(nn.Module, self.model)):
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
@@ -97,6 +110,21 @@ class ResumableTrainer(SearchTrainer):
             with name_folder_in_errors(folder):
                 write_manifest(folder, self.run_record)
             rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in transformers, but a checkpoint that lacks weights of the model is refused.
+
+        Raises:
+            ValueError: it does.
+        """
+        tensors = cast(nn.Module, self.model).state_dict()
+        loaded = {tensor.data_ptr() for name, tensor in tensors.items() if name not in load_result.missing_keys}
+        if lost := [name for name in load_result.missing_keys if tensors[name].data_ptr() not in loaded]:
+            raise ValueError(
+                f"`resume`: the checkpoint does not hold {len(lost)} of the tensors of the model, such as {lost[0]}; "
+                "it is of another model, or was written by another version. Start anew."
+            )
+        super()._issue_warnings_after_load(load_result)
 
     def _init_training_state(
         self, max_steps: int, steps_an_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Trial
