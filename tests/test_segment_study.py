@@ -158,3 +158,21 @@ def test_carried_state(module, tmp_path, monkeypatch, capsys):
         output = capsys.readouterr().out
         assert all(output.count(f"| {arm} |") == 2 for arm in (*study.FEEDBACK, *study.OTHERS))
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2 * (len(study.FEEDBACK) + len(study.OTHERS))
+
+
+def test_the_guide_shows_the_carried_states_that_are_kept(module, monkeypatch, capsys):
+    study = module("carried_state")
+    guide = (FOLDER.parent / "guides" / "concepts" / "carried_state.md").read_text(encoding="utf-8")
+    commands = [
+        found for found in re.findall(r"python examples/studies/(carried_state.py .*)", guide) if "3 4" in found
+    ]
+    assert commands
+    for command in commands:
+        kept = command.replace("FOLDER", str(FOLDER / "results" / "carried_state"))
+        monkeypatch.setattr(sys, "argv", shlex.split(kept))
+        monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
+        study.main()
+        table = capsys.readouterr().out.partition("second half")[2]
+        rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
+        assert len(rows) > 3
+        assert [row for row in rows if row not in guide] == []
