@@ -37,6 +37,9 @@ def test_it_prints_and_writes_nothing(backbone, tmp_path, capsys):
 
 def test_what_is_wrong_is_said_before_a_run(backbone, tmp_path, capsys):
     train = write(tmp_path, "train.csv", rows())
+    more = ["--dry-run", "--search-trials", "2"]
+    assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=train)) == 2
+    assert "`dry_run` plans one run, and `search_trials` asks for several" in capsys.readouterr().err
     more = ["--dry-run", "--freeze", "bakbone"]
     assert main(train_command(backbone, tmp_path / "out", *more, train=train, validation=None)) == 2
     assert "'bakbone' matches no parameter" in capsys.readouterr().err

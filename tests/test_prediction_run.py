@@ -296,6 +296,11 @@ WRONG = {
     "no choices": ("MultipleChoice", ["--text", "a"], "there is no column 'context'"),
     "no mask": ("MaskedLM", ["--text", "a"], "rows 1 to 1: `examples`: 'a' has no mask"),
     "a folder": ("SequenceClassification", ["--file", "."], "is a folder; name a file"),
+    "a spreadsheet": (
+        "SequenceClassification",
+        ["--text", "a", "--output", "o.xlsx"],
+        "o.xlsx would hold JSON lines; name it .jsonl",
+    ),
     "compressed output": ("SequenceClassification", ["--text", "a", "--output", "o.csv.gz"], "leave .gz out"),
 }
 

@@ -166,6 +166,7 @@ def make_parser(arguments: Sequence[str]) -> OptionParser:
     task = TASK_NAMES[_task_of(arguments)]
     parser = training_parser(arguments, task, "hf-feedback compare", DESCRIPTION, (CompareArguments,))
     parser.set_defaults(learning_rate=1e-3, backbone_lr=5e-5, logging_strategy="no", eval_strategy="no")
+    parser.set_defaults(load_best_model_at_end=False)  # a comparison keeps the best epoch by itself
     return parser
 
 
@@ -183,6 +184,10 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
         ValueError: an option is unknown, missing or has a wrong value.
     """
     model_args, data_args, args, compare_args = make_parser(arguments).parse(arguments)
+    if model_args.num_iterations == 1:
+        raise ValueError(
+            "`num_iterations`=1 is the plain backbone, of which there is nothing to compare; give 2 or more."
+        )
     return (
         Comparison(
             task=TASK_NAMES[_task_of(arguments)],

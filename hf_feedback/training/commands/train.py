@@ -106,6 +106,8 @@ def run_training(
     base_model: str | None = task.model_args.model
     if base_model is not None:
         check_source(base_model, task.model_args.revision)
+    if run_args.dry_run and search_args.search_trials:
+        raise ValueError("`dry_run` plans one run, and `search_trials` asks for several; leave one of them out.")
     if run_args.dry_run:
         print(f"\n{dry_run(task.prepare(keeps_rows=False), args)}")
         return 0

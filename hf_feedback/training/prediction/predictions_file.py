@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 STANDARD_OUTPUT = "-"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+OTHER_FORMATS = (".xlsx", ".xls", ".ods", ".parquet", ".arrow")  # which are not written
 
 
 def merge_row(row: Row, answer: Row) -> Row:
@@ -138,6 +139,10 @@ class PredictionsFile:
             raise ValueError(f"`output`: {self.output} is a folder; name a file.")
         if self.path.suffix.lower() == ".gz":
             raise ValueError(f"`output`: {self.output} would be compressed, which is not supported; leave .gz out.")
+        if self.path.suffix.lower() in OTHER_FORMATS:
+            raise ValueError(
+                f"`output`: {self.output} would hold JSON lines; name it .jsonl, or .csv or .tsv for those."
+            )
         check_other_file(self.output, source)
         if self.path.exists() and not self.force:
             raise ValueError(f"`output`: {self.output} already exists; name another, or overwrite it (`--force`).")
