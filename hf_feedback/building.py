@@ -70,6 +70,7 @@ def build_from_backbone(
     new_head_options = ("pooling", "classifier_dropout") if config.head == "backbone" else ()
     if given := [option for option in new_head_options if given_options.get(option) not in (None, "auto")]:
         logger.warning(f"`{'`, `'.join(given)}`: for a new head; the backbone's own goes by its own config.")
+        config.pooling, config.classifier_dropout = "auto", None
     if name and config.feedback_span == "segment" and config.segment_special_tokens is None:
         config.segment_special_tokens = find_special_tokens(name, **file_kwargs_of(backbone_kwargs))
     if name:

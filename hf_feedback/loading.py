@@ -91,7 +91,7 @@ def _load_whole(
     other_head = _kwargs_for_other_head(model_class, saved_by, config, kwargs)
     kwargs.update(other_head)
     same_head = has_same_head(model_class, saved_by)
-    is_new = not same_head and kwargs.get("head", kwargs.get("config", config).head) == "new"
+    is_new = not same_head and kwargs.get("head", getattr(kwargs.get("config"), "head", config.head)) == "new"
     allows_mismatches = kwargs.get("ignore_mismatched_sizes", False)
     if is_new:  # what both classes call `classifier` may have another size
         kwargs["ignore_mismatched_sizes"] = True
@@ -111,6 +111,7 @@ def _load_whole(
     if not is_fsdp_managed_module(model):  # else its weights come together in the first call alone
         model.probe_backbone()
     if not same_head:
+        model.config.__dict__.pop("data_options", None)  # of the other task
         settle_label_piece(model)
     warn_if_offloaded(model)
     return (model, info) if wants_info else model
@@ -167,7 +168,7 @@ def _replace_head(
     wrong = sorted(key for key, *_ in info["mismatched_keys"] if key not in drawn)
     if wrong and not allows_mismatches:
         raise RuntimeError(
-            f"{name}: {wrong[0]} and {len(wrong) - 1} other tensors have another size than those of the model; load "
+            f"{name}: the sizes of {', '.join(wrong[:3])}{', …' * (len(wrong) > 3)} are not those of the model; load "
             "the folder with the options it was saved with, or pass `ignore_mismatched_sizes=True`."
         )
     if read := drawn - info["missing_keys"]:

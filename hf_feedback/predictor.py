@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -112,7 +112,10 @@ class Predictor(ABC):
 
     def __call__(self, examples: Sequence[Any]) -> list[Answer]:
         """Returns the answers to examples, in their order."""
-        examples = getattr(examples, "array", examples)  # of pandas: a series counts by its index
+        if hasattr(examples, "iloc"):
+            examples = cast(Any, examples).array  # a series of pandas counts by its index
+        elif not hasattr(examples, "__getitem__"):
+            examples = list(examples)
         self.check(examples)
         size = BATCHES_AT_ONCE * self.batch_size
         parts = (examples[start : start + size] for start in range(0, len(examples), size))

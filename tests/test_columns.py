@@ -33,6 +33,7 @@ def test_texts_from_no_table_are_those_of_whatever_column_training_read():
         assert found == Columns("text", None if trained is single else "text_pair", None)
     found = find_columns(["text", "text_pair"], "here", needs_label=False, trained=Columns("text", "text_b", "label"))
     assert found == Columns("text", "text_pair", None)
+    assert find_columns(["text", "text_pair"], "here", "text", needs_label=False, trained=single).text == "text"
     with pytest.raises(ValueError, match=r"trained on pairs .*'hypothesis'.*; give `--text-pair`"):
         find_columns(["text"], "`--text`", needs_label=False, trained=pair)
     with pytest.raises(ValueError, match=r"trained on texts .*'review'.*; leave `--text-pair` out"):

@@ -304,7 +304,10 @@ def test_a_backbone_without_the_head_is_refused(head):
 
 def test_options_of_a_new_head_are_nothing_to_the_backbones_own(caplog):
     task_model, options = fresh("SequenceClassification", "backbone").backbone, dict(pooling="mean")
-    FeedbackForSequenceClassification.from_backbone(task_model, head="backbone", **options, classifier_dropout=0.3)
+    model = FeedbackForSequenceClassification.from_backbone(
+        task_model, head="backbone", **options, classifier_dropout=0.3
+    )
+    assert (model.config.pooling, model.config.classifier_dropout) == ("auto", None)
     assert "`pooling`, `classifier_dropout`: for a new head; the backbone's own goes by its own config" in caplog.text
 
 
@@ -373,6 +376,7 @@ def test_a_head_of_another_class_is_not_kept_where_it_has_the_same_name(feedback
     """Both classes call theirs `classifier`; it had three labels, and gets as many or others."""
     model, batch = speak(fresh("SequenceClassification", "new")), batch_for("SequenceClassification")
     states = model(**batch, output_hidden_states=True).hidden_states[-1]
+    model.config.data_options = {"max_seconds": 3.0}  # as a model of another task might keep
     (model.save_feedback if feedback_only else model.save_pretrained)(tmp_path)
     options = {"backbone": copy.deepcopy(model.backbone)} if feedback_only else {}
     for num_labels in (3, 2):
@@ -381,6 +385,7 @@ def test_a_head_of_another_class_is_not_kept_where_it_has_the_same_name(feedback
         )
         assert {"classifier.weight", "classifier.bias"} <= {*info["missing_keys"]}
         assert not info["mismatched_keys"]
+        assert not hasattr(tagger.config, "data_options")
         assert tagger.classifier.weight.shape == (num_labels, 32)
         assert num_labels == 2 or not torch.equal(tagger.classifier.weight, model.classifier.weight)
         assert_exact(tagger(**batch, output_hidden_states=True).hidden_states[-1], states)

@@ -36,7 +36,10 @@ def load_labelled(trained: TrainedModel, file: str, options: Options | None = No
         ValueError: the model, the file or a label is invalid, or an option is not one of the task.
     """
     task_class, options = trained.task(), options or {}
-    options = {**task_class.stored_evaluation_options(read_config(trained.name, trained.revision)), **options}
+    stored = task_class.stored_evaluation_options(read_config(trained.name, trained.revision))
+    if "max_length" in options:  # which the windows of training may not suit
+        stored.pop("stride", None)
+    options = {**stored, **options}
     if task_class is NetworkTextClassification:  # which would make a new network
         task_class = TextClassification
     known = {one.name for one in fields(task_class.data_arguments)}

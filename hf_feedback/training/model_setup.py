@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
 from ..configuration_fnn import FNNConfig
 from ..cutting import special_tokens_of
+from ..feedback_checkpoint import is_feedback_only
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
 from ..stored_config import PLACE_KEYS
@@ -34,7 +35,7 @@ CHANGEABLE_OPTIONS = (
 def load_tokenizer(
     name: str, revision: str | None, of_words: bool = False, option: str = "model"
 ) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a model: the one beside it, or else that of the backbone that a feedback model names.
+    """Loads the tokenizer of a model: the one beside it, or that of the backbone of a feedback-only checkpoint.
 
     Where there is none, transformers returns an empty one, which is refused.
 
@@ -70,12 +71,14 @@ def load_tokenizer(
 
 
 def _place_of_backbone(name: str, revision: str | None) -> Options | None:
-    """The keywords by which the backbone of a feedback model is loaded, if its config names one."""
-    config = read_config(name, revision)
-    if config.get("model_type") != FeedbackConfig.model_type:
+    """The keywords by which the backbone of a feedback-only checkpoint is loaded; `None` of anything else."""
+    try:
+        stored = read_config(name, revision)
+    except ValueError:
         return None
-    source = dict(FeedbackConfig.from_dict(config).backbone_source or {})  # checked
-    if "name_or_path" not in source:
+    config = FeedbackConfig.from_dict(stored) if stored.get("model_type") == FeedbackConfig.model_type else None
+    source = config.backbone_source if config is not None and is_feedback_only(config) else None
+    if source is None or "name_or_path" not in source:
         return None
     where = {key: source.get(key) for key in PLACE_KEYS[1:] if key == "revision" or key in source}
     return {"pretrained_model_name_or_path": source["name_or_path"], **where}

@@ -117,12 +117,13 @@ class ResumableTrainer(SearchTrainer):
         Raises:
             ValueError: it does.
         """
-        tensors = cast(nn.Module, self.model).state_dict()
-        loaded = {tensor.data_ptr() for name, tensor in tensors.items() if name not in load_result.missing_keys}
-        if lost := [name for name in load_result.missing_keys if tensors[name].data_ptr() not in loaded]:
+        tensors, missing = cast(nn.Module, self.model).state_dict(), {*load_result.missing_keys}
+        loaded = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
+        tied = {*(getattr(self.model, "_keys_to_ignore_on_save", None) or ())}
+        if lost := sorted(name for name in missing - tied if tensors[name].data_ptr() not in loaded):
             raise ValueError(
-                f"`resume`: the checkpoint does not hold {len(lost)} of the tensors of the model, such as {lost[0]}; "
-                "it is of another model, or was written by another version. Start anew."
+                f"The checkpoint does not hold {len(lost)} of the tensors of the model, such as {lost[0]}: it is of "
+                "another model, or was written by another version. Start anew, with another `output_dir`."
             )
         super()._issue_warnings_after_load(load_result)
 

@@ -204,12 +204,12 @@ def keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, Metri
         if args.load_best_model_at_end:
             raise ValueError("`load_best_model_at_end` needs validation data; give it, or leave the option out.")
         args.eval_strategy = "no"
-    strategies = (args.eval_strategy, args.save_strategy)
-    if args.load_best_model_at_end is False or strategies != ("epoch", "epoch"):
+    if (args.eval_strategy, args.save_strategy) != ("epoch", "epoch"):
         args.load_best_model_at_end = bool(args.load_best_model_at_end)
         return
-    args.load_best_model_at_end = True
-    args.save_total_limit = args.save_total_limit or 1
+    args.load_best_model_at_end = args.load_best_model_at_end is not False
+    if args.load_best_model_at_end:
+        args.save_total_limit = args.save_total_limit or 1
     directions = {name: metric.greater_is_better for name, metric in metrics.items()}
     if args.metric_for_best_model is None:
         first = next(iter(directions), "loss")

@@ -45,7 +45,8 @@ class Difference:
         return len(self.by_seed)
 
     def needs_more_examples(self, margin: float) -> bool:
-        """Whether the test examples are too few to tell a difference of the margin, with any number of seeds."""
+        """Whether the test examples are too few to show that there is no difference of the margin, with any number of
+        seeds."""
         return max(self.of_examples, self.resolution) >= margin
 
     def verdict(self, margin: float) -> str:

@@ -56,11 +56,11 @@ class ExampleArguments:
     image_column: str | None = option(None, "Column of the images (default: image).")
     audio_column: str | None = option(None, "Column of the recordings (default: audio).")
     max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
-    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: a third of a window).")
-    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: 30).")
+    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: as in training).")
+    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: as in training).")
     may_be_empty: bool | None = option(None, "Whether a question may have no answer (default: as in training).")
     max_new_tokens: int | None = option(None, "Maximum number of tokens of a continuation (default: 40).")
-    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: 20).")
+    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: as in training).")
 
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:

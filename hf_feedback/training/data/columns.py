@@ -146,7 +146,7 @@ def find_columns(
 
     ```
     """
-    if trained is not None and {*names} in ({"text"}, {"text", "text_pair"}):
+    if trained is not None and text is text_pair is None and {*names} in ({"text"}, {"text", "text_pair"}):
         trained = _trained_on_plain_texts(names, source, trained)
     requested = {"text": text, "text_pair": text_pair, "label": label}
     chosen = {role: _choose(role, name, names, source, needs_label, trained) for role, name in requested.items()}

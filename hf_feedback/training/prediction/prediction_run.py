@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..checkpoints import Record
 from ..data.splits import Row
 from ..fingerprints import fingerprint_weights
 from ..model_arguments import Options
+from ..model_sources import read_config
 from ..run_record import model_options
 from ..tasks.task import Model, Processor, Task
 from ..trained_model import TrainedModel
@@ -57,6 +58,16 @@ class PredictionRun:
         task, model, processor = self.trained.load()
         reader_class = _reader_of(model, self.trained.name)
         self._check_options(model, reader_class, task)
+        return self._with_options_of(task, model, reader_class)._write(file, output, model, processor)
+
+    def _with_options_of(self, task: type[Task], model: Model, reader_class: type[ExampleReader]) -> "PredictionRun":
+        """The same run with the options of the data that the model was evaluated with, where none are given."""
+        stored = task.stored_evaluation_options(read_config(self.trained.name, self.trained.revision))
+        known = {*reader_class.options_read, *_options_of(model)} - {"max_length"}  # of blocks of text
+        return replace(self, options={**{name: stored[name] for name in stored if name in known}, **self.options})
+
+    def _write(self, file: PredictionsFile, output: str, model: Model, processor: Processor) -> int:
+        reader_class = _reader_of(model, self.trained.name)
         predictor = self._make_predictor(model, processor)
         fingerprint = self.rows.fingerprint()
         record = None if fingerprint is None else {**fingerprint, **self._record(model, reader_class)}

@@ -157,9 +157,9 @@ class Task(ABC, Generic[DataArguments]):
         for split in splits.values():
             warn_of_repeated_ids(split)
         self.labels = self.find_labels(splits["train"])
-        self.check_labels(splits)
         description, source = self.describe_data(), splits["train"].source
         splits = draw_rows(splits, self.data_args, self.classes_of(splits["train"]))
+        self.check_labels(splits)
         if announce and description:
             print("\n  ".join([f"{source}: {description}", *self.describe_splits(splits)]), flush=True)
         self.processor, self.model = self.load()
@@ -219,16 +219,16 @@ class Task(ABC, Generic[DataArguments]):
         Raises:
             ValueError: it holds something else.
         """
-        stored = config.get("data_options", {})
+        stored = config.get("data_options") or {}
         types = {one.name: one.type for one in fields(cls.data_arguments) if one.name in cls.evaluation_options}
         if not isinstance(stored, dict) or not all(
-            name in types and is_of_type(value, types[name]) for name, value in stored.items()
+            is_of_type(stored[name], types[name]) for name in stored if name in types
         ):
             raise ValueError(
-                f"`data_options` in the model's config must be values of {', '.join(types) or 'no options'}, got "
+                f"`data_options` in the model's config must be values of {', '.join(types) or 'options'}, got "
                 f"{stored!r:.80}; correct or remove it."
             )
-        return dict(stored)
+        return {name: value for name, value in stored.items() if name in types}
 
     def load_trained(self, split: Split) -> None:
         """Loads processor and model, and sets what encoding a split needs."""

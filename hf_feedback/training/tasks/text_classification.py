@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ...configuration_feedback import FeedbackConfig
 from ...configuration_fnn import FNNConfig
 from ...max_length import resolve_max_length
 from ...modeling_feedback import FeedbackForSequenceClassification
@@ -165,10 +166,21 @@ class TextClassification(TextTask[TextDataArguments]):
         return labels
 
     def check_labels(self, splits: Mapping[str, Split]) -> None:
+        if self._may_have_labels():
+            return
         for name, split in splits.items():
-            columns = self._columns_of(name, split, self.columns, needs_label=name not in ("test", UNLABELLED))
+            columns = self._columns_of(name, split, self.columns)
             if columns.label is not None and has_labels(split, columns.label):
                 label_numbers(split, columns.label, self.labels, columns.label_separator)
+
+    def _may_have_labels(self) -> bool:
+        """Whether the model may have labels before it is trained on these, and more of them."""
+        args = self.model_args
+        if args.model is None:
+            return False
+        model_type = read_config(args.model, args.revision).get("model_type")
+        own_head = getattr(args, "head", None) == "backbone"
+        return own_head or model_type in (FeedbackConfig.model_type, FNNConfig.model_type)
 
     def _choose_metrics(self, labels: LabelSet) -> None:
         names = self.data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
