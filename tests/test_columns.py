@@ -12,7 +12,7 @@ from training_runs import rows, train_command, write
 from transformers import AutoTokenizer, PreTrainedConfig, pipeline
 
 from hf_feedback.cli import main
-from hf_feedback.training.data.columns import Columns, find_columns
+from hf_feedback.training.data.columns import Columns, columns_of_plain_texts, find_columns
 from hf_feedback.training.data.texts import texts_of
 
 TRAINED = Columns("text", None, "target")
@@ -27,17 +27,16 @@ def test_training_wins_over_usual_names():
 
 def test_texts_from_no_table_are_those_of_whatever_column_training_read():
     single, pair = Columns("review", None, "label"), Columns("premise", "hypothesis", "label")
-    for trained in (single, pair):
-        names = ["text"] if trained is single else ["text", "text_pair"]
-        found = find_columns(names, "`--text`", needs_label=False, trained=trained)
-        assert found == Columns("text", None if trained is single else "text_pair", None)
-    found = find_columns(["text", "text_pair"], "here", needs_label=False, trained=Columns("text", "text_b", "label"))
-    assert found == Columns("text", "text_pair", None)
-    assert find_columns(["text", "text_pair"], "here", "text", needs_label=False, trained=single).text == "text"
+    assert columns_of_plain_texts(["text"], "here", single) == Columns("text", None, "label")
+    assert columns_of_plain_texts(["text", "text_pair"], "here", pair) == Columns("text", "text_pair", "label")
+    half = Columns("text", "text_b", "label")
+    assert columns_of_plain_texts(["text", "text_pair"], "here", half) == Columns("text", "text_pair", "label")
+    assert columns_of_plain_texts(["id", "text"], "here", single) == single  # a table
+    assert columns_of_plain_texts(["text", "text_pair"], "here", TRAINED) == TRAINED
     with pytest.raises(ValueError, match=r"trained on pairs .*'hypothesis'.*; give `--text-pair`"):
-        find_columns(["text"], "`--text`", needs_label=False, trained=pair)
+        columns_of_plain_texts(["text"], "`--text`", pair)
     with pytest.raises(ValueError, match=r"trained on texts .*'review'.*; leave `--text-pair` out"):
-        find_columns(["text", "text_pair"], "`--text`", needs_label=False, trained=single)
+        columns_of_plain_texts(["text", "text_pair"], "`--text`", single)
 
 
 def test_options_win_over_training():

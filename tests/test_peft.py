@@ -257,7 +257,7 @@ def test_what_from_peft_refuses():
     config = PrefixTuningConfig(
         task_type="FEATURE_EXTRACTION", num_virtual_tokens=2, token_dim=32, num_layers=4, num_attention_heads=4
     )
-    with pytest.raises(ValueError, match="PREFIX_TUNING adapters, which work through the cache"):
+    with pytest.raises(ValueError, match="PREFIX_TUNING adapters, which are none of the layers'"):
         from_peft(FeedbackModel, get_peft_model(tiny_backbone("bert"), config))
     two = adapted("lora")
     two.add_adapter("second", LoraConfig(target_modules=["query"]))

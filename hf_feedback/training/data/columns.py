@@ -146,8 +146,6 @@ def find_columns(
 
     ```
     """
-    if trained is not None and text is text_pair is None and {*names} in ({"text"}, {"text", "text_pair"}):
-        trained = _trained_on_plain_texts(names, source, trained)
     requested = {"text": text, "text_pair": text_pair, "label": label}
     chosen = {role: _choose(role, name, names, source, needs_label, trained) for role, name in requested.items()}
     text, text_pair, label = chosen.values()
@@ -166,9 +164,28 @@ def find_columns(
     return Columns(text, text_pair, label if label in names else None, separator)
 
 
-def _trained_on_plain_texts(names: Sequence[str], source: str, trained: Columns) -> Columns:
-    """The columns of training as they are called where texts come from no table: from the command line or a list."""
-    if {trained.text, trained.text_pair} <= {*names, None}:
+def columns_of_plain_texts(names: Sequence[str], source: str, trained: Columns | None) -> Columns | None:
+    """Returns the columns of training as they are called where texts may come from no table, but from the command line,
+    lines or a list: `text`, and `text_pair` for pairs.
+
+    Args:
+        names: names of all columns.
+        source: where they come from, for messages.
+        trained: the columns of training.
+
+    Raises:
+        ValueError: the model was trained on pairs and these are texts, or the other way round.
+
+    Example:
+
+    ```python
+    >>> columns_of_plain_texts(["text"], "`--text`", Columns("review", None, "label")).text
+    'text'
+
+    ```
+    """
+    plain = {*names} in ({"text"}, {"text", "text_pair"})
+    if trained is None or not plain or {trained.text, trained.text_pair} <= {*names, None}:
         return trained
     if (trained.text_pair is None) != ("text_pair" not in names):
         wanted, advice = (

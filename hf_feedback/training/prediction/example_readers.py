@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from ...class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from ...passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
 from ...predictor import Predictor
-from ..data.columns import Columns, check_column, find_columns
+from ..data.columns import Columns, check_column, columns_of_plain_texts, find_columns
 from ..data.files import format_rows
 from ..data.media import MediaCell, read_bytes, read_wave
 from ..data.splits import Row
@@ -86,6 +86,8 @@ class TextReader(ExampleReader):
     def find_columns(self, config: PreTrainedConfig) -> None:
         given = (self.options.get("text_column"), self.options.get("text_pair_column"))
         trained = Columns.of_model(config)
+        if given == (None, None):
+            trained = columns_of_plain_texts(self.names, self.source, trained)
         self.columns = find_columns(self.names, self.source, *given, needs_label=False, trained=trained)
 
     def read(self, row: Row, number: int) -> str | tuple[str, str]:

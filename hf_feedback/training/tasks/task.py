@@ -159,9 +159,9 @@ class Task(ABC, Generic[DataArguments]):
         self.labels = self.find_labels(splits["train"])
         description, source = self.describe_data(), splits["train"].source
         splits = draw_rows(splits, self.data_args, self.classes_of(splits["train"]))
-        self.check_labels(splits)
         if announce and description:
             print("\n  ".join([f"{source}: {description}", *self.describe_splits(splits)]), flush=True)
+        self.check_labels(splits)
         self.processor, self.model = self.load()
         self._store_evaluation_options()
         with one_process_first():
