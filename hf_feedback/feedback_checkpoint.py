@@ -240,6 +240,7 @@ def load_feedback_only(
     tensors = read_feedback_tensors(name, **here)
     if not same_head and config.head == "new":  # what is called the same is still another head
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("feedback.")}
+    if not same_head:
         model.config.__dict__.pop("data_options", None)  # of the other task
     info = assign_feedback_tensors(model, tensors)
     if ignore_mismatched and info["mismatched_keys"]:

@@ -58,7 +58,7 @@ class PredictionRun:
         task, model, processor = self.trained.load()
         reader_class = _reader_of(model, self.trained.name)
         self._check_options(model, reader_class, task)
-        return self._with_options_of(task, model, reader_class)._write(file, output, model, processor)
+        return self._with_options_of(task, model, reader_class)._write(file, output, model, processor, reader_class)
 
     def _with_options_of(self, task: type[Task], model: Model, reader_class: type[ExampleReader]) -> "PredictionRun":
         """The same run with the options of the data that the model was evaluated with, where none are given."""
@@ -66,8 +66,14 @@ class PredictionRun:
         known = {*reader_class.options_read, *_options_of(model)} - {"max_length"}  # of blocks of text
         return replace(self, options={**{name: stored[name] for name in stored if name in known}, **self.options})
 
-    def _write(self, file: PredictionsFile, output: str, model: Model, processor: Processor) -> int:
-        reader_class = _reader_of(model, self.trained.name)
+    def _write(
+        self,
+        file: PredictionsFile,
+        output: str,
+        model: Model,
+        processor: Processor,
+        reader_class: type[ExampleReader],
+    ) -> int:
         predictor = self._make_predictor(model, processor)
         fingerprint = self.rows.fingerprint()
         record = None if fingerprint is None else {**fingerprint, **self._record(model, reader_class)}
