@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
-from study import Files, compare_all, finish, parser
+from study import Files, compare_all, finish, kept_layers, parser
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_feedback.training.data.files import read_file
@@ -91,11 +91,6 @@ def write_long(files: Files, folder: Path, between: Path, num_tokens: int, token
     return files
 
 
-def first_layers(count: int) -> list[str]:
-    """The option that keeps so many."""
-    return ["--backbone-layers", *map(str, range(count))]
-
-
 def study_segments(args: argparse.Namespace) -> list[int]:
     """Texts of all lengths; returns the exit statuses."""
     tokenizer, statuses = AutoTokenizer.from_pretrained(args.model), []
@@ -104,7 +99,7 @@ def study_segments(args: argparse.Namespace) -> list[int]:
         prepare = partial(write_long, between=args.between, num_tokens=num_tokens, tokenizer=tokenizer)
         most = -(-num_tokens // (args.segment_length - QUESTION_TOKENS))
         sizes = ["--segment-length", str(args.segment_length), "--max-segments", str(most)]
-        options = [*RATES, *SEGMENTS, *sizes, *first_layers(max(args.layers))]
+        options = [*RATES, *SEGMENTS, *sizes, *kept_layers(range(max(args.layers)))]
         statuses.append(compare_all(f"{num_tokens} tokens", args, options, prepare))
     return statuses
 
@@ -124,7 +119,9 @@ def main() -> None:
     statuses = []
     if "depth" in args.parts:
         for count in args.layers:
-            statuses.append(compare_all(f"{count} layers", args, [*RATES, *DEPTH, *first_layers(count)], write_pairs))
+            statuses.append(
+                compare_all(f"{count} layers", args, [*RATES, *DEPTH, *kept_layers(range(count))], write_pairs)
+            )
     finish(statuses + (study_segments(args) if "segments" in args.parts else []))
 
 

@@ -7,7 +7,7 @@ the layers repeated but no messages, and with feedback. `all` is the whole backb
 epochs, seeds, and the rates that every arm chooses from on validation.
 """
 
-from study import compare_all, finish, parser
+from study import compare_all, finish, kept_layers, parser
 
 OPTIONS = (
     "--num-train-epochs 3 --per-device-train-batch-size 16 --weight-decay 0.01 --backbone-lr 1e-4 --learning-rate 1e-3 "
@@ -21,9 +21,7 @@ def main() -> None:
     args = made.parse_args()
     finish(
         [
-            compare_all(
-                kept.replace(" ", "-"), args, OPTIONS + ([] if kept == "all" else ["--backbone-layers", *kept.split()])
-            )
+            compare_all(kept.replace(" ", "-"), args, [*OPTIONS, *kept_layers([] if kept == "all" else kept.split())])
             for kept in args.kept
         ]
     )

@@ -14,7 +14,7 @@ words, labels at the last piece of each, embeddings frozen, in two regimes:
 Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
 """
 
-from study import compare_all, finish, parser
+from study import compare_all, finish, kept_layers, parser
 
 FEEDBACK = "--feedback-type attention --num-iterations 2".split()
 SHARED = (
@@ -35,7 +35,7 @@ def main() -> None:
     made.add_argument("--rank", type=int, default=64, help="of the messages")
     made.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     args = made.parse_args()
-    model = ["--feedback-rank", str(args.rank), "--backbone-layers", *map(str, range(args.layers))]
+    model = ["--feedback-rank", str(args.rank), *kept_layers(range(args.layers))]
     finish([compare_all(name, args, [*SHARED, *FEEDBACK, *model, *REGIMES[name]]) for name in args.regimes])
 
 

@@ -8,7 +8,7 @@ whether it costs accuracy: the expected verdict is "equivalent", within one poin
 before it is run: sizes, epochs, seeds, and the rates that every arm chooses from.
 """
 
-from study import compare_all, finish, parser
+from study import add_backbone_layers, compare_all, finish, kept_layers, parser
 
 SHARED = "--per-device-train-batch-size 16 --weight-decay 0.01 --margin 1".split()
 REGIMES = {
@@ -19,10 +19,10 @@ REGIMES = {
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("--backbone-layers", nargs="+", help="layers of the backbone to keep")
+    add_backbone_layers(made)
     made.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     args = made.parse_args()
-    layers = ["--backbone-layers", *args.backbone_layers] if args.backbone_layers else []
+    layers = kept_layers(args.backbone_layers)
     finish([compare_all(name, args, [*SHARED, *layers, *REGIMES[name].split()]) for name in args.regimes])
 
 

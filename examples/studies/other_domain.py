@@ -10,7 +10,7 @@ the second. Fixed before it is run: sizes, epochs, seeds, and the rates that eve
 import argparse
 from pathlib import Path
 
-from study import compare_files, finish, parser, smaller_copy
+from study import add_backbone_layers, compare_files, finish, kept_layers, parser, smaller_copy
 
 from hf_feedback import cli
 
@@ -28,7 +28,8 @@ def study(source: Path, target: Path, args: argparse.Namespace) -> list[int]:
     other = work / f"{target.name}.jsonl"
     other.parent.mkdir(parents=True, exist_ok=True)
     other.write_bytes(Path(there["test"]).read_bytes())
-    statuses = [compare_files(here, work / "at once", args, [*BATCHES, *FIRST, "--also-test", str(other)])]
+    layers = kept_layers(args.backbone_layers)
+    statuses = [compare_files(here, work / "at once", args, [*BATCHES, *FIRST, *layers, "--also-test", str(other)])]
     if args.dry_run or statuses[0]:
         return statuses
     trained = work / "trained"
@@ -36,10 +37,9 @@ def study(source: Path, target: Path, args: argparse.Namespace) -> list[int]:
         training = "--num-iterations 1 --num-train-epochs 3 --backbone-lr 1e-4 --learning-rate 1e-3 --seed 0".split()
         files = ["--train-file", here["train"], "--validation-file", here["validation"]]
         files += ["--output-dir", str(trained), "--max-length", str(args.max_length)]
-        if status := cli.main(["train", "--model", args.model, *files, *BATCHES, *training]):
+        if status := cli.main(["train", "--model", args.model, *files, *BATCHES, *training, *layers]):
             return [*statuses, status]
-    second = [*BATCHES, *SECOND, "--freeze", "backbone"]
-    return [*statuses, compare_files(there, work / "adapted", args, second, model=backbone_of(trained))]
+    return [*statuses, compare_files(there, work / "adapted", args, [*BATCHES, *SECOND], model=backbone_of(trained))]
 
 
 def backbone_of(folder: Path) -> str:
@@ -54,7 +54,9 @@ def backbone_of(folder: Path) -> str:
 
 
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    made = parser(__doc__)
+    add_backbone_layers(made)
+    args = made.parse_args()
     source, target = args.data
     finish([status for pair in ((source, target), (target, source)) for status in study(*pair, args)])
 

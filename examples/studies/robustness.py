@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from datasets import Dataset
-from study import compare_files, finish, parser, smaller_copy
+from study import add_backbone_layers, compare_files, finish, kept_layers, parser, smaller_copy
 
 from hf_feedback.evaluation.noise import NOISES, add_noise
 from hf_feedback.training.data.files import read_file
@@ -57,7 +57,7 @@ def study(folder: Path, args: argparse.Namespace) -> list[int]:
         read_file(adversarial).to_json(file)
         tests.append(str(file))
     noisy = write_half_noisy(work / "data" / "train-noisy.jsonl", Path(files["train"]), max(args.strengths))
-    options = [*OPTIONS, "--also-test", *tests]
+    options = [*OPTIONS, *kept_layers(args.backbone_layers), "--also-test", *tests]
     return [
         compare_files({**files, "train": train}, work / name, args, options)
         for name, train in (("clean", files["train"]), ("noisy", noisy))
@@ -66,6 +66,7 @@ def study(folder: Path, args: argparse.Namespace) -> list[int]:
 
 def main() -> None:
     made = parser(__doc__)
+    add_backbone_layers(made)
     made.add_argument("--strengths", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="shares of the words")
     made.add_argument("--adversarial", nargs="+", help="further test files")
     args = made.parse_args()

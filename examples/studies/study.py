@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,6 +35,17 @@ def parser(description: str | None, **defaults: object) -> argparse.ArgumentPars
     made.add_argument("--processes", type=int, default=1, help="runs at a time")
     made.set_defaults(**defaults)
     return made
+
+
+def add_backbone_layers(made: argparse.ArgumentParser) -> None:
+    """Adds the option that keeps some layers of the backbone."""
+    made.add_argument("--backbone-layers", nargs="+", default=[], help="layers of the backbone to keep; default: all")
+
+
+def kept_layers(layers: Iterable[object]) -> list[str]:
+    """The option of `hf-feedback` that keeps these layers of the backbone; nothing where none is given."""
+    numbers = list(map(str, layers))
+    return ["--backbone-layers", *numbers] if numbers else []
 
 
 def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> Files:
