@@ -23,7 +23,7 @@ from .building import HUB_KWARGS, wrap_backbone
 from .configuration_feedback import AUTO_MAP, FeedbackConfig
 from .gguf_files import with_unpacking
 from .operator_code import save_operator_code
-from .stored_config import PLACE_KEYS
+from .stored_config import PLACE_KEYS, place_keywords
 from .task_traits import check_task_model
 from .validation import Keywords
 from .whole_files import whole_file
@@ -332,13 +332,10 @@ def load_named_backbone(
     source = (config.backbone_source or {}) if name is None else {"name_or_path": str(name)}
     if "name_or_path" not in source:
         raise ValueError("This feedback was trained on a backbone without a name; pass it as `backbone`.")
-    source_kwargs = {key: source[key] for key in PLACE_KEYS[1:] if key in source}
-    load_kwargs = with_unpacking({**source_kwargs, **backbone_kwargs})
+    load_kwargs = with_unpacking({**place_keywords(source), **backbone_kwargs})
     auto_class = AutoModel if config.head == "new" else model_class.traits.auto_class
     try:
-        loaded = auto_class.from_pretrained(
-            source["name_or_path"], config=copy.deepcopy(config.backbone_config), **load_kwargs
-        )
+        loaded = auto_class.from_pretrained(config=copy.deepcopy(config.backbone_config), **load_kwargs)
     except OSError as error:
         raise OSError(
             f"The backbone that this feedback names, {source['name_or_path']}, cannot be loaded ({error}). If it is "
@@ -348,9 +345,10 @@ def load_named_backbone(
 
 
 def _other_backbone(name: str | Path, config: FeedbackConfig, reason: str) -> str:
-    source = config.backbone_source or {"name_or_path": "a backbone without a name"}
+    source = config.backbone_source or {}
+    place = " ".join(source[key] for key in PLACE_KEYS if key in source) or "a backbone without a name"
     return (
-        f"`backbone`: the feedback in {name} was trained on {' '.join(map(str, source.values()))} "
+        f"`backbone`: the feedback in {name} was trained on {place} "
         f"({config.text_config.model_type}, {config.num_backbone_layers} layers of width {config.hidden_size}), and "
         f"this is another: {reason}. Load that backbone, or train new feedback for this one."
     )

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrain
 
 from .evaluation_mode import evaluating
 from .max_length import resolve_max_length
-from .stored_config import PLACE_KEYS
+from .stored_config import place_keywords
 from .validation import Keywords, check_integer
 
 Answer: TypeAlias = Keywords
@@ -38,9 +38,8 @@ def load_processor(model: PreTrainedModel, auto_class: Any) -> Any:
     for place in places:
         if not (name := place.get("name_or_path")):
             continue
-        where = {key: place[key] for key in PLACE_KEYS[1:] if place.get(key) is not None}
         try:
-            processor = auto_class.from_pretrained(name, trust_remote_code=False, **where)
+            processor = auto_class.from_pretrained(trust_remote_code=False, **place_keywords(place))
         except (OSError, ValueError) as error:
             reasons.append(f"none could be loaded from {name} ({' '.join(str(error).split()):.200})")
             continue

@@ -42,6 +42,24 @@ def check_place(source: Keywords | None) -> None:
             raise ValueError(f"`backbone_source`: `{key}` must stay inside of the repository, got {shortened(value)}.")
 
 
+def place_keywords(source: Keywords) -> Keywords:
+    """The keywords of `from_pretrained` by which what stands at a place is loaded.
+
+    Args:
+        source: a checked `backbone_source` with a `name_or_path`.
+
+    Example:
+
+    ```python
+    >>> place_keywords({"name_or_path": "bert-base-uncased", "revision": "main", "fingerprint": {}})
+    {'pretrained_model_name_or_path': 'bert-base-uncased', 'revision': 'main'}
+
+    ```
+    """
+    keywords = {key: source[key] for key in PLACE_KEYS[1:] if source.get(key) is not None}
+    return {"pretrained_model_name_or_path": source["name_or_path"], **keywords}
+
+
 def check_class_references(option: str, references: dict[Any, Any] | None) -> None:
     """Raises `ValueError` where something else is named than classes in files beside the config."""
     for name, reference in (references or {}).items():

@@ -12,7 +12,7 @@ from ..cutting import special_tokens_of
 from ..feedback_checkpoint import is_feedback_only
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
-from ..stored_config import PLACE_KEYS
+from ..stored_config import place_keywords
 from ..topology import resolve_edges
 from .data.labels import LabelSet
 from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Options
@@ -80,8 +80,7 @@ def _place_of_backbone(name: str, revision: str | None) -> Options | None:
     source = config.backbone_source if config is not None and is_feedback_only(config) else None
     if source is None or "name_or_path" not in source:
         return None
-    where = {key: source.get(key) for key in PLACE_KEYS[1:] if key == "revision" or key in source}
-    return {"pretrained_model_name_or_path": source["name_or_path"], **where}
+    return {"revision": None, **place_keywords(source)}
 
 
 def _may_prefix_words(tokenizer: PreTrainedTokenizerBase) -> bool:
