@@ -1,4 +1,5 @@
-"""The studies run to their tables on a handful of texts; what they draw has the answer that a plain reader finds."""
+"""The studies run to their tables on a few texts, and what they draw has the answer that a plain reader finds; guides and
+cards show what is kept."""
 
 import argparse
 import importlib
@@ -9,14 +10,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 FOLDER = Path(__file__).parent.parent / "examples" / "studies"
+CARDS = FOLDER.parent.parent / "model_cards"
 
 
 @pytest.fixture
 def module(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
     return importlib.import_module
+
+
+def check_card(written):
+    """A card is that of the project, and the Hub reads what it says."""
+    kept = CARDS / written.name
+    assert written.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
+    metadata = ModelCard.load(kept).data
+    assert metadata.model_name == written.stem
+    assert [result.metric_type for result in metadata.eval_results] == ["accuracy"]
 
 
 @pytest.mark.parametrize("hops", [1, 3])
@@ -82,16 +94,17 @@ def test_segment_memory(module, tmp_path, monkeypatch, capsys):
     assert len(lines) == 4 * len(study.ARMS)  # three rates with the first seed, one with the second; none of them again
 
 
-def test_the_guide_shows_the_runs_that_are_kept(module, monkeypatch, capsys):
+def test_the_guide_and_the_card_show_the_chases_that_are_kept(module, tmp_path, monkeypatch, capsys):
     study = module("segment_memory")
     guide = (FOLDER.parent / "guides" / "concepts" / "segment_memory.md").read_text()
     commands = re.findall(r"python examples/studies/(segment_memory.py (?:\\\n|.)*)", guide)
     assert commands
     for command in commands:
         kept = command.replace("FOLDER", str(FOLDER / "results" / "segment_memory")).replace("\\\n", " ")
-        monkeypatch.setattr(sys, "argv", shlex.split(kept))
+        monkeypatch.setattr(sys, "argv", [*shlex.split(kept), "--card", str(card := tmp_path / "segment_memory.md")])
         monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
         study.main()
+        check_card(card)
         rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|") and "---" not in line]
         arms = shlex.split(kept.partition("--arms")[2])
         assert len(rows) == 2 * (1 + len(arms))  # of one hop and of two: a head, and a row for each arm
@@ -117,13 +130,15 @@ def test_chains_are_answered_by_following_them(module, longest):
             ]
 
 
-def test_the_guide_shows_the_chains_that_are_kept(module, monkeypatch, capsys):
+def test_the_guide_and_the_card_show_the_chains_that_are_kept(module, tmp_path, monkeypatch, capsys):
     study, guide = module("depth_on_demand"), (FOLDER.parent / "guides" / "does_it_help.md").read_text(encoding="utf-8")
     arms = ["feedback", "feedback, answer last, K = 4", "carried state, normed"]
     kept = ["--work", str(FOLDER / "results" / "depth_on_demand"), "--seeds", *"01234", "--arms", *arms]
-    monkeypatch.setattr(sys, "argv", ["depth_on_demand", *kept])
+    card = tmp_path / "depth_on_demand.md"
+    monkeypatch.setattr(sys, "argv", ["depth_on_demand", *kept, "--card", str(card)])
     monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
     study.main()
+    check_card(card)
     rows = [
         row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith(("| feedback", "| carried"))
     ]
@@ -160,7 +175,7 @@ def test_carried_state(module, tmp_path, monkeypatch, capsys):
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2 * (len(study.FEEDBACK) + len(study.OTHERS))
 
 
-def test_the_guide_shows_the_carried_states_that_are_kept(module, monkeypatch, capsys):
+def test_the_guide_and_the_card_show_the_carried_states_that_are_kept(module, tmp_path, monkeypatch, capsys):
     study = module("carried_state")
     guide = (FOLDER.parent / "guides" / "concepts" / "carried_state.md").read_text(encoding="utf-8")
     commands = [
@@ -169,9 +184,10 @@ def test_the_guide_shows_the_carried_states_that_are_kept(module, monkeypatch, c
     assert commands
     for command in commands:
         kept = command.replace("FOLDER", str(FOLDER / "results" / "carried_state"))
-        monkeypatch.setattr(sys, "argv", shlex.split(kept))
+        monkeypatch.setattr(sys, "argv", [*shlex.split(kept), "--card", str(card := tmp_path / "carried_state.md")])
         monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
         study.main()
+        check_card(card)
         table = capsys.readouterr().out.partition("second half")[2]
         rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
         assert len(rows) > 3

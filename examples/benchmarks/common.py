@@ -145,14 +145,20 @@ class Finished:
         return found
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of a 95% interval of the mean (Student's t); infinite for one value."""
+    if len(values) == 1:
+        return float("inf")
+    return float(stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5)
+
+
 def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean with the half-width of a 95% interval (Student's t), and how many there are."""
     if not values:
         return ""
     if len(values) == 1:
         return f"{values[0]:.{digits}f} (1)"
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f} ({len(values)})"
+    return f"{statistics.mean(values):.{digits}f} ± {half_width(values):.{digits}f} ({len(values)})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

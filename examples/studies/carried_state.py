@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table
+from study_card import add_card, write_card
 
 # The last layer to the first, by full matrices, without a nonlinearity of its own.
 TOP = dict(feedback_topology="top", feedback_layers=[0, 0], feedback_rank=None, feedback_activation="linear")
@@ -277,11 +279,16 @@ def main() -> None:
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     add_device(parser)
+    add_card(parser)
     args = parser.parse_args()
     finished = Finished(args.work / "results.jsonl")
     runs = {arm: measure(arm, args, finished) for arm in args.arms}
-    for part, words in {"last": "last token", "half": "second half"}.items():
-        print(summary(f"{args.task}, {words} (%)", part, runs), end="\n\n" if part == "last" else "\n")
+    parts = {"last": "last token", "half": "second half"}
+    tables = "\n\n".join(summary(f"{args.task}, {words} (%)", part, runs) for part, words in parts.items())
+    print(tables)
+    if args.card is not None:
+        measures = {f"second half, {factor} × the trained length": itemgetter(f"half {factor}") for factor in (8, 1)}
+        write_card(args.card, args.task, "text-generation", runs, measures, tables, SETTINGS)
 
 
 if __name__ == "__main__":

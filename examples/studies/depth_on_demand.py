@@ -29,6 +29,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ from hf_feedback.training.train_iterations import IterationRange, draw_iteration
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table
+from study_card import add_card, write_card
 
 PAD, CLS, SEP, END, PAUSE, FIRST_SYMBOL = range(6)
 TRAINED, LONGEST = 4, 12  # hops
 ITERATIONS = (4, 6, 8, 12)  # in tests
+GROUPS = {"1 to 4 hops": range(1, 5), "5 to 6": range(5, 7), "7 to 8": range(7, 9), "9 to 12": range(9, 13)}
 DRAWN = IterationRange(1, TRAINED, 2 * TRAINED)
 SETTINGS = "num_facts num_symbols hidden_size pretraining_steps steps batch_size test_texts".split()
 Chains = list[list[torch.Tensor]]
@@ -298,20 +301,22 @@ def measure(name: str, args: argparse.Namespace, finished: Finished) -> list[dic
     return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
 
 
+def on_chains(run: dict[str, Any], k: int, hops: range) -> float:
+    """Mean accuracy of a run, with K iterations where it iterates, on chains of so many hops."""
+    values = run[f"K = {k}" if ARMS[run["arm"]].iterates else f"K = {ITERATIONS[0]}"]
+    return sum(values[str(h)] for h in hops) / len(hops)
+
+
 def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Accuracy by arm and K on chains of the trained and of longer lengths."""
-    groups = {"1 to 4 hops": range(1, 5), "5 to 6": range(5, 7), "7 to 8": range(7, 9), "9 to 12": range(9, 13)}
     rows = []
     for name, found in runs.items():
         for k in ITERATIONS:
             if f"K = {k}" in found[0]:
-                values = [one[f"K = {k}"] for one in found]
-                cells = [
-                    interval([sum(v[str(h)] for h in hops) / len(hops) for v in values]) for hops in groups.values()
-                ]
+                cells = [interval([on_chains(one, k, hops) for one in found]) for hops in GROUPS.values()]
                 shown = str(k) if ARMS[name].iterates else "1"
                 rows.append((name, shown, f"{found[0]['rate']:g}", f"{found[0]['parameters']:,}", *cells))
-    return table(("accuracy (%)", "K", "rate", "parameters", *groups), rows)
+    return table(("accuracy (%)", "K", "rate", "parameters", *GROUPS), rows)
 
 
 def main() -> None:
@@ -328,9 +333,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--test-texts", type=int, default=400)
     add_device(parser)
+    add_card(parser)
     args = parser.parse_args()
     finished = Finished(args.work / "results.jsonl")
-    print(summary({name: measure(name, args, finished) for name in args.arms}))
+    runs = {name: measure(name, args, finished) for name in args.arms}
+    print(tables := summary(runs))
+    if args.card is not None:
+        shown = {f"{group}, K = {k}": (k, GROUPS[group]) for k, group in ((8, "7 to 8"), (4, "1 to 4 hops"))}
+        measures = {name: partial(on_chains, k=k, hops=hops) for name, (k, hops) in shown.items()}
+        write_card(args.card, "chains of facts", "token-classification", runs, measures, tables, SETTINGS)
 
 
 if __name__ == "__main__":

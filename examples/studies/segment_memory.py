@@ -39,6 +39,7 @@ import copy
 import statistics
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -56,6 +57,7 @@ from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table
+from study_card import add_card, write_card
 
 SEGMENTS = (2, 4, 8, 16, 32, 64)
 FEEDBACK: dict[str, dict[str, Any]] = {
@@ -410,10 +412,16 @@ def main() -> None:
         "--test-texts", type=int, default=512, help="number of test texts, of those of more than 8 segments fewer"
     )
     add_device(parser)
+    add_card(parser)
     args = parser.parse_args()
     finished = Finished(args.work / "results.jsonl")
     runs = {arm: measure(arm, args, finished) for arm in args.arms}
-    print("\n\n".join(summary(hops, runs) for hops in range(1, args.hops + 1)))
+    tables = "\n\n".join(summary(hops, runs) for hops in range(1, args.hops + 1))
+    print(tables)
+    if args.card is not None:
+        names = [f"{hops} hops, {size} segments" for hops in range(args.hops, 0, -1) for size in (8, SEGMENTS[-1])]
+        measures = {name: itemgetter(name) for name in names}
+        write_card(args.card, "a chase through segments", "text-classification", runs, measures, tables, SETTINGS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from .joined_results import join_results
 
 SPLITS = ("train", "validation", "test")
 # Feedback options that a card lists.
-SHOWN_OPTIONS = ("num_iterations", "feedback_type", "feedback_edges", "feedback_topology", "feedback_rank", "freeze")
+SHOWN_OPTIONS = (
+    *("backbone_layers", "num_iterations", "feedback_type", "feedback_edges", "feedback_topology", "feedback_rank"),
+    "freeze",
+)
 
 
 def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> ModelCardData:
@@ -59,11 +62,9 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> Non
     """
     first = next(iter(results.values()))
     settings = first["settings"]
-    options = [(name, escape_name(settings[name])) for name in SHOWN_OPTIONS if settings.get(name) is not None]
-    means = {
-        data: [(name, f"{result['scale'] * statistics.mean(arm['test']):.1f}") for name, arm in result["arms"].items()]
-        for data, result in results.items()
-    }
+    options = [(name, _option(settings[name])) for name in SHOWN_OPTIONS if settings.get(name) is not None]
+    arms = list(dict.fromkeys(name for result in results.values() for name in result["arms"]))
+    means = [(escape_name(data), *(_mean_test(result, name) for name in arms)) for data, result in results.items()]
     sizes = [
         (escape_name(data), *(str(result["settings"].get(f"rows of {split}", "")) for split in SPLITS))
         for data, result in results.items()
@@ -77,7 +78,7 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> Non
         "## Feedback minus each alternative, test",
         join_results(results),
         f"## Test, mean over seeds ({first['metric']}{', %' * (first['scale'] == 100)})",
-        "\n\n".join(markdown_table((escape_name(data), "test"), rows) for data, rows in means.items()),
+        markdown_table(("data", *map(escape_name, arms)), means),
         "## How",
         markdown_table(("option", "value"), options),
         markdown_table(("data", *SPLITS), sizes),
@@ -87,3 +88,14 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> Non
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
         partial.write_text(str(card), encoding="utf-8")
+
+
+def _option(value: Any) -> str:
+    """An option as a command takes it."""
+    return escape_name(" ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def _mean_test(result: dict[str, Any], arm: str) -> str:
+    """Mean over seeds, or nothing where a comparison has no such arm."""
+    values = result["arms"].get(arm, {}).get("test")
+    return f"{result['scale'] * statistics.mean(values):.1f}" if values else ""
