@@ -50,4 +50,6 @@ def build(folder: str) -> gr.Blocks:
 
 
 if __name__ == "__main__":
-    build(*sys.argv[1:]).launch()
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/app.py FOLDER, the folder of a trained text classifier")
+    build(sys.argv[1]).launch()

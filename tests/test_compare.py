@@ -1,6 +1,7 @@
 """`hf-feedback compare`: each alternative is what its name says, all see the same, and nothing is run twice."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -35,6 +36,7 @@ from hf_feedback.evaluation.comparison.plan import make_plan
 from hf_feedback.evaluation.comparison.statistics import Difference
 from hf_feedback.segments import Segments
 from hf_feedback.training.data.answers import answer_f1
+from hf_feedback.training.train_iterations import draw_iterations, iteration_range
 
 FAST = "--num-train-epochs 1 --per-device-train-batch-size 8 --feedback-rank 4 --bf16 False --disable-tqdm True".split()
 
@@ -247,6 +249,31 @@ def test_the_same_k_in_every_step_where_k_is_one(folders, tmp_path):
         for name in comparison.arms
     }
     assert rules == {"plain": "fixed", "feedback": "uniform"}
+
+
+@pytest.mark.parametrize("rule", ["curriculum", "poisson"])
+def test_the_compute_of_feedback_is_that_of_the_mean_k_that_is_drawn(folders, tmp_path, rule):
+    options = "--num-iterations 4 --min-train-iterations 1 --num-train-epochs 7 --arms plain".split()
+    drawn = make_plan(comparison_of(folders, tmp_path, *options, "--train-iterations", rule))
+    args = comparison_of(folders, tmp_path, *options, "--train-iterations", rule).args
+    limits = iteration_range(rule, 1, 4, args.max_train_iterations)
+    mean = np.mean([draw_iterations(rule, limits, 0, step, step / 21) for step in range(21)])  # 7 epochs of 3 batches
+    assert mean != draw_iterations(rule, limits, 0, 0, 0.0)
+    costs = {}
+    for k in (2, 4):
+        fixed = ["--variants", json.dumps({"feedback": {"num_iterations": k}})]
+        costs[k] = make_plan(comparison_of(folders, tmp_path, *options, *fixed)).budget.flops
+    slope = (costs[4] - costs[2]) / 2
+    assert drawn.budget.flops == pytest.approx(costs[2] + (mean - 2) * slope, rel=0.02)
+
+
+def test_answers_of_iterations_agree_where_there_are_several(folders, tmp_path):
+    comparison = comparison_of(folders, tmp_path, "--agreement-weight", "1", "--arms", "plain")
+    weights = {
+        name: ArmTrainer(comparison, Job(name, 0, 1.0), Budget(9)).trainer.args.agreement_weight
+        for name in comparison.arms
+    }
+    assert weights == {"plain": 0.0, "feedback": 1.0}
 
 
 def test_a_quick_comparison_takes_no_more_steps_than_its_epochs(folders, tmp_path):
@@ -470,6 +497,48 @@ def test_rates_that_are_worse_on_validation_are_not_tested(folders, tmp_path):
         assert bool(second.examples) is are_chosen
 
 
+def test_rates_that_diverge_are_not_chosen(folders, tmp_path, capsys):
+    options = "--arms plain --seeds 0 1 --rate-factors 1 1e30".split()
+    assert cli.main(["compare", *command(folders, tmp_path, *options)]) == 0
+    assert "plain.seed0.rates1e+30: diverged" in capsys.readouterr().out
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert [arm["rates"] for arm in found["arms"].values()] == [1.0, 1.0]
+    tried = {(one["arm"], one["factor"]): one for one in found["choosing"]}
+    assert tried["plain", 1e30]["validation"] is None
+    assert "is nan" in tried["plain", 1e30]["divergence"]
+    assert "plain.seed0.rates1e+30 diverged: " in (tmp_path / "comparison.md").read_text()
+    alone = command(folders, tmp_path / "alone", "--arms", "plain", "--rate-factors", "1e30")
+    assert cli.main(["compare", *alone]) == 2
+    assert "plain.seed0.rates1e+30: The loss of step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"), [("npz", ""), ("json", "[]"), ("json", "null"), ("json", '{"validation": 1}')]
+)
+def test_a_damaged_run_is_none(tmp_path, ending, content):
+    job = Job("plain", 0, 1.0)
+    ArmRun(job, 0.5, {"own": np.ones((3, 1))}, {"metric": "accuracy"}).save(tmp_path)
+    assert ArmRun.load(tmp_path, job).validation == 0.5
+    (tmp_path / f"{job.name}.{ending}").write_text(content)
+    assert ArmRun.load(tmp_path, job) is None
+
+
+def test_no_example_receives_its_own_messages(folders, tmp_path, monkeypatch):
+    """Neither where the last batch has one example; nor is a single one swapped."""
+    comparison = comparison_of(folders, tmp_path, "--per-device-eval-batch-size", "23")  # of 24
+    trainer, sizes = ArmTrainer(comparison, Job("feedback", 0, 1.0), Budget(500)), []
+    trainer.core.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    in_order, shuffled = trainer._measure("test"), trainer._measure("test", in_random_order=True)
+    np.testing.assert_array_equal(in_order, shuffled)
+    assert sizes == [23, 1, 23, 2]
+    assert trainer._can_swap()
+    split = trainer.prepared.splits["test"]
+    trainer.prepared.splits["test"] = dataclasses.replace(split, data=split.data.select([0]))
+    assert not trainer._can_swap()
+
+
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
 def test_contributions_are_in_the_order_of_the_file(folders, tmp_path, sampling):
     """Those of each example alone, whatever batches it is read in."""
@@ -542,6 +611,24 @@ def test_another_comparison_is_not_mixed_with_it(folders, finished, capsys):
     assert "`weight_decay`" in capsys.readouterr().err
     assert cli.main(["compare", *command(folders, output, *options, family="other")]) == 2
     assert "`weights of the backbone`" in capsys.readouterr().err
+    assert cli.main(["compare", *command(folders, output, *options, "--metrics", "macro_f1")]) == 2
+    assert '`metric` was "accuracy", is "macro_f1"' in capsys.readouterr().err
+
+
+def test_settings_that_cannot_be_read(folders, tmp_path, capsys):
+    for content, message in (("{", "cannot be read"), ("[]", "holds no settings of a comparison")):
+        (tmp_path / "settings.json").write_text(content)
+        assert cli.main(["compare", *command(folders, tmp_path, "--arms", "plain")]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert str(tmp_path / "settings.json") in error
+
+
+def test_rows_are_not_chosen_and_tested_on(folders, tmp_path, capsys):
+    test = str(folders / "test.csv")
+    for split in ("train", "validation"):
+        assert cli.main(["compare", *command(folders, tmp_path, f"--{split}-file", test, "--dry-run")]) == 2
+        assert f"`test_file`: these rows are those of {split}" in capsys.readouterr().err
 
 
 def test_parallel_processes_find_the_same(folders, finished, tmp_path):
@@ -599,7 +686,7 @@ def test_comparisons_side_by_side(finished, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert "| feedback minus plain | points | seeds | p (Holm) | verdict |" in printed
     assert "| second | " in printed
-    assert "cannot tell (≥ 0.5)" in printed  # three seeds, two data sets
+    assert "too few seeds (≥ 0.5)" in printed  # three seeds, two data sets
     card = tmp_path / "regime.md"
     assert cli.main(["compare", "--join", str(output), str(tmp_path / "second"), "--card", str(card)]) == 0
     data, found = ModelCard.load(card).data, json.loads((output / "comparison.json").read_text())
@@ -615,8 +702,54 @@ def test_comparisons_side_by_side(finished, capsys, tmp_path):
         (tmp_path / "second" / "comparison.json").write_text(json.dumps(result))
         assert cli.main(["compare", "--join", str(tmp_path / "second"), "--card", str(card), "--force"]) == 0
         assert ModelCard.load(card).data.base_model == base_model
+    assert cli.main(["compare", "--join", str(output), "--card", str(card), "--force", "--base-model", "a/b"]) == 0
+    assert ModelCard.load(card).data.base_model == "a/b"
+    assert "The backbone is a/b." in card.read_text()
     assert cli.main(["compare", "--join", str(tmp_path)]) == 2
     assert "holds no finished comparison" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"differences": [{}]}, "holds no comparison (KeyError('feedback'))"),
+        ({"settings": None}, "holds no comparison (TypeError('settings is None'))"),
+        ({"metric": ["accuracy"]}, "holds no comparison"),
+        ({"metric": "magic"}, "holds no comparison (ValueError('unknown metric or verdict'))"),
+        ({"arms": {"feedback": {"test": ["x"]}}}, "holds no comparison"),
+        ({"model": "models/other"}, "`card`: these comparisons differ in `model`"),
+    ],
+)
+def test_what_is_joined_is_checked(finished, capsys, tmp_path, changes, message):
+    output, other = finished[0], tmp_path / "other"
+    other.mkdir()
+    found = json.loads((output / "comparison.json").read_text())
+    (other / "comparison.json").write_text(json.dumps({**found, **changes}))
+    assert cli.main(["compare", "--join", str(output), str(other), "--card", str(tmp_path / "card.md")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "card.md").exists()
+
+
+def test_a_comparison_is_joined_once(finished, capsys):
+    assert cli.main(["compare", "--join", str(finished[0]), f"{finished[0]}/"]) == 2
+    assert "a comparison is named twice" in capsys.readouterr().err
+
+
+def test_a_card_holds_no_markup_of_the_results(finished, tmp_path):
+    found = json.loads((finished[0] / "comparison.json").read_text())
+    hostile = "<img src=x>|[x](http://evil)"
+    found["verdict"] = hostile
+    found["machine"] = {hostile: hostile}
+    found["arms"][hostile] = found["arms"].pop("plain")
+    for contrast in found["differences"]:
+        contrast["other"] = hostile if contrast["other"] == "plain" else contrast["other"]
+    folder, card = tmp_path / "pipe|<b>", tmp_path / "card.md"
+    folder.mkdir()
+    (folder / "comparison.json").write_text(json.dumps(found))
+    assert cli.main(["compare", "--join", str(folder), "--card", str(card)]) == 0
+    body = card.read_text().split("---", 2)[2]
+    assert "evil" in body
+    assert not any(sign in body for sign in ("<img", "<b>", "pipe|", "](http"))
 
 
 # The verdict
@@ -634,14 +767,16 @@ def test_the_verdict_is_about_the_alternative_that_decides():
     assert write_verdict([easy, hard], "accuracy", 1.0).startswith(
         "Feedback helps: it is ahead of every alternative, least of lora, by +2.0 points of accuracy [+0.5, +3.5]"
     )
-    assert "does not help: lora is better, feedback minus it -1.0" in write_verdict([unclear, behind], "f1", 1.0)
-    assert "no difference that matters: within 1 points of lora" in write_verdict([easy, equal], "f1", 1.0)
-    assert "against plain -2.0 points of f1 [-9.0, +5.0], 5 seeds; about 7 seeds" in write_verdict(
-        [hard, equal, unclear], "f1", 1.0
+    assert "does not help: lora is better, feedback minus it -1.0" in write_verdict([unclear, behind], "entity_f1", 1.0)
+    assert "no difference that matters: within 1 points of lora" in write_verdict([easy, equal], "entity_f1", 1.0)
+    assert "against plain -2.0 points of entity_f1 [-9.0, +5.0], 5 seeds; about 7 seeds" in write_verdict(
+        [hard, equal, unclear], "entity_f1", 1.0
     )
     assert "more test examples or seeds would" in write_verdict(
-        [contrast(1, -2, 4, "cannot tell", needed=None)], "f1", 1
+        [contrast(1, -2, 4, "cannot tell", needed=None)], "entity_f1", 1
     )
+    worse = "lora is better, lora minus feedback -1.0 points of perplexity"
+    assert worse in write_verdict([unclear, behind], "perplexity", 1.0)
 
 
 def test_variants_with_none():

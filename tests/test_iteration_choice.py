@@ -63,6 +63,10 @@ def test_the_choice_is_the_fastest_of_the_best_within_the_budget():
     assert choose(measured, None, 0.005).name == "K = 2"
     assert choose(measured, None, 0.0).name == "K = 3"
     assert choose(measured, 1.5, 0.0).name == "K = 1"
+    halting = {"num_iterations": 3, "halting": "confidence", "halting_threshold": 0.9}
+    noisy = [one(2, 0.9, 2.0), IterationChoice(halting, 0.9, 2.0, 1.9), IterationChoice(halting, 0.9, 2.5, 1.95)]
+    assert choose(noisy, None, 0.0).name == "K = 2"  # as fast, and without a rule that saves nothing
+    assert choose([*noisy, IterationChoice(halting, 0.9, 1.4, 1.5)], None, 0.0).iterations == 1.4
     with pytest.raises(ValueError, match=r"`milliseconds`=0.5 is less than K = 1 takes, 1.00 a text"):
         choose(measured, 0.5, 0.0)
 
@@ -102,9 +106,11 @@ def test_a_network_from_scratch_is_refused_before_anything_is_read(tmp_path, cap
     ("options", "message"),
     [
         (["--max-iterations", "0"], "`max_iterations` must be an integer of at least 1"),
-        (["--milliseconds", "0"], "`milliseconds` must be above 0"),
+        (["--milliseconds", "0"], "`milliseconds` must be a finite number above 0"),
         (["--milliseconds", "1e-9"], "which is the fastest; allow more"),
-        (["--tolerance", "-1"], "`tolerance` must be at least 0"),
+        (["--milliseconds", "nan"], "`milliseconds` must be a finite number above 0"),
+        (["--tolerance", "-1"], "`tolerance` must be a finite number of at least 0"),
+        (["--tolerance", "nan"], "`tolerance` must be a finite number of at least 0"),
         (["--model", "org/name", "--save"], "`save` writes into a folder, and org/name is not one"),
     ],
 )

@@ -62,6 +62,16 @@ def test_they_are_those_of_the_model(reported):
     assert [found[f"eval_accuracy_iteration_{k}"] for k in (1, 2, 3)] == pytest.approx(list(whole))
 
 
+def test_test_has_curves_of_its_own(tmp_path):
+    trainer = train(tmp_path, "none")
+    trainer.add_callback(IterationCurves(trainer))
+    before = len(trainer.state.log_history)
+    trainer.evaluate(metric_key_prefix="test")
+    names = {name for log in trainer.state.log_history[before:] for name in log}
+    assert "test_accuracy_iteration_3" in names
+    assert not any(name.startswith("eval_") for name in names)
+
+
 def test_reports_change_nothing(reported, tmp_path):
     plain = train(tmp_path, "none").model.parameters()
     assert all(torch.equal(p, q) for p, q in zip(plain, reported[0].model.parameters(), strict=True))

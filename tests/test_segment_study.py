@@ -1,5 +1,5 @@
-"""The studies run to their tables on a few texts, and what they draw has the answer that a plain reader finds; guides and
-cards show what is kept."""
+"""The studies run to their tables on a few texts, which have the answers that a plain reader finds; guides and cards
+show what is kept."""
 
 import argparse
 import importlib

@@ -1,12 +1,14 @@
 """Intervals, tests and numbers of seeds, against Student, exact enumeration and simulation."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from hf_feedback.evaluation.comparison.statistics import (
+    MIN_SEEDS,
     Difference,
     compare_paired,
     draw_examples,
@@ -16,6 +18,7 @@ from hf_feedback.evaluation.comparison.statistics import (
     sign_flip_p_value,
     widening,
 )
+from hf_feedback.evaluation.markdown_tables import format_values
 
 
 def paired(point, examples=400, spread=0.0, seed=0):
@@ -104,3 +107,15 @@ def test_the_part_of_the_test_examples_is_known():
     found = paired([0.01, 0.05, -0.03], spread=0.02)
     assert found.of_examples == pytest.approx(1.96 * 0.02, rel=0.1)
     assert found.high - found.low > 4 * found.of_examples
+
+
+def test_what_is_not_finite_has_no_p_value():
+    assert sign_flip_p_value([math.nan, 1.0, 2.0]) is None
+    assert sign_flip_p_value([math.inf, 1.0, 2.0]) is None
+    assert compare_paired(np.full(6, math.nan), np.full((9, 6), math.nan)).verdict(1.0) == "cannot tell"
+    assert format_values([math.nan, 1.0]) == "nan ± nan"
+    assert format_values([-0.01]) == "0.0"
+
+
+def test_no_fewer_seeds_are_said_to_be_enough_than_a_verdict_needs():
+    assert seeds_needed([5.0, 5.1], 1.0) == seeds_needed([5.0, 5.0], 1.0) == MIN_SEEDS

@@ -50,6 +50,7 @@ def test_tensorboard_gets_curves_and_a_figure_at_every_evaluation(tmp_path, monk
     trainer.evaluate()
     assert torch.equal(state, torch.get_rng_state())
     trainer.train()
+    trainer.evaluate(metric_key_prefix="test")  # which has none
     events = accumulator.EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 9}).Reload()
     names = {f"iterations/{what}_{k}" for what in ("accuracy", "calibration_error") for k in range(1, 6)}
     scalars = events.Tags()["scalars"]

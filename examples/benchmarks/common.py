@@ -157,8 +157,8 @@ def interval(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return ""
     if len(values) == 1:
-        return f"{values[0]:.{digits}f} (1)"
-    return f"{statistics.mean(values):.{digits}f} ± {half_width(values):.{digits}f} ({len(values)})"
+        return f"{values[0]:z.{digits}f} (1)"
+    return f"{statistics.mean(values):z.{digits}f} ± {half_width(values):.{digits}f} ({len(values)})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -16,6 +16,8 @@ from ..training.model_arguments import Options
 from ..training.model_setup import set_options
 from ..training.trainer import FeedbackTrainer
 
+TIMING_NOISE = 0.1  # share of a measured time by which another one may differ for nothing
+
 # Halting rules, and the thresholds to try.
 HALTING_CANDIDATES: Mapping[str, Sequence[Options]] = {
     "convergence": [{"halting_threshold": value} for value in (0.3, 0.2, 0.1, 0.05, 0.02, 0.01)],
@@ -113,6 +115,8 @@ def measure_choice(trainer: FeedbackTrainer, data: Dataset, options: Options, ro
 def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: float) -> IterationChoice:
     """Returns the fastest choice whose metric is within the tolerance of the best one within the budget.
 
+    Of those that are as fast, up to the noise of the measurement, it is the one with the fewest iterations.
+
     Args:
         choices: the measured choices.
         budget: maximum milliseconds per text; `None`: any.
@@ -139,7 +143,9 @@ def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: 
             "the fastest; allow more, or use a smaller backbone."
         )
     best = max(choice.metric for choice in within)
-    return min((one for one in within if one.metric >= best - tolerance), key=lambda choice: choice.milliseconds)
+    good = sorted((one for one in within if one.metric >= best - tolerance), key=lambda choice: choice.iterations)
+    least = min(choice.milliseconds for choice in good)
+    return next(choice for choice in good if choice.milliseconds <= (1 + TIMING_NOISE) * least)
 
 
 def save_choice(folder: str, choice: IterationChoice) -> None:

@@ -68,11 +68,25 @@ def count_right(model: FeedbackPreTrainedModel, batches: Iterable[Batch]) -> tor
     return total
 
 
+def evaluated_split(metrics: Mapping[str, float]) -> str:
+    """The prefix of the metrics of an evaluation.
+
+    Example:
+
+    ```python
+    >>> evaluated_split({"test_loss": 0.5, "test_runtime": 1.0})
+    'test'
+
+    ```
+    """
+    return next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
+
+
 class IterationCurves(TrainerCallback):
     """Adds curves of the iterations to the logs of a trainer, without changing training.
 
     Each log of training gets β and the size of messages on the first training batch. After an evaluation, the accuracy
-    of each iteration is logged as `eval_accuracy_iteration_<k>`.
+    of each iteration is logged as `eval_accuracy_iteration_<k>`, on test as `test_accuracy_iteration_<k>`.
 
     Args:
         trainer: the trainer.
@@ -104,5 +118,6 @@ class IterationCurves(TrainerCallback):
             counts = count_right(model, batches)
         if counts is not None:
             *right, count = self.trainer.accelerator.reduce(counts).tolist()
-            values = {f"eval_accuracy_iteration_{k}": number / max(1, count) for k, number in enumerate(right, 1)}
+            prefix = evaluated_split(kwargs["metrics"])
+            values = {f"{prefix}_accuracy_iteration_{k}": number / max(1, count) for k, number in enumerate(right, 1)}
             self.trainer.log(values)

@@ -192,8 +192,7 @@ class FeedbackTrainer(ResumableTrainer):
             if not model.training:
                 return plain_loss(model, inputs, return_outputs, num_items_in_batch)
             if self.args.train_iterations != "fixed" and "num_iterations" not in inputs:
-                mean = any_model_in(model)[1].config.num_iterations
-                inputs = {**inputs, "num_iterations": self._draw_iterations(mean)}
+                inputs = {**inputs, "num_iterations": self.iterations_of(self.state.global_step, self.state.max_steps)}
             result = self.techniques.compute_loss(model, inputs, num_items_in_batch, plain_loss)
         return (result.loss, result.outputs) if return_outputs else result.loss
 
@@ -222,11 +221,16 @@ class FeedbackTrainer(ResumableTrainer):
         self._losses = []  # a pass through a stream may end within a step
         return batches, items
 
-    def _draw_iterations(self, mean: int) -> int:
-        args, state = self.args, self.state
+    def iterations_of(self, step: int, num_steps: int) -> int:
+        """Returns the K of a training step, which `args.train_iterations` draws.
+
+        Args:
+            step: number of the step.
+            num_steps: number of all steps.
+        """
+        args, mean = self.args, any_model_in(cast(nn.Module, self.model))[1].config.num_iterations
         limits = iteration_range(args.train_iterations, args.min_train_iterations, mean, args.max_train_iterations)
-        progress = state.global_step / max(1, state.max_steps)
-        return draw_iterations(args.train_iterations, limits, args.seed, state.global_step, progress)
+        return draw_iterations(args.train_iterations, limits, args.seed, step, step / max(1, num_steps))
 
     def prediction_step(
         self,

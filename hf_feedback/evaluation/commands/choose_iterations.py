@@ -1,5 +1,6 @@
 """`hf-feedback choose-iterations`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,10 +44,10 @@ class IterationChoiceArguments:
     def __post_init__(self) -> None:
         if self.max_iterations is not None:
             check_integer("max_iterations", self.max_iterations, 1, "the largest K that is tried")
-        if self.milliseconds is not None and self.milliseconds <= 0:
-            raise ValueError(f"`milliseconds` must be above 0, got {self.milliseconds}.")
-        if self.tolerance < 0:
-            raise ValueError(f"`tolerance` must be at least 0, got {self.tolerance}.")
+        if self.milliseconds is not None and not 0 < self.milliseconds < math.inf:
+            raise ValueError(f"`milliseconds` must be a finite number above 0, got {self.milliseconds}.")
+        if not 0 <= self.tolerance < math.inf:
+            raise ValueError(f"`tolerance` must be a finite number of at least 0, got {self.tolerance}.")
         if self.save and not Path(self.model).is_dir():
             raise ValueError(f"`save` writes into a folder, and {self.model} is not one; download the model first.")
 

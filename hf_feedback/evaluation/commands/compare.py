@@ -12,6 +12,7 @@ from ...configuration_feedback import FeedbackConfig
 from ...training.arguments import read_json
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.train import training_parser
+from ...training.model_card import is_hub_id
 from ...training.model_sources import check_source
 from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
@@ -98,9 +99,14 @@ class JoinArguments:
 
     join: list[str] = field(metadata={"help": "Folders of finished comparisons, to show side by side."})
     card: str | None = option(None, "File for a model card about them (default: none).")
+    base_model: str | None = option(
+        None, "Hub id of the backbone, for the card, where it was read from a folder (default: the model's)."
+    )
     force: bool = option(False, "Overwrite an existing card.")
 
     def __post_init__(self) -> None:
+        if self.base_model is not None and not is_hub_id(self.base_model):
+            raise ValueError(f"`base_model` must be the id of a repository on the Hub, got {self.base_model!r}.")
         if self.card is not None and Path(self.card).exists() and not self.force:
             raise ValueError(f"`card`: {self.card} already exists; name another, or overwrite it (`--force`).")
 
@@ -166,7 +172,7 @@ def make_parser(arguments: Sequence[str]) -> OptionParser:
     task = TASK_NAMES[_task_of(arguments)]
     parser = training_parser(arguments, task, "hf-feedback compare", DESCRIPTION, (CompareArguments,))
     parser.set_defaults(learning_rate=1e-3, backbone_lr=5e-5, logging_strategy="no", eval_strategy="no")
-    parser.set_defaults(load_best_model_at_end=False)  # a comparison keeps the best epoch by itself
+    parser.set_defaults(load_best_model_at_end=False)  # every arm is measured after its last step
     return parser
 
 
@@ -226,7 +232,7 @@ def run(arguments: Sequence[str]) -> int:
         results = read_results(joined.join)
         print(join_results(results))
         if joined.card is not None:
-            write_comparison_card(Path(joined.card), results)
+            write_comparison_card(Path(joined.card), results, joined.base_model)
         return 0
     comparison, args = parse_comparison(arguments)
     check_source(comparison.model_args.model, comparison.model_args.revision)

@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 import time
+import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from ...training.data.labels import SINGLE_LABEL, ProblemType
 from ...training.model_parts import any_model_in
 from ...training.trainer import FeedbackTrainer
 from ...whole_files import whole_file
+from ..diagnostics import finite
 from .arms import Budget
 from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers
 from .message_controls import SilentConnections, SwappedConnections, other_messages
@@ -85,8 +87,15 @@ class ArmRun:
         return EXAMPLE_SCORES[self.facts["metric"]]
 
     @property
+    def divergence(self) -> str | None:
+        """Why the training ended before its last step, if it did."""
+        return self.facts.get("divergence")
+
+    @property
     def gain(self) -> float:
-        """The metric on validation, negated if smaller is better."""
+        """The metric on validation, negated if smaller is better; the least of all for a training that diverged."""
+        if self.divergence is not None:
+            return -math.inf
         return self.validation if self.score.greater_is_better else -self.validation
 
     def test_value(self, messages: str = "own") -> float:
@@ -101,7 +110,7 @@ class ArmRun:
             np.savez_compressed(stream, **arrays)
         content = {**asdict(self.job), "validation": self.validation, **self.facts}
         with whole_file(folder / f"{self.job.name}.json") as partial:
-            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            partial.write_text(json.dumps(finite(content), indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, job: Job) -> "ArmRun | None":
@@ -111,8 +120,11 @@ class ArmRun:
             with np.load(folder / f"{job.name}.npz", allow_pickle=False) as arrays:
                 examples = {name.removeprefix("of "): arrays[name] for name in arrays}
             validation = facts.pop("validation")
-        except (OSError, ValueError, KeyError, BadZipFile):
+            if facts["metric"] not in EXAMPLE_SCORES or not isinstance(validation, float | int | None):
+                return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error):
             return None
+        validation = math.nan if validation is None else validation
         return cls(job, validation, examples, {name: v for name, v in facts.items() if name not in asdict(job)})
 
 
@@ -161,7 +173,7 @@ class ArmTrainer:
         steps = most_steps(args, num_examples, self.comparison.most_steps)
         args.max_steps = -1 if steps is None else max(1, round(self.arm.epochs(steps, budget)))
         if self.core.config.num_iterations == 1:
-            args.train_iterations = "fixed"
+            args.train_iterations, args.agreement_weight = "fixed", 0.0
         if self.prepared.keep_all_columns:
             args.remove_unused_columns = False
         if self.arm.trains_new_parts_only:
@@ -193,6 +205,15 @@ class ArmTrainer:
         run = ArmRun(self.job, self._validate(), {}, facts)
         return run if run.gain < to_beat else self._test(run)
 
+    def diverged(self, reason: str) -> ArmRun:
+        """Returns the run of a training that could not go on.
+
+        Args:
+            reason: the message of the error.
+        """
+        facts = {"metric": self.comparison.score_of(self.prepared)[0], "divergence": reason}
+        return ArmRun(self.job, math.nan, {}, facts)
+
     @property
     def _score(self) -> ExampleScore:
         return self.comparison.score_of(self.prepared)[1]
@@ -218,7 +239,8 @@ class ArmTrainer:
         several_rows = self.prepared.splits["test"].answer_texts is not None or isinstance(
             self.core, FeedbackForMultipleChoice
         )
-        return not several_rows and self.trainer.args.per_device_eval_batch_size > 1
+        are_several = len(cast(Dataset, self.prepared.splits["test"].data)) > 1
+        return not several_rows and are_several and self.trainer.args.eval_batch_size > 1
 
     def _measure(self, split: str, in_random_order: bool = False) -> np.ndarray:
         """Contributions `(N, s)` of the examples of a split, which are read in batches of about one length."""
@@ -227,6 +249,8 @@ class ArmTrainer:
         order = np.arange(len(data))
         if in_random_order:
             order = np.random.default_rng(0).permutation(len(data))
+            if len(data) % self.trainer.args.eval_batch_size == 1:
+                order = np.append(order, order[0])  # no example is alone in its batch
         elif encoded.answer_texts is None and "input_ids" in data.column_names:
             order = np.argsort([len(ids) for ids in data["input_ids"]], kind="stable")
         output = self.trainer.predict(data.select(order))
@@ -241,7 +265,9 @@ class ArmTrainer:
         )
         examples = self._score.of_examples(answers)
         # texts answer questions, each of which may have several rows
-        return examples if encoded.answer_texts is not None else examples[np.argsort(order)]
+        if encoded.answer_texts is not None:
+            return examples
+        return examples[: len(data)][np.argsort(order[: len(data)])]
 
     def _by_iteration(self) -> list[float]:
         """The metric on validation for 1 to K + 1 iterations."""

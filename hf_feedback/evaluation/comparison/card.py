@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ...training.model_card import escape_name, is_hub_id, short_name
 from ...whole_files import whole_file
 from ..markdown_tables import markdown_table
-from .joined_results import join_results
+from .contrasts import write_verdict
+from .joined_results import contrasts_of, join_results
 
 SPLITS = ("train", "validation", "test")
 # Feedback options that a card lists.
@@ -19,12 +20,13 @@ SHOWN_OPTIONS = (
 )
 
 
-def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> ModelCardData:
+def comparison_card_data(name: str, results: dict[str, dict[str, Any]], base_model: str | None = None) -> ModelCardData:
     """Returns the metadata of the card, as the Hub reads it.
 
     Args:
         name: name of the card.
         results: contents of `comparison.json`, by data set.
+        base_model: hub id of the backbone, where the comparisons do not name it.
     """
     found = [
         EvalResult(
@@ -40,7 +42,8 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> Model
     ]
     first = next(iter(results.values()))
     return ModelCardData(
-        base_model=first["model"] if first.get("is_on_hub") is True and is_hub_id(first["model"]) else None,
+        base_model=base_model
+        or (first["model"] if first.get("is_on_hub") is True and is_hub_id(first["model"]) else None),
         library_name="transformers",
         pipeline_tag=first["task"],
         tags=["hf_feedback", "feedback"],
@@ -50,41 +53,57 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]]) -> Model
     )
 
 
-def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> None:
+def write_comparison_card(file: Path, results: dict[str, dict[str, Any]], base_model: str | None = None) -> None:
     """Writes a card with verdicts, differences and settings.
 
     Args:
         file: the card; its name without the ending is that of the card.
         results: contents of `comparison.json`, by data set.
+        base_model: hub id of the backbone, where the comparisons do not name it.
 
     Raises:
-        ValueError: the comparisons have no feedback and alternative in common.
+        ValueError: the comparisons have no feedback and alternative in common, or other models or options.
     """
     first = next(iter(results.values()))
     settings = first["settings"]
+    for name, values in _values(results).items():
+        if values.count(values[0]) < len(values):
+            raise ValueError(
+                f"`card`: these comparisons differ in `{name}`: {', '.join(map(str, values))}; a card is of "
+                "one model and its options. Join those that are equal."
+            )
     options = [(name, _option(settings[name])) for name in SHOWN_OPTIONS if settings.get(name) is not None]
     arms = list(dict.fromkeys(name for result in results.values() for name in result["arms"]))
     means = [(escape_name(data), *(_mean_test(result, name) for name in arms)) for data, result in results.items()]
     sizes = [
-        (escape_name(data), *(str(result["settings"].get(f"rows of {split}", "")) for split in SPLITS))
+        (
+            escape_name(data),
+            *(escape_name(result["settings"].get(f"rows of {split}", "")) for split in SPLITS),
+            ", ".join(map(escape_name, result["seeds"])),
+        )
         for data, result in results.items()
     ]
-    machine = ", ".join(f"{name} {version}" for name, version in first["machine"].items())
+    machines = dict.fromkeys(
+        ", ".join(f"{escape_name(name)} {escape_name(version)}" for name, version in result["machine"].items())
+        for result in results.values()
+    )
     parts = [
         f"# {escape_name(file.stem)}",
         f"Feedback compared with matched alternatives by `hf-feedback compare`. The backbone is "
-        f"{escape_name('/'.join(Path(first['model']).parts[-2:]))}.",
-        "\n".join(f"- **{escape_name(data)}**: {result['verdict']}" for data, result in results.items()),
+        f"{escape_name(base_model or '/'.join(Path(first['model']).parts[-2:]))}.",
+        "\n".join(f"- **{escape_name(data)}**: {_verdict(result)}" for data, result in results.items()),
         "## Feedback minus each alternative, test",
         join_results(results),
         f"## Test, mean over seeds ({first['metric']}{', %' * (first['scale'] == 100)})",
         markdown_table(("data", *map(escape_name, arms)), means),
         "## How",
         markdown_table(("option", "value"), options),
-        markdown_table(("data", *SPLITS), sizes),
-        f"Seeds {', '.join(map(str, first['seeds']))}; {machine}.",
+        markdown_table(("data", *SPLITS, "seeds"), sizes),
+        f"Run on: {'; '.join(machines)}.",
     ]
-    card = ModelCard(f"---\n{comparison_card_data(file.stem, results)}\n---\n\n" + "\n\n".join(parts) + "\n")
+    card = ModelCard(
+        f"---\n{comparison_card_data(file.stem, results, base_model)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
         partial.write_text(str(card), encoding="utf-8")
@@ -93,6 +112,17 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]]) -> Non
 def _option(value: Any) -> str:
     """An option as a command takes it."""
     return escape_name(" ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def _values(results: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
+    """What a card says once, with its values in all comparisons."""
+    found = {name: [result[name] for result in results.values()] for name in ("model", "task")}
+    return found | {name: [r["settings"].get(name) for r in results.values()] for name in SHOWN_OPTIONS}
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    contrasts = [one for one in contrasts_of(result) if one.feedback == escape_name(result["feedback"])]
+    return write_verdict(contrasts, result["metric"], result["margin"])
 
 
 def _mean_test(result: dict[str, Any], arm: str) -> str:

@@ -17,6 +17,7 @@ from datasets import disable_progress_bars
 from transformers.utils import logging
 
 from ...training.checkpoints import Record
+from ...training.finite_steps import NonFiniteStepError
 from ...training.run_record import describe_differences
 from ...whole_files import whole_file
 from .arm_runs import ArmRun, ArmTrainer, Job
@@ -40,7 +41,13 @@ def run_job(comparison: Comparison, job: Job, budget: Budget, is_chosen: bool) -
     to_beat = max((run.gain for run in others if run is not None), default=-math.inf)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{job.name}.log").open("w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        ArmTrainer(comparison, job, budget).run(-math.inf if is_chosen else to_beat).save(folder)
+        trainer = ArmTrainer(comparison, job, budget)
+        try:
+            trainer.run(-math.inf if is_chosen else to_beat).save(folder)
+        except NonFiniteStepError as error:
+            if is_chosen:
+                raise NonFiniteStepError(f"{job.name}: {error}") from error
+            trainer.diverged(str(error)).save(folder)
 
 
 def hide_progress_bars() -> None:
@@ -89,7 +96,9 @@ class JobRunner:
         for number, job in enumerate(self._finish(open_jobs, are_chosen), 1):
             self.finished_flops += self.plan.costs[job.arm].total
             left = [*open_jobs[number:], *(job for job in later if ArmRun.load(folder, job) is None)]
-            print(f"{job.name}: done, {self._time_left(left)} for {len(left)} more runs", flush=True)
+            run = ArmRun.load(folder, job)
+            ending = "done" if run is None or run.divergence is None else "diverged"
+            print(f"{job.name}: {ending}, {self._time_left(left)} for {len(left)} more runs", flush=True)
         runs = [ArmRun.load(folder, job) for job in jobs]
         return [run for run in runs if run is not None]
 
@@ -175,7 +184,7 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
     settings = {name: value for name, value in plan.record.items() if name != "seed"}
     now: Record = {**settings, **model, **arms, "also_test": list(comparison.also_test)}
     now["most_steps"] = comparison.most_steps
-    before: Record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = _read_settings(file) if file.is_file() else {}
     if differences := describe_differences(before, now):
         raise ValueError(
             f"`output_dir`: {comparison.folder} holds runs of another comparison, where "
@@ -184,3 +193,13 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as partial:
         partial.write_text(json.dumps({**before, **now}, indent=1), encoding="utf-8")
+
+
+def _read_settings(file: Path) -> Record:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`output_dir`: {file} cannot be read ({error}). Use another folder.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"`output_dir`: {file} holds no settings of a comparison. Use another folder.")
+    return settings

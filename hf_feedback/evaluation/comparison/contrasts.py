@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..markdown_tables import markdown_table
+from .example_scores import EXAMPLE_SCORES
 from .statistics import Difference
+
+TOO_FEW_SEEDS = "too few seeds"  # for a p-value that could be small
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,20 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> 
     by_verdict: dict[str, list[Contrast]] = {}
     for contrast in sorted(contrasts, key=lambda contrast: contrast.difference.mean):
         by_verdict.setdefault(contrast.verdict, []).append(contrast)
+    is_greater_better = EXAMPLE_SCORES[metric].greater_is_better
     seeds = f"{(count := contrasts[0].difference.num_seeds)} seed{'s' * (count != 1)}"
 
     def hardest(verdict: str) -> tuple[str, str]:
         """Returns the strongest alternative, and the difference to it."""
         worst = by_verdict[verdict][0]
         d = worst.difference
-        return worst.other, f"{d.mean:+.1f} points of {metric} [{d.low:+.1f}, {d.high:+.1f}]"
+        numbers = f"{d.mean:+z.1f} points of {metric} [{d.low:+z.1f}, {d.high:+z.1f}]"
+        return worst.other, numbers if is_greater_better else f"{worst.other} minus feedback {numbers}"
 
     if "behind" in by_verdict:
         name, numbers = hardest("behind")
-        return f"Feedback does not help: {name} is better, feedback minus it {numbers}, {seeds}."
+        minus = "feedback minus it " if is_greater_better else ""
+        return f"Feedback does not help: {name} is better, {minus}{numbers}, {seeds}."
     if "cannot tell" in by_verdict:
         name, numbers = hardest("cannot tell")
         needed = by_verdict["cannot tell"][0].seeds_needed
@@ -67,8 +73,8 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
     rows = [
         (
             contrast.feedback, contrast.other,
-            f"{(d := contrast.difference).mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]", format_p_value(d),
-            contrast.verdict, _needed(contrast, margin),
+            format_difference(contrast.difference), format_p_value(contrast.difference), contrast.verdict,
+            _needed(contrast, margin),
         )
         for contrast in contrasts
     ]  # fmt: skip
@@ -82,8 +88,13 @@ def _needed(contrast: Contrast, margin: float) -> str:
     return "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed)
 
 
+def format_difference(difference: Difference) -> str:
+    """Formats the mean with its interval."""
+    return f"{difference.mean:+z.1f} [{difference.low:+z.1f}, {difference.high:+z.1f}]"
+
+
 def format_p_value(difference: Difference) -> str:
     """Formats the p-value of the permutation test, or that there are too few seeds for one."""
     if difference.p_value is None or difference.least_p_value > 0.05:
-        return f"cannot tell (≥ {difference.least_p_value:.2g})"
+        return f"{TOO_FEW_SEEDS} (≥ {difference.least_p_value:.2g})"
     return f"{difference.p_value:.2g}"

@@ -1,20 +1,26 @@
 """Joint tables of comparisons on several data sets."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...training.model_card import escape_name
 from ..markdown_tables import markdown_table
-from .statistics import MIN_SEEDS, holm
+from .contrasts import TOO_FEW_SEEDS, Contrast, format_difference
+from .example_scores import EXAMPLE_SCORES
+from .statistics import MIN_SEEDS, VERDICTS, Difference, holm
 
 
 def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Reads the results of comparisons by the names of their folders.
 
     Raises:
-        ValueError: A folder holds no finished comparison.
+        ValueError: a folder holds no finished comparison, or is named twice.
     """
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
+        raise ValueError(f"`join`: a comparison is named twice in {', '.join(folders)}; name each once.")
     results: dict[str, dict[str, Any]] = {}
     for folder in folders:
         file = Path(folder) / "comparison.json"
@@ -25,13 +31,51 @@ def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
             result = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"`join`: {file} cannot be read ({error}).") from error
-        if not isinstance(result, dict) or not {"differences", "metric", "margin"} <= result.keys():
-            raise ValueError(f"`join`: {file} holds no comparison.")
+        try:
+            check_result(result)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"`join`: {file} holds no comparison ({error!r}).") from error
         results[folder if name in results else name] = result
     for setting in ("metric", "margin"):
         if len(values := {result[setting] for result in results.values()}) > 1:
             raise ValueError(f"`join`: these comparisons have different {setting}s, {', '.join(map(str, values))}.")
     return results
+
+
+def check_result(result: dict[str, Any]) -> None:
+    """Raises an error for something that is no result of a comparison, of which a table or a card could be made.
+
+    Args:
+        result: contents of a `comparison.json`.
+    """
+    contrasts = contrasts_of(result)
+    if result["metric"] not in EXAMPLE_SCORES or any(contrast.verdict not in VERDICTS for contrast in contrasts):
+        raise ValueError("unknown metric or verdict")
+    for arm in result["arms"].values():
+        statistics.mean(arm["test"])
+    kinds = {"model": str, "task": str, "settings": dict, "machine": dict, "seeds": list, "scale": float | int}
+    for name, kind in {**kinds, "margin": float | int}.items():
+        if not isinstance(result[name], kind):
+            raise TypeError(f"{name} is {result[name]!r}")
+    result["arms"][result["feedback"]]
+
+
+def contrasts_of(result: dict[str, Any]) -> list[Contrast]:
+    """The differences between feedback and alternatives, with names that are neither HTML nor Markdown.
+
+    Args:
+        result: contents of a `comparison.json`.
+    """
+    return [
+        Contrast(
+            feedback=escape_name(one["feedback"]),
+            other=escape_name(one["other"]),
+            difference=Difference(**one["difference"]),
+            verdict=one["verdict"],
+            seeds_needed=one["seeds_needed"],
+        )
+        for one in result["differences"]
+    ]
 
 
 def join_results(results: dict[str, dict[str, Any]]) -> str:
@@ -42,10 +86,11 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
     Args:
         results: contents of `comparison.json`, by data set.
     """
-    pairs: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    pairs: dict[tuple[str, str], dict[str, Contrast]] = {}
     for data, result in results.items():
-        for contrast in result["differences"]:
-            pairs.setdefault((contrast["feedback"], contrast["other"]), {})[data] = contrast
+        for contrast in contrasts_of(result):
+            pairs.setdefault((contrast.feedback, contrast.other), {})[data] = contrast
+    is_greater_better = EXAMPLE_SCORES[next(iter(results.values()))["metric"]].greater_is_better
     tables = []
     for (feedback, other), contrasts in pairs.items():
         if len(contrasts) < len(results):
@@ -53,25 +98,27 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
         adjusted = _adjusted(list(contrasts.values()))
         rows = [
             (
-                data, f"{(d := contrast['difference'])['mean']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]",
-                str(len(d["by_seed"])), p_value, contrast["verdict"],
+                escape_name(data), format_difference(contrast.difference), str(contrast.difference.num_seeds), p_value,
+                contrast.verdict,
             )
             for (data, contrast), p_value in zip(contrasts.items(), adjusted, strict=True)
         ]  # fmt: skip
-        head = (f"{feedback} minus {other}", "points", "seeds", "p (Holm)", "verdict")
+        minus = f"{feedback} minus {other}" if is_greater_better else f"{other} minus {feedback}"
+        head = (minus, "points", "seeds", "p (Holm)", "verdict")
         tables.append(markdown_table(head, rows))
     if not tables:
         raise ValueError("`join`: no feedback and alternative are in all of these comparisons.")
     return "\n\n".join(tables)
 
 
-def _adjusted(contrasts: Sequence[dict[str, Any]]) -> list[str]:
+def _adjusted(contrasts: Sequence[Contrast]) -> list[str]:
     """Formats the adjusted p-values."""
-    values = [contrast["difference"]["p_value"] for contrast in contrasts]
-    least = [contrast["difference"]["least_p_value"] * len(contrasts) for contrast in contrasts]
-    if any(value is None for value in values) or min(len(c["difference"]["by_seed"]) for c in contrasts) < MIN_SEEDS:
-        return ["cannot tell"] * len(values)
+    values = [contrast.difference.p_value for contrast in contrasts]
+    least = [contrast.difference.least_p_value * len(contrasts) for contrast in contrasts]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or min(contrast.difference.num_seeds for contrast in contrasts) < MIN_SEEDS:
+        return [TOO_FEW_SEEDS] * len(values)
     return [
-        f"{p:.2g}" if lowest <= 0.05 else f"cannot tell (≥ {min(1.0, lowest):.2g})"
-        for p, lowest in zip(holm(values), least, strict=True)
+        f"{p:.2g}" if lowest <= 0.05 else f"{TOO_FEW_SEEDS} (≥ {min(1.0, lowest):.2g})"
+        for p, lowest in zip(holm(known), least, strict=True)
     ]

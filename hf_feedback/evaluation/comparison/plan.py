@@ -1,8 +1,11 @@
 """The plan of a comparison: its runs and their costs."""
 
+import math
+import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import cast
 
 import torch
@@ -18,6 +21,7 @@ from ...training.data.splits import Row
 from ...training.flops import count_flops
 from ...training.run_record import run_record
 from ...training.tasks.task import PreparedTask
+from ...training.trainer import FeedbackTrainer
 from ...validation import Keywords
 from .arm_runs import ArmTrainer, Job, most_steps
 from .arms import Budget, Together
@@ -100,7 +104,7 @@ def make_plan(comparison: Comparison) -> Plan:
     arm = arm.parts[0] if isinstance(arm, Together) else arm
     prepared, model = comparison.prepare(arm, comparison.seeds[0], Budget(0))
     _check_splits(prepared)
-    comparison.score_of(prepared)
+    metric = comparison.score_of(prepared)[0]
     feedback, row = cast(FeedbackPreTrainedModel, model), _longest_row(prepared)
     reasons = {name: arm.why_not(feedback, row, comparison.freeze) for name, arm in comparison.arms.items()}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -115,7 +119,15 @@ def make_plan(comparison: Comparison) -> Plan:
     )
     rows = {name: cast(Dataset, split.data) for name, split in prepared.splits.items()}
     record = run_record(comparison.args, feedback.config, rows, prepared.collator)
+    for one, other in combinations(rows, 2):
+        if record[f"rows of {one}"] == record[f"rows of {other}"]:
+            raise ValueError(
+                f"`{other}_file`: these rows are those of {one}; what is chosen on rows, or trained on "
+                "them, is not tested on them. Give another file."
+            )
     record["weights of the backbone"] = sorted(fingerprint(feedback).values())
+    record["metric"] = metric
+    record |= {name: getattr(comparison.data_args, name) for name in comparison.task.evaluation_options}
     del prepared, model, feedback
     measured = {name: _measure(comparison, name, budget) for name in comparison.arms if name not in left_out}
     reference, seconds = measured[first]
@@ -145,22 +157,37 @@ def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost,
     batches = [trainer._prepare_inputs(batch) for batch in _some_batches(trainer.get_train_dataloader())]
     size = sum(len(next(iter(batch.values()))) for batch in batches)
 
-    def take_steps() -> None:
+    def take_steps(k: int | None) -> None:
         for batch in batches:
-            trainer.compute_loss(model, batch).backward()
+            trainer.compute_loss(model, batch if k is None else {**batch, "num_iterations": k}).backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    flops = count_flops(take_steps)
+    mean_k = mean_iterations(trainer)
+    k = None if mean_k is None else math.floor(mean_k)
+    flops = count_flops(lambda: take_steps(k))
     started = time.perf_counter()
-    take_steps()
+    take_steps(k)
     seconds = time.perf_counter() - started
+    more = 0.0
+    if k is not None and mean_k is not None and mean_k > k:
+        more = (mean_k - k) * (count_flops(lambda: take_steps(k + 1)) / flops - 1)  # FLOPs are linear in K
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     args, number = comparison.args, len(cast(Dataset, trainer.train_dataset))
     steps = most_steps(args, number, comparison.most_steps)
     a_step = args.train_batch_size * args.gradient_accumulation_steps
     examples = number * args.num_train_epochs if steps is None else steps * a_step
-    return ArmCost(parameters, flops / size, examples), seconds / size
+    return ArmCost(parameters, (1 + more) * flops / size, examples), (1 + more) * seconds / size
+
+
+def mean_iterations(trainer: FeedbackTrainer) -> float | None:
+    """The mean K of all steps of a training; `None` where no K is drawn."""
+    args, number = trainer.args, len(cast(Dataset, trainer.train_dataset))
+    if args.train_iterations == "fixed":
+        return None
+    of_epoch = math.ceil(number / (args.train_batch_size * args.gradient_accumulation_steps))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(of_epoch * args.num_train_epochs)
+    return statistics.mean(trainer.iterations_of(step, steps) for step in range(steps))
 
 
 def _some_batches(loader: DataLoader) -> list[Keywords]:

@@ -16,6 +16,7 @@ import transformers
 from ...training.model_card import is_hub_id
 from ...version import HF_FEEDBACK_VERSION
 from ...whole_files import whole_file
+from ..diagnostics import finite
 from ..markdown_tables import format_values, markdown_table
 from .arm_runs import CONTROLS, ArmRun
 from .contrasts import Contrast, contrast_table, write_verdict
@@ -179,7 +180,9 @@ class ComparisonResult:
                 }
                 for name, runs in self.by_arm.items()
             },
-            "choosing": [{**asdict(run.job), "validation": run.validation} for run in self.choosing],
+            "choosing": [
+                {**asdict(run.job), "validation": run.validation, "divergence": run.divergence} for run in self.choosing
+            ],
             "differences": [asdict(contrast) for contrast in self.contrasts],
             "further_differences": [asdict(contrast) for contrast in self.further_contrasts],
             "drops": [asdict(contrast) for contrast in self.drops],
@@ -193,7 +196,7 @@ class ComparisonResult:
         """Writes `comparison.json` and `comparison.md` into the output folder; returns both."""
         folder = self.comparison.folder
         contents = {
-            "comparison.json": json.dumps(self.as_json(), indent=1, default=str),
+            "comparison.json": json.dumps(finite(self.as_json()), indent=1, default=str),
             "comparison.md": self.as_markdown(),
         }
         for name, content in contents.items():
@@ -230,6 +233,7 @@ class ComparisonResult:
                     contrast_table(self.controls, self.comparison.margin),
                     *self._further_tables(),
                     *(f"No {name}: {reason}." for name, reason in plan.left_out.items()),
+                    *(f"{run.job.name} diverged: {run.divergence}" for run in self.choosing if run.divergence),
                 ]
             )
             + "\n"

@@ -12,6 +12,7 @@ Values: TypeAlias = np.ndarray  # (R, S): a metric by replicate and seed
 NUM_REPLICATES = 2000
 MIN_SEEDS = 3  # with fewer, the variance over seeds is not known well enough for a verdict
 LEVEL = 0.95
+VERDICTS = ("ahead", "behind", "equivalent", "cannot tell")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Difference:
 
         ```
         """
-        if self.num_seeds < MIN_SEEDS:
+        if self.num_seeds < MIN_SEEDS or not np.isfinite((self.low, self.high, *self.equivalence)).all():
             return "cannot tell"
         if max(self.resolution, *map(abs, self.equivalence)) < margin:
             return "equivalent"
@@ -158,7 +159,8 @@ def widening(num_seeds: int, level: float = LEVEL) -> float:
 
 
 def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float | None:
-    """Returns the two-sided p-value of a paired sign-flip permutation test of zero mean; `None` for one difference.
+    """Returns the two-sided p-value of a paired sign-flip permutation test of zero mean; `None` for one difference,
+    and where one is not finite.
 
     Example:
 
@@ -168,7 +170,7 @@ def sign_flip_p_value(differences: Sequence[float] | np.ndarray) -> float | None
 
     ```
     """
-    if len(differences) < 2:
+    if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     found = stats.permutation_test(
         (np.asarray(differences),), np.mean, permutation_type="samples", n_resamples=100_000, rng=0
@@ -220,11 +222,12 @@ def seeds_needed(differences: Sequence[float], smallest: float) -> int | None:
     if len(differences) < 2:
         return None
     spread = float(np.std(differences, ddof=1))
-    for number in range(2, 1001):
+    for number in range(MIN_SEEDS, 1001):
         if spread == 0:
             return number
         shift = smallest / spread * math.sqrt(number)
         limit = stats.t.ppf(0.975, number - 1)
-        if stats.nct.sf(limit, number - 1, shift) + stats.nct.cdf(-limit, number - 1, shift) >= 0.8:
+        lower = np.nan_to_num(stats.nct.cdf(-limit, number - 1, shift))  # SciPy has none of the least ones
+        if stats.nct.sf(limit, number - 1, shift) + lower >= 0.8:
             return number
     return None

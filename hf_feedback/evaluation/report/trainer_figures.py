@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
 from ...training.data.labels import SINGLE_LABEL, LabelSet
+from ...training.iteration_curves import evaluated_split
 from ...training.model_parts import feedback_model_in
 from ...training.tasks import MultipleChoice
 from ..diagnostics import calibration
@@ -79,6 +80,8 @@ class IterationFigures(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = feedback_model_in(cast(torch.nn.Module, self.trainer.model))[1]
         k = model.config.num_iterations
+        if not evaluated_split(kwargs["metrics"]).startswith("eval"):
+            return  # test, whose values would continue the curves of validation
         batches = islice(kwargs["eval_dataloader"], self.most_batches)
         with torch.random.fork_rng(devices=[]), self.trainer.compute_loss_context_manager():
             seen = observe(model, batches, k + FURTHER_ITERATIONS)
