@@ -186,8 +186,8 @@ class FeedbackConfig(OptionsConfig):
     )
     feedback_future: Literal["auto"] | bool = option(
         "auto",
-        "Whether messages to a token may depend on later tokens; auto: true, except for `FeedbackModel` over a causal "
-        "backbone, whose states may serve to predict the next token.",
+        "Whether messages to a token may depend on later tokens; auto: true, except for `FeedbackForCausalLM`, and for "
+        "`FeedbackModel` over a causal backbone, whose states may serve to predict the next token.",
     )
     feedback_heads: int = option(4, "Attention heads of 'attention' and 'memory'; the rank is divided among them.")
     feedback_sweeps: int = option(

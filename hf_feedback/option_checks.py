@@ -54,7 +54,11 @@ def check_operators(config: "FeedbackConfig") -> None:
     """Checks the operators that compute the messages, and their options."""
     names = config.feedback_type.split("+") if isinstance(config.feedback_type, str) else [config.feedback_type]
     for name in names:
-        check_choice("feedback_type", name, (*CONNECTIONS, *SEGMENT_CONNECTIONS, *(config.custom_operators or {})))
+        check_choice(
+            "feedback_type",
+            name,
+            [*dict.fromkeys((*CONNECTIONS, *SEGMENT_CONNECTIONS, *(config.custom_operators or {})))],
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"`feedback_type` names an operator twice: {config.feedback_type!r}; name each once.")
     reads_classes = any(CONNECTIONS[name].may_read_classes for name in names if name in CONNECTIONS)

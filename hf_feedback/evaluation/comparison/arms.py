@@ -12,6 +12,7 @@ from typing import Any, cast
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
 
 from ...backbone_layout import keep_layers, number_layers
 from ...modeling_base import FeedbackPreTrainedModel
@@ -183,6 +184,8 @@ class LoRA(Arm):
         return []  # PEFT freezes
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
+        if not is_peft_available():
+            return "PEFT is not installed (`pip install peft`)"
         return "the head is frozen, which PEFT trains" if "head" in freeze else None
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
