@@ -119,7 +119,7 @@ def make_plan(comparison: Comparison) -> Plan:
     )
     rows = {name: cast(Dataset, split.data) for name, split in prepared.splits.items()}
     record = run_record(comparison.args, feedback.config, rows, prepared.collator)
-    for one, other in combinations(rows, 2):
+    for one, other in combinations(("train", "validation", "test"), 2):
         if record[f"rows of {one}"] == record[f"rows of {other}"]:
             raise ValueError(
                 f"`{other}_file`: these rows are those of {one}; what is chosen on rows, or trained on "
