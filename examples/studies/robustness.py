@@ -15,6 +15,10 @@ from pathlib import Path
 from datasets import Dataset
 from study import add_backbone_layers, compare_files, finish, kept_layers, parser, smaller_copy
 
+from hf_feedback.evaluation.comparison.contrasts import format_difference
+from hf_feedback.evaluation.comparison.joined_results import read_results
+from hf_feedback.evaluation.comparison.statistics import Difference
+from hf_feedback.evaluation.markdown_tables import format_values, markdown_table
 from hf_feedback.evaluation.noise import NOISES, add_noise
 from hf_feedback.training.data.files import read_file
 
@@ -22,6 +26,7 @@ OPTIONS = (
     "--num-train-epochs 3 --per-device-train-batch-size 16 --weight-decay 0.01 --backbone-lr 1e-4 --learning-rate 1e-3 "
     "--rate-factors 0.5 1 2 --arms plain"
 ).split()
+TRAININGS = ("clean", "noisy")
 
 
 def write_noisy(file: Path, source: Path, kind: str, strength: float) -> str:
@@ -58,10 +63,31 @@ def study(folder: Path, args: argparse.Namespace) -> list[int]:
         tests.append(str(file))
     noisy = write_half_noisy(work / "data" / "train-noisy.jsonl", Path(files["train"]), max(args.strengths))
     options = [*OPTIONS, *kept_layers(args.backbone_layers), "--also-test", *tests]
-    return [
-        compare_files({**files, "train": train}, work / name, args, options)
-        for name, train in (("clean", files["train"]), ("noisy", noisy))
-    ]
+    trained = dict(zip(TRAININGS, (files["train"], noisy), strict=True))
+    statuses = [compare_files({**files, "train": train}, work / name, args, options) for name, train in trained.items()]
+    if not args.dry_run and not any(statuses):
+        print(f"\n{summary(work)}")
+    return statuses
+
+
+def summary(work: Path) -> str:
+    """Accuracies on all test files, and how much less feedback loses from the first one, by training.
+
+    Args:
+        work: folder of both comparisons.
+    """
+    results = read_results([str(work / name) for name in TRAININGS])
+    head = [f"{name}: {part}" for name in TRAININGS for part in ("plain", "feedback", "loses less by")]
+    rows: dict[str, list[str]] = {}
+    for result in results.values():
+        drops = {drop["test"]: Difference(**drop["difference"]) for drop in result["drops"]}
+        arms = [result["arms"]["plain"], result["arms"][result["feedback"]]]
+        for test in ("test", *arms[0]["also_test"]):
+            values = [arm["test"] if test == "test" else arm["also_test"][test] for arm in arms]
+            cells = [format_values([100 * value for value in of_arm]) for of_arm in values]
+            less = format_difference(drops[test]) if test in drops else ""
+            rows.setdefault(test, [test]).extend([*cells, less])
+    return markdown_table(["accuracy (%)", *head], list(rows.values()))
 
 
 def main() -> None:
