@@ -132,19 +132,23 @@ def test_chains_are_answered_by_following_them(module, longest):
 
 def test_the_guide_and_the_card_show_the_chains_that_are_kept(module, tmp_path, monkeypatch, capsys):
     study, guide = module("depth_on_demand"), (FOLDER.parent / "guides" / "does_it_help.md").read_text(encoding="utf-8")
-    arms = ["feedback", "feedback, answer last, K = 4", "carried state, normed"]
+    arms = ["feedback", "feedback, answer last, K = 4", "eight layers", "carried state, normed"]
     kept = ["--work", str(FOLDER / "results" / "depth_on_demand"), "--seeds", *"01234", "--arms", *arms]
     card = tmp_path / "depth_on_demand.md"
     monkeypatch.setattr(sys, "argv", ["depth_on_demand", *kept, "--card", str(card)])
     monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
     study.main()
     check_card(card)
-    rows = [
-        row.split(" | ") for row in capsys.readouterr().out.splitlines() if row.startswith(("| feedback", "| carried"))
+    table = capsys.readouterr().out.partition("|---")[2]
+    rows = [row.split(" | ") for row in table.splitlines()[1:]]
+    iterating = [arm for arm in arms if study.ARMS[arm].iterates]
+    assert [(row[0][2:], row[1]) for row in rows if row[0][2:] in iterating] == [
+        (arm, str(k)) for arm in iterating for k in study.ITERATIONS
     ]
-    assert [(row[0], row[1]) for row in rows] == [(f"| {arm}", str(k)) for arm in arms for k in study.ITERATIONS]
-    for number, (arm, k, _, parameters, *accuracies) in enumerate(rows):
-        start = f"| | {k} |" if number % len(study.ITERATIONS) else f"{arm} | {k} | {parameters}"
+    assert len(rows) == len(iterating) * len(study.ITERATIONS) + 1
+    for arm, k, _, parameters, *accuracies in rows:
+        is_first = k in ("1", str(study.ITERATIONS[0]))
+        start = f"{arm} | {k} | {parameters}" if is_first else f"| | {k} |"
         assert " | ".join([start, *accuracies]) in guide
 
 

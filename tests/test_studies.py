@@ -139,3 +139,10 @@ def test_the_guide_shows_the_comparisons_that_are_kept():
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
         assert len(rows) > 10
         assert [row for row in rows if row not in guide] == []
+
+
+def test_the_guide_shows_the_noisy_texts_that_are_kept(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    table = importlib.import_module("robustness").summary(FOLDER / "results" / "robustness" / "sst2")
+    assert len(table.splitlines()) == 2 + 1 + 5 * 3 + 1
+    assert table in GUIDE.read_text(encoding="utf-8")
