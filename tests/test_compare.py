@@ -482,6 +482,7 @@ def test_rates_are_chosen_on_validation_alone(finished):
 
 def test_rates_that_are_worse_on_validation_are_not_tested(folders, tmp_path):
     comparison = comparison_of(folders, tmp_path, *"--rate-factors 1 10 --arms plain".split())
+    assert ArmRun(Job("plain", 0, 1.0), np.nan, {}, {"metric": "perplexity"}).gain == -np.inf
     better, other = Job("plain", 0, 1.0), Job("plain", 0, 10.0)
     ArmRun(better, 2.0, {"own": np.ones((3, 1))}, {"metric": "accuracy"}).save(tmp_path / "runs")
     for is_chosen in (False, True):  # as it is when the better ones are taken out
@@ -730,6 +731,19 @@ def test_what_is_joined_is_checked(finished, capsys, tmp_path, changes, message)
     assert not (tmp_path / "card.md").exists()
 
 
+def test_numbers_that_are_not_finite_are_joined(finished, capsys, tmp_path):
+    found = json.loads((finished[0] / "comparison.json").read_text())
+    found["arms"]["feedback"]["test"][0] = found["differences"][0]["difference"]["mean"] = None
+    (tmp_path / "comparison.json").write_text(json.dumps(found))
+    assert cli.main(["compare", "--join", str(tmp_path)]) == 0
+    assert "+nan [" in capsys.readouterr().out
+
+
+def test_feedback_alone_is_nothing_to_compare(folders, tmp_path, capsys):
+    assert cli.main(["compare", *command(folders, tmp_path, "--arms", "repeated")]) == 2
+    assert "`arms`: there is nothing to compare feedback with (no repeated: " in capsys.readouterr().err
+
+
 def test_a_comparison_is_joined_once(finished, capsys):
     assert cli.main(["compare", "--join", str(finished[0]), f"{finished[0]}/"]) == 2
     assert "a comparison is named twice" in capsys.readouterr().err
@@ -775,7 +789,7 @@ def test_the_verdict_is_about_the_alternative_that_decides():
     assert "more test examples or seeds would" in write_verdict(
         [contrast(1, -2, 4, "cannot tell", needed=None)], "entity_f1", 1
     )
-    worse = "lora is better, lora minus feedback -1.0 points of perplexity"
+    worse = "lora is better, -1.0 points of perplexity"
     assert worse in write_verdict([unclear, behind], "perplexity", 1.0)
 
 

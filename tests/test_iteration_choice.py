@@ -66,6 +66,8 @@ def test_the_choice_is_the_fastest_of_the_best_within_the_budget():
     halting = {"num_iterations": 3, "halting": "confidence", "halting_threshold": 0.9}
     noisy = [one(2, 0.9, 2.0), IterationChoice(halting, 0.9, 2.0, 1.9), IterationChoice(halting, 0.9, 2.5, 1.95)]
     assert choose(noisy, None, 0.0).name == "K = 2"  # as fast, and without a rule that saves nothing
+    slower = IterationChoice(halting, 0.9, 1.9, 2.15)
+    assert choose([noisy[0], slower], None, 0.0).name == "K = 2"
     assert choose([*noisy, IterationChoice(halting, 0.9, 1.4, 1.5)], None, 0.0).iterations == 1.4
     with pytest.raises(ValueError, match=r"`milliseconds`=0.5 is less than K = 1 takes, 1.00 a text"):
         choose(measured, 0.5, 0.0)

@@ -115,7 +115,8 @@ def measure_choice(trainer: FeedbackTrainer, data: Dataset, options: Options, ro
 def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: float) -> IterationChoice:
     """Returns the fastest choice whose metric is within the tolerance of the best one within the budget.
 
-    Of those that are as fast, up to the noise of the measurement, it is the one with the fewest iterations.
+    Of those that are as fast, up to the noise of the measurement, it is one without halting, or else the one with the
+    fewest iterations.
 
     Args:
         choices: the measured choices.
@@ -143,9 +144,13 @@ def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: 
             "the fastest; allow more, or use a smaller backbone."
         )
     best = max(choice.metric for choice in within)
-    good = sorted((one for one in within if one.metric >= best - tolerance), key=lambda choice: choice.iterations)
+    good = sorted((one for one in within if one.metric >= best - tolerance), key=_simplicity)
     least = min(choice.milliseconds for choice in good)
     return next(choice for choice in good if choice.milliseconds <= (1 + TIMING_NOISE) * least)
+
+
+def _simplicity(choice: IterationChoice) -> tuple[bool, float]:
+    return choice.options["halting"] != "none", choice.iterations
 
 
 def save_choice(folder: str, choice: IterationChoice) -> None:

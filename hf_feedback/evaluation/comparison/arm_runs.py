@@ -94,7 +94,7 @@ class ArmRun:
     @property
     def gain(self) -> float:
         """The metric on validation, negated if smaller is better; the least of all for a training that diverged."""
-        if self.divergence is not None:
+        if self.divergence is not None or not math.isfinite(self.validation):
             return -math.inf
         return self.validation if self.score.greater_is_better else -self.validation
 

@@ -10,7 +10,7 @@ from ...training.model_card import escape_name, is_hub_id, short_name
 from ...whole_files import whole_file
 from ..markdown_tables import markdown_table
 from .contrasts import write_verdict
-from .joined_results import contrasts_of, join_results
+from .joined_results import contrasts_of, float_of, join_results
 
 SPLITS = ("train", "validation", "test")
 # Feedback options that a card lists.
@@ -36,7 +36,7 @@ def comparison_card_data(name: str, results: dict[str, dict[str, Any]], base_mod
             dataset_split="test",
             metric_type="f1" if result["metric"].endswith("f1") else result["metric"],
             metric_name=result["metric"],
-            metric_value=round(statistics.mean(result["arms"][result["feedback"]]["test"]), 4),
+            metric_value=round(_mean(result["arms"][result["feedback"]]), 4),
         )
         for data, result in results.items()
     ]
@@ -67,6 +67,8 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]], base_m
     first = next(iter(results.values()))
     settings = first["settings"]
     for name, values in _values(results).items():
+        if name == "model" and base_model is not None:
+            continue  # folders in which it lay
         if values.count(values[0]) < len(values):
             raise ValueError(
                 f"`card`: these comparisons differ in `{name}`: {', '.join(map(str, values))}; a card is of "
@@ -127,5 +129,9 @@ def _verdict(result: dict[str, Any]) -> str:
 
 def _mean_test(result: dict[str, Any], arm: str) -> str:
     """Mean over seeds, or nothing where a comparison has no such arm."""
-    values = result["arms"].get(arm, {}).get("test")
-    return f"{result['scale'] * statistics.mean(values):.1f}" if values else ""
+    found = result["arms"].get(arm)
+    return f"{result['scale'] * _mean(found):.1f}" if found else ""
+
+
+def _mean(arm: dict[str, Any]) -> float:
+    return statistics.mean(map(float_of, arm["test"]))

@@ -202,4 +202,6 @@ def _read_settings(file: Path) -> Record:
         raise ValueError(f"`output_dir`: {file} cannot be read ({error}). Use another folder.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"`output_dir`: {file} holds no settings of a comparison. Use another folder.")
+    if "also_test" in settings:  # once paths, whose contents are compared as the rows of each
+        settings["also_test"] = [test_name(file) for file in settings["also_test"]]
     return settings

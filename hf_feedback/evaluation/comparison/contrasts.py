@@ -50,7 +50,7 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> 
         worst = by_verdict[verdict][0]
         d = worst.difference
         numbers = f"{d.mean:+z.1f} points of {metric} [{d.low:+z.1f}, {d.high:+z.1f}]"
-        return worst.other, numbers if is_greater_better else f"{worst.other} minus feedback {numbers}"
+        return worst.other, numbers if is_greater_better else f"{numbers} ({worst.other} minus feedback)"
 
     if "behind" in by_verdict:
         name, numbers = hardest("behind")

@@ -1,6 +1,7 @@
 """Joint tables of comparisons on several data sets."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def check_result(result: dict[str, Any]) -> None:
     if result["metric"] not in EXAMPLE_SCORES or any(contrast.verdict not in VERDICTS for contrast in contrasts):
         raise ValueError("unknown metric or verdict")
     for arm in result["arms"].values():
-        statistics.mean(arm["test"])
+        statistics.mean(map(float_of, arm["test"]))
     kinds = {"model": str, "task": str, "settings": dict, "machine": dict, "seeds": list, "scale": float | int}
     for name, kind in {**kinds, "margin": float | int}.items():
         if not isinstance(result[name], kind):
@@ -70,12 +71,24 @@ def contrasts_of(result: dict[str, Any]) -> list[Contrast]:
         Contrast(
             feedback=escape_name(one["feedback"]),
             other=escape_name(one["other"]),
-            difference=Difference(**one["difference"]),
+            difference=_read_difference(one["difference"]),
             verdict=one["verdict"],
             seeds_needed=one["seeds_needed"],
         )
         for one in result["differences"]
     ]
+
+
+def float_of(value: float | None) -> float:
+    """A number of a result, where what is not finite is stored as `None`."""
+    return math.nan if value is None else value
+
+
+def _read_difference(stored: dict[str, Any]) -> Difference:
+    numbers = {name: float_of(stored[name]) for name in ("mean", "low", "high")}
+    by_seed = tuple(map(float_of, stored["by_seed"]))
+    low, high = map(float_of, stored["equivalence"])
+    return Difference(**{**stored, **numbers, "by_seed": by_seed, "equivalence": (low, high)})
 
 
 def join_results(results: dict[str, dict[str, Any]]) -> str:

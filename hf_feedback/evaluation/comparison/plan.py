@@ -1,10 +1,11 @@
 """The plan of a comparison: its runs and their costs."""
 
 import math
-import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import cast
 
@@ -108,6 +109,9 @@ def make_plan(comparison: Comparison) -> Plan:
     feedback, row = cast(FeedbackPreTrainedModel, model), _longest_row(prepared)
     reasons = {name: arm.why_not(feedback, row, comparison.freeze) for name, arm in comparison.arms.items()}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if not any(name not in left_out for name, arm in comparison.arms.items() if not arm.is_feedback):
+        reasons_in_words = "; ".join(f"no {name}: {reason}" for name, reason in left_out.items())
+        raise ValueError(f"`arms`: there is nothing to compare feedback with ({reasons_in_words}); name other arms.")
     if wrong := next((name for name in left_out if comparison.arms[name].is_feedback), None):
         raise ValueError(f"`variants`: there can be no {wrong}, since {left_out[wrong]}; leave it out.")
     cutting = feedback.cutting
@@ -163,31 +167,30 @@ def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost,
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    mean_k = mean_iterations(trainer)
-    k = None if mean_k is None else math.floor(mean_k)
-    flops = count_flops(lambda: take_steps(k))
+    counts = Counter(drawn_iterations(trainer))
+    shares: dict[int | None, float] = {k: count / counts.total() for k, count in counts.items()}
+    shares = shares or {None: 1.0}
+    flops = sum(share * count_flops(partial(take_steps, k)) for k, share in shares.items())
     started = time.perf_counter()
-    take_steps(k)
-    seconds = time.perf_counter() - started
-    more = 0.0
-    if k is not None and mean_k is not None and mean_k > k:
-        more = (mean_k - k) * (count_flops(lambda: take_steps(k + 1)) / flops - 1)  # FLOPs are linear in K
+    for k in shares:
+        take_steps(k)
+    seconds = (time.perf_counter() - started) / len(shares)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     args, number = comparison.args, len(cast(Dataset, trainer.train_dataset))
     steps = most_steps(args, number, comparison.most_steps)
     a_step = args.train_batch_size * args.gradient_accumulation_steps
     examples = number * args.num_train_epochs if steps is None else steps * a_step
-    return ArmCost(parameters, (1 + more) * flops / size, examples), (1 + more) * seconds / size
+    return ArmCost(parameters, flops / size, examples), seconds / size
 
 
-def mean_iterations(trainer: FeedbackTrainer) -> float | None:
-    """The mean K of all steps of a training; `None` where no K is drawn."""
+def drawn_iterations(trainer: FeedbackTrainer) -> list[int]:
+    """The K of every step of a training; nothing where it is the model's own in all."""
     args, number = trainer.args, len(cast(Dataset, trainer.train_dataset))
     if args.train_iterations == "fixed":
-        return None
+        return []
     of_epoch = math.ceil(number / (args.train_batch_size * args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(of_epoch * args.num_train_epochs)
-    return statistics.mean(trainer.iterations_of(step, steps) for step in range(steps))
+    return [trainer.iterations_of(step, steps) for step in range(steps)]
 
 
 def _some_batches(loader: DataLoader) -> list[Keywords]:
