@@ -334,7 +334,8 @@ def test_no_text_is_repeated_beyond_the_positions_of_the_model(folders, tmp_path
     words = (folders / "test.jsonl").read_text(encoding="utf-8")
     long = json.dumps({"tokens": ["a"] * 40, "tags": ["O"] * 40})
     (tmp_path / "test.jsonl").write_text(f"{words}{long}\n", encoding="utf-8")
-    options = f"--task token-classification --arms plain repeated --max-length 64 --test-file {tmp_path / 'test.jsonl'}".split()
+    options = "--task token-classification --arms plain repeated --max-length 64".split()
+    options += ["--test-file", str(tmp_path / "test.jsonl")]
     plan = make_plan(comparison_of(folders, tmp_path / "out", *options, family="llama", ending="jsonl"))
     assert plan.left_out == {"repeated": "the backbone does not read texts twice as long; lower `max_length`"}
 
