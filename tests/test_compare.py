@@ -615,6 +615,17 @@ def test_another_comparison_is_not_mixed_with_it(folders, finished, capsys):
     assert '`metric` was "accuracy", is "macro_f1"' in capsys.readouterr().err
 
 
+def test_further_test_files_may_have_moved(folders, finished, monkeypatch, tmp_path):
+    """Their rows are compared; earlier versions noted where they were."""
+    output, _, options = finished
+    shutil.copytree(output, tmp_path / "again")
+    settings = json.loads((tmp_path / "again" / "settings.json").read_text())
+    assert settings["also_test"] == ["noisy"]
+    (tmp_path / "again" / "settings.json").write_text(json.dumps({**settings, "also_test": ["before/noisy.csv"]}))
+    monkeypatch.setattr(ArmTrainer, "run", lambda *_: pytest.fail("a finished run was repeated"))
+    assert cli.main(["compare", *command(folders, tmp_path / "again", *options)]) == 0
+
+
 def test_settings_that_cannot_be_read(folders, tmp_path, capsys):
     for content, message in (("{", "cannot be read"), ("[]", "holds no settings of a comparison")):
         (tmp_path / "settings.json").write_text(content)
@@ -741,6 +752,15 @@ def test_numbers_that_are_not_finite_are_joined(finished, capsys, tmp_path):
 def test_feedback_alone_is_nothing_to_compare(folders, tmp_path, capsys):
     assert cli.main(["compare", *command(folders, tmp_path, "--arms", "repeated")]) == 2
     assert "`arms`: there is nothing to compare feedback with (no repeated: " in capsys.readouterr().err
+
+
+def test_a_card_of_one_backbone_from_two_folders(finished, tmp_path):
+    found = json.loads((finished[0] / "comparison.json").read_text())
+    (tmp_path / "comparison.json").write_text(json.dumps({**found, "model": "elsewhere/bert"}))
+    joined = ["compare", "--join", str(finished[0]), str(tmp_path), "--card", str(tmp_path / "card.md")]
+    assert cli.main(joined) == 2
+    assert cli.main([*joined, "--base-model", "a/bert"]) == 0
+    assert ModelCard.load(tmp_path / "card.md").data.base_model == "a/bert"
 
 
 def test_a_comparison_is_joined_once(finished, capsys):
