@@ -303,6 +303,10 @@ BAD = {
     "no new token": (["--max-new-tokens", "0"], "`max_new_tokens` must be an integer of at least 1"),
     "no prompts": (["--prompt-file", "/no/such.txt"], "/no/such.txt"),
     "endless stream": (["--streaming"], "`streaming` reads a file whose length is not known"),
+    "no full batch": (
+        ["--dataloader-drop-last", "--per-device-train-batch-size", "99999"],
+        "do not fill one of 99999: nothing would",
+    ),
     "another column": (["--text-column", "review"], "there is no column 'review'"),
     "future": (["--feedback-future", "true"], "`feedback_future=True`"),
 }

@@ -24,7 +24,7 @@ from hf_feedback.evaluation.comparison.arm_registry import ARMS
 from hf_feedback.evaluation.comparison.arm_runs import ArmRun, ArmTrainer, Job
 from hf_feedback.evaluation.comparison.arms import Budget, Duplicated
 from hf_feedback.evaluation.comparison.compare import JobRunner, run_job
-from hf_feedback.evaluation.comparison.contrasts import Contrast, write_verdict
+from hf_feedback.evaluation.comparison.contrasts import Contrast, contrast_table, write_verdict
 from hf_feedback.evaluation.comparison.message_controls import (
     SilentConnections,
     SwappedConnections,
@@ -810,6 +810,8 @@ def test_the_verdict_is_about_the_alternative_that_decides():
     )
     worse = "lora is better, -1.0 points of perplexity"
     assert worse in write_verdict([unclear, behind], "perplexity", 1.0)
+    assert contrast_table([behind], 1.0, "accuracy").startswith("| feedback | minus | difference |")
+    assert contrast_table([behind], 1.0, "perplexity").startswith("| feedback | beside | lower by |")
 
 
 def test_variants_with_none():

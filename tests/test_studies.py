@@ -116,6 +116,22 @@ def test_a_study_runs(case, place, tmp_path, monkeypatch, capsys):
         assert words in printed
 
 
+ARMS = {"carried_state": "carried state", "depth_on_demand": "feedback", "segment_memory": "memory"}
+
+
+@pytest.mark.parametrize("study", ARMS)
+def test_a_card_of_one_arm_is_refused(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    arm, card = ARMS[study], tmp_path / "card.md"
+    options = ["--work", str(tmp_path / "work"), "--arms", arm, "--card", str(card)]
+    monkeypatch.setattr(sys, "argv", [f"{study}.py", *options])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(study).main()
+    assert end.value.code == 2
+    assert f"--arms names {arm!r} alone" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 GUIDE = FOLDER.parent / "guides" / "does_it_help.md"
 
 

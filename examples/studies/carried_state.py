@@ -40,7 +40,7 @@ from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table
-from study_card import add_card, write_card
+from study_card import add_card, check_card, write_card
 
 # The last layer to the first, by full matrices, without a nonlinearity of its own.
 TOP = dict(feedback_topology="top", feedback_layers=[0, 0], feedback_rank=None, feedback_activation="linear")
@@ -281,6 +281,7 @@ def main() -> None:
     add_device(parser)
     add_card(parser)
     args = parser.parse_args()
+    check_card(parser, args)
     finished = Finished(args.work / "results.jsonl")
     runs = {arm: measure(arm, args, finished) for arm in args.arms}
     parts = {"last": "last token", "half": "second half"}

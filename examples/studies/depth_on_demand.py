@@ -45,7 +45,7 @@ from hf_feedback.training.train_iterations import IterationRange, draw_iteration
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table
-from study_card import add_card, write_card
+from study_card import add_card, check_card, write_card
 
 PAD, CLS, SEP, END, PAUSE, FIRST_SYMBOL = range(6)
 TRAINED, LONGEST = 4, 12  # hops
@@ -335,6 +335,7 @@ def main() -> None:
     add_device(parser)
     add_card(parser)
     args = parser.parse_args()
+    check_card(parser, args)
     finished = Finished(args.work / "results.jsonl")
     runs = {name: measure(name, args, finished) for name in args.arms}
     print(tables := summary(runs))

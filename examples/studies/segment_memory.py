@@ -57,7 +57,7 @@ from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table
-from study_card import add_card, write_card
+from study_card import add_card, check_card, write_card
 
 SEGMENTS = (2, 4, 8, 16, 32, 64)
 FEEDBACK: dict[str, dict[str, Any]] = {
@@ -414,6 +414,7 @@ def main() -> None:
     add_device(parser)
     add_card(parser)
     args = parser.parse_args()
+    check_card(parser, args)
     finished = Finished(args.work / "results.jsonl")
     runs = {arm: measure(arm, args, finished) for arm in args.arms}
     tables = "\n\n".join(summary(hops, runs) for hops in range(1, args.hops + 1))

@@ -15,7 +15,13 @@ Measures: TypeAlias = dict[str, Callable[[Run], float]]
 
 def add_card(parser: argparse.ArgumentParser) -> None:
     """Adds the option that names a file for the card."""
-    parser.add_argument("--card", type=Path, help="file for a model card with these results")
+    parser.add_argument("--card", type=Path, help="file for a model card with these results, of two arms or more")
+
+
+def check_card(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses a card of one arm, with which nothing is compared; call it before anything is run."""
+    if args.card is not None and len(set(args.arms)) < 2:
+        parser.error(f"--card: a card compares arms, and --arms names {args.arms[0]!r} alone. Give it another one.")
 
 
 def differences(runs: dict[str, Sequence[Run]], measures: Measures) -> tuple[str, str]:

@@ -91,9 +91,16 @@ def make_trainer(
         interrupt: stops the run by Ctrl-C.
         model_init: makes the model of each trial of a search, instead of that of the task.
     """
-    if isinstance(task.splits["train"].data, IterableDataset) and args.max_steps < 1:
+    rows = task.splits["train"].data
+    if isinstance(rows, IterableDataset):
+        if args.max_steps < 1:
+            raise ValueError(
+                "`streaming` reads a file whose length is not known; set the length of training with `max_steps`."
+            )
+    elif args.dataloader_drop_last and len(rows) < (batch := args.train_batch_size * args.world_size):
         raise ValueError(
-            "`streaming` reads a file whose length is not known; set the length of training with `max_steps`."
+            f"`dataloader_drop_last` leaves out a batch that is not full, and {len(rows)} training examples do not "
+            f"fill one of {batch}: nothing would be trained. Leave it out, or lower `per_device_train_batch_size`."
         )
     validation = task.splits.get("validation")
     if task.keep_all_columns:

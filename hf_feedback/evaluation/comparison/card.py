@@ -94,7 +94,7 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]], base_m
         f"Feedback compared with matched alternatives by `hf-feedback compare`. The backbone is "
         f"{escape_name(base_model or '/'.join(Path(first['model']).parts[-2:]))}.",
         "\n".join(f"- **{escape_name(data)}**: {_verdict(result)}" for data, result in results.items()),
-        "## Feedback minus each alternative, test",
+        "## Feedback beside each alternative, test",
         join_results(results),
         f"## Test, mean over seeds ({first['metric']}{', %' * (first['scale'] == 100)})",
         markdown_table(("data", *map(escape_name, arms)), means),

@@ -68,8 +68,14 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> 
     return f"Feedback helps: it is ahead of every alternative, least of {name}, by {numbers}, {seeds}."
 
 
-def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
-    """Returns differences as a Markdown table."""
+def contrast_table(contrasts: Sequence[Contrast], margin: float, metric: str) -> str:
+    """Returns differences as a Markdown table.
+
+    Args:
+        contrasts: what is compared.
+        margin: smallest difference that matters, in points.
+        metric: name of the metric; where smaller is better, the difference is that by which feedback is lower.
+    """
     rows = [
         (
             contrast.feedback, contrast.other,
@@ -78,7 +84,8 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float) -> str:
         )
         for contrast in contrasts
     ]  # fmt: skip
-    return markdown_table(("feedback", "minus", "difference", "p", "verdict", f"seeds to see {margin:g} points"), rows)
+    columns = ("minus", "difference") if EXAMPLE_SCORES[metric].greater_is_better else ("beside", "lower by")
+    return markdown_table(("feedback", *columns, "p", "verdict", f"seeds to see {margin:g} points"), rows)
 
 
 def _needed(contrast: Contrast, margin: float) -> str:

@@ -44,11 +44,11 @@ def _plot_differences(axes: "Axes", contrasts: Sequence[Contrast], margin: float
         color = {"ahead": ACCENT, "behind": "#d62728"}.get(contrast.verdict, LIGHT)
         axes.plot([difference.low, difference.high], [row, row], color=color, linewidth=2)
         axes.plot(difference.mean, row, "o", color=color)
-    names = [f"{c.feedback} − {c.other}" if several else c.other for c in reversed(contrasts)]
+    names = [f"{c.feedback} over {c.other}" if several else c.other for c in reversed(contrasts)]
     axes.set_yticks(range(len(names)), names)
     axes.axvline(0, color=DARK, linewidth=0.8)
     axes.axvspan(-margin, margin, color=LIGHT, alpha=0.15, linewidth=0)
-    axes.set_title("Feedback minus each alternative")
+    axes.set_title("Lead of feedback over each alternative")
     axes.set_xlabel("points, 95% interval; shaded: the margin")
 
 

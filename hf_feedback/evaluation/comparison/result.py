@@ -228,9 +228,9 @@ class ComparisonResult:
                     markdown_table(head, arms),
                     f"Alternatives with as many parameters, FLOPs or layers have those of {self.first_feedback}.",
                     "Differences in points with 95% intervals over seeds and test examples; above 0, feedback leads.",
-                    contrast_table(self.contrasts, self.comparison.margin),
+                    self._table(self.contrasts),
                     "The same model without its messages (silent), and with those of another example (swapped).",
-                    contrast_table(self.controls, self.comparison.margin),
+                    self._table(self.controls),
                     *self._further_tables(),
                     *(f"No {name}: {reason}." for name, reason in plan.left_out.items()),
                     *(f"{run.job.name} diverged: {run.divergence}" for run in self.choosing if run.divergence),
@@ -238,6 +238,9 @@ class ComparisonResult:
             )
             + "\n"
         )
+
+    def _table(self, contrasts: Sequence[Contrast]) -> str:
+        return contrast_table(contrasts, self.comparison.margin, self.metric)
 
     def _further_tables(self) -> list[str]:
         """Tables of all arms and of the differences on further test files."""
@@ -249,14 +252,11 @@ class ComparisonResult:
             (name, *(format_values([scale * run.test_value(file) for run in runs]) for file in ("own", *files)))
             for name, runs in self.by_arm.items()
         ]
-        differences = [
-            contrast_table([one for one in self.further_contrasts if one.test == file], self.comparison.margin)
-            for file in files
-        ]
+        differences = [self._table([one for one in self.further_contrasts if one.test == file]) for file in files]
         tables = [f"On {file}:\n\n{table}" for file, table in zip(files, differences, strict=True)]
         for file in files:
             if drops := [one for one in self.drops if one.test == file]:
-                table = contrast_table(drops, self.comparison.margin)
+                table = self._table(drops)
                 tables.append(f"How much less feedback loses from test to {file} (above 0: it loses less):\n\n{table}")
         return ["The same models on further test files.", markdown_table(("arm", "test", *files), rows), *tables]
 
