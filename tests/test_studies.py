@@ -116,14 +116,17 @@ def test_a_study_runs(case, place, tmp_path, monkeypatch, capsys):
         assert words in printed
 
 
-ARMS = {"carried_state": "carried state", "depth_on_demand": "feedback", "segment_memory": "memory"}
-
-
-@pytest.mark.parametrize("study", ARMS)
-def test_a_card_of_one_arm_is_refused(study, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "study, arm, more",
+    [
+        ("carried_state", "carried state", ["--task", "parity"]),
+        ("depth_on_demand", "feedback", []),
+        ("segment_memory", "memory", []),
+    ],
+)
+def test_a_card_of_one_arm_is_refused(study, arm, more, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(FOLDER)
-    arm, card = ARMS[study], tmp_path / "card.md"
-    options = ["--work", str(tmp_path / "work"), "--arms", arm, "--card", str(card)]
+    options = [*more, "--work", str(tmp_path / "work"), "--arms", arm, "--card", str(tmp_path / "card.md")]
     monkeypatch.setattr(sys, "argv", [f"{study}.py", *options])
     with pytest.raises(SystemExit) as end:
         importlib.import_module(study).main()
