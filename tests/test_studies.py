@@ -117,7 +117,7 @@ def test_a_study_runs(case, place, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "study, arm, more",
+    ("study", "arm", "more"),
     [
         ("carried_state", "carried state", ["--task", "parity"]),
         ("depth_on_demand", "feedback", []),
