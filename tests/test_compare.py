@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.connections import MessageContext
 from hf_feedback.evaluation.commands.compare import parse_comparison, read_variants
-from hf_feedback.evaluation.comparison import arm_runs
+from hf_feedback.evaluation.comparison import arm_runs, arms
 from hf_feedback.evaluation.comparison.arm_registry import ARMS
 from hf_feedback.evaluation.comparison.arm_runs import ArmRun, ArmTrainer, Job
 from hf_feedback.evaluation.comparison.arms import Budget, Duplicated
@@ -423,6 +423,13 @@ def test_a_transformer_over_the_windows_reads_all_windows_of_its_text_alone(fold
         ]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
     assert not torch.allclose(together[0], together[2], atol=1e-4)
+
+
+def test_without_peft_lora_is_left_out(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "is_peft_available", lambda: False)
+    plan = make_plan(comparison_of(folders, tmp_path))
+    assert plan.left_out["lora"] == "PEFT is not installed (`pip install peft`)"
+    assert {"plain", "feedback"} <= set(plan.costs)
 
 
 def test_the_frozen_backbone_stays_and_new_parts_have_the_new_rate(folders, tmp_path):
