@@ -81,9 +81,7 @@ def read_feedback_tensors(name: str | Path, **hub_kwargs: Any) -> dict[str, torc
     file = cached_file(str(name), WEIGHTS_NAME, **hub_kwargs)
     try:
         return load_state_dict(str(file))
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise OSError(
             f"{WEIGHTS_NAME} in {name} is damaged or truncated ({error}); copy or download it again."
         ) from error

@@ -80,7 +80,8 @@ class FullGradient(Gradient):
 
 
 class TruncatedGradient(Gradient):
-    """The gradient of the last n steps alone; memory does not grow with the others. n > steps is the full gradient.
+    """The gradient of the last n steps alone; memory does not grow with the others. In a model whose last n iterations
+    include all but the first, n ≤ steps, the first one still has no graph; n > steps is the full gradient.
 
     Example:
 
@@ -157,7 +158,8 @@ GRADIENTS: dict[str, type[Gradient]] = {
 
 
 def truncated(f: Map, start: State, steps: int, *, last: int, **options: Any) -> Solution:
-    """The gradient of the last steps alone; the earlier ones run without a graph. `last ≥ steps` equals `full`.
+    """The gradient of the last steps alone; the earlier ones run without a graph. `last ≥ steps`: that of all
+    steps, as `FullGradient`.
 
     With a tolerance, the last steps of each example are meant. How many there will be is known at the end alone, so
     they are taken a second time, with a graph.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import logging
@@ -97,9 +98,7 @@ def _load_whole(
         kwargs["ignore_mismatched_sizes"] = True
     try:
         model, info = load(name, *args, **kwargs)
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise OSError(
             f"The weights in {name} are damaged or truncated ({error}); copy or download them again."
         ) from error

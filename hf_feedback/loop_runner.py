@@ -161,8 +161,7 @@ class LoopRunner:
         self, loop: FeedbackLoop, num_iterations: int, context: ForwardContext, result: LoopResult
     ) -> LayerOutput:
         """Iterations 2 … K, as the config asks for; fills in the result."""
-        length = loop.entry.shape[1 - (self.layout.batch_dim or 0)]
-        mask = token_mask(context.backbone, context.attention_mask, length)
+        mask = self._token_mask(context, loop)
         if result.trace:
             result.trace.mask = mask
         run = self._iterate_until_halted if self._halts(context) else self._iterate_to_the_end
@@ -172,6 +171,11 @@ class LoopRunner:
         if context.cache is not None:  # the layers above the segment run once
             context.cache.start_iteration(1)
         return output
+
+    def _token_mask(self, context: ForwardContext, loop: FeedbackLoop) -> torch.Tensor | None:
+        """`(B, T)`, true at real tokens of the segment's input, if the call's mask shows them."""
+        length = loop.entry.shape[1 - (self.layout.batch_dim or 0)]
+        return token_mask(context.backbone, context.attention_mask, length)
 
     def _iterate_until_halted(
         self,
@@ -333,7 +337,8 @@ class LoopRunner:
 
         def on_segment(record: SegmentRecord) -> LayerOutput:
             loop = self.make_loop(record, context)
-            estimates.append(estimate_contraction(loop, num_iterations, steps))
+            mask = self._token_mask(context, loop)
+            estimates.append(estimate_contraction(loop, num_iterations, steps, mask))
             return loop.output(loop.initial_states())
 
         with torch.no_grad(), recording(self._make_record(context, on_segment)):

@@ -30,15 +30,16 @@ def jacobian_penalty(loop: FeedbackLoop, h: States, mask: torch.Tensor | None = 
     with sdpa_kernel(SDPBackend.MATH), _without_checkpointing(loop):  # the others have no second derivative
         image = _damped_step(loop, at)
     epsilon = tuple(torch.randn_like(part) for part in image)
-    if mask is not None:
-        epsilon = tuple(part * mask[..., None].to(part) for part in epsilon)
+    epsilon = _without_padding(epsilon, mask)
     products = torch.autograd.grad(image, at, epsilon, create_graph=True, materialize_grads=True)
     exact = torch.promote_types(image[0].dtype, torch.float32)
     squares: Any = sum(part.to(exact).square().sum() for part in products)
     return squares / sum((part != 0).sum() for part in epsilon)
 
 
-def estimate_contraction(loop: FeedbackLoop, num_iterations: int, steps: int) -> torch.Tensor:
+def estimate_contraction(
+    loop: FeedbackLoop, num_iterations: int, steps: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Estimates the factor `(B,)` by which one more iteration after K changes a small difference between states: the
     spectral radius of the loop's Jacobian J, by power iteration with products `Jᵀ v`. Below 1 the loop contracts.
 
@@ -46,6 +47,7 @@ def estimate_contraction(loop: FeedbackLoop, num_iterations: int, steps: int) ->
         loop: the map of one iteration.
         num_iterations: K.
         steps: number of steps of the power iteration; the estimate is the geometric mean of the later half.
+        mask: `(B, T)`, true at real tokens; differences in padding, which no answer reads, are left out.
     """
     h = loop.initial_states()
     h = loop.feedback.damp(h, h)
@@ -67,13 +69,18 @@ def estimate_contraction(loop: FeedbackLoop, num_iterations: int, steps: int) ->
 
     generator = torch.Generator("cpu").manual_seed(0)
     v = tuple(torch.randn(part.shape, generator=generator, device="cpu").to(part) for part in at)
+    v = _without_padding(v, mask)
     growth = []
     for _ in range(steps):
         v = scaled(v, norm(v))
-        v = torch.autograd.grad(image, at, v, retain_graph=True, materialize_grads=True)
+        v = _without_padding(torch.autograd.grad(image, at, v, retain_graph=True, materialize_grads=True), mask)
         growth.append(norm(v))
     later = torch.stack(growth[len(growth) // 2 :])
     return later.clamp_min(1e-30).log().mean(0).exp().float()
+
+
+def _without_padding(state: PackedStates, mask: torch.Tensor | None) -> PackedStates:
+    return state if mask is None else tuple(part * mask[..., None].to(part) for part in state)
 
 
 def _damped_step(loop: FeedbackLoop, at: PackedStates) -> PackedStates:

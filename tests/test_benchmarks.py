@@ -96,6 +96,21 @@ def test_runs(case, place, monkeypatch, capsys):
         assert capsys.readouterr().out.splitlines()[-1] == first.splitlines()[-1]
 
 
+def test_what_is_read_twice_is_pooled_in_the_second_copy(place, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    classifying = importlib.import_module("decoder_classification")
+    model = classifying.Echo.from_backbone(
+        str(place / "decoder"), num_labels=3, num_iterations=1, pooling="mean"
+    ).eval()
+    ids, mask = torch.tensor([[5, 6, 7, 5, 6, 7], [8, 9, 8, 9, 0, 0]]), torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    with torch.no_grad():
+        output = model(ids, attention_mask=mask, output_hidden_states=True)
+        states = output.hidden_states[-1]
+        second = torch.stack((states[0, 3:].mean(0), states[1, 2:4].mean(0)))
+        torch.testing.assert_close(output.logits, model.classifier(second))
+    sys.modules.pop("decoder_classification", None)
+
+
 def test_tagging_reads_later_tokens(place, monkeypatch):
     """Only some ways let a token know what comes after it: this is what the benchmark compares."""
     monkeypatch.syspath_prepend(str(FOLDER))

@@ -9,6 +9,7 @@ from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation import iteration_choice
+from hf_feedback.evaluation.commands import choose_iterations
 from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.evaluation.iteration_choice import IterationChoice, candidates, choose, measure_choice
 from hf_feedback.training.trained_model import TrainedModel
@@ -71,6 +72,16 @@ def test_the_choice_is_the_fastest_of_the_best_within_the_budget():
     assert choose([*noisy, IterationChoice(halting, 0.9, 1.4, 1.5)], None, 0.0).iterations == 1.4
     with pytest.raises(ValueError, match=r"`milliseconds`=0.5 is less than K = 1 takes, 1.00 a text"):
         choose(measured, 0.5, 0.0)
+
+
+def test_what_it_says_can_be_given_to_a_shell(folder, few, capsys, monkeypatch):
+    halting = {"num_iterations": 2, "halting": "confidence|patience"}
+    monkeypatch.setattr(choose_iterations, "measure_choice", lambda *_: IterationChoice(halting, 0.9, 2, 1.0))
+    assert (
+        cli.main(["choose-iterations", "--model", str(folder / "model"), "--file", str(folder / "validation.csv")]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "To use it: --num-iterations 2 --halting 'confidence|patience', or" in printed
 
 
 def test_the_command_writes_its_choice_into_the_model(folder, few, capsys):

@@ -30,11 +30,13 @@ HOSTILE = {
 }
 
 
-def card_of(tmp_path, name, **options):
+def card_of(tmp_path, name, max_steps=-1, **options):
     """The card of a run in which everything that has a name is called `name`."""
-    args = FeedbackTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to=[], freeze=[name])
-    (tmp_path / "out").mkdir()
-    model = make(num_labels=3, id2label={0: name, 1: "late", 2: "lost"})
+    args = FeedbackTrainingArguments(
+        output_dir=str(tmp_path / "out"), use_cpu=True, report_to=[], freeze=[name], max_steps=max_steps
+    )
+    (tmp_path / "out").mkdir(parents=True)
+    model = make(num_labels=3, id2label={0: name, 1: "late", 2: "lost"}, **options)
     args.hub_model_id = f"me/{name}"
     facts = RunFacts(
         backbone=f"somewhere/{name}",
@@ -45,6 +47,25 @@ def card_of(tmp_path, name, **options):
         task=TextClassification.card,
     )
     return write_model_card(tmp_path / "out", model.config, facts).read_text(encoding="utf-8")
+
+
+def test_the_length_of_training_is_the_one_that_counts(tmp_path):
+    by_epochs = card_of(tmp_path / "epochs", "news")
+    by_steps = card_of(tmp_path / "steps", "news", max_steps=7)
+    assert "| epochs | 3.0 |" in by_epochs
+    assert "| steps | 7 |" in by_steps
+    assert "| epochs |" not in by_steps
+
+
+@pytest.mark.parametrize(("num_iterations", "words"), [(1, "With one iteration"), (2, "In the first")])
+def test_joint_messages_act_in_the_first_iteration(num_iterations, words, tmp_path):
+    plain = card_of(tmp_path / "plain", "news", num_iterations=num_iterations)
+    joint = card_of(tmp_path / "joint", "news", num_iterations=num_iterations, feedback_type="joint")
+    assert "messages read their own layer alone, as adapters do." not in plain
+    assert ("this is the plain backbone" in plain) == (num_iterations == 1)
+    assert "this is the plain backbone" not in joint
+    assert words in joint
+    assert "messages read their own layer alone, as adapters do." in joint
 
 
 @pytest.mark.parametrize("case", HOSTILE)

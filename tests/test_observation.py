@@ -1,5 +1,7 @@
 """What a report notes of a model's iterations, against plain loops over the model's own outputs."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from builders import EDGES, feedback_model
@@ -197,15 +199,30 @@ TRACED = [
 ]
 
 
+FINAL_NORMS = {"llama": "norm", "lfm2": "embedding_norm"}  # `hidden_states` end after them
+
+
+def last_states(model, text, norm, k):
+    """`(T, d)`, the output of the last layer in iteration k."""
+    found = []
+    with (
+        nullcontext()
+        if norm is None
+        else model.backbone.get_submodule(norm).register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    ):
+        output = model(**text, num_iterations=k, output_hidden_states=True)
+    return found[-1][0] if found else output.hidden_states[4][0]
+
+
 @pytest.mark.parametrize(("family", "operator"), TRACED)
 def test_tokens_move_as_their_states_do(family, operator):
     model = feedback_model(CLASSIFIER, family, torch.float32, feedback_type=operator)
     text = split_by_row(tiny_batch())[0]
     trace = trace_tokens(model, text, num_iterations=4)
-    states = [model(**text, num_iterations=k, output_hidden_states=True).hidden_states[4] for k in range(1, 5)]
+    states = [last_states(model, text, FINAL_NORMS.get(family), k) for k in range(1, 5)]
     for k in range(3):
         for t in range(9):
-            moved = (states[k + 1][0, t] - states[k][0, t]).norm() / states[k + 1][0, t].norm()
+            moved = (states[k + 1][t] - states[k][t]).norm() / states[k + 1][t].norm()
             assert trace.movement[k, t].item() == pytest.approx(moved.item(), rel=1e-4)
     if family in ("xlnet", "lfm2"):  # their attentions cannot be had
         assert trace.attention == []
@@ -213,6 +230,29 @@ def test_tokens_move_as_their_states_do(family, operator):
     assert [tuple(one.shape) for one in trace.attention] == [(9, 9)] * 3
     assert all(one.sum(-1).tolist() == pytest.approx([1.0] * 9, abs=1e-5) for one in trace.attention)
     assert trace.attention_source.startswith("the messages" if operator == "attention" else "layer 3")
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_token_alone_moves_as_its_text(family):
+    """Also where a norm follows the last layer, which is not part of the loop."""
+    model = feedback_model(CLASSIFIER, family, torch.float32, feedback_edges=[[3, 0]])
+    text = {name: value[:1, :1] for name, value in tiny_batch().items()}
+    residuals = model(**text, num_iterations=4, output_iterations=True).residuals[0]
+    torch.testing.assert_close(trace_tokens(model, text, num_iterations=4).movement[:, 0], residuals.detach())
+
+
+def test_at_a_fixed_point_tokens_stay_and_attend_as_they_did():
+    options = dict(feedback_type="attention", gradient="implicit", fixed_point_tolerance=1e-3)
+    model = feedback_model(CLASSIFIER, dtype=torch.float32, scale=0.02, **options)
+    text = split_by_row(tiny_batch())[0]
+    trace = trace_tokens(model, text, num_iterations=12)
+    steps = model(**text, num_iterations=12, output_iterations=True).residuals.shape[1]
+    assert 1 <= steps < 11
+    assert trace.movement.shape == (11, 9)
+    assert len(trace.attention) == 11
+    assert (trace.movement[:steps] > 0).all()
+    assert (trace.movement[steps:] == 0).all()
+    assert torch.equal(trace.attention[-1], trace.attention[steps - 1])
 
 
 def test_the_attention_implementation_is_as_before():

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import default_data_collator
 from transformers.integrations import TrackioCallback
 
+from hf_feedback.evaluation.report import trainer_figures
 from hf_feedback.evaluation.report.building import summarize_edges
 from hf_feedback.evaluation.report.observation import observe
 from hf_feedback.evaluation.report.trainer_figures import IterationFigures, curves, draw_figure, send
@@ -75,9 +76,29 @@ def test_trackio_gets_the_same_in_the_run_that_transformers_opened():
     receiver._initialized = True
     send(receiver, values, figure, step=7)
     picture = logged[0].pop("iterations/figure")
-    assert logged == [{**values, "train/global_step": 7}]
+    named = {f"iterations/{name}": value for name, value in values.items()}
+    assert logged == [{**named, "train/global_step": 7}]
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
+
+
+def test_evaluation_sets_have_curves_of_their_own(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="needs the extra hf-feedback[tensorboard]")
+    trainer, sent = trainer_of(tmp_path), []
+    monkeypatch.setattr(trainer_figures, "send", lambda receiver, values, figure, step, data: sent.append(data))
+    trainer.add_callback(IterationFigures(trainer))
+    trainer.evaluate({"a": rows(2), "b_c": rows(4)})
+    trainer.evaluate()
+    assert sent == ["a", "b_c", ""]
+
+
+def test_data_have_a_place_of_their_own():
+    receiver, logged = object.__new__(TrackioCallback), []
+    receiver._trackio, receiver._initialized = SimpleNamespace(Image=lambda pixels: pixels, log=logged.append), True
+    seen, model = observed(labelled_model(), 5), labelled_model()
+    figure = draw_figure(seen, summarize_edges(model, seen.messages, 5), 3)
+    send(receiver, {"accuracy_1": 0.5}, figure, step=7, data="a")
+    assert set(logged[0]) == {"iterations/a/accuracy_1", "iterations/a/figure", "train/global_step"}
 
 
 def test_a_trainer_that_reports_to_neither_is_refused(tmp_path):

@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.forward_context import ForwardContext
 from hf_feedback.training.data.labels import LabelSet
 
 SIZES = dict(hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4)
@@ -96,8 +97,8 @@ def pretrain(args: argparse.Namespace, folder: Path) -> None:
 class Echo(FeedbackForSequenceClassification):
     """Reads texts that stand twice, and pools the second copy alone."""
 
-    def _mask(self, hidden: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        mask = inputs["attention_mask"]
+    def _pooling_mask(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor | None:
+        mask = super()._pooling_mask(hidden, context)
         return mask * (mask.cumsum(1) > mask.sum(1, keepdim=True) // 2)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.utils import logging
 
@@ -91,10 +91,8 @@ def describe_damage(file: Path) -> str | None:
             json.loads(file.read_text(encoding="utf-8"))
     except RecursionError:
         return f"{file.name} is nested too deeply"
-    except Exception as error:
-        if isinstance(error, OSError | ValueError | zipfile.BadZipFile) or type(error).__name__ == "SafetensorError":
-            return f"{file.name} is {'damaged or truncated' if file.stat().st_size else 'empty'}"
-        raise
+    except (OSError, ValueError, zipfile.BadZipFile, SafetensorError):
+        return f"{file.name} is {'damaged or truncated' if file.stat().st_size else 'empty'}"
     return None
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
+from ..connections import CONNECTIONS
 from ..version import HF_FEEDBACK_VERSION
 from ..whole_files import whole_file
 from .arguments import FeedbackTrainingArguments
@@ -195,7 +196,7 @@ def _data_rows(facts: RunFacts) -> dict[str, object]:
 def _training_rows(args: FeedbackTrainingArguments) -> dict[str, object]:
     rates = {"backbone": args.backbone_lr, "feedback": args.feedback_lr, "head": args.head_lr}
     return {
-        "epochs": args.num_train_epochs,
+        **({"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}),
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size),
         "learning rate": args.learning_rate,
         **{f"rate of the {part}": rate for part, rate in rates.items() if rate is not None},
@@ -210,12 +211,17 @@ def _training_rows(args: FeedbackTrainingArguments) -> dict[str, object]:
 
 def _describe_iterations(config: FeedbackConfig | FNNConfig) -> str:
     from_scratch = isinstance(config, FNNConfig)
+    names = [] if from_scratch else config.feedback_type.split("+")
+    acts_first = any(CONNECTIONS[name].acts_in_first_iteration for name in names if name in CONNECTIONS)
     if config.num_iterations == 1:
+        if acts_first:
+            return "With one iteration nothing is fed back; messages read their own layer alone, as adapters do."
         plain = "a plain recurrent or layered network" if from_scratch else "the plain backbone"
         return f"With one iteration nothing is fed back: this is {plain}."
     if from_scratch:
         return f"States are refined in {config.num_iterations} iterations; each reads those of the one before."
-    return f"From the second of its {config.num_iterations} iterations on, lower layers read messages of higher ones."
+    later = f"From the second of its {config.num_iterations} iterations on, lower layers read messages of higher ones."
+    return f"{later} In the first, messages read their own layer alone, as adapters do." if acts_first else later
 
 
 def write_model_card(folder: Path, config: FeedbackConfig | FNNConfig, facts: RunFacts) -> Path:

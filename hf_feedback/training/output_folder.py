@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .checkpoints import checkpoints_in
 
 # Files of a training run in its output folder, besides checkpoints.
@@ -59,7 +61,7 @@ def check_nothing_is_lost(folder: Path, checkpoints: bool = True) -> None:
     if not files or (folder / UNFINISHED).exists():
         return
     name = files[0].name
-    resume = "resume that run (`--resume-from-checkpoint true`), " if name.startswith("checkpoint-") else ""
+    resume = "resume that run (`--resume auto`), " if name.startswith("checkpoint-") else ""
     raise ValueError(
         f"`output_dir`: {folder} holds {name} already; {resume}overwrite it (`--overwrite-output-dir`), or choose "
         "another folder."
@@ -76,8 +78,8 @@ def remove_checkpoints(folder: Path) -> None:
 def _is_full_disk(error: Exception) -> bool:
     """Whether it is an error that Python, torch or safetensors raise if a file cannot be written."""
     return (
-        (isinstance(error, OSError) and error.errno in FULL_DISK)
-        or type(error).__name__ == "SafetensorError"
+        isinstance(error, SafetensorError)
+        or (isinstance(error, OSError) and error.errno in FULL_DISK)
         or "PytorchStreamWriter" in str(error)
         or "inline_container" in str(error)
     )

@@ -23,7 +23,7 @@ from .run_record import RESUMABLE_CHANGES, describe_differences, model_options
 logger = logging.get_logger(__name__)
 
 
-def warn_once(args: FeedbackTrainingArguments, message: str) -> None:
+def warn_in_first_process(args: FeedbackTrainingArguments, message: str) -> None:
     """Warns in the first process alone."""
     if args.process_index == 0:
         logger.warning(message)
@@ -85,10 +85,10 @@ def checkpoint_to_resume(args: FeedbackTrainingArguments, config: OptionsConfig,
     if checkpoint is not None:
         fault = checkpoint_fault(checkpoint, args.world_size, args.load_best_model_at_end)
         if fault is not None:
-            raise ValueError(f"`resume_from_checkpoint`: {checkpoint} is incomplete: {fault}; name another.")
+            raise ValueError(f"`resume`: {checkpoint} is incomplete: {fault}; name another.")
     elif resumes_newest(args):
         folder = Path(str(args.output_dir))
-        warn = partial(warn_once, args)
+        warn = partial(warn_in_first_process, args)
         checkpoint = newest_checkpoint(folder, args.world_size, args.load_best_model_at_end, warn)
         if checkpoint is None:
             if not args.overwrite_output_dir:
@@ -107,17 +107,19 @@ def _check_same_options(
     before = None if manifest is None else manifest["training"]
     if before is None:
         before = model_options(type(config).from_pretrained(checkpoint))
-        warn_once(args, f"{checkpoint} has no record of how it was made; only the options of the model were compared.")
+        warn_in_first_process(
+            args, f"{checkpoint} has no record of how it was made; only the options of the model were compared."
+        )
     changed = describe_differences(before, record)
     allowed = [changed.pop(name) for name in sorted(RESUMABLE_CHANGES & changed.keys())]
     if changed:
         raise ValueError(
-            f"`resume_from_checkpoint`: {checkpoint} was made with other options: {'; '.join(changed.values())}. "
+            f"`resume`: {checkpoint} was made with other options: {'; '.join(changed.values())}. "
             "Use these options again (a default may differ on this machine), or train that "
             "checkpoint further with `--model`."
         )
     if allowed:
-        warn_once(
+        warn_in_first_process(
             args,
             f"Training resumes with changed settings: {'; '.join(allowed)}. An uninterrupted run may give another "
             "result.",

@@ -17,7 +17,7 @@ from .frozen_layers.prefix_arguments import PREFIX_FOLDER
 from .metrics import MetricInfo
 from .model_card import RunFacts
 from .output_folder import mark_unfinished, remove_checkpoints
-from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_once
+from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_in_first_process
 from .run_record import run_record
 from .tasks.task import EncodedSplit, Model, PreparedTask
 from .trainer import FeedbackTrainer
@@ -61,7 +61,7 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     splits = ("train", "validation") if args.load_best_model_at_end else ("train",)
     record = trainer.run_record = {**record_of_task(task, args, splits), **trainer.techniques.record}
     if resumes_newest(args) and is_finished(folder, record):
-        warn_once(args, f"{folder}: this run is finished; nothing is left to train.")
+        warn_in_first_process(args, f"{folder}: this run is finished; nothing is left to train.")
         return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     checkpoint = checkpoint_to_resume(args, task.model.config, record)
     trainer.accelerator.wait_for_everyone()  # all processes have checked before anything is removed or written
@@ -142,14 +142,14 @@ def record_of_task(task: PreparedTask, args: FeedbackTrainingArguments, splits: 
 def _train(trainer: FeedbackTrainer, checkpoint: str | None, interrupt: InterruptCallback) -> dict[str, float]:
     """Trains from the start or from a checkpoint; a checkpoint after the last step is only loaded."""
     if checkpoint is not None and trainer.load_finished(checkpoint):
-        warn_once(trainer.args, f"{checkpoint}: training is complete; the model is evaluated and saved.")
+        warn_in_first_process(trainer.args, f"{checkpoint}: training is complete; the model is evaluated and saved.")
         return {}
     with interrupt:
         output = trainer.train(resume_from_checkpoint=checkpoint or False)
     if interrupt.stopped:
         step = trainer.state.global_step
         raise Interrupted(
-            f"Stopped after step {step}. To resume: the same command with --resume-from-checkpoint "
+            f"Stopped after step {step}. To resume: the same command with --resume "
             f"{Path(str(trainer.args.output_dir)) / f'checkpoint-{step}'}"
         )
     return dict(output.metrics) if output.global_step else {}  # without steps there is no loss

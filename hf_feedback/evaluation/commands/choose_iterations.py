@@ -1,6 +1,7 @@
 """`hf-feedback choose-iterations`."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,6 +91,6 @@ def run(arguments: Sequence[str]) -> int:
         save_choice(args.model, choice)
         print(f"\n{args.model} now answers with {choice.name}.")
     else:
-        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in choice.options.items())
-        print(f"\nTo use it: {given}, or this command with --save.")
+        given = [part for name, value in choice.options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        print(f"\nTo use it: {shlex.join(given)}, or this command with --save.")
     return 0

@@ -200,7 +200,8 @@ def _draw_picture(examples: LabelledExamples, item: ItemChange, num_iterations: 
     tokens = [cast(str, examples.processor.decode([number])).strip() or "␣" for number in numbers]
     most_moved = trace.movement[:, : len(tokens)].argmax(1).tolist()
     attended = [
-        weights[token, : len(tokens)].tolist() for weights, token in zip(trace.attention, most_moved, strict=False)
+        weights[token, : len(tokens)].tolist()
+        for weights, token in zip(trace.attention, most_moved, strict=bool(trace.attention))
     ]
     return Picture(
         change=item,

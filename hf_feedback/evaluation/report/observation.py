@@ -1,6 +1,6 @@
 """Observation of a trained model by iteration, for more iterations than it is used with."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -91,7 +91,7 @@ def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iteratio
     batch = {name: value.to(model.device) for name, value in batch.items()}
     labels = batch.pop("labels")
     output = model(**batch, num_iterations=num_iterations, output_iterations=True, return_dict=True)
-    logits = torch.stack(_repeat_last(output.iteration_logits, num_iterations)).float()  # (K, B, C) or (K, B, T, C)
+    logits = torch.stack(repeat_last(output.iteration_logits, num_iterations)).float()  # (K, B, C) or (K, B, T, C)
     labels = labels if labels.dim() == logits.dim() - 2 else labels.view(logits.shape[1:-1])
     labelled = labels != IGNORED
     number = (labelled if labelled.dim() == 2 else labelled[:, None]).long().cumsum(1) - 1
@@ -106,6 +106,11 @@ def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iteratio
     )
 
 
-def _repeat_last(logits: tuple[torch.Tensor, ...], num_iterations: int) -> list[torch.Tensor]:
-    """Repeats the last logits for the iterations after the fixed point was reached."""
-    return [*logits, *[logits[-1]] * (num_iterations - len(logits))]
+def repeat_last(values: Sequence[torch.Tensor], number: int) -> list[torch.Tensor]:
+    """Repeats the last value for the iterations after the fixed point was reached; nothing where there is none.
+
+    Args:
+        values: one for each iteration.
+        number: number of iterations.
+    """
+    return [*values, *[one for one in values[-1:] for _ in range(number - len(values))]]

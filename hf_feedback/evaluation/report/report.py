@@ -253,7 +253,8 @@ def _decimal(value: float | None) -> str:
 
 def write_report(report: Report, folder: Path) -> None:
     """Writes `report.json` and `report.html` into a folder."""
+    texts = {"report.json": report.to_json(), "report.html": report.to_html()}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", report.to_json()), ("report.html", report.to_html())):
+    for name, text in texts.items():
         with whole_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")

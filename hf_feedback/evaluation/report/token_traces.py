@@ -9,10 +9,11 @@ import torch
 
 from ...collected_states import UnknownCollectionError
 from ...evaluation_mode import evaluating
+from ...iteration_trace import IterationTrace, batch_first
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.message_recorder import record_attention
 from ...validation import Keywords
-from .observation import without_halting
+from .observation import repeat_last, without_halting
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class TokenTrace:
     """The tokens of one text in every iteration.
 
     Args:
-        movement: `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖` of the segment's last layer, `(K − 1, T)`.
+        movement: `‖h_t^(k) − h_t^(k−1)‖ / ‖h_t^(k)‖` of the segment's last layer, before any norm that follows it,
+            `(K − 1, T)`.
         attention: attention weights in each iteration from the second on, `(T, T)`, rows sum to 1; empty if unknown.
         attention_source: description of the attention.
     """
@@ -56,17 +58,15 @@ def trace_tokens(model: FeedbackPreTrainedModel, inputs: Keywords, num_iteration
     ```
     """
     inputs = {name: value.to(model.device) for name, value in inputs.items() if name != "labels"}
-    layer = model.layout.segment[1] + 1  # `hidden_states` begins with the embeddings
-    states = []
     with evaluating(model), torch.no_grad(), without_halting(model):
-        for k in range(1, num_iterations + 1):
-            output = model(**inputs, num_iterations=k, output_hidden_states=True, return_dict=True)
-            states.append(output.hidden_states[layer].float())
+        trace = cast(IterationTrace, model._run(inputs, num_iterations, keep_trace=True)[1].trace)
+        states = [batch_first(state, trace.batch_dim).float() for state in trace.outputs]
         if states[0].shape[0] != 1:
             return None
         attention, source = _attention_of_messages(model, inputs, num_iterations)
         if not attention:
             attention, source = _attention_of_backbone(model, inputs, num_iterations)
+    states, attention = repeat_last(states, num_iterations), repeat_last(attention, num_iterations - 1)
     tiny = torch.finfo(torch.float32).tiny
     pairs = zip(states[1:], states[:-1], strict=True)
     movement = [(new - old).norm(dim=-1) / new.norm(dim=-1).clamp_min(tiny) for new, old in pairs]

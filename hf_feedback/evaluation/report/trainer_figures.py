@@ -80,7 +80,8 @@ class IterationFigures(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = feedback_model_in(cast(torch.nn.Module, self.trainer.model))[1]
         k = model.config.num_iterations
-        if not evaluated_split(kwargs["metrics"]).startswith("eval"):
+        split, _, name = evaluated_split(kwargs["metrics"]).partition("_")
+        if split != "eval":
             return  # test, whose values would continue the curves of validation
         batches = islice(kwargs["eval_dataloader"], self.most_batches)
         with torch.random.fork_rng(devices=[]), self.trainer.compute_loss_context_manager():
@@ -89,7 +90,7 @@ class IterationFigures(TrainerCallback):
             edges = summarize_edges(model, seen.messages, k + FURTHER_ITERATIONS)
             figure = draw_figure(seen, edges, k)
             for receiver in self._receivers():
-                send(receiver, curves(seen), figure, state.global_step)
+                send(receiver, curves(seen), figure, state.global_step, name)
 
 
 def curves(seen: Observation) -> dict[str, float]:
@@ -100,8 +101,8 @@ def curves(seen: Observation) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for i, accuracy in enumerate(seen.answers.accuracy, 1):
-        values[f"iterations/accuracy_{i}"] = accuracy
-        values[f"iterations/calibration_error_{i}"] = calibration(seen.answers, i)["ece"]
+        values[f"accuracy_{i}"] = accuracy
+        values[f"calibration_error_{i}"] = calibration(seen.answers, i)["ece"]
     return values
 
 
@@ -136,25 +137,32 @@ def draw_figure(seen: Observation, edges: list[EdgeSummary], num_iterations: int
 
 
 def send(
-    receiver: TensorBoardCallback | TrackioCallback, values: Mapping[str, float], figure: "Figure", step: int
+    receiver: TensorBoardCallback | TrackioCallback,
+    values: Mapping[str, float],
+    figure: "Figure",
+    step: int,
+    data: str = "",
 ) -> None:
-    """Sends values and a figure to the run of a callback of transformers.
+    """Sends values and a figure to the run of a callback of transformers, as `iterations/<name>`.
 
     Args:
         receiver: the callback; nothing is sent before it has opened a run.
         values: values by name.
-        figure: the figure, sent as `iterations/figure`.
+        figure: the figure, whose name is `figure`.
         step: the training step.
+        data: name of the evaluation data where there are several, sent as `iterations/<data>/<name>`.
     """
+    place = f"iterations/{data}/" if data else "iterations/"
+    values = {place + name: value for name, value in values.items()}
     if isinstance(receiver, TensorBoardCallback):
         if receiver.tb_writer is not None:
             for name, value in values.items():
                 receiver.tb_writer.add_scalar(name, value, step)
-            receiver.tb_writer.add_figure("iterations/figure", figure, step)
+            receiver.tb_writer.add_figure(f"{place}figure", figure, step)
     elif receiver._initialized:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         picture = receiver._trackio.Image(np.asarray(canvas.buffer_rgba())[..., :3])
-        receiver._trackio.log({**values, "iterations/figure": picture, "train/global_step": step})
+        receiver._trackio.log({**values, f"{place}figure": picture, "train/global_step": step})
