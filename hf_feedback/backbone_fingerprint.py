@@ -73,12 +73,14 @@ def _dtype_of(model: "FeedbackPreTrainedModel") -> torch.dtype:
 def _fingerprint(
     stored_names: dict[str, str],
     read: Callable[[str], torch.Tensor],
-    dtype_of: torch.dtype,
+    dtype: torch.dtype,
     like: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """The fingerprint of tensors: name in the backbone → what `read` finds it by."""
     formats = {
-        name: dtype for name, dtype in FINGERPRINT_DTYPES.items() if dtype_of in (dtype, torch.float32, torch.float64)
+        name: rounded
+        for name, rounded in FINGERPRINT_DTYPES.items()
+        if dtype in (rounded, torch.float32, torch.float64)
     }
     if common := [name for name in formats if name in (like or {})]:
         formats = {common[0]: formats[common[0]]}
@@ -86,9 +88,9 @@ def _fingerprint(
     for own, stored_name in sorted(stored_names.items()):
         tensor = read(stored_name).detach()
         for name, digest in digests.items():
-            rounded = tensor.to(formats[name]).view(torch.int16) if tensor.is_floating_point() else tensor
+            bits = tensor.to(formats[name]).view(torch.int16) if tensor.is_floating_point() else tensor
             digest.update(f"{own} {tuple(tensor.shape)};".encode())
-            digest.update(rounded.contiguous().cpu().numpy().tobytes())
+            digest.update(bits.contiguous().cpu().numpy().tobytes())
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 

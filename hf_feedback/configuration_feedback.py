@@ -361,6 +361,11 @@ class FeedbackConfig(OptionsConfig):
         return getattr(self.text_config, "num_attention_heads", None)
 
     @property
+    def operator_names(self) -> list[str]:
+        """The names of the operators whose messages are added: those in `feedback_type`."""
+        return self.feedback_type.split("+")
+
+    @property
     def predicts_values(self) -> bool:
         """Whether labels are values, and not classes."""
         return self.problem_type == "regression" or len(self.id2label or {}) == 1

@@ -62,10 +62,10 @@ class TemporalLayer(FNNLayer):
 
         def sweep(h: torch.Tensor) -> torch.Tensor:
             rest = Ux_b + self.V(after(h))  # all of z but W h_{t-1}
-            before, new = torch.zeros_like(h[:, 0]), []
+            previous, new = torch.zeros_like(h[:, 0]), []
             for t in range(h.shape[1]):
-                before = self.f(rest[:, t] + self.W(before)).where(real[:, t], 0.0)
-                new.append(before)
+                previous = self.f(rest[:, t] + self.W(previous)).where(real[:, t], 0.0)
+                new.append(previous)
             return torch.stack(new, 1)
 
         return sweep

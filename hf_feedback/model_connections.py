@@ -23,7 +23,7 @@ def operators_of(config: "FeedbackConfig") -> list[type[FeedbackConnection]]:
     Raises:
         ValueError: one is not registered.
     """
-    names = config.feedback_type.split("+")
+    names = config.operator_names
     if config.feedback_span == "segment":
         return [SEGMENT_CONNECTIONS[name] for name in names]
     if unknown := [name for name in names if name not in CONNECTIONS]:

@@ -52,7 +52,7 @@ def check_numbers(config: "FeedbackConfig") -> None:
 
 def check_operators(config: "FeedbackConfig") -> None:
     """Checks the operators that compute the messages, and their options."""
-    names = config.feedback_type.split("+") if isinstance(config.feedback_type, str) else [config.feedback_type]
+    names = config.operator_names
     for name in names:
         check_choice(
             "feedback_type",
@@ -88,7 +88,7 @@ def check_shift(config: "FeedbackConfig") -> None:
                 f"`feedback_shift`=1 carries a state from token to token and excludes `{name}`, got "
                 f"{getattr(config, name)!r}; leave one out."
             )
-    names = [name for name in config.feedback_type.split("+") if name in CONNECTIONS]
+    names = [name for name in config.operator_names if name in CONNECTIONS]
     if mixing := [name for name in names if CONNECTIONS[name].mixes_tokens]:
         raise ValueError(
             f"`feedback_shift`=1 is for messages of single tokens, got `feedback_type`={config.feedback_type!r}, "
@@ -148,9 +148,7 @@ def check_segments(config: "FeedbackConfig") -> None:
                     f"`{name}` is for `feedback_span='segment'`, got {getattr(config, name)!r} with 'token'; leave "
                     "one out."
                 )
-        if only := [
-            name for name in config.feedback_type.split("+") if name not in CONNECTIONS and name in SEGMENT_CONNECTIONS
-        ]:
+        if only := [name for name in config.operator_names if name in SEGMENT_CONNECTIONS.keys() - CONNECTIONS.keys()]:
             raise ValueError(
                 f"`feedback_type`={only[0]!r} is for `feedback_span='segment'`, got 'token'; give both, or use "
                 "'attention'."
@@ -166,7 +164,7 @@ def check_segment_messages(config: "FeedbackConfig") -> None:
             f"`feedback_span='segment'` reads the segments' states; leave out `feedback_context`, got "
             f"{config.feedback_context!r}."
         )
-    if not {*config.feedback_type.split("+")} <= SEGMENT_CONNECTIONS.keys():
+    if not {*config.operator_names} <= SEGMENT_CONNECTIONS.keys():
         raise ValueError(
             f"`feedback_span='segment'` has messages of its own, {', '.join(SEGMENT_CONNECTIONS)}; use one of them "
             f"as `feedback_type`, got {config.feedback_type!r}."

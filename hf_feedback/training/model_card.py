@@ -211,7 +211,7 @@ def _training_rows(args: FeedbackTrainingArguments) -> dict[str, object]:
 
 def _describe_iterations(config: FeedbackConfig | FNNConfig) -> str:
     from_scratch = isinstance(config, FNNConfig)
-    names = [] if from_scratch else config.feedback_type.split("+")
+    names = [] if from_scratch else config.operator_names
     acts_first = any(CONNECTIONS[name].acts_in_first_iteration for name in names if name in CONNECTIONS)
     if config.num_iterations == 1:
         if acts_first:

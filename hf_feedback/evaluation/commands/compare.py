@@ -24,7 +24,7 @@ from ..comparison.compare import compare, hide_progress_bars
 from ..comparison.joined_results import join_results, read_results
 from ..comparison.plan import format_plan, make_plan
 from ..comparison.plots import plot_comparison
-from ..comparison.settings import Comparison, test_name
+from ..comparison.settings import Comparison, name_of_test_file
 
 DESCRIPTION = """Find out whether feedback helps: train matched alternatives over several seeds, with the same order of
 data, epochs, batch size and head, each with its own sweep of learning rates on validation data, and report their
@@ -84,7 +84,7 @@ class CompareArguments:
             for value in values:
                 if not 0 < value < math.inf:
                     raise ValueError(f"`{name}` must be above 0, got {value}.")
-        names = [test_name(file) for file in self.also_test or ()]
+        names = [name_of_test_file(file) for file in self.also_test or ()]
         reserved = ("own", *CONTROLS, "train", "validation", "test")
         if len(set(names)) < len(names) or {*names} & {*reserved}:
             raise ValueError(

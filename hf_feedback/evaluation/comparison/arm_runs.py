@@ -27,7 +27,7 @@ from ..diagnostics import finite
 from .arms import Budget
 from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers
 from .message_controls import SilentConnections, SwappedConnections, other_messages
-from .settings import Comparison, test_name
+from .settings import Comparison, name_of_test_file
 
 CONTROLS = ("silent", "swapped")
 RATES = ("learning_rate", "backbone_lr", "feedback_lr", "head_lr")
@@ -223,7 +223,7 @@ class ArmTrainer:
 
     def _test(self, run: ArmRun) -> ArmRun:
         """Returns the run with the contributions of the test examples, for feedback also with other messages."""
-        further = {name: self._measure(name) for name in map(test_name, self.comparison.also_test)}
+        further = {name: self._measure(name) for name in map(name_of_test_file, self.comparison.also_test)}
         examples = {"own": self._measure("test"), **further}
         if not self.arm.is_feedback:
             return replace(run, examples=examples)

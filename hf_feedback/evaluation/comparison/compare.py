@@ -24,7 +24,7 @@ from .arm_runs import ArmRun, ArmTrainer, Job
 from .arms import Budget
 from .plan import Plan, choosing_jobs, format_seconds, seed_jobs
 from .result import ComparisonResult
-from .settings import Comparison, test_name
+from .settings import Comparison, name_of_test_file
 
 
 def run_job(comparison: Comparison, job: Job, budget: Budget, is_chosen: bool) -> None:
@@ -182,7 +182,7 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
         for name, arm in comparison.arms.items()
     }
     settings = {name: value for name, value in plan.record.items() if name != "seed"}
-    now: Record = {**settings, **model, **arms, "also_test": [test_name(file) for file in comparison.also_test]}
+    now: Record = {**settings, **model, **arms, "also_test": [name_of_test_file(file) for file in comparison.also_test]}
     now["most_steps"] = comparison.most_steps
     before = _read_settings(file) if file.is_file() else {}
     if differences := describe_differences(before, now):
@@ -203,5 +203,5 @@ def _read_settings(file: Path) -> Record:
     if not isinstance(settings, dict):
         raise ValueError(f"`output_dir`: {file} holds no settings of a comparison. Use another folder.")
     if "also_test" in settings:  # once paths, whose contents are compared as the rows of each
-        settings["also_test"] = [test_name(file) for file in settings["also_test"]]
+        settings["also_test"] = [name_of_test_file(file) for file in settings["also_test"]]
     return settings

@@ -21,7 +21,7 @@ from ..markdown_tables import format_values, markdown_table
 from .arm_runs import CONTROLS, ArmRun
 from .contrasts import Contrast, contrast_table, write_verdict
 from .plan import Plan
-from .settings import Comparison, test_name
+from .settings import Comparison, name_of_test_file
 from .statistics import compare_paired, draw_examples, resample_examples, seeds_needed
 
 
@@ -71,7 +71,7 @@ class ComparisonResult:
     @cached_property
     def further_contrasts(self) -> list[Contrast]:
         """Each feedback arm compared with every other arm on every further test file."""
-        files = [test_name(file) for file in self.comparison.also_test]
+        files = [name_of_test_file(file) for file in self.comparison.also_test]
         return [
             replace(self._contrast(one.feedback, one.other, self.by_arm[one.other], file, file), test=file)
             for file in files
@@ -82,7 +82,7 @@ class ComparisonResult:
     def drops(self) -> list[Contrast]:
         """How much less feedback loses from the test file to each further file with the same examples."""
         number = len(self.runs[0].examples["own"])
-        files = [test_name(file) for file in self.comparison.also_test]
+        files = [name_of_test_file(file) for file in self.comparison.also_test]
         return [
             replace(self._contrast(c.feedback, c.other, self.by_arm[c.other], file, file, since="own"), test=file)
             for file in files
@@ -154,7 +154,7 @@ class ComparisonResult:
     def as_json(self) -> dict[str, Any]:
         """Returns all results as JSON values."""
         comparison = self.comparison
-        further, model = [test_name(file) for file in comparison.also_test], comparison.model_args.model
+        further, model = [name_of_test_file(file) for file in comparison.also_test], comparison.model_args.model
         return {
             "verdict": self.verdict(),
             "feedback": self.best_feedback(),
@@ -244,7 +244,7 @@ class ComparisonResult:
 
     def _further_tables(self) -> list[str]:
         """Tables of all arms and of the differences on further test files."""
-        files = [test_name(file) for file in self.comparison.also_test]
+        files = [name_of_test_file(file) for file in self.comparison.also_test]
         if not files:
             return []
         scale = abs(self.unit)

@@ -74,7 +74,7 @@ class Comparison:
             split = task.encode("test", task.check_split(Split(task.read(file), file)))
             if split is None:
                 raise ValueError(f"`also_test`: {file} has no labels.")
-            more[test_name(file)] = split
+            more[name_of_test_file(file)] = split
         model = cast(FeedbackPreTrainedModel, prepared.model)
         if read_config(self.model_args.model, self.model_args.revision).get("model_type") != model.config.model_type:
             # and not a feedback model that is trained further
@@ -98,6 +98,6 @@ class Comparison:
         return name, EXAMPLE_SCORES[name]
 
 
-def test_name(file: str) -> str:
+def name_of_test_file(file: str) -> str:
     """Returns the name of a further test file: the file name without its ending."""
     return Path(file).stem
