@@ -139,6 +139,17 @@ def test_wrong_options_end_in_one_line(options, tokenizer, tmp_path, capsys, mon
     assert REFUSED[options] in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "train.csv", rows(12))
+    write(tmp_path, "new.csv", rows(12))
+    unpadded = tiny_tokenizer()
+    unpadded.pad_token = unpadded.eos_token = None
+    unpadded.save_pretrained("unpadded")
+    assert main(train_command("out", "--fnn", "layered", "--tokenizer", "unpadded")) == 2
+    assert "no `pad_token` and no `eos_token` to pad with" in capsys.readouterr().err
+
+
 def test_a_trained_network_keeps_its_options_and_labels(tokenizer, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "train.csv", rows(12))

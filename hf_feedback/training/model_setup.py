@@ -159,8 +159,7 @@ def new_network(args: FNNArguments, labels: LabelSet) -> tuple[PreTrainedTokeniz
             f"`tokenizer`: {args.tokenizer} is not a folder with a tokenizer, and none of that name could be loaded "
             f"from the Hub ({str(error).splitlines()[0]})."
         ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    give_padding_token(tokenizer)
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     config = FNNConfig(**sizes, **label_options(labels), **args.config_options())
     return tokenizer, FNNForSequenceClassification(config)
@@ -257,6 +256,25 @@ def check_head_has_labels(model: PreTrainedModel, source: str, labels: LabelSet)
         )
 
 
+def give_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets a tokenizer without a padding token pad with the end-of-text token.
+
+    Args:
+        tokenizer: the tokenizer.
+
+    Raises:
+        ValueError: it has neither token.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            "The tokenizer has no `pad_token` and no `eos_token` to pad with; set one (`tokenizer.pad_token = …`) "
+            "and save it with the model."
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+
+
 def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Gives model and tokenizer the same padding token: the end-of-text token if a decoder has none.
 
@@ -267,13 +285,7 @@ def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBa
     Raises:
         ValueError: the tokenizer has neither token, or more tokens than the model has embeddings.
     """
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ValueError(
-                "The tokenizer has no `pad_token` and no `eos_token` to pad with; set one (`tokenizer.pad_token = …`) "
-                "and save it with the model."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
+    give_padding_token(tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.backbone.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # a copy if layers are left out
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
