@@ -483,7 +483,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         expanding = factors[factors > 1]  # no number where states are not finite
         if len(expanding):
             logger.warning(
-                f"The loop expands on {len(expanding)} of {len(factors)} texts (by up to {expanding.max():.2f} an "
+                f"The loop expands on {len(expanding)} of {len(factors)} inputs (by up to {expanding.max():.2f} an "
                 "iteration): more iterations will not settle. Train with a smaller `feedback_lr` or more weight decay, "
                 "a smaller `feedback_scale`, or `feedback_damping` below 1."
             )

@@ -10,10 +10,10 @@ from hf_feedback.evaluation.diagnostics import (
     calibration,
     confusion,
     confusion_changes,
-    finite,
     flips,
     mcnemar,
 )
+from hf_feedback.whole_files import finite
 
 # Three iterations, four items, three classes; the answers are
 #   iteration 1: 0 1 2 0,  iteration 2: 0 2 2 1,  iteration 3: 1 2 2 1;  right: 0 2 1 1.

@@ -1,6 +1,7 @@
 """`hf-feedback choose-iterations`: what it measures is what the model does, and the choice is kept."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -70,8 +71,27 @@ def test_the_choice_is_the_fastest_of_the_best_within_the_budget():
     slower = IterationChoice(halting, 0.9, 1.9, 2.15)
     assert choose([noisy[0], slower], None, 0.0).name == "K = 2"
     assert choose([*noisy, IterationChoice(halting, 0.9, 1.4, 1.5)], None, 0.0).iterations == 1.4
+    saves_nothing = IterationChoice(halting, 0.9, 3.0, 1.0)  # by the clock alone
+    assert choose([one(3, 0.9, 3.0), saves_nothing], None, 0.0).name == "K = 3"
+    diverged = one(4, -math.inf, 1.0)
+    assert choose([one(1, 0.5, 1.0), diverged], None, 1.0).name == "K = 1"
+    with pytest.raises(ValueError, match="`model`: its answers are NaN"):
+        choose([diverged], None, 0.0)
     with pytest.raises(ValueError, match=r"`milliseconds`=0.5 is less than K = 1 takes, 1.00 a text"):
         choose(measured, 0.5, 0.0)
+
+
+def test_a_model_that_answers_nan_is_refused(folder, few, tmp_path, capsys):
+    broken = FeedbackForSequenceClassification.from_pretrained(folder / "model")
+    torch.nn.init.constant_(broken.classifier.bias, math.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    tiny_tokenizer().save_pretrained(tmp_path / "broken")
+    given = ["--model", str(tmp_path / "broken"), "--file", str(folder / "validation.csv")]
+    assert cli.main(["choose-iterations", *given, "--max-iterations", "2"]) == 2
+    assert "`model`: its answers are NaN" in capsys.readouterr().err
+    assert cli.main(["report", *given, "--output", str(tmp_path / "report")]) == 2
+    assert "answers are NaN within its" in capsys.readouterr().err
+    assert list((tmp_path / "report").iterdir()) == []
 
 
 def test_what_it_says_can_be_given_to_a_shell(folder, few, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from builders import EDGES, feedback_model
@@ -69,8 +70,13 @@ def test_each_labelled_token_is_an_item():
 def test_choices_are_classes():
     batch = {key: torch.stack([value, value.flip(0)], 1) for key, value in tiny_batch().items()}
     model = feedback_model(FeedbackForMultipleChoice)
-    observation = observe(model, [{**batch, "labels": torch.tensor([1, 0])}], num_iterations=3)
-    assert observation.answers.probabilities.shape == (3, 2, 2)
+    batch["labels"] = torch.tensor([1, 0])
+    observation = observe(model, [batch, batch], num_iterations=3)
+    assert observation.answers.probabilities.shape == (3, 4, 2)
+    assert observation.examples.tolist() == [0, 1, 2, 3]
+    moved = model(**batch, num_iterations=3, output_iterations=True).residuals  # of every choice
+    most = moved.view(2, 2, 2).amax(1).detach().float().numpy()
+    np.testing.assert_allclose(observation.residuals, np.concatenate((most, most)), rtol=1e-6)
 
 
 def test_a_solver_that_ends_early_has_the_same_answer_from_then_on():

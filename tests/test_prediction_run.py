@@ -330,3 +330,11 @@ def test_a_model_without_a_head(tmp_path, capsys):
     assert "a model without a head (FeedbackModel), which answers nothing; train it for a task" in (
         capsys.readouterr().err
     )
+
+
+def test_answers_that_are_no_numbers_are_written_as_null(caplog):
+    rows = [{"text": "a", "score": float("nan"), "probabilities": {"late": float("inf"), "lost": 0.5}}]
+    with caplog.at_level("WARNING", logger="hf_feedback.training.prediction.predictions_file"):
+        line = predictions_file.RowWriter("out.jsonl").format(rows)
+    assert json.loads(line) == {"text": "a", "score": None, "probabilities": {"late": None, "lost": 0.5}}
+    assert "JSON has no NaN" in caplog.text

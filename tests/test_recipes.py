@@ -10,6 +10,7 @@ from hf_feedback import (
     FeedbackForSequenceClassification,
     FeedbackForTokenClassification,
 )
+from hf_feedback.configuration_feedback import EDGE_OPTIONS
 from hf_feedback.recipes import RECIPES
 from hf_feedback.training.model_arguments import ModelArguments
 
@@ -36,6 +37,10 @@ def test_the_command_line_takes_a_recipe_and_options_beside_it():
     assert ModelArguments(model="m", recipe="depth-on-demand").config_options() == recipe
     given = ModelArguments(model="m", recipe="depth-on-demand", feedback_rank="16").config_options()
     assert given == {**recipe, "feedback_rank": 16}
+    edges = ModelArguments(model="m", recipe="depth-on-demand", feedback_edges="[[3,1]]").config_options()
+    assert edges["feedback_edges"] == [[3, 1]]
+    assert edges.keys() & {*EDGE_OPTIONS} == {"feedback_edges"}
+    assert edges["feedback_type"] == recipe["feedback_type"]
     known = "'carried-state', 'depth-on-demand', 'segment-memory'"
     with pytest.raises(ValueError, match=f"`recipe` must be one of {known}, got 'magic'"):
         ModelArguments(model="m", recipe="magic").config_options()

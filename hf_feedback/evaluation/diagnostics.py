@@ -4,7 +4,6 @@ Iterations are counted from 1, as in the equations: `k` is row `k − 1` of an a
 class: a text, an image, a question with choices, or a word that is tagged.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -174,21 +173,3 @@ def confusion_changes(answers: IterationAnswers, first: int, last: int) -> list[
         for label, answer in np.argwhere(before != after)
     ]
     return sorted(changes, key=lambda change: -abs(change["after"] - change["before"]))
-
-
-def finite(value: object) -> object:
-    """Replaces numbers that are not finite, which JSON does not have, by `None`.
-
-    Example:
-
-    ```python
-    >>> finite({"residuals": [0.5, float("nan")]})
-    {'residuals': [0.5, None]}
-
-    ```
-    """
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 """Choice of the number of iterations and the halting rule of a trained model under a time budget."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,9 +108,11 @@ def measure_choice(trainer: FeedbackTrainer, data: Dataset, options: Options, ro
         seconds.append(time.perf_counter() - started)
     labels = np.concatenate([batch["labels"].cpu().numpy() for batch in batches])
     prediction = EvalPrediction(torch.cat(logits).numpy(), labels)
-    metrics = cast(Any, trainer.compute_metrics)(prediction)
+    metric = next(iter(cast(Any, trainer.compute_metrics)(prediction).values()))
+    if np.isnan(cast(np.ndarray, prediction.predictions)).any():
+        metric = -math.inf  # the loop diverges, and the class of NaN says nothing
     count = len(labels)
-    return IterationChoice(options, next(iter(metrics.values())), iterations / count, 1000 * min(seconds) / count)
+    return IterationChoice(options, metric, iterations / count, 1000 * min(seconds) / count)
 
 
 def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: float) -> IterationChoice:
@@ -124,7 +127,7 @@ def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: 
         tolerance: difference to the best, in the metric's units, that counts as equal.
 
     Raises:
-        ValueError: no choice is within the budget.
+        ValueError: no choice is within the budget, or the answers of the model are NaN.
 
     Example:
 
@@ -144,9 +147,18 @@ def choose(choices: Sequence[IterationChoice], budget: float | None, tolerance: 
             "the fastest; allow more, or use a smaller backbone."
         )
     best = max(choice.metric for choice in within)
+    if best == -math.inf:
+        raise ValueError("`model`: its answers are NaN with any number of iterations; train it again.")
     good = sorted((one for one in within if one.metric >= best - tolerance), key=_simplicity)
+    plain = [one for one in good if one.options["halting"] == "none"]
+    # a rule that saves no iteration cannot be faster, whatever the clock says
+    good = [one for one in good if one in plain or not any(_does_as_well(other, one) for other in plain)]
     least = min(choice.milliseconds for choice in good)
     return next(choice for choice in good if choice.milliseconds <= (1 + TIMING_NOISE) * least)
+
+
+def _does_as_well(plain: IterationChoice, choice: IterationChoice) -> bool:
+    return plain.metric >= choice.metric and plain.iterations <= choice.iterations
 
 
 def _simplicity(choice: IterationChoice) -> tuple[bool, float]:

@@ -10,8 +10,11 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction
+from transformers.utils import logging
 
 from .data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+
+logger = logging.get_logger(__name__)
 
 CITATION = "Pedregosa et al. 2011, Scikit-learn: Machine Learning in Python, JMLR 12."
 
@@ -181,6 +184,11 @@ def predict_labels(logits: np.ndarray, problem_type: ProblemType) -> np.ndarray:
 
     ```
     """
+    if unknown := int(np.isnan(logits).any(tuple(range(1, logits.ndim))).sum()):
+        logger.warning_once(
+            f"{unknown} of {len(logits)} answers are NaN, which metrics take for the first class: the weights of the "
+            "model are not finite, or its iterations diverge."
+        )
     if problem_type == REGRESSION:
         return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
     return (logits > 0).astype(int) if problem_type == MULTI_LABEL else logits.argmax(-1)

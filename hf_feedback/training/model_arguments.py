@@ -6,7 +6,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from ..configuration_base import OptionsConfig
-from ..configuration_feedback import FeedbackConfig
+from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
 from ..configuration_fnn import FNNConfig
 from ..recipes import RECIPES, options_of_recipe
 from ..validation import choices_of, option
@@ -159,7 +159,10 @@ class ModelArguments(ConfigArguments):
 
     def config_options(self) -> Options:
         recipe = {} if self.recipe is None else options_of_recipe(self.recipe)
-        return {**recipe, **super().config_options()}
+        given = super().config_options()
+        if given.get("feedback_edges") is not None:  # they stand in the place of all that says which edges there are
+            recipe = {name: value for name, value in recipe.items() if name not in EDGE_OPTIONS}
+        return {**recipe, **given}
 
 
 @dataclass(kw_only=True)

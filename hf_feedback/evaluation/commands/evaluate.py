@@ -18,10 +18,9 @@ from ...training.output_folder import check_writable
 from ...training.prediction.predictions_file import check_other_file
 from ...training.trained_model import TrainedModelArguments
 from ...validation import option
-from ...whole_files import whole_file
+from ...whole_files import finite, whole_file
 from ..class_report import format_report, has_confusion, report_of
 from ..confusion_picture import check_picture, draw_confusion
-from ..diagnostics import finite
 from ..evaluation_run import EvaluationRun
 
 DESCRIPTION = """Evaluate a trained model on labelled examples; the model determines the task. Prints the metrics of

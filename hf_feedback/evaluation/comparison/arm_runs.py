@@ -22,8 +22,7 @@ from ...training.arguments import FeedbackTrainingArguments
 from ...training.data.labels import SINGLE_LABEL, ProblemType
 from ...training.model_parts import any_model_in
 from ...training.trainer import FeedbackTrainer
-from ...whole_files import whole_file
-from ..diagnostics import finite
+from ...whole_files import finite, whole_file
 from .arms import Budget
 from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers
 from .message_controls import SilentConnections, SwappedConnections, other_messages

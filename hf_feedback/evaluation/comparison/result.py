@@ -15,8 +15,7 @@ import transformers
 
 from ...training.model_card import is_hub_id
 from ...version import HF_FEEDBACK_VERSION
-from ...whole_files import whole_file
-from ..diagnostics import finite
+from ...whole_files import finite, whole_file
 from ..markdown_tables import format_values, markdown_table
 from .arm_runs import CONTROLS, ArmRun
 from .contrasts import Contrast, contrast_table, write_verdict

@@ -41,6 +41,11 @@ def make_report(
     k = model.config.num_iterations
     observed = min(k + FURTHER_ITERATIONS, MOST_ITERATIONS)
     seen = observe(model, examples.batches(batch_size), observed)
+    if unknown := int(np.isnan(seen.answers.probabilities[:k]).any((0, 2)).sum()):
+        raise ValueError(
+            f"`model`: {unknown} of {len(seen.answers.labels)} answers are NaN within its {k} iterations: its weights "
+            "are not finite, or its iterations diverge (train with a smaller `feedback_lr`)."
+        )
     changes = _Changes(seen, examples)
     whole = changes.between(1, k)
     f1_name, f1 = f1_scores(seen, examples.label_names)
@@ -139,12 +144,14 @@ def _summarize_residuals(residuals: np.ndarray) -> list[Residuals]:
 def _estimate_contraction(model: FeedbackPreTrainedModel, examples: LabelledExamples, batch_size: int) -> Contraction:
     with without_halting(model):
         batches = examples.batches(batch_size, CONTRACTION_EXAMPLES)
-        factors = torch.cat([model.estimate_contraction(batch) for batch in batches])
+        # the choices of a question: it contracts as little as any of them
+        found = [model.estimate_contraction(batch).view(len(batch["labels"]), -1).amax(1) for batch in batches]
+    factors = torch.cat(found)
     return Contraction(
         num_examples=min(CONTRACTION_EXAMPLES, len(examples.data)),
         median=factors.median().item(),
         largest=factors.max().item(),
-        expanding=(factors > 1).float().mean().item(),
+        expanding=(~(factors <= 1)).float().mean().item(),  # one that is not finite has not converged
     )
 
 

@@ -90,12 +90,14 @@ def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iteratio
     """Observes one batch, whose first example has the number `first`."""
     batch = {name: value.to(model.device) for name, value in batch.items()}
     labels = batch.pop("labels")
+    examples = len(labels)
     output = model(**batch, num_iterations=num_iterations, output_iterations=True, return_dict=True)
     logits = torch.stack(repeat_last(output.iteration_logits, num_iterations)).float()  # (K, B, C) or (K, B, T, C)
     labels = labels if labels.dim() == logits.dim() - 2 else labels.view(logits.shape[1:-1])
     labelled = labels != IGNORED
     number = (labelled if labelled.dim() == 2 else labelled[:, None]).long().cumsum(1) - 1
-    residuals = output.residuals.float()
+    # the choices of a question: it has moved as far as any of them
+    residuals = output.residuals.float().view(examples, -1, output.residuals.shape[1]).amax(1)
     missing = num_iterations - 1 - residuals.shape[1]  # a fixed point was reached before
     return _BatchPart(
         probabilities=logits[:, labelled].softmax(-1).cpu().numpy(),

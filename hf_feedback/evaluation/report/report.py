@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from ...version import HF_FEEDBACK_VERSION
-from ...whole_files import whole_file
-from ..diagnostics import Calibration, ConfusionChange, finite
+from ...whole_files import finite, whole_file
+from ..diagnostics import Calibration, ConfusionChange
 from .svg_charts import line_chart, reliability_diagram
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ...whole_files import finite
 from ..checkpoints import Record
 from ..data.splits import Row
 from ..output_folder import check_writable
@@ -79,7 +80,7 @@ class RowWriter:
     def format(self, rows: Sequence[Row]) -> str:
         """Returns complete lines. A CSV file has the columns of the first chunk; others are left out with a warning."""
         if self.delimiter is None:
-            return "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows)
+            return "".join(f"{_as_json(row)}\n" for row in rows)
         text, flat = StringIO(newline=""), [_flatten(row) for row in rows]
         writer = csv.writer(text, delimiter=self.delimiter, lineterminator="\n")
         if self.columns is None and flat:
@@ -93,6 +94,17 @@ class RowWriter:
             )
         writer.writerows([row.get(name) for name in columns] for row in flat)
         return text.getvalue()
+
+
+def _as_json(row: Row) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        logger.warning_once(
+            "`output`: JSON has no NaN and no Infinity, which are written as null. Answers are NaN where the weights "
+            "of the model are not finite, or its iterations diverge."
+        )
+        return json.dumps(finite(row), ensure_ascii=False, default=str)
 
 
 def _flatten(row: Row) -> Row:
