@@ -138,13 +138,15 @@ def test_a_card_of_one_arm_is_refused(study, arm, more, tmp_path, monkeypatch, c
 GUIDE = FOLDER.parent / "guides" / "does_it_help.md"
 
 
-def test_the_guide_shows_what_is_kept_of_natural_texts():
-    guide, folders = GUIDE.read_text(encoding="utf-8"), (FOLDER / "results" / "no_harm" / "frozen").iterdir()
+@pytest.mark.parametrize(("regime", "arms"), [("frozen", ("head-only", "lora")), ("full", ("plain", "lora"))])
+def test_the_guide_shows_what_is_kept_of_natural_texts(regime, arms):
+    guide, folders = GUIDE.read_text(encoding="utf-8"), (FOLDER / "results" / "no_harm" / regime).iterdir()
     results = read_results([str(folder) for folder in folders])
     for data, result in results.items():
-        means = [format_values([100 * value for value in arm["test"]]) for _, arm in sorted(result["arms"].items())]
-        feedback, head, lora = means
-        assert f"| {data} | {head} | {lora} | {feedback} |" in guide
+        tests = {name: format_values([100 * value for value in arm["test"]]) for name, arm in result["arms"].items()}
+        means = [tests.pop(name) for name in (*arms, "feedback")]
+        assert tests == {}
+        assert f"| {data} | {' | '.join(means)} |" in guide
     rows = [line for line in join_results(results).splitlines() if line.startswith("|")]
     assert len(rows) == 2 * (2 + len(results))
     assert [row for row in rows if row not in guide] == []
