@@ -80,8 +80,8 @@ class FullGradient(Gradient):
 
 
 class TruncatedGradient(Gradient):
-    """The gradient of the last n steps alone; memory does not grow with the others. In a model whose last n iterations
-    include all but the first, n ≤ steps, the first one still has no graph; n > steps is the full gradient.
+    """The gradient of the last n steps alone; memory does not grow with the others. In the loop over a
+    backbone, iteration 1 has no graph where n ≤ K − 1; with more it is the full gradient.
 
     Example:
 

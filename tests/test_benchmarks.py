@@ -98,6 +98,7 @@ def test_runs(case, place, monkeypatch, capsys):
 
 def test_what_is_read_twice_is_pooled_in_the_second_copy(place, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "decoder_classification", raising=False)
     classifying = importlib.import_module("decoder_classification")
     model = classifying.Echo.from_backbone(
         str(place / "decoder"), num_labels=3, num_iterations=1, pooling="mean"
@@ -108,7 +109,6 @@ def test_what_is_read_twice_is_pooled_in_the_second_copy(place, monkeypatch):
         states = output.hidden_states[-1]
         second = torch.stack((states[0, 3:].mean(0), states[1, 2:4].mean(0)))
         torch.testing.assert_close(output.logits, model.classifier(second))
-    sys.modules.pop("decoder_classification", None)
 
 
 def test_tagging_reads_later_tokens(place, monkeypatch):

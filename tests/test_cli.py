@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -461,11 +462,11 @@ def test_interrupt_leaves_a_complete_checkpoint_to_go_on_from(backbone, tmp_path
     error = ended.stderr
     assert ended.returncode == 130, error
     assert "the same command with --resume " in error
-    checkpoint = error.strip().split()[-1]
+    checkpoint = shlex.split(error)[-1]
     step = int(checkpoint.rsplit("-", 1)[1])
     assert Path(checkpoint, "optimizer.pt").is_file()
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    resumed = [*command, "--resume-from-checkpoint", checkpoint, "--max-steps", str(step + 2)]
+    resumed = [*command, "--resume", checkpoint, "--max-steps", str(step + 2)]
     assert main(resumed) == 0
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == step + 2

@@ -818,7 +818,7 @@ def test_the_verdict_is_about_the_alternative_that_decides():
     worse = "lora is better, -1.0 points of perplexity"
     assert worse in write_verdict([unclear, behind], "perplexity", 1.0)
     assert contrast_table([behind], 1.0, "accuracy").startswith("| feedback | minus | difference |")
-    assert contrast_table([behind], 1.0, "perplexity").startswith("| feedback | beside | lower by |")
+    assert contrast_table([behind], 1.0, "perplexity").startswith("| feedback | beside | better by |")
 
 
 def test_variants_with_none():

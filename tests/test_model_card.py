@@ -61,11 +61,11 @@ def test_the_length_of_training_is_the_one_that_counts(tmp_path):
 def test_joint_messages_act_in_the_first_iteration(num_iterations, words, tmp_path):
     plain = card_of(tmp_path / "plain", "news", num_iterations=num_iterations)
     joint = card_of(tmp_path / "joint", "news", num_iterations=num_iterations, feedback_type="joint")
-    assert "messages read their own layer alone, as adapters do." not in plain
+    assert "joint messages read their own layer alone, as adapters do." not in plain
     assert ("this is the plain backbone" in plain) == (num_iterations == 1)
     assert "this is the plain backbone" not in joint
     assert words in joint
-    assert "messages read their own layer alone, as adapters do." in joint
+    assert "joint messages read their own layer alone, as adapters do." in joint
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -44,7 +44,7 @@ def test_what_is_in_the_output_folder_is_not_lost(backbone, tmp_path, capsys, na
     error = capsys.readouterr().err
     assert f"`output_dir`: {tmp_path / 'out'} holds {name.split('/')[0]} already; " in error
     assert "`--overwrite-output-dir`" in error
-    assert ("`--resume-from-checkpoint true`" in error) == ("checkpoint" in name)
+    assert ("`--resume auto`" in error) == ("checkpoint" in name)
     assert contents(tmp_path / "out") == {mine: b"mine"}
     if name in ("README.md", "checkpoint-3/x"):
         assert main([*command, "--overwrite-output-dir"]) == 0

@@ -670,3 +670,20 @@ def test_smaller_batches_begin_as_the_first_ones(tmp_path):
     assert restarted == small
     assert small[1] == [2] * 6
     assert all(torch.equal(p, q) for p, q in zip(weights, expected, strict=True))
+
+
+def test_only_training_drops_the_last_batch(tmp_path):
+    options = dict(per_device_train_batch_size=4, per_device_eval_batch_size=4, dataloader_drop_last=True)
+    trainer = FeedbackTrainer(
+        make(), arguments(tmp_path, max_steps=-1, num_train_epochs=1, **options),
+        train_dataset=tiny_data(6), eval_dataset=tiny_data(6),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert len(trainer.predict(tiny_data(6)).predictions) == 6
+    assert trainer.args.dataloader_drop_last
+    with pytest.raises(ValueError, match="6 training examples do not fill one of 8: nothing would be trained"):
+        FeedbackTrainer(
+            make(), arguments(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=8),
+            train_dataset=tiny_data(6),
+        )  # fmt: skip

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
-from ..connections import CONNECTIONS
+from ..model_connections import operators_of
 from ..version import HF_FEEDBACK_VERSION
 from ..whole_files import whole_file
 from .arguments import FeedbackTrainingArguments
@@ -211,17 +211,17 @@ def _training_rows(args: FeedbackTrainingArguments) -> dict[str, object]:
 
 def _describe_iterations(config: FeedbackConfig | FNNConfig) -> str:
     from_scratch = isinstance(config, FNNConfig)
-    names = [] if from_scratch else config.operator_names
-    acts_first = any(CONNECTIONS[name].acts_in_first_iteration for name in names if name in CONNECTIONS)
+    operators = operators_of(config) if isinstance(config, FeedbackConfig) else []
+    acts_first = any(operator.acts_in_first_iteration for operator in operators)
     if config.num_iterations == 1:
         if acts_first:
-            return "With one iteration nothing is fed back; messages read their own layer alone, as adapters do."
+            return "With one iteration nothing is fed back; joint messages read their own layer alone, as adapters do."
         plain = "a plain recurrent or layered network" if from_scratch else "the plain backbone"
         return f"With one iteration nothing is fed back: this is {plain}."
     if from_scratch:
         return f"States are refined in {config.num_iterations} iterations; each reads those of the one before."
     later = f"From the second of its {config.num_iterations} iterations on, lower layers read messages of higher ones."
-    return f"{later} In the first, messages read their own layer alone, as adapters do." if acts_first else later
+    return f"{later} In the first, joint messages read their own layer alone, as adapters do." if acts_first else later
 
 
 def write_model_card(folder: Path, config: FeedbackConfig | FNNConfig, facts: RunFacts) -> Path:

@@ -85,7 +85,9 @@ def checkpoint_to_resume(args: FeedbackTrainingArguments, config: OptionsConfig,
     if checkpoint is not None:
         fault = checkpoint_fault(checkpoint, args.world_size, args.load_best_model_at_end)
         if fault is not None:
-            raise ValueError(f"`resume`: {checkpoint} is incomplete: {fault}; name another.")
+            raise ValueError(
+                f"`resume` or `resume_from_checkpoint`: {checkpoint} is incomplete: {fault}; name another."
+            )
     elif resumes_newest(args):
         folder = Path(str(args.output_dir))
         warn = partial(warn_in_first_process, args)
@@ -114,9 +116,9 @@ def _check_same_options(
     allowed = [changed.pop(name) for name in sorted(RESUMABLE_CHANGES & changed.keys())]
     if changed:
         raise ValueError(
-            f"`resume`: {checkpoint} was made with other options: {'; '.join(changed.values())}. "
-            "Use these options again (a default may differ on this machine), or train that "
-            "checkpoint further with `--model`."
+            f"`resume` or `resume_from_checkpoint`: {checkpoint} was made with other options: "
+            f"{'; '.join(changed.values())}. Use these options again (a default may differ on this machine), or "
+            "train that checkpoint further with `--model`."
         )
     if allowed:
         warn_in_first_process(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -91,16 +92,9 @@ def make_trainer(
         interrupt: stops the run by Ctrl-C.
         model_init: makes the model of each trial of a search, instead of that of the task.
     """
-    rows = task.splits["train"].data
-    if isinstance(rows, IterableDataset):
-        if args.max_steps < 1:
-            raise ValueError(
-                "`streaming` reads a file whose length is not known; set the length of training with `max_steps`."
-            )
-    elif args.dataloader_drop_last and len(rows) < (batch := args.train_batch_size * args.world_size):
+    if isinstance(task.splits["train"].data, IterableDataset) and args.max_steps < 1:
         raise ValueError(
-            f"`dataloader_drop_last` leaves out a batch that is not full, and {len(rows)} training examples do not "
-            f"fill one of {batch}: nothing would be trained. Leave it out, or lower `per_device_train_batch_size`."
+            "`streaming` reads a file whose length is not known; set the length of training with `max_steps`."
         )
     validation = task.splits.get("validation")
     if task.keep_all_columns:
@@ -150,7 +144,7 @@ def _train(trainer: FeedbackTrainer, checkpoint: str | None, interrupt: Interrup
         step = trainer.state.global_step
         raise Interrupted(
             f"Stopped after step {step}. To resume: the same command with --resume "
-            f"{Path(str(trainer.args.output_dir)) / f'checkpoint-{step}'}"
+            f"{shlex.quote(str(Path(str(trainer.args.output_dir)) / f'checkpoint-{step}'))}"
         )
     return dict(output.metrics) if output.global_step else {}  # without steps there is no loss
 

@@ -1,7 +1,7 @@
 """`FeedbackTrainer`: the Trainer of transformers for feedback models."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -94,6 +94,25 @@ class FeedbackTrainer(ResumableTrainer):
         if self._curves is not None:
             self.add_callback(self._curves)
         self._check_loss()
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        """Refuses `dataloader_drop_last` where it would leave no batch to train on."""
+        rows, batch = self.train_dataset, self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and isinstance(rows, Sized) and len(rows) < batch:
+            raise ValueError(
+                f"`dataloader_drop_last` leaves out a batch that is not full, and {len(rows)} training examples do not "
+                f"fill one of {batch}: nothing would be trained. Leave it out, or lower `per_device_train_batch_size`."
+            )
+
+    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
+        """As in transformers, but `dataloader_drop_last` is for training: an evaluation counts every example."""
+        drops = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops and description == "Training"
+        try:
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops
 
     def _check_loss(self) -> None:
         """Refuses `compute_loss_func` where it would replace terms of the model's own loss."""

@@ -58,19 +58,19 @@ def additive(drawing: Drawing) -> None:
 
 
 def gated(drawing: Drawing) -> None:
-    """The target's state opens or closes a gate."""
+    """The target's input opens or closes a gate."""
     additive(drawing)
     draw_receiver(drawing, "gate")
 
 
 def joint(drawing: Drawing) -> None:
-    """The states of source and target go through one activation."""
+    """The source's state and the target's input go through one activation."""
     additive(drawing)
     draw_receiver(drawing, "also read in iteration 1")
 
 
 def attention(drawing: Drawing) -> None:
-    """The target's state weighs the source's states of all tokens."""
+    """The target's input weighs the source's states of all tokens."""
     for token, width in enumerate((1.0, 3.5, 1.5, 0.8, 2.2)):
         draw_read(drawing, token, middle(TOKEN) + 8 * (token - TOKEN), width)
     draw_message(drawing, TOKEN, "m₃")

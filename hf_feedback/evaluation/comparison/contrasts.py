@@ -18,7 +18,8 @@ class Contrast:
         feedback: name of the arm with feedback.
         other: name of the alternative, or of the replacement of its own messages.
         test: name of the test file.
-        difference: feedback minus the alternative, in points; larger is better.
+        difference: lead of feedback over the alternative in points: feedback minus it, or the other way round where
+            smaller is better.
         verdict: see `Difference.verdict`.
         seeds_needed: number of seeds to detect a difference of the margin, if known.
     """
@@ -74,7 +75,7 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float, metric: str) ->
     Args:
         contrasts: what is compared.
         margin: smallest difference that matters, in points.
-        metric: name of the metric; where smaller is better, the difference is that by which feedback is lower.
+        metric: name of the metric; where smaller is better, the difference is that by which feedback is better.
     """
     rows = [
         (
@@ -84,7 +85,7 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float, metric: str) ->
         )
         for contrast in contrasts
     ]  # fmt: skip
-    columns = ("minus", "difference") if EXAMPLE_SCORES[metric].greater_is_better else ("beside", "lower by")
+    columns = ("minus", "difference") if EXAMPLE_SCORES[metric].greater_is_better else ("beside", "better by")
     return markdown_table(("feedback", *columns, "p", "verdict", f"seeds to see {margin:g} points"), rows)
 
 

@@ -108,7 +108,7 @@ class ComparisonResult:
         ours: str = "own",
         since: str | None = None,
     ) -> Contrast:
-        """Feedback minus an alternative, on the examples of a name, each minus those of the name `since`."""
+        """The lead of feedback over an alternative on the examples of a name, less that on those named `since`."""
         runs, metric = self.by_arm[feedback], self.runs[0].score.metric
         number = len(runs[0].examples[ours])
         weights = self._weights(number)

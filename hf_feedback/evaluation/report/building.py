@@ -208,7 +208,7 @@ def _draw_picture(examples: LabelledExamples, item: ItemChange, num_iterations: 
     most_moved = trace.movement[:, : len(tokens)].argmax(1).tolist()
     attended = [
         weights[token, : len(tokens)].tolist()
-        for weights, token in zip(trace.attention, most_moved, strict=bool(trace.attention))
+        for weights, token in zip(trace.attention, most_moved, strict=bool(trace.attention))  # unknown, or of all
     ]
     return Picture(
         change=item,

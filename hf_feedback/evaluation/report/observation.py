@@ -109,10 +109,10 @@ def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iteratio
 
 
 def repeat_last(values: Sequence[torch.Tensor], number: int) -> list[torch.Tensor]:
-    """Repeats the last value for the iterations after the fixed point was reached; nothing where there is none.
+    """Repeats the last value for the iterations after the fixed point was reached; an empty sequence stays empty.
 
     Args:
         values: one for each iteration.
         number: number of iterations.
     """
-    return [*values, *[one for one in values[-1:] for _ in range(number - len(values))]]
+    return [*values, *list(values[-1:]) * (number - len(values))]

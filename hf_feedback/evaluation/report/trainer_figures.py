@@ -28,7 +28,8 @@ class IterationFigures(TrainerCallback):
 
     Curves over training: accuracy and calibration error of each iteration, up to two beyond the model's K. A figure at
     each evaluation: accuracy by iteration, messages by edge and iteration, and β of Swish. (`FeedbackTrainer` itself
-    logs the size of messages, β, and the accuracy of iterations 1 … K.)
+    logs the size of messages, β, and the accuracy of iterations 1 … K.) Several evaluation sets
+    have curves of their own, `iterations/<data>/…`.
 
     Args:
         trainer: a trainer with `report_to` `"tensorboard"`, `"trackio"` or both.
