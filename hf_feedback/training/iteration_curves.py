@@ -108,6 +108,7 @@ class IterationCurves(TrainerCallback):
             return edge_curves(model, self.trainer._prepare_inputs(cast(Any, self.batch)))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Logs the accuracy of every iteration, counted over all processes."""
         model = any_model_in(cast(nn.Module, self.trainer.model))[1]
         most = getattr(args, "report_batches", 0)
         next_tokens = isinstance(model, FeedbackForCausalLM)  # labels of token t are those of token t + 1

@@ -79,6 +79,7 @@ class IterationFigures(TrainerCallback):
         return [one for one in callbacks if isinstance(one, TensorBoardCallback | TrackioCallback)]
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Sends curves and figure of an evaluation; every process observes its own batches, the first one sends."""
         model = feedback_model_in(cast(torch.nn.Module, self.trainer.model))[1]
         k = model.config.num_iterations
         split, _, name = evaluated_split(kwargs["metrics"]).partition("_")
