@@ -9,6 +9,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, PreTrainedMod
 from transformers.audio_utils import load_audio
 from transformers.image_utils import load_image
 
+from .label_options import predicts_values
 from .predictor import Answer, Predictor, TokenPredictor, check_examples, is_pair, is_text
 from .validation import Keywords
 from .words import FILLER, labelled_pieces, space_before_words, space_between_texts, split_words
@@ -44,7 +45,7 @@ def classify(logits: torch.Tensor, names: Sequence[str], problem_type: str | Non
 
     ```
     """
-    if problem_type == "regression" or (problem_type is None and len(names) == 1):
+    if predicts_values(problem_type, len(names)):
         return {"value": float(logits[0])} if len(logits) == 1 else {"values": logits.tolist()}
     if problem_type == "multi_label_classification":
         probabilities = {name: round(p, 6) for name, p in zip(names, logits.sigmoid().tolist(), strict=True)}

@@ -12,7 +12,7 @@ from .configuration_base import OptionsConfig, document_options
 from .cutting import PairOption
 from .gradients import GRADIENTS
 from .iteration_losses import ITERATION_LOSSES
-from .label_options import normalize_labels_of
+from .label_options import normalize_labels_of, predicts_values
 from .option_checks import check_feedback_options
 from .pooling import Pooling
 from .recipes import options_of_recipe
@@ -368,7 +368,7 @@ class FeedbackConfig(OptionsConfig):
     @property
     def predicts_values(self) -> bool:
         """Whether labels are values, and not classes."""
-        return self.problem_type == "regression" or len(self.id2label or {}) == 1
+        return predicts_values(self.problem_type, len(self.id2label or {}))
 
     @property
     def max_position_embeddings(self) -> int:

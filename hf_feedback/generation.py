@@ -14,7 +14,7 @@ from .cache_probe import probe_cache
 from .configuration_feedback import FeedbackConfig
 from .forward_context import COMMON_ARGUMENTS, ForwardContext
 from .gradients import GRADIENTS
-from .iteration_cache import IterationCache, check_size, num_tokens
+from .iteration_cache import IterationCache, check_cache_type, check_size, num_tokens
 from .loop_runner import LoopResult
 from .modeling_base import FeedbackPreTrainedModel
 from .validation import Keywords
@@ -131,6 +131,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         if isinstance(cache, Cache):
             beams = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
             num_iterations = self._choose_num_iterations(model_kwargs.get("num_iterations"))
+            check_cache_type(cache)
             self._check_can_cache(
                 cache, num_iterations, "`use_cache=False`, which reads the whole text for every token"
             )
@@ -152,6 +153,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         cache, use_cache = inputs.pop("past_key_values", None), inputs.pop("use_cache", False)
         if "logits_to_keep" not in self.layout.arguments:  # `forward` keeps them
             inputs.pop("logits_to_keep", None)
+        check_cache_type(cache)
         check_length(self.backbone, inputs, cache)
         # without a cache, tokens that stop keep their keys and values in one that is dropped after the call
         holds = halts and self.config.halting != "none" and not self.training
@@ -182,11 +184,6 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         )
 
     def _check_can_cache(self, cache: object, num_iterations: int, instead: str) -> None:
-        if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
-            raise TypeError(
-                f"`past_key_values` must be a Cache of transformers with layers, such as a DynamicCache, got a "
-                f"{type(cache).__name__}."
-            )
         if not self._supports_default_dynamic_cache():
             raise ValueError(
                 f"`use_cache=True`: {type(self.backbone).__name__} has a cache of its own kind, of which iterations "

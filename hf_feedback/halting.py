@@ -285,6 +285,7 @@ class Halting:
     def _note_answers(self, logits: torch.Tensor) -> None:
         """Counts the consecutive equal predictions of each example."""
         answer = (logits > 0) if self.several_labels else logits.argmax(-1, keepdim=True)  # (B, 1 or C)
+        answer = answer.to(self._num_equal_answers.device)
         if self._answer is not None:
             self._num_equal_answers = torch.where((answer == self._answer).all(-1), self._num_equal_answers + 1, 1)
         self._answer = answer

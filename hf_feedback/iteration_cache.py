@@ -165,6 +165,15 @@ def is_empty(cache: Cache) -> bool:
     return num_tokens(cache) == 0 and not (any(cache.is_linear) and cache.has_previous_state())
 
 
+def check_cache_type(cache: object) -> None:
+    """Raises `TypeError` for what is neither `None` nor a cache with layers."""
+    if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
+        raise TypeError(
+            f"`past_key_values` must be a Cache of transformers with layers, such as a DynamicCache, got a "
+            f"{type(cache).__name__}."
+        )
+
+
 def check_size(cache: Cache, length: int, batch_size: int) -> None:
     """Checks that a cache of fixed size has room.
 

@@ -24,21 +24,36 @@ def relative_change(
         segments: the text of each row, if texts were cut.
 
     Returns:
-        `(B,)`, for each text, over all layers together, in float32.
+        `(B,)`, for each text, over all layers together, in float32 at least.
     """
 
-    def sum_of_squares(states: list[torch.Tensor]) -> torch.Tensor:
-        total = torch.zeros((), device=states[0].device)
-        for state in states:
-            per_token = state.float().square().sum(-1)
-            if mask is not None and mask.shape == per_token.shape:
-                per_token = per_token.masked_fill(mask.to(per_token.device) == 0, 0.0)
-            total = total + per_token.flatten(1).sum(1).to(total.device)
+    def of_texts(squares: torch.Tensor) -> torch.Tensor:
+        if mask is not None and mask.shape == squares.shape:
+            squares = squares.masked_fill(mask.to(squares.device) == 0, 0.0)
+        total = squares.flatten(1).sum(1)
         return total if segments is None else segments.sum(total)
 
-    moved = sum_of_squares([new[layer] - old[layer] for layer in new])
-    size = sum_of_squares(list(new.values()))
-    return (moved / size.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+    return _ratio(*map(of_texts, _squares_of_tokens(new, old)))
+
+
+def relative_change_of_tokens(new: States, old: States) -> torch.Tensor:
+    """The same for each token: `(B, T)`."""
+    return _ratio(*_squares_of_tokens(new, old))
+
+
+def _squares_of_tokens(new: States, old: States) -> tuple[torch.Tensor, torch.Tensor]:
+    """`‖h^(k) − h^(k−1)‖²` and `‖h^(k)‖²` of each token over all layers, `(B, T)`."""
+
+    def total(states: list[torch.Tensor]) -> torch.Tensor:
+        exact = torch.promote_types(states[0].dtype, torch.float32)
+        squares = [state.to(exact).square().sum(-1).to(states[0].device) for state in states]
+        return torch.stack(squares).sum(0)
+
+    return total([new[layer] - old[layer] for layer in new]), total(list(new.values()))
+
+
+def _ratio(moved: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    return (moved / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
 
 
 class IterationTrace:

@@ -11,6 +11,11 @@ from .validation import Keywords, check_num_labels
 LABEL_OPTIONS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
+def predicts_values(problem_type: str | None, num_labels: int) -> bool:
+    """Whether labels are values and not classes; one label is a value unless it may hold or not, as one of several."""
+    return problem_type == "regression" or (num_labels == 1 and problem_type != "multi_label_classification")
+
+
 def normalize_label_options(options: Keywords) -> Keywords:
     """`id2label` in the order of its numbers and `label2id` to match, each made of the other where it is left out.
 

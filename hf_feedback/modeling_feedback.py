@@ -537,6 +537,8 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
         if "logits_to_keep" not in self.layout.arguments and output.logits is not None:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             output.logits = output.logits[:, kept]
+            if output.iteration_logits is not None:
+                output.iteration_logits = tuple(logits[:, kept] for logits in output.iteration_logits)
         return output
 
     def get_output_embeddings(self) -> nn.Module:

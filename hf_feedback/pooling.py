@@ -32,8 +32,9 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None, how: str) -> torch.Ten
         )
     mask = mask.to(hidden.device)
     if how == "mean":
-        weights = mask.to(hidden.dtype).unsqueeze(-1)
-        return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+        exact = torch.promote_types(hidden.dtype, torch.float32)  # a sum of many tokens can overflow in float16
+        weights = (mask != 0).to(exact).unsqueeze(-1)
+        return ((hidden * weights).sum(1) / weights.sum(1).clamp_min(1)).to(hidden.dtype)
     real = (mask != 0).int()
     index = real.argmax(1) if how == "cls" else real.shape[1] - 1 - real.flip(1).argmax(1)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]

@@ -6,7 +6,7 @@ import torch
 
 from .halting import ComputeLogits, IterationFacts, rules_of, which_may_stop
 from .iteration_cache import IterationCache
-from .iteration_trace import States
+from .iteration_trace import States, relative_change_of_tokens
 from .layer_recorder import LayerOutput, hidden_of, with_hidden
 
 if TYPE_CHECKING:
@@ -98,19 +98,13 @@ class TokenHalting:
             logits = self.compute_logits(new[self.loop.record.last])
             self._note_answers(logits)
         if k >= self.min_iterations and not self.all_stopped:
-            facts = IterationFacts(None if old is None else _residuals(new, old), logits, self._num_equal_answers)
+            residual = None if old is None else relative_change_of_tokens(new, old)
+            facts = IterationFacts(residual, logits, self._num_equal_answers)
             self.stopped = self.stopped | which_may_stop(self.groups, facts)
         return not self.cache.is_kept and self.all_stopped
 
     def _note_answers(self, logits: torch.Tensor) -> None:
-        answer = logits.argmax(-1)
+        answer = logits.argmax(-1).to(self._num_equal_answers.device)
         if self._answer is not None:
             self._num_equal_answers = torch.where(answer == self._answer, self._num_equal_answers + 1, 1)
         self._answer = answer
-
-
-def _residuals(new: States, old: States) -> torch.Tensor:
-    """`‖h^(k) − h^(k−1)‖ / ‖h^(k)‖` of each token over all sources, `(B, T)`, in float32."""
-    moved = sum((new[layer] - old[layer]).float().square().sum(-1) for layer in new)
-    size = sum(new[layer].float().square().sum(-1) for layer in new)
-    return (cast(torch.Tensor, moved) / cast(torch.Tensor, size).clamp_min(torch.finfo(torch.float32).tiny)).sqrt()

@@ -6,6 +6,7 @@ from families import speak, tiny_backbone, tiny_batch
 from torch import nn
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.pooling import pool
 
 
 def make(family="bert", **options):
@@ -100,3 +101,11 @@ def test_check_equivalence_leaves_modes_alone():
     model.check_equivalence(tiny_batch())
     assert model.training
     assert not model.backbone.training
+
+
+def test_the_mean_of_many_tokens_in_half_precision():
+    """Their sum is more than float16 holds; bfloat16 cannot count them."""
+    hidden, mask = torch.full((1, 4096, 2), 40.0), torch.ones(1, 4096)
+    mask[:, 3001:] = 0
+    for dtype in (torch.float16, torch.bfloat16):
+        assert pool(hidden.to(dtype), mask, "mean").tolist() == [[40.0, 40.0]]

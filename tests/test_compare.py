@@ -356,6 +356,8 @@ def test_arms_together(folders, tmp_path):
     assert trainers["lora+unmasked"].model.base_model.model.backbone._forward_pre_hooks
     lengths = [len(trainers[name].train_dataset[0]["input_ids"]) for name in ("lora", "repeated+lora")]
     assert lengths[1] == 2 * lengths[0]
+    with pytest.raises(ValueError, match="no lora: .*; no lora.unmasked: "):  # PEFT would train the head
+        make_plan(comparison_of(folders, tmp_path, *options[2:5], "--freeze", "head", family="llama"))
 
 
 def test_r_drop_joins_what_it_is_named_with(folders, tmp_path):

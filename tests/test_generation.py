@@ -250,7 +250,10 @@ def test_families_whose_state_iterations_would_share(family):
 def test_layers_that_read_the_last_tokens_alone(kind):
     model = feedback_lm("gemma4_text", feedback_type=kind, feedback_edges=[[3, 2]])
     assert_generates_the_whole_text(model)
-    assert_exact(model(prompts(), logits_to_keep=2).logits, model(prompts()).logits[:, -2:])
+    whole, last = (model(prompts(), output_iterations=True, logits_to_keep=n) for n in (0, 2))
+    assert_exact(last.logits, whole.logits[:, -2:])
+    for logits, of_all in zip(last.iteration_logits, whole.iteration_logits, strict=True):
+        assert_exact(logits, of_all[:, -2:])
 
 
 def test_recurrent_layers_are_not_rolled_back():
@@ -503,8 +506,9 @@ def test_what_generation_refuses(tmp_path):
     with pytest.raises(ValueError, match="than this call has, one pass a token"):
         shifted(ids[:, :1], past_key_values=plain)
     for wrong in (((1, 2),), EncoderDecoderCache(DynamicCache(), DynamicCache())):
-        with pytest.raises(TypeError, match="must be a Cache of transformers with layers"):
-            model(ids, past_key_values=wrong)
+        for one in (model, feedback_lm("gpt2")):  # one with numbered positions
+            with pytest.raises(TypeError, match="must be a Cache of transformers with layers"):
+                one(ids, past_key_values=wrong)
     offloaded = DynamicCache()
     offloaded.offloading = True
     with pytest.raises(ValueError, match="loads one layer ahead"):

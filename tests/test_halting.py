@@ -327,6 +327,8 @@ def test_several_labels_and_one_value():
     assert int(again.int().argmax(0).max()) >= 3
     with pytest.raises(ValueError, match="needs classes"):
         make_sure(num_labels=1, halting="confidence")
+    yes_or_no = make_sure(num_labels=1, problem_type="multi_label_classification", halting="confidence")
+    assert yes_or_no(**some_texts()).iterations.shape == (12,)
     for cls in (FeedbackModel, FeedbackForTokenClassification):
         with pytest.raises(ValueError, match="`halting='patience'` needs a model with classes, one answer for each"):
             feedback_model(cls, halting="patience", num_iterations=3)(**tiny_batch())

@@ -151,3 +151,12 @@ def test_wrong_options(folder, few, capsys, options, message):
     arguments = ["--model", str(folder / "model"), "--file", str(folder / "validation.csv"), "--max-iterations", "1"]
     assert cli.main(["choose-iterations", *arguments, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_texts_in_another_encoding(folder, few, tmp_path, capsys):
+    file = tmp_path / "latin.csv"
+    file.write_bytes((folder / "validation.csv").read_bytes().replace(b"parcel", b"parc\xe9l"))
+    command = ["choose-iterations", "--model", str(folder / "model"), "--file", str(file), "--max-iterations", "1"]
+    assert cli.main(command) == 2
+    assert "name the encoding" in capsys.readouterr().err
+    assert cli.main([*command, "--encoding", "latin-1"]) == 0

@@ -168,6 +168,10 @@ def test_texts_from_no_table_and_a_column_of_another_name(tmp_path, capsys, monk
         assert predict("--model", tmp_path / "model", "--output", "-", *source) == 0
         found += standard_output(capsys)
     assert found[1:] == found[:1] * 3
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("café\n".encode("cp1252")), encoding="ascii"))
+    command = ["--model", tmp_path / "model", "--output", "-", "--file", "-", "--encoding", "cp1252"]
+    assert predict(*command) == 0
+    assert standard_output(capsys)[0]["text"] == "café"
     (tmp_path / "t.csv").write_text("id,text\n1,help\n")
     assert predict("--model", tmp_path / "model", "--output", "-", "--file", tmp_path / "t.csv") == 2
     assert "there is no column 'review', which training read" in capsys.readouterr().err

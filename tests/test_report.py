@@ -369,3 +369,12 @@ def test_images_and_recordings_have_reports(name, tmp_path):
     report = make_report(examples, str(tmp_path), str(file), num_pictures=2)
     assert report.pictures == []
     assert Page(report.to_html()).open == []
+
+
+def test_examples_in_another_encoding(model, tmp_path, capsys):
+    file = tmp_path / "latin.csv"
+    file.write_bytes("text;label\nwhere is my parcél;late\nhelp;lost\n".encode("latin-1"))
+    command = ["report", model, "--file", str(file), "--output", str(tmp_path / "out"), "--pictures", "0"]
+    assert main(command) == 2
+    assert "name the encoding" in capsys.readouterr().err
+    assert main([*command, "--encoding", "latin-1", "--delimiter", ";"]) == 0

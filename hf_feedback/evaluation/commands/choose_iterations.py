@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.commands.options import OptionParser, options_from_file
+from ...training.data.text_files import TextFormatArguments
 from ...training.metrics import METRICS
 from ...training.tasks import NetworkTextClassification, TextClassification
 from ...training.tasks.text_classification import LabelArguments
@@ -55,7 +56,8 @@ class IterationChoiceArguments:
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
     """Returns the parser of the command."""
-    return OptionParser((IterationChoiceArguments, LabelArguments), "hf-feedback choose-iterations", DESCRIPTION)
+    parts = (IterationChoiceArguments, LabelArguments, TextFormatArguments)
+    return OptionParser(parts, "hf-feedback choose-iterations", DESCRIPTION)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -64,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: those after the name of the command.
     """
-    args, label_args = make_parser().parse(options_from_file(arguments))
+    args, label_args, file_format = make_parser().parse(options_from_file(arguments))
     trained = TrainedModel(args.model, args.revision, batch_size=args.batch_size)
     task = trained.task()
     if not issubclass(task, TextClassification):
@@ -74,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     if label_args.metrics and label_args.metrics[0] not in METRICS:
         logger.warning(f"`metrics`: the most of {label_args.metrics[0]} is taken as the best.")
     options = {name: value for name, value in asdict(label_args).items() if value is not None}
-    labelled = EvaluationRun.load(trained, args.file, options)
+    labelled = EvaluationRun.load(trained, args.file, {**options, **asdict(file_format)})
     trainer, data = labelled.trainer, labelled.data
     model = cast(FeedbackPreTrainedModel, trainer.model)
     choices = []

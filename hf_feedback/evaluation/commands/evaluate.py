@@ -12,6 +12,7 @@ from transformers import EvalPrediction
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.data.labels import LabelSet
 from ...training.data.text_files import TextFormatArguments
+from ...training.example_arguments import LabelledColumnArguments, PreprocessingArguments
 from ...training.metrics import METRICS, format_metrics
 from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
@@ -27,31 +28,16 @@ DESCRIPTION = """Evaluate a trained model on labelled examples; the model determ
 training, precision, recall and F1 of each class with their averages, and calibration."""
 
 
-@dataclass
-class LabelledArguments:
+@dataclass(kw_only=True)
+class LabelledArguments(LabelledColumnArguments, PreprocessingArguments):
     """Labelled examples (each task reads some of these)."""
 
     file: str = field(
         metadata={"help": "CSV, TSV, JSON-lines or parquet file of examples; a folder of images or recordings."}
     )
-    text_column: str | None = option(
-        None, "Column of the texts (default: as in training, else a usual name such as text)."
-    )
-    text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
-    label_column: str | None = option(
-        None, "Column of the labels (default: as in training, else a usual name such as label)."
-    )
     label_separator: str | None = option(
         None, "Separator of several labels in one cell, such as ; (default: as in training, else none)."
     )
-    tokens_column: str | None = option(None, "Column of the words to tag (default: tokens).")
-    tags_column: str | None = option(None, "Column of the tags (default: tags).")
-    image_column: str | None = option(None, "Column of the images (default: image).")
-    audio_column: str | None = option(None, "Column of the recordings (default: audio).")
-    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
-    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: as in training).")
-    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: as in training).")
-    may_be_empty: bool | None = option(None, "Whether a question may have no answer (default: as in training).")
     mlm_probability: float | None = option(
         None, "Share of the tokens to predict, above 0 and at most 1 (default: as in training)."
     )
@@ -59,7 +45,6 @@ class LabelledArguments:
         None, "Mask either all tokens of a word or none (default: as in training)."
     )
     packing: bool | None = option(None, "Join texts into blocks (default: as in training).")
-    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: as in training).")
     metrics: list[str] | None = option(
         None, f"Metrics: {', '.join(METRICS)}, or others of the evaluate library (default: those that suit the labels)."
     )

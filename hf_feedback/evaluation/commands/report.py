@@ -8,6 +8,8 @@ from typing import cast
 import torch
 
 from ...training.commands.options import OptionParser, options_from_file
+from ...training.data.text_files import TextFormatArguments
+from ...training.example_arguments import LabelledColumnArguments
 from ...training.output_folder import check_writable
 from ...validation import check_integer, option
 from ..report.building import make_report
@@ -45,27 +47,11 @@ class ReportArguments:
                 )
 
 
-@dataclass
-class ColumnArguments:
-    """Columns and text length (each task reads some of these)."""
-
-    text_column: str | None = option(
-        None, "Column of the texts (default: as in training, else a usual name such as text)."
-    )
-    text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
-    label_column: str | None = option(
-        None, "Column of the labels (default: as in training, else a usual name such as label)."
-    )
-    tokens_column: str | None = option(None, "Column of the words to tag (default: tokens).")
-    tags_column: str | None = option(None, "Column of the tags (default: tags).")
-    image_column: str | None = option(None, "Column of the images (default: image).")
-    audio_column: str | None = option(None, "Column of the recordings (default: audio).")
-    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
-
-
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
     """Returns the parser of the command."""
-    return OptionParser((ReportArguments, ColumnArguments), "hf-feedback report", DESCRIPTION)
+    return OptionParser(
+        (ReportArguments, LabelledColumnArguments, TextFormatArguments), "hf-feedback report", DESCRIPTION
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -77,9 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     arguments = options_from_file(arguments)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--model", *arguments]
-    args, columns = make_parser().parse(arguments)
+    args, columns, file_format = make_parser().parse(arguments)
     args.check()
-    examples = load_examples(args.model, args.file, args.revision, asdict(columns))
+    examples = load_examples(args.model, args.file, args.revision, {**asdict(columns), **asdict(file_format)})
     if args.num_iterations is not None:
         examples.model.set_num_iterations(args.num_iterations)
     if torch.accelerator.is_available():

@@ -297,7 +297,10 @@ class Together(Arm):
         return [item for item in frozen if item != "feedback" or item in freeze or not self.trains_feedback]
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
-        reasons = (part.why_not(model, row, [] if self.has_lora else freeze) for part in self.parts)
+        reasons = (
+            part.why_not(model, row, [] if self.has_lora and not isinstance(part, LoRA) else freeze)
+            for part in self.parts
+        )
         return next((reason for reason in reasons if reason is not None), None)
 
     def data_options(self, budget: Budget) -> Options:

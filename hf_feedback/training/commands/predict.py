@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from ...validation import option
 from ..data.text_files import TextFormat, TextFormatArguments
+from ..example_arguments import ColumnArguments, PreprocessingArguments
 from ..model_arguments import HaltingArguments
 from ..prediction.prediction_rows import PredictionRows
 from ..prediction.prediction_run import PredictionRun
@@ -42,25 +43,14 @@ class OutputArguments:
     force: bool = option(False, "Overwrite an existing file, and start an incomplete one again from its first row.")
 
 
-@dataclass
-class ExampleArguments:
+@dataclass(kw_only=True)
+class ExampleArguments(ColumnArguments, PreprocessingArguments):
     """Columns and preprocessing (each task reads some of these)."""
 
-    text_column: str | None = option(
-        None, "Column of the texts (default: as in training, else a usual name such as text)."
-    )
-    text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
     tokens_column: str | None = option(
         None, "Column of the words to tag (default: tokens, or else the texts, split into words)."
     )
-    image_column: str | None = option(None, "Column of the images (default: image).")
-    audio_column: str | None = option(None, "Column of the recordings (default: audio).")
-    max_length: int | None = option(None, "Tokens to which texts are truncated (default: as in training).")
-    stride: int | None = option(None, "Tokens by which windows of a text overlap (default: as in training).")
-    max_answer_length: int | None = option(None, "Maximum number of tokens of an answer (default: as in training).")
-    may_be_empty: bool | None = option(None, "Whether a question may have no answer (default: as in training).")
     max_new_tokens: int | None = option(None, "Maximum number of tokens of a continuation (default: 40).")
-    max_seconds: float | None = option(None, "Seconds to which recordings are truncated (default: as in training).")
 
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -64,14 +65,19 @@ def stream_rows(file: str, text_format: TextFormat = DEFAULT_FORMAT) -> Iterator
         raise ValueError(f"{file}: {format_rows([count])} cannot be read ({root_cause(error)}).") from error
 
 
-def stream_standard_input() -> Iterator[Row]:
+def stream_standard_input(text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[Row]:
     """Streams standard input row by row: JSON objects if the first line is one, else one text per line.
+
+    Args:
+        text_format: its encoding.
 
     Raises:
         ValueError: a line cannot be read; the message names the row.
     """
     count = 0
     try:
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding=text_format.codec)  # not that of the locale
         lines = (line for line in sys.stdin if line.strip())
         first = next(lines, "")
         read = _json_rows if first.lstrip().startswith("{") else _text_rows

@@ -70,7 +70,11 @@ class PredictionRows:
             return ({"text": text, **pair} for text, pair in zip(self.texts, pairs, strict=True))
         if self._is_list:
             return iter(read_file(str(self.file), self.text_format))
-        return stream_standard_input() if self.file == STANDARD_INPUT else stream_rows(str(self.file), self.text_format)
+        return (
+            stream_standard_input(self.text_format)
+            if self.file == STANDARD_INPUT
+            else stream_rows(str(self.file), self.text_format)
+        )
 
     def files_of_folder(self, column: str) -> Iterator[Row] | None:
         """Returns a row for each file of a folder, in order, with its path in a column; `None` if it is not a

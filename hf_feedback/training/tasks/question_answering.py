@@ -10,7 +10,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from ...max_length import resolve_max_length
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForQuestionAnswering
-from ...validation import option
+from ...validation import check_integer, option
 from ...words import space_between_texts
 from ..data.answers import WindowEncoder, answer_scores, best_answers
 from ..data.columns import check_rows
@@ -129,10 +129,9 @@ class QuestionAnswering(TextTask[QuestionArguments]):
     evaluation_options = ("stride", "max_answer_length", "may_be_empty")
 
     def check_options(self) -> None:
-        if self.data_args.max_answer_length < 1:
-            raise ValueError(f"`max_answer_length` must be at least 1, got {self.data_args.max_answer_length}.")
-        if self.data_args.stride is not None and self.data_args.stride < 0:
-            raise ValueError(f"`stride` must be at least 0, got {self.data_args.stride}.")
+        check_integer("max_answer_length", self.data_args.max_answer_length, 1, "tokens of an answer")
+        if self.data_args.stride is not None:
+            check_integer("stride", self.data_args.stride, 0, "tokens that windows have in common")
 
     def check_split(self, split: Split) -> Split:
         check_rows(split, ("question", "context", "answers"), find_fault)
@@ -154,7 +153,8 @@ class QuestionAnswering(TextTask[QuestionArguments]):
     def find_max_length(self, tokenizer: PreTrainedTokenizerBase, model: FeedbackPreTrainedModel) -> int:
         longest = resolve_max_length(None, tokenizer, model)
         length = longest if model.cutting else min(384, longest)  # segments are windows that exchange messages
-        return resolve_max_length(self.data_args.max_length or length, tokenizer, model)
+        requested = self.data_args.max_length
+        return resolve_max_length(length if requested is None else requested, tokenizer, model)
 
     def encode(self, name: str, split: Split) -> EncodedSplit:
         stride = self.max_length // 3 if self.data_args.stride is None else self.data_args.stride

@@ -45,7 +45,7 @@ class TextArguments:
     """Text columns."""
 
     text_column: str | None = option(
-        None, "Column of the texts (default: as in training, else a usual name such as text)."
+        None, "Column of the texts (default: a usual name such as text; of a trained model, that of its training)."
     )
     text_pair_column: str | None = option(None, "Column of the second texts, for pairs.")
     max_length: int | None = option(None, "Tokens to which texts are truncated (default: as many as the model reads).")
@@ -56,10 +56,11 @@ class LabelArguments(TextArguments):
     """Labels and metrics."""
 
     label_column: str | None = option(
-        None, "Column of the labels (default: as in training, else a usual name such as label)."
+        None, "Column of the labels (default: a usual name such as label; of a trained model, that of its training)."
     )
     label_separator: str | None = option(
-        None, "Separator of several labels in one cell, such as ; (default: as in training, else none)."
+        None,
+        "Separator of several labels in one cell, such as ; (default: none; of a trained model, that of its training).",
     )
     metrics: list[str] | None = option(
         None,

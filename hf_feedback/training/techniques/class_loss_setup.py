@@ -10,13 +10,14 @@ from datasets import Dataset
 from torch import nn
 from transformers import Trainer
 
+from ...label_options import predicts_values
 from ...modeling_feedback import (
     FeedbackForCausalLM,
     FeedbackForMaskedLM,
     FeedbackForMultipleChoice,
     FeedbackForQuestionAnswering,
 )
-from ..data.labels import MULTI_LABEL, REGRESSION
+from ..data.labels import MULTI_LABEL
 from ..model_parts import any_model_in
 from .class_loss import ClassLoss, balanced_class_weights
 from .objective_arguments import BALANCED, ObjectiveArguments
@@ -87,7 +88,7 @@ def _why_not(core: nn.Module, option: str) -> str | None:
     if isinstance(core, FeedbackForMaskedLM | FeedbackForMultipleChoice):
         named = "words" if isinstance(core, FeedbackForMaskedLM) else "choices"
         return None if option == "label_smoothing_factor" else f"{verb} classes, and the model predicts {named}"
-    if config.problem_type == REGRESSION or config.num_labels == 1:
+    if predicts_values(config.problem_type, config.num_labels):
         return f"{verb} classes, and the model predicts values"
     if config.problem_type == MULTI_LABEL:
         return f"{verb} classes that exclude each other, and the model predicts several labels at once"

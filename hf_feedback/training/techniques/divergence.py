@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ...label_options import predicts_values
 from ...modeling_feedback import (
     FeedbackForCausalLM,
     FeedbackForMaskedLM,
@@ -64,10 +65,10 @@ def problem_of(model: nn.Module, inputs: Inputs) -> ProblemType:
     of_tokens = (FeedbackForTokenClassification, FeedbackForQuestionAnswering, FeedbackForMultipleChoice)
     if isinstance(core, (*of_tokens, FeedbackForMaskedLM, FeedbackForCausalLM)):
         return SINGLE_LABEL
+    if predicts_values(core.config.problem_type, core.config.num_labels or 0):
+        return REGRESSION
     if core.config.problem_type is not None:
         return cast(ProblemType, core.config.problem_type)
-    if core.config.num_labels == 1:
-        return REGRESSION
     labels = inputs.get("labels")
     return MULTI_LABEL if labels is not None and labels.is_floating_point() else SINGLE_LABEL
 
