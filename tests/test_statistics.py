@@ -84,6 +84,8 @@ def test_the_seeds_that_are_needed_see_the_difference_that_often():
     assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.06)
     assert seeds_needed([0.1], 0.01) is None
     assert seeds_needed([-1.0, 1.0], 1e-4) is None
+    assert seeds_needed(differences, 0.015, of_examples=0.012) == seeds_needed(differences, 0.009) > number
+    assert seeds_needed(differences, 0.015, of_examples=0.015) is None
 
 
 def test_verdicts():

@@ -124,7 +124,10 @@ def _values(results: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
 
 def _verdict(result: dict[str, Any]) -> str:
     contrasts = [one for one in contrasts_of(result) if one.feedback == escape_name(result["feedback"])]
-    return write_verdict(contrasts, result["metric"], result["margin"])
+    constant = (
+        float(result["scale"]) * float_of(result.get("constant")) if result.get("nothing_learned") is True else None
+    )
+    return write_verdict(contrasts, result["metric"], result["margin"], constant)
 
 
 def _mean_test(result: dict[str, Any], arm: str) -> str:

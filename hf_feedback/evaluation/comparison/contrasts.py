@@ -32,41 +32,55 @@ class Contrast:
     test: str = "test"
 
 
-def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float) -> str:
+def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, constant: float | None = None) -> str:
     """Returns the verdict in one sentence.
 
     Args:
         contrasts: feedback compared with every alternative.
         metric: name of the metric.
         margin: smallest difference that matters, in points.
+        constant: the metric of the same answer for every example, in points, where no arm is ahead of it.
     """
+    if constant is not None:
+        return (
+            f"This cannot tell whether feedback helps: no arm is ahead of the same answer for every example "
+            f"({constant:.1f} points of {metric}); train longer, or at other rates."
+        )
     by_verdict: dict[str, list[Contrast]] = {}
     for contrast in sorted(contrasts, key=lambda contrast: contrast.difference.mean):
         by_verdict.setdefault(contrast.verdict, []).append(contrast)
     is_greater_better = EXAMPLE_SCORES[metric].greater_is_better
     seeds = f"{(count := contrasts[0].difference.num_seeds)} seed{'s' * (count != 1)}"
 
-    def hardest(verdict: str) -> tuple[str, str]:
-        """Returns the strongest alternative, and the difference to it."""
-        worst = by_verdict[verdict][0]
-        d = worst.difference
+    def numbers_of(contrast: Contrast) -> str:
+        d = contrast.difference
         numbers = f"{d.mean:+z.1f} points of {metric} [{d.low:+z.1f}, {d.high:+z.1f}]"
-        return worst.other, numbers if is_greater_better else f"{numbers} ({worst.other} minus feedback)"
+        return numbers if is_greater_better else f"{numbers} ({contrast.other} minus feedback)"
 
+    def deciding(verdict: str) -> Contrast:
+        """The plain model if it has this verdict, else the strongest alternative that has."""
+        plain = (contrast for contrast in by_verdict[verdict] if contrast.other == "plain")
+        return next(plain, by_verdict[verdict][0])
+
+    lead = next((one for one in by_verdict.get("ahead", ()) if one.other == "plain"), None)
+    ahead = None if lead is None else f"Feedback is ahead of plain, by {numbers_of(lead)}"
     if "behind" in by_verdict:
-        name, numbers = hardest("behind")
+        one = deciding("behind")
         minus = "feedback minus it " if is_greater_better else ""
-        return f"Feedback does not help: {name} is better, {minus}{numbers}, {seeds}."
+        begin = f"{ahead}, but" if ahead else "Feedback does not help:"
+        return f"{begin} {one.other} is better, {minus}{numbers_of(one)}, {seeds}."
     if "cannot tell" in by_verdict:
-        name, numbers = hardest("cannot tell")
-        needed = by_verdict["cannot tell"][0].seeds_needed
-        more = f"about {needed} seeds would see {margin:g} points" if needed else "more test examples or seeds would"
-        return f"This cannot tell whether feedback helps: against {name} {numbers}, {seeds}; {more}."
+        one = deciding("cannot tell")
+        is_known = one.seeds_needed is not None and one.seeds_needed > one.difference.num_seeds
+        more = f"about {one.seeds_needed} seeds would see" if is_known else "more test examples or seeds would see"
+        begin = f"{ahead}, but cannot be told from" if ahead else "This cannot tell whether feedback helps: against"
+        return f"{begin} {one.other}, {numbers_of(one)}, {seeds}; {more} {margin:g} points."
     if "equivalent" in by_verdict:
-        name, numbers = hardest("equivalent")
-        return f"Feedback makes no difference that matters: within {margin:g} points of {name}, {numbers}, {seeds}."
-    name, numbers = hardest("ahead")
-    return f"Feedback helps: it is ahead of every alternative, least of {name}, by {numbers}, {seeds}."
+        one = deciding("equivalent")
+        begin = f"{ahead}, but" if ahead else "Feedback makes no difference that matters:"
+        return f"{begin} within {margin:g} points of {one.other}, {numbers_of(one)}, {seeds}."
+    one = by_verdict["ahead"][0]
+    return f"Feedback helps: it is ahead of every alternative, least of {one.other}, by {numbers_of(one)}, {seeds}."
 
 
 def contrast_table(contrasts: Sequence[Contrast], margin: float, metric: str) -> str:
@@ -104,5 +118,5 @@ def format_difference(difference: Difference) -> str:
 def format_p_value(difference: Difference) -> str:
     """Formats the p-value of the permutation test, or that there are too few seeds for one."""
     if difference.p_value is None or difference.least_p_value > 0.05:
-        return f"{TOO_FEW_SEEDS} (≥ {difference.least_p_value:.2g})"
+        return TOO_FEW_SEEDS
     return f"{difference.p_value:.2g}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.stats import rankdata
@@ -10,7 +10,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import EvalPrediction
 
 from ...training.data.answers import answer_f1, normalize_answer
-from ...training.data.labels import IGNORED, MULTI_LABEL, ProblemType
+from ...training.data.labels import IGNORED, MULTI_LABEL, SINGLE_LABEL, ProblemType
 from ...training.metrics import predict_labels
 
 Sums: TypeAlias = np.ndarray  # (…, s)
@@ -61,6 +61,38 @@ class ExampleScore:
     of_examples: Callable[[SplitAnswers], np.ndarray]
     metric: Callable[[Sums], np.ndarray]
     greater_is_better: bool = True
+
+
+def constant_answers(labels: Sequence[Any], problem_type: ProblemType, label_names: tuple[str, ...]) -> SplitAnswers:
+    """Answers that do not depend on the example: the most frequent label of all.
+
+    Args:
+        labels: of the examples: class numbers, zeros and ones for several labels, values, or a list of class numbers
+            for each text.
+        problem_type: problem type of the labels.
+        label_names: names of the labels in the order of their numbers.
+
+    Example:
+
+    ```python
+    >>> answers = constant_answers([1, 0, 1], "single_label_classification", ("late", "lost"))
+    >>> answers.classes()[1].tolist()
+    [1, 1, 1]
+
+    ```
+    """
+    if isinstance(labels[0], Sequence) and problem_type == SINGLE_LABEL:  # tags of texts
+        longest = max(map(len, labels))
+        padded = np.array([[*row, *[IGNORED] * (longest - len(row))] for row in labels])
+        most_frequent = np.bincount(padded[padded != IGNORED]).argmax()
+        return SplitAnswers(EvalPrediction(np.full_like(padded, most_frequent), padded), problem_type, label_names)
+    targets = np.asarray(labels)
+    if problem_type == SINGLE_LABEL:
+        counts = np.bincount(targets, minlength=len(label_names))
+        logits = np.tile(counts, (len(targets), 1))
+    else:  # of several labels each, or of values their mean
+        logits = np.tile(targets.mean(0) - 0.5, (len(targets), 1))
+    return SplitAnswers(EvalPrediction(logits, targets), problem_type, label_names)
 
 
 def _ratio(sums: Sums) -> np.ndarray:

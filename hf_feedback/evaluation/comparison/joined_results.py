@@ -131,7 +131,4 @@ def _adjusted(contrasts: Sequence[Contrast]) -> list[str]:
     known = [value for value in values if value is not None]
     if len(known) < len(values) or min(contrast.difference.num_seeds for contrast in contrasts) < MIN_SEEDS:
         return [TOO_FEW_SEEDS] * len(values)
-    return [
-        f"{p:.2g}" if lowest <= 0.05 else f"{TOO_FEW_SEEDS} (≥ {min(1.0, lowest):.2g})"
-        for p, lowest in zip(holm(known), least, strict=True)
-    ]
+    return [f"{p:.2g}" if lowest <= 0.05 else TOO_FEW_SEEDS for p, lowest in zip(holm(known), least, strict=True)]

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import combinations
 from typing import cast
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -18,14 +19,16 @@ from ...backbone_fingerprint import fingerprint
 from ...modeling_base import FeedbackPreTrainedModel
 from ...summary import count_parameters
 from ...training.checkpoints import Record
+from ...training.data.labels import SINGLE_LABEL, ProblemType
 from ...training.data.splits import Row
 from ...training.flops import count_flops
 from ...training.run_record import run_record
-from ...training.tasks.task import PreparedTask
+from ...training.tasks import CausalLM, MaskedLM, PreparedTask, QuestionAnswering
 from ...training.trainer import FeedbackTrainer
 from ...validation import Keywords
 from .arm_runs import ArmTrainer, Job, most_steps
 from .arms import Budget, Together
+from .example_scores import constant_answers
 from .settings import Comparison
 
 BATCHES = 3  # that costs are measured with
@@ -61,6 +64,8 @@ class Plan:
         left_out: arms that cannot be compared, with the reason.
         seconds_a_flop: seconds per FLOP, measured with a few batches on this machine.
         record: settings that the result depends on, see `run_record`.
+        constant: contributions `(N, s)` of the test examples to the metric with the same answer for all of them, the
+            most frequent label; `None` where answers are no labels.
     """
 
     budget: Budget
@@ -68,6 +73,7 @@ class Plan:
     left_out: Mapping[str, str]
     seconds_a_flop: float
     record: Record
+    constant: np.ndarray | None = None
 
     def seconds(self, jobs: Sequence[Job]) -> float:
         """Estimated seconds of training, for one job at a time."""
@@ -129,6 +135,7 @@ def make_plan(comparison: Comparison) -> Plan:
                 f"`{other}_file`: these rows are those of {one}; what is chosen on rows, or trained on "
                 "them, is not tested on them. Give another file."
             )
+    constant = _constant_examples(comparison, prepared)
     record["weights of the backbone"] = sorted(fingerprint(feedback).values())
     record["metric"] = metric
     record |= {name: getattr(comparison.data_args, name) for name in comparison.task.evaluation_options}
@@ -141,7 +148,19 @@ def make_plan(comparison: Comparison) -> Plan:
         name: replace(cost, examples=comparison.arms[name].epochs(cost.examples, budget))
         for name, (cost, _) in measured.items()
     }
-    return Plan(budget, costs, left_out, seconds / reference.flops, record)
+    return Plan(budget, costs, left_out, seconds / reference.flops, record, constant)
+
+
+def _constant_examples(comparison: Comparison, prepared: PreparedTask) -> np.ndarray | None:
+    """What `Plan.constant` holds."""
+    if issubclass(comparison.task, CausalLM | MaskedLM | QuestionAnswering):
+        return None
+    config, data = prepared.model.config, cast(Dataset, prepared.splits["test"].data)
+    labels = data["labels" if "labels" in data.column_names else "label"][:]
+    names = cast(dict[int, str], config.id2label or {})
+    problem = cast(ProblemType, config.problem_type or SINGLE_LABEL)
+    answers = constant_answers(labels, problem, tuple(names[i] for i in range(len(names))))
+    return comparison.score_of(prepared)[1].of_examples(answers)
 
 
 def _check_splits(prepared: PreparedTask) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -125,8 +125,31 @@ class ComparisonResult:
             point, replicates = point - before[0], replicates - before[1]
         resolution = 3 * self.unit / number if self.unit > 0 else 0.0  # the rule of three
         difference, margin = compare_paired(point, replicates, resolution=resolution), self.comparison.margin
-        needed = None if difference.needs_more_examples(margin) else seeds_needed(difference.by_seed, margin)
-        return Contrast(feedback, other, difference, difference.verdict(margin), needed)
+        learned = any(self._learned(arm) for arm in (feedback, other) if arm in self.by_arm)
+        verdict = difference.verdict(margin) if learned else "cannot tell"
+        needed = seeds_needed(difference.by_seed, margin, max(difference.of_examples, resolution))
+        return Contrast(feedback, other, difference, verdict, needed)
+
+    @cached_property
+    def constant(self) -> float | None:
+        """The metric of the same answer for every test example; `None` where answers are no labels."""
+        examples = self.plan.constant
+        return None if examples is None else float(self.runs[0].score.metric(examples.sum(0)))
+
+    def _learned(self, arm: str) -> bool:
+        """Whether an arm is ahead of the same answer for every test example; true where answers are no labels."""
+        if self.constant is None:
+            return True
+        runs, metric, examples = self.by_arm[arm], self.runs[0].score.metric, cast(np.ndarray, self.plan.constant)
+        point = np.array([run.test_value() for run in runs]) - self.constant
+        values = resample_examples([run.examples["own"] for run in runs], metric, self._weights(len(examples)))
+        without = resample_examples([examples], metric, self._weights(len(examples)))
+        return compare_paired(point, values - without).low > 0
+
+    @cached_property
+    def nothing_learned(self) -> bool:
+        """Whether no arm is ahead of the same answer for every test example."""
+        return not any(map(self._learned, self.by_arm))
 
     @cached_property
     def _weights(self) -> Callable[[int], np.ndarray]:
@@ -148,7 +171,8 @@ class ComparisonResult:
         """The verdict in one sentence, about the feedback arm that is best on validation."""
         best = self.best_feedback()
         contrasts = [contrast for contrast in self.contrasts if contrast.feedback == best]
-        return write_verdict(contrasts, self.metric, self.comparison.margin)
+        constant = abs(self.unit) * cast(float, self.constant) if self.nothing_learned else None
+        return write_verdict(contrasts, self.metric, self.comparison.margin, constant)
 
     def as_json(self) -> dict[str, Any]:
         """Returns all results as JSON values."""
@@ -164,6 +188,8 @@ class ComparisonResult:
             "metric": self.metric,
             "scale": abs(self.unit),
             "margin": comparison.margin,
+            "constant": self.constant,
+            "nothing_learned": self.nothing_learned,
             "seeds": list(comparison.seeds),
             "rate_factors": list(comparison.rate_factors),
             "arms": {
@@ -225,6 +251,7 @@ class ComparisonResult:
                     f"# {self.comparison.arms[self.best_feedback()].description.capitalize()}: does it help?",
                     self.verdict(),
                     markdown_table(head, arms),
+                    *self._constant_in_words(),
                     f"Alternatives with as many parameters, FLOPs or layers have those of {self.first_feedback}.",
                     "Differences in points with 95% intervals over seeds and test examples; above 0, feedback leads.",
                     self._table(self.contrasts),
@@ -237,6 +264,11 @@ class ComparisonResult:
             )
             + "\n"
         )
+
+    def _constant_in_words(self) -> list[str]:
+        if self.constant is None:
+            return []
+        return [f"The same answer for every test example, the most frequent one: {abs(self.unit) * self.constant:.1f}."]
 
     def _table(self, contrasts: Sequence[Contrast]) -> str:
         return contrast_table(contrasts, self.comparison.margin, self.metric)

@@ -201,15 +201,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(differences: Sequence[float], smallest: float) -> int | None:
+def seeds_needed(differences: Sequence[float], smallest: float, of_examples: float = 0.0) -> int | None:
     """Returns the number of seeds that a paired t-test at 5% needs to detect a difference with probability 0.8.
 
     Args:
         differences: differences by seed, at least two, whose variance is used as the true one.
         smallest: the difference to detect, above 0.
+        of_examples: half-width of the interval from the test examples alone; squares of half-widths add up.
 
     Returns:
-        `None` if more than 1,000 are needed, or the variance is unknown.
+        `None` if more than 1,000 are needed, the variance is unknown, or the test examples do not allow it.
 
     Example:
 
@@ -219,8 +220,9 @@ def seeds_needed(differences: Sequence[float], smallest: float) -> int | None:
 
     ```
     """
-    if len(differences) < 2:
+    if len(differences) < 2 or of_examples >= smallest:
         return None
+    smallest = math.sqrt(smallest**2 - of_examples**2)
     spread = float(np.std(differences, ddof=1))
     for number in range(MIN_SEEDS, 1001):
         if spread == 0:
