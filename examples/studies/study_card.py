@@ -54,6 +54,7 @@ def write_card(
     measures: Measures,
     tables: str,
     settings: Sequence[str],
+    limits: str,
 ) -> None:
     """Writes the card: verdict, differences with intervals, the tables of the study, and how they were made.
 
@@ -65,6 +66,7 @@ def write_card(
         measures: what is compared; the first one is that of the metadata.
         tables: of the study.
         settings: options of the study that runs hold.
+        limits: what to know before the verdict is believed.
     """
     first = next(iter(runs.values()))
     measured, of = next(iter(measures.items()))
@@ -91,6 +93,7 @@ def write_card(
         f"Feedback compared with alternatives on {data}. The models are small ones that start from random weights, and "
         "the texts are drawn by the script: the card is of a way to build and train a model, not of one to download.",
         verdict,
+        limits,
         "## Differences",
         "Points of accuracy, paired by seed, with 95% intervals of Student's t and the number of seeds.",
         compared,

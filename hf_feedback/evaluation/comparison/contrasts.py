@@ -107,7 +107,9 @@ def _needed(contrast: Contrast, margin: float) -> str:
     """Describes the number of seeds that would detect a difference of the margin."""
     if contrast.difference.needs_more_examples(margin):
         return "more test examples"
-    return "unknown" if contrast.seeds_needed is None else str(contrast.seeds_needed)
+    if contrast.seeds_needed is None:
+        return "unknown" if contrast.difference.num_seeds < 2 else "over 1,000"
+    return str(contrast.seeds_needed)
 
 
 def format_difference(difference: Difference) -> str:
