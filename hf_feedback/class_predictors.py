@@ -75,7 +75,7 @@ class TextPredictor(TokenPredictor):
 
 class TagPredictor(TokenPredictor):
     """Reads lists of words, or texts that it splits at spaces and punctuation; answers with `words`, their `tags` and
-    `scores`: `None` for words beyond `max_length`."""
+    `scores`: `None` for words beyond `max_length`, and for those without a token, such as spaces."""
 
     def words_of(self, example: Any) -> list[str]:
         """The words of an example."""

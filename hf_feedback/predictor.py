@@ -173,18 +173,12 @@ class TokenPredictor(Predictor):
         )
         self.count_cut(encoding)
         rows = [{name: encoding[name][i] for name in encoding} for i in range(len(encoding["input_ids"]))]
-        return [row if row["input_ids"] else self._filler_row(row) for row in rows]
+        return [row if row["input_ids"] else filler_row(row, self.tokenizer) for row in rows]
 
     def count_cut(self, encoding: BatchEncoding) -> None:
         """Counts the texts that were cut; a slow tokenizer does not tell those of just that length apart."""
         full = [len(ids) == self.max_length for ids in encoding["input_ids"]]
         self.num_cut += sum(map(bool, [one.overflowing for one in encoding.encodings or ()] or full))
-
-    def _filler_row(self, row: Keywords) -> Keywords:
-        """One token for a text that a tokenizer without special tokens leaves empty."""
-        tokens = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        filler = next((token for token in tokens if token is not None), 0)
-        return {name: [filler if name == "input_ids" else int(name == "attention_mask")] for name in row}
 
     def collate(self, rows: list[Keywords]) -> Keywords:
         names = {"input_ids", *self.tokenizer.model_input_names} & rows[0].keys()
@@ -276,3 +270,15 @@ class PredictsMixin:
         if self.predictor is None:
             raise ValueError(f"`predict` needs a model with a head, and {type(self).__name__} has none.")
         return self.predictor(self, processor, **options)(examples)  # type: ignore[arg-type]  # it is a model
+
+
+def filler_row(row: Keywords, tokenizer: PreTrainedTokenizerBase) -> Keywords:
+    """One token for a text that a tokenizer without special tokens leaves empty.
+
+    Args:
+        row: the inputs of the text, lists without elements by name.
+        tokenizer: the tokenizer.
+    """
+    tokens = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    filler = next((token for token in tokens if token is not None), 0)
+    return {name: [filler if name == "input_ids" else int(name == "attention_mask")] for name in row}

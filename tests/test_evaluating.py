@@ -222,6 +222,15 @@ def test_answers_choices_and_language_models(folders, tmp_path):
     assert metrics["eval_perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
 
 
+def test_words_without_tokens_are_counted(folders, tmp_path, caplog):
+    words = {"tokens": ["is", "", "it", " "], "tags": ["late", "lost", "lost", "late"]}
+    file = write_rows(tmp_path, [words, {"tokens": ["it"], "tags": ["lost"]}])
+    caplog.set_level("WARNING")
+    prediction = EvaluationRun.load(TrainedModel(folders("TokenClassification")), file).predict()
+    assert (prediction.label_ids != -100).sum() == 3
+    assert f"{file}: 2 words, such as spaces, have no token; their tags are left out." in caplog.text
+
+
 def test_images_and_recordings(folders, tmp_path):
     names = ("LABEL_0", "LABEL_1", "LABEL_2")
     for name in names:

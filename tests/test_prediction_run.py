@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,6 +284,16 @@ def test_rows_are_read_as_they_are_answered(folders, tmp_path, monkeypatch):
     command = ["--model", folders("SequenceClassification"), "--file", tmp_path / "t.csv", "--batch-size", "2"]
     assert predict(*command, "--output", tmp_path / "out.jsonl") == 0
     assert most == [4, 4, 4, 2]
+
+
+def test_windows_of_training_do_not_refuse_another_length(folders, tmp_path, capsys):
+    model = Path(shutil.copytree(folders("QuestionAnswering"), tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    config["data_options"] = {"stride": 10, "max_answer_length": 30, "may_be_empty": False}
+    (model / "config.json").write_text(json.dumps(config))
+    pair = ["--text", QUESTION["question"], "--text-pair", QUESTION["context"]]
+    assert predict("--model", model, "--output", "-", *pair, "--max-length", "12") == 0
+    assert standard_output(capsys)[0]["answer"] in QUESTION["context"]
 
 
 WRONG = {

@@ -145,7 +145,7 @@ def test_the_guide_and_the_card_show_the_chains_that_are_kept(module, tmp_path, 
     assert [(row[0][2:], row[1]) for row in rows if row[0][2:] in iterating] == [
         (arm, str(k)) for arm in iterating for k in study.ITERATIONS
     ]
-    assert len(rows) == len(iterating) * len(study.ITERATIONS) + 1
+    assert len(rows) == len(iterating) * len(study.ITERATIONS) + len(arms) - len(iterating)
     for arm, k, _, parameters, *accuracies in rows:
         is_first = k in ("1", str(study.ITERATIONS[0]))
         start = f"{arm} | {k} | {parameters}" if is_first else f"| | {k} |"

@@ -91,3 +91,23 @@ def test_the_app_shows_what_the_package_computes(tmp_path, monkeypatch):
     assert chart == steps.chart()
     assert shown == list(show(steps, 3)) == [steps.describe(3), steps.class_probabilities(3), steps.moved_tokens(3)]
     assert show(None, 1) == ("", None, [])
+
+
+def test_one_iteration_has_no_movement():
+    model, tokenizer = labelled_model(), tiny_tokenizer()
+    steps = step_through(model, tokenizer, "where is my parcel", 1)
+    expected = model(**tokenizer("where is my parcel", return_tensors="pt"), num_iterations=1).logits.softmax(-1)
+    assert steps.probabilities[0] == pytest.approx(expected[0].tolist(), abs=1e-6)
+    assert (steps.movement, steps.residuals) == ([], [])
+    assert steps.moved_tokens(1)[0] == ("[CLS]", 0.0)
+
+
+def test_an_empty_text_without_special_tokens():
+    """Is read as `predict` reads it."""
+    model, tokenizer = labelled_model(), tiny_tokenizer()
+    tokenizer._tokenizer.post_processor = None  # which adds them
+    assert tokenizer("")["input_ids"] == []
+    steps = step_through(model, tokenizer, "", 3)
+    model.set_num_iterations(3)
+    (answer,) = model.predict([""], tokenizer)
+    assert steps.class_probabilities(3) == pytest.approx(answer["probabilities"], abs=1e-6)

@@ -97,7 +97,7 @@ def _observe_batch(model: FeedbackPreTrainedModel, batch: Keywords, num_iteratio
     labelled = labels != IGNORED
     number = (labelled if labelled.dim() == 2 else labelled[:, None]).long().cumsum(1) - 1
     # the choices of a question: it has moved as far as any of them
-    residuals = output.residuals.float().view(examples, -1, output.residuals.shape[1]).amax(1)
+    residuals = output.residuals.float().unflatten(0, (examples, len(output.residuals) // examples)).amax(1)
     missing = num_iterations - 1 - residuals.shape[1]  # a fixed point was reached before
     return _BatchPart(
         probabilities=logits[:, labelled].softmax(-1).cpu().numpy(),

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForSequenceClassification
+from ...predictor import filler_row
 from ...training.data.labels import SINGLE_LABEL, LabelSet
 from .observation import observe
 from .svg_charts import line_chart
@@ -103,7 +104,9 @@ def step_through(
         ValueError: the model does not give a text one class.
     """
     labels = check_text_classifier(model)
-    inputs = dict(tokenizer(text, truncation=True, return_tensors="pt"))
+    row = dict(tokenizer(text, truncation=True))
+    row = row if row["input_ids"] else filler_row(row, tokenizer)
+    inputs = {name: torch.tensor([values]) for name, values in row.items()}
     seen = observe(model, [{**inputs, "labels": torch.tensor([0])}], num_iterations)
     trace = trace_tokens(model, inputs, num_iterations)
     return TextSteps(

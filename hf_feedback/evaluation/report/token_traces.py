@@ -70,7 +70,8 @@ def trace_tokens(model: FeedbackPreTrainedModel, inputs: Keywords, num_iteration
     tiny = torch.finfo(torch.float32).tiny
     pairs = zip(states[1:], states[:-1], strict=True)
     movement = [(new - old).norm(dim=-1) / new.norm(dim=-1).clamp_min(tiny) for new, old in pairs]
-    return TokenTrace(torch.cat(movement).cpu(), [one.cpu() for one in attention], source)
+    moved = torch.cat([states[0].new_zeros(0, states[0].shape[1]), *movement])
+    return TokenTrace(moved.cpu(), [one.cpu() for one in attention], source)
 
 
 def _attention_of_messages(

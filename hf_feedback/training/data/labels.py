@@ -80,10 +80,19 @@ class LabelSet:
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> "LabelSet":
-        """Returns the labels that a model was trained for."""
+        """Returns the labels that a model was trained for.
+
+        Raises:
+            ValueError: it answers with several values.
+        """
         by_number = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
         names = tuple(by_number[i] for i in sorted(by_number))
         problem = model.config.problem_type or (REGRESSION if len(names) == 1 else SINGLE_LABEL)
+        if problem == REGRESSION and len(names) > 1:
+            raise ValueError(
+                f"`model` answers with {len(names)} values for each example, and its labels are of one; predict with "
+                "it, or train it with a loop of your own."
+            )
         return cls(problem, () if problem == REGRESSION else names)
 
     @classmethod
@@ -113,7 +122,8 @@ class LabelSet:
         allow_lists = problem_type in (None, MULTI_LABEL)
         values = normalize_labels(label_cells(data, column, separator), column, source, allow_lists)
         check_no_label_missing(values, column, source)
-        _check_not_multi_hot(data[column], values, column, source)
+        if problem_type != REGRESSION:
+            _check_not_multi_hot(data[column], values, column, source)
         _check_same_shape(values, column, source, problem_type)
         class_label = class_label_of(data, column)
         if problem_type is None and class_label is None:
@@ -191,7 +201,7 @@ def _check_same_shape(values: Sequence[RowLabels], column: str, source: str, pro
     if set(lists) != {several}:
         raise ValueError(
             f"{source}: column {column!r} must hold {LISTS_OF_LABELS if several else 'one label'} in every row for "
-            f"{problem_type or MULTI_LABEL}."
+            f"{problem_type or MULTI_LABEL}{several * ' (several in one cell: `--label-separator`)'}."
         )
 
 

@@ -64,6 +64,8 @@ class PredictionRun:
         """The same run with the options of the data that the model was evaluated with, where none are given."""
         stored = task.stored_evaluation_options(read_config(self.trained.name, self.trained.revision))
         known = {*reader_class.options_read, *_options_of(model)} - {"max_length"}  # of blocks of text
+        if "max_length" in self.options:  # which the windows of training may not suit
+            known.discard("stride")
         return replace(self, options={**{name: stored[name] for name in stored if name in known}, **self.options})
 
     def _write(

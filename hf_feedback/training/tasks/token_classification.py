@@ -6,6 +6,7 @@ from typing import cast
 
 import numpy as np
 from transformers import DataCollatorForTokenClassification, EvalPrediction, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ...modeling_feedback import FeedbackForTokenClassification
 from ...validation import option
@@ -23,6 +24,9 @@ from ..metrics import ComputeMetrics, MetricInfo
 from ..task_card import TaskCard, pipeline_usage
 from .task import Collator, EncodedSplit, Model, PreprocessLogits, TextTask
 
+logger = logging.get_logger(__name__)
+
+NUM_WITHOUT_TOKENS = "num_without_tokens"  # a column of words, until they are counted
 ACCURACY = {"token_accuracy": MetricInfo(hub_name="accuracy")}
 ENTITY_METRICS = {
     "entity_f1": MetricInfo(hub_name="f1"),
@@ -137,14 +141,18 @@ def tokenize_words(
             align_labels(encoding.word_ids(i), [numbers[name] for name in tags[row]], label_piece)
             for i, row in enumerate(rows)
         ]
-        return {**encoding, "labels": aligned, NUM_TOKENS: lengths}
+        words_read = [len({word for word in encoding.word_ids(i) if word is not None}) for i in range(len(rows))]
+        missing = [0 if n > max_length else len(w) - k for n, w, k in zip(lengths, words, words_read, strict=True)]
+        return {**encoding, "labels": aligned, NUM_TOKENS: lengths, NUM_WITHOUT_TOKENS: missing}
 
     options = {"column": column, "max_length": max_length, "label_piece": label_piece, "space": space}
     options |= {"tags": [list(map(numbers.get, row)) for row in tags]}
     encoded = encoder.encode(split.data, [column], tokenize, tokenizer, options)
     lengths = TextLengths(np.asarray(encoded[NUM_TOKENS][:]), max_length)
     warn_of_cut_texts(split, lengths.cut, max_length)
-    return EncodedTexts(encoded.remove_columns(NUM_TOKENS), lengths)
+    if missing := sum(encoded[NUM_WITHOUT_TOKENS]):
+        logger.warning(f"{split.source}: {missing} words, such as spaces, have no token; their tags are left out.")
+    return EncodedTexts(encoded.remove_columns([NUM_TOKENS, NUM_WITHOUT_TOKENS]), lengths)
 
 
 def usage_of(label_piece: LabelPiece) -> str:
