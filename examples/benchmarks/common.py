@@ -5,6 +5,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,33 @@ class Finished:
         self.runs.append(found)
         print(found, flush=True)
         return found
+
+    def of_arm(
+        self,
+        arm: str,
+        args: argparse.Namespace,
+        settings: dict[str, Any],
+        wanted: str,
+        run: Callable[[str, float, int, argparse.Namespace], dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """The runs of an arm, one a seed, with the rate that is best on validation texts with the first seed.
+
+        Args:
+            arm: its name.
+            args: has `learning_rates` and `seeds`.
+            settings: what else makes a run the one that it is.
+            wanted: name of something that a finished run has measured.
+            run: trains and measures an arm with a rate and a seed.
+        """
+
+        def one(rate: float, seed: int) -> dict[str, Any]:
+            print(arm, rate, seed, flush=True)
+            return self.find(
+                {**settings, "arm": arm, "rate": rate, "seed": seed}, wanted, lambda: run(arm, rate, seed, args)
+            )
+
+        first = max((one(rate, args.seeds[0]) for rate in args.learning_rates), key=itemgetter("validation"))
+        return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
 
 
 def half_width(values: Sequence[float]) -> float:

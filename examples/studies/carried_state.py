@@ -239,14 +239,9 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
 
 
 def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
-    """The runs of an arm, one a seed, with the rate that is best on validation texts with the first seed."""
-
-    def one(rate: float, seed: int) -> dict[str, Any]:
-        settings = dict(arm=arm, rate=rate, seed=seed, **{name: getattr(args, name) for name in SETTINGS})
-        return finished.find(settings, f"half {FACTORS[-1]}", lambda: run(arm, rate, seed, args))
-
-    first = max((one(rate, args.seeds[0]) for rate in args.learning_rates), key=lambda found: found["validation"])
-    return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
+    """The runs of an arm, one a seed; see `Finished.of_arm`."""
+    settings = {**{name: getattr(args, name) for name in SETTINGS}}
+    return finished.of_arm(arm, args, settings, f"half {FACTORS[-1]}", run)
 
 
 def summary(title: str, part: str, runs: dict[str, list[dict[str, Any]]]) -> str:

@@ -294,16 +294,10 @@ def run(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
     return found
 
 
-def measure(name: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
-    """The runs of an arm, one a seed, with the rate that is best on validation texts with the first seed."""
-
-    def one(rate: float, seed: int) -> dict[str, Any]:
-        settings = dict(arm=name, rate=rate, seed=seed, **{option: getattr(args, option) for option in SETTINGS})
-        print(name, rate, seed, flush=True)
-        return finished.find(settings, f"K = {ITERATIONS[0]}", lambda: run(name, rate, seed, args))
-
-    first = max((one(rate, args.seeds[0]) for rate in args.learning_rates), key=lambda found: found["validation"])
-    return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
+def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
+    """The runs of an arm, one a seed; see `Finished.of_arm`."""
+    settings = {**{name: getattr(args, name) for name in SETTINGS}}
+    return finished.of_arm(arm, args, settings, f"K = {ITERATIONS[0]}", run)
 
 
 def on_chains(run: dict[str, Any], k: int, hops: range) -> float:

@@ -361,17 +361,9 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
 
 
 def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
-    """The runs of an arm, one a seed, with the rate that is best on validation texts with the first seed."""
-
-    def one(rate: float, seed: int) -> dict[str, Any]:
-        settings = dict(
-            protocol=PROTOCOL, arm=arm, rate=rate, seed=seed, **{name: getattr(args, name) for name in SETTINGS}
-        )
-        print(arm, rate, seed, flush=True)
-        return finished.find(settings, f"megaflops {SEGMENTS[-1]}", lambda: run(arm, rate, seed, args))
-
-    first = max((one(rate, args.seeds[0]) for rate in args.learning_rates), key=lambda found: found["validation"])
-    return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
+    """The runs of an arm, one a seed; see `Finished.of_arm`."""
+    settings = {"protocol": PROTOCOL, **{name: getattr(args, name) for name in SETTINGS}}
+    return finished.of_arm(arm, args, settings, f"megaflops {SEGMENTS[-1]}", run)
 
 
 def summary(hops: int, runs: dict[str, list[dict[str, Any]]]) -> str:
