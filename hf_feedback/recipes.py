@@ -1,4 +1,4 @@
-"""Named sets of options that have been measured to help."""
+"""Named sets of options, each measured on the texts that it is for."""
 
 from dataclasses import dataclass
 

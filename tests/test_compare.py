@@ -373,6 +373,7 @@ def test_r_drop_joins_what_it_is_named_with(folders, tmp_path):
     assert trained["r-drop"] == trained["plain"]
     assert trained["full+r-drop"] == trained["full"]
     assert "r-drop" not in comparison_of(folders, tmp_path).arms
+    assert "r-drop" in comparison_of(folders, tmp_path, "--agreement-weight", "0.5").arms
 
 
 def test_feedback_is_trained_in_whatever_it_is_joined_with(folders, tmp_path):

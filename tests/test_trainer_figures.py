@@ -54,6 +54,7 @@ def test_tensorboard_gets_curves_and_a_figure_at_every_evaluation(tmp_path, monk
     trainer.evaluate(metric_key_prefix="test")  # which has none
     events = accumulator.EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 9}).Reload()
     names = {f"iterations/{what}_{k}" for what in ("accuracy", "calibration_error") for k in range(1, 6)}
+    names |= {f"iterations/{what}_{k}" for what in ("residual", "fixed", "broken") for k in range(2, 6)}
     scalars = events.Tags()["scalars"]
     assert names <= set(scalars)
     assert {event.step for event in events.Scalars("iterations/accuracy_3")} >= {1, 2}
@@ -61,6 +62,16 @@ def test_tensorboard_gets_curves_and_a_figure_at_every_evaluation(tmp_path, monk
     assert events.Scalars("iterations/accuracy_3")[-1].value == pytest.approx(
         observed(trainer.model, 5).answers.accuracy[2]
     )
+
+
+def test_curves_count_what_an_iteration_changes():
+    seen = observed(labelled_model(), 4)
+    values, right = curves(seen), seen.answers.is_right
+    for k in range(2, 5):
+        before, after = right[k - 2], right[k - 1]
+        assert values[f"fixed_{k}"] == (after & ~before).mean()
+        assert values[f"broken_{k}"] == (before & ~after).mean()
+        assert values[f"residual_{k}"] == pytest.approx(seen.residuals[:, k - 2].mean())
 
 
 def test_trackio_gets_the_same_in_the_run_that_transformers_opened():

@@ -154,7 +154,9 @@ class ModelArguments(ConfigArguments):
     model: str = field(metadata={"help": "Hub id or folder of a backbone, or of a feedback model to train further."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
     recipe: str | None = option(
-        None, f"Named options that have been measured to help: {', '.join(RECIPES)}; explicit options take precedence."
+        None,
+        f"Named options, each measured on the texts that it is for: {', '.join(RECIPES)}; other options given take "
+        "precedence.",
     )
 
     def config_options(self) -> Options:

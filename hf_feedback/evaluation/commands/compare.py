@@ -44,7 +44,7 @@ class CompareArguments:
     arms: list[str] | None = option(
         None,
         f"Alternatives to compare with: {', '.join(ARMS)}; several in one, with a plus, as in lora+unmasked (default: "
-        "all that apply, without r-drop).",
+        "all that apply; r-drop where an option of agreement is used).",
     )
     variants: str | None = option(
         None,
@@ -151,9 +151,15 @@ def together(parts: Sequence[Arm]) -> Arm:
     return parts[0] if len(parts) == 1 else Together(parts)
 
 
-def find_arms(args: CompareArguments) -> dict[str, Arm]:
-    """The arms by name, those with feedback last."""
-    default = QUICK_ARMS if args.quick else [name for name, arm in ARMS.items() if arm.is_default]
+def find_arms(args: CompareArguments, uses_agreement: bool) -> dict[str, Arm]:
+    """The arms by name, those with feedback last.
+
+    Args:
+        args: which are named.
+        uses_agreement: whether feedback is trained to agree with itself, so that R-Drop is an alternative.
+    """
+    whole = [name for name, arm in ARMS.items() if arm.is_default or (name == "r-drop" and uses_agreement)]
+    default = QUICK_ARMS if args.quick else whole
     names = args.arms or default
     return {
         **{name: together([ARMS[part] for part in name.split("+")]) for name in names},
@@ -200,7 +206,7 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
             model_args=model_args,
             data_args=data_args,
             args=args,
-            arms=find_arms(compare_args),
+            arms=find_arms(compare_args, args.agreement_weight > 0 or args.dropout_agreement_weight > 0),
             seeds=tuple(compare_args.seeds or ((0, 1, 2) if compare_args.quick else (0, 1, 2, 3, 4))),
             rate_factors=tuple(compare_args.rate_factors or ((1.0,) if compare_args.quick else (0.3, 1.0, 3.0))),
             margin=compare_args.margin,
@@ -237,6 +243,7 @@ def run(arguments: Sequence[str]) -> int:
     comparison, args = parse_comparison(arguments)
     check_source(comparison.model_args.model, comparison.model_args.revision)
     hide_progress_bars()
+    print(f"Counting the cost of {len(comparison.arms)} arms.", flush=True)
     plan = make_plan(comparison)
     print(format_plan(comparison, plan), flush=True)
     if args.dry_run:

@@ -13,7 +13,7 @@ from ...training.data.labels import SINGLE_LABEL, LabelSet
 from ...training.iteration_curves import evaluated_split
 from ...training.model_parts import feedback_model_in
 from ...training.tasks import MultipleChoice
-from ..diagnostics import calibration
+from ..diagnostics import calibration, flips
 from .building import FURTHER_ITERATIONS, summarize_edges
 from .labelled_examples import SUPPORTED
 from .observation import Observation, observe
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class IterationFigures(TrainerCallback):
     """Callback that sends figures of the iterations to TensorBoard and trackio after every evaluation.
 
-    Curves over training: accuracy and calibration error of each iteration, up to two beyond the model's K. A figure at
-    each evaluation: accuracy by iteration, messages by edge and iteration, and β of Swish. (`FeedbackTrainer` itself
-    logs the size of messages, β, and the accuracy of iterations 1 … K.) Several evaluation sets
-    have curves of their own, `iterations/<data>/…`.
+    Curves over training: accuracy and calibration error of each iteration, up to two beyond the model's K; its
+    residual, and the shares of items that it fixes and breaks. A figure at each evaluation: accuracy and residuals by
+    iteration, messages by edge and iteration, and β of Swish. (`FeedbackTrainer` itself logs the size of messages, β,
+    and the accuracy of iterations 1 … K.) Several evaluation sets have curves of their own, `iterations/<data>/…`.
 
     Args:
         trainer: a trainer with `report_to` `"tensorboard"`, `"trackio"` or both.
@@ -105,21 +105,30 @@ def curves(seen: Observation) -> dict[str, float]:
     for i, accuracy in enumerate(seen.answers.accuracy, 1):
         values[f"accuracy_{i}"] = accuracy
         values[f"calibration_error_{i}"] = calibration(seen.answers, i)["ece"]
+    for i, residual in enumerate(seen.residuals.mean(0).tolist(), 2):
+        fixed, broken, _ = flips(seen.answers, i - 1, i)
+        values[f"residual_{i}"] = residual
+        values[f"fixed_{i}"], values[f"broken_{i}"] = (
+            len(items) / len(seen.answers.labels) for items in (fixed, broken)
+        )
     return values
 
 
 def draw_figure(seen: Observation, edges: list[EdgeSummary], num_iterations: int) -> "Figure":
-    """Draws accuracy by iteration, and the size of messages by edge and iteration."""
+    """Draws accuracy and residuals by iteration, and the size of messages by edge and iteration."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     iterations = range(1, len(seen.answers.accuracy) + 1)
     left.plot(iterations, seen.answers.accuracy, marker="o", label="accuracy")
     left.plot(iterations, seen.answers.oracle_accuracy, "--", color="grey", label="best iteration so far")
     left.axvline(num_iterations, color="grey", linestyle=":", linewidth=1)
     left.set(xlabel=f"iteration (K = {num_iterations})", xticks=list(iterations), ylabel="accuracy")
     left.legend(frameon=False)
+    middle.plot(iterations[1:], seen.residuals.mean(0), marker="o")
+    middle.axvline(num_iterations, color="grey", linestyle=":", linewidth=1)
+    middle.set(xlabel="iteration", xticks=list(iterations), ylabel="residual, mean", ylim=(0, None))
     shares = [[share or 0.0 for share in edge.shares] for edge in edges]
     image = right.imshow(shares, cmap="Blues", aspect="auto", vmin=0.0)
     names = [f"{edge.source} → {edge.target}" for edge in edges]
