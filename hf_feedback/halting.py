@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # The output of the segment (B, T, d) → logits (B, C).
-ComputeLogits = Callable[[torch.Tensor], torch.Tensor]
+LogitsOfState = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Halting:
         config: the options of halting.
         loop: the loop over the whole batch.
         mask: `(B, T)`, 0 at padding, which residuals leave out.
-        compute_logits: for rules that read the answers.
+        logits_of_state: for rules that read the answers.
     """
 
     def __init__(
@@ -199,9 +199,9 @@ class Halting:
         config: "FeedbackConfig",
         loop: "FeedbackLoop",
         mask: torch.Tensor | None = None,
-        compute_logits: ComputeLogits | None = None,
+        logits_of_state: LogitsOfState | None = None,
     ) -> None:
-        self.loop, self.mask, self.compute_logits = loop, mask, compute_logits
+        self.loop, self.mask, self.logits_of_state = loop, mask, logits_of_state
         self.groups = rules_of(config)
         self.min_iterations = config.min_iterations
         self.several_labels = config.problem_type == "multi_label_classification"
@@ -270,8 +270,8 @@ class Halting:
         """
         self.iterations = self.iterations + ~self.stopped
         logits = None
-        if self.compute_logits is not None:
-            logits = self.compute_logits(new[self.loop.record.last])
+        if self.logits_of_state is not None:
+            logits = self.logits_of_state(new[self.loop.record.last])
             self._note_answers(logits)
         if k >= self.min_iterations:
             residual = None

@@ -109,12 +109,6 @@ class LoopRunner:
 
     def _run_backbone(self, context: ForwardContext, num_iterations: int, result: LoopResult) -> None:
         """Calls the backbone, with the iterations inside of it, and fills in the result."""
-
-        def on_segment(record: SegmentRecord) -> LayerOutput:
-            return self._iterate(self.make_loop(record, context), num_iterations, context, result)
-
-        record = None
-        acts = context.feedback.acts_in_first_iteration and not context.is_disabled
         if context.cache is not None and context.cache.state_slots:
             result.output = run_in_one_pass(
                 context.backbone,
@@ -126,6 +120,12 @@ class LoopRunner:
                 context.cache,
             )
             return
+
+        def on_segment(record: SegmentRecord) -> LayerOutput:
+            return self._iterate(self.make_loop(record, context), num_iterations, context, result)
+
+        record = None
+        acts = context.feedback.acts_in_first_iteration and not context.is_disabled
         if num_iterations > 1 or result.trace is not None or acts or self._halts(context):
             record = self._make_record(context, on_segment)
         with recording(record):
@@ -188,12 +188,12 @@ class LoopRunner:
         """Each example stops by itself, or each token where every one is answered."""
         config = self.config
         check_halting(config)  # options may have been set since the model was built
-        read_answers = (lambda state: self._logits_at(context, state)) if reads_answers(config.halting) else None
+        logits_of_state = (lambda state: self._logits_at(context, state)) if reads_answers(config.halting) else None
         halting: Halting | TokenHalting
         if context.cache is not None:
-            halting = TokenHalting(config, loop, context.cache, loop.context.mask, read_answers)
+            halting = TokenHalting(config, loop, context.cache, loop.context.mask, logits_of_state)
         else:
-            halting = Halting(config, loop, mask, read_answers)
+            halting = Halting(config, loop, mask, logits_of_state)
         output = run_iterations(loop, num_iterations, FullGradient(), result.trace, halting)
         result.iterations = halting.iterations
         return output

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from .halting import ComputeLogits, IterationFacts, rules_of, which_may_stop
+from .halting import IterationFacts, LogitsOfState, rules_of, which_may_stop
 from .iteration_cache import IterationCache
 from .iteration_trace import States, relative_change_of_tokens
 from .layer_recorder import LayerOutput, hidden_of, with_hidden
@@ -27,7 +27,7 @@ class TokenHalting:
         loop: the loop over the tokens of this call.
         cache: cache of this call; if the model is called without one, it is dropped after the call.
         mask: `(B, T)`, false at padding.
-        compute_logits: the output of the segment → logits `(B, T, V)`, for rules that read the answers.
+        logits_of_state: the output of the segment → logits `(B, T, V)`, for rules that read the answers.
 
     Raises:
         ValueError: the backbone's layers, or the messages, keep something else of earlier tokens.
@@ -39,9 +39,9 @@ class TokenHalting:
         loop: "FeedbackLoop",
         cache: IterationCache,
         mask: torch.Tensor | None = None,
-        compute_logits: ComputeLogits | None = None,
+        logits_of_state: LogitsOfState | None = None,
     ) -> None:
-        self.loop, self.cache, self.compute_logits = loop, cache, compute_logits
+        self.loop, self.cache, self.logits_of_state = loop, cache, logits_of_state
         if config.feedback_signal == "error" and loop.feedback.num_message_slots:
             raise ValueError(
                 f"`halting`={config.halting!r}: with `feedback_signal='error'`, what other tokens read of a token "
@@ -94,8 +94,8 @@ class TokenHalting:
         """
         self.iterations = self.iterations + ~self.stopped
         logits = None
-        if self.compute_logits is not None and not self.all_stopped:
-            logits = self.compute_logits(new[self.loop.record.last])
+        if self.logits_of_state is not None and not self.all_stopped:
+            logits = self.logits_of_state(new[self.loop.record.last])
             self._note_answers(logits)
         if k >= self.min_iterations and not self.all_stopped:
             residual = None if old is None else relative_change_of_tokens(new, old)
