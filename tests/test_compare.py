@@ -374,6 +374,7 @@ def test_r_drop_joins_what_it_is_named_with(folders, tmp_path):
     assert trained["full+r-drop"] == trained["full"]
     assert "r-drop" not in comparison_of(folders, tmp_path).arms
     assert "r-drop" in comparison_of(folders, tmp_path, "--agreement-weight", "0.5").arms
+    assert "r-drop" not in comparison_of(folders, tmp_path, "--dropout-agreement-weight", "0.5").arms  # plain has it
 
 
 def test_feedback_is_trained_in_whatever_it_is_joined_with(folders, tmp_path):
@@ -857,7 +858,11 @@ def test_arms_that_have_learned_nothing_are_not_equivalent():
 
     nothing = result({"plain": constant, "feedback": constant})
     assert nothing.contrasts[0].verdict == "cannot tell"
-    assert "no arm is ahead of the same answer for every example (75.0 points of accuracy)" in nothing.verdict()
+    assert contrast_table(nothing.contrasts, 1.0, "accuracy").endswith("| cannot tell | nothing learned |")
+    assert (
+        "no arm is shown to be ahead of the same answer for every example (75.0 points of accuracy)"
+        in nothing.verdict()
+    )
     both = result({"plain": learned, "feedback": learned})
     assert both.contrasts[0].verdict == "equivalent"
     assert result({"plain": learned, "feedback": constant}).contrasts[0].verdict == "behind"
@@ -871,7 +876,7 @@ def test_arms_that_have_learned_nothing_are_not_equivalent():
         ([[0, 1, 0], [0], [2, 0]], "single_label_classification", "token_accuracy", 4 / 6),
         ([[0, 1, 0], [0], [2, 0]], "single_label_classification", "entity_f1", 0.0),
         ([[1, 0, 0], [1, 0, 1], [0, 0, 0]], "multi_label_classification", "accuracy", 1 / 3),
-        ([0.1, 0.5, 0.9], "regression", "pearson", 0.0),
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], "multi_label_classification", "accuracy", 1 / 3),
     ],
 )
 def test_the_same_answer_for_every_example(labels, problem, metric, value):

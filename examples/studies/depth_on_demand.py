@@ -296,7 +296,7 @@ def run(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
 
 def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
     """The runs of an arm, one a seed; see `Finished.of_arm`."""
-    settings = {**{name: getattr(args, name) for name in SETTINGS}}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     return finished.of_arm(arm, args, settings, f"K = {ITERATIONS[0]}", run)
 
 

@@ -66,7 +66,7 @@ def write_card(
         measures: what is compared; the first one is that of the metadata.
         tables: of the study.
         settings: options of the study that runs hold.
-        limits: what to know before the verdict is believed.
+        limits: what limits the verdict, in sentences.
     """
     first = next(iter(runs.values()))
     measured, of = next(iter(measures.items()))

@@ -7,7 +7,7 @@ from ..validation import option
 
 @dataclass(kw_only=True)
 class ColumnArguments:
-    """Columns (each task reads some of these)."""
+    """Columns and text length (each task reads some of these)."""
 
     text_column: str | None = option(
         None, "Column of the texts (default: as in training, else a usual name such as text)."
@@ -21,7 +21,7 @@ class ColumnArguments:
 
 @dataclass(kw_only=True)
 class LabelledColumnArguments(ColumnArguments):
-    """Columns and text length (each task reads some of these)."""
+    """Columns of labels."""
 
     label_column: str | None = option(
         None, "Column of the labels (default: as in training, else a usual name such as label)."

@@ -44,7 +44,7 @@ class CompareArguments:
     arms: list[str] | None = option(
         None,
         f"Alternatives to compare with: {', '.join(ARMS)}; several in one, with a plus, as in lora+unmasked (default: "
-        "all that apply; r-drop where an option of agreement is used).",
+        "all that apply; r-drop with `--agreement-weight`).",
     )
     variants: str | None = option(
         None,
@@ -156,10 +156,10 @@ def find_arms(args: CompareArguments, uses_agreement: bool) -> dict[str, Arm]:
 
     Args:
         args: which are named.
-        uses_agreement: whether feedback is trained to agree with itself, so that R-Drop is an alternative.
+        uses_agreement: whether iterations are trained to agree, so that R-Drop is an alternative.
     """
-    whole = [name for name, arm in ARMS.items() if arm.is_default or (name == "r-drop" and uses_agreement)]
-    default = QUICK_ARMS if args.quick else whole
+    applicable = [name for name, arm in ARMS.items() if arm.is_default or (name == "r-drop" and uses_agreement)]
+    default = QUICK_ARMS if args.quick else applicable
     names = args.arms or default
     return {
         **{name: together([ARMS[part] for part in name.split("+")]) for name in names},
@@ -206,7 +206,7 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
             model_args=model_args,
             data_args=data_args,
             args=args,
-            arms=find_arms(compare_args, args.agreement_weight > 0 or args.dropout_agreement_weight > 0),
+            arms=find_arms(compare_args, args.agreement_weight > 0),
             seeds=tuple(compare_args.seeds or ((0, 1, 2) if compare_args.quick else (0, 1, 2, 3, 4))),
             rate_factors=tuple(compare_args.rate_factors or ((1.0,) if compare_args.quick else (0.3, 1.0, 3.0))),
             margin=compare_args.margin,

@@ -28,13 +28,19 @@ DESCRIPTION = """Evaluate a trained model on labelled examples; the model determ
 training, precision, recall and F1 of each class with their averages, and calibration."""
 
 
-@dataclass(kw_only=True)
-class LabelledArguments(LabelledColumnArguments, PreprocessingArguments):
-    """Labelled examples (each task reads some of these)."""
+@dataclass
+class FileArgument:
+    """Labelled examples."""
 
     file: str = field(
         metadata={"help": "CSV, TSV, JSON-lines or parquet file of examples; a folder of images or recordings."}
     )
+
+
+@dataclass(kw_only=True)
+class LabelledArguments(LabelledColumnArguments, PreprocessingArguments):
+    """Labels and metrics (each task reads some of these)."""
+
     label_separator: str | None = option(
         None, "Separator of several labels in one cell, such as ; (default: as in training, else none)."
     )
@@ -83,7 +89,14 @@ class ResultArguments:
 
 def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
     """Returns the parser of the command."""
-    parts = (TrainedModelArguments, LabelledArguments, TextFormatArguments, ResultArguments, HaltingArguments)
+    parts = (
+        TrainedModelArguments,
+        FileArgument,
+        LabelledArguments,
+        TextFormatArguments,
+        ResultArguments,
+        HaltingArguments,
+    )
     return OptionParser(parts, "hf-feedback evaluate", DESCRIPTION)
 
 
@@ -93,10 +106,10 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: those after the name of the command.
     """
-    model, data, file_format, results, halting = make_parser().parse(options_from_file(arguments))
-    results.check(data.file)
-    options = {name: value for name, value in asdict(data).items() if value is not None and name != "file"}
-    labelled = EvaluationRun.load(model.trained(halting), data.file, {**options, **asdict(file_format)})
+    model, source, data, file_format, results, halting = make_parser().parse(options_from_file(arguments))
+    results.check(source.file)
+    options = {name: value for name, value in asdict(data).items() if value is not None}
+    labelled = EvaluationRun.load(model.trained(halting), source.file, {**options, **asdict(file_format)})
     if results.confusion_matrix is not None and not has_confusion(labelled.task):
         raise ValueError(
             f"`confusion_matrix`: {model.model} does not answer with one class for each item; leave the option out."
@@ -107,7 +120,7 @@ def run(arguments: Sequence[str]) -> int:
     if report is not None:
         print(f"\n{format_report(report)}")
     if results.output is not None:
-        content = {"model": model.model, "file": data.file, "metrics": found.metrics, "report": report}
+        content = {"model": model.model, "file": source.file, "metrics": found.metrics, "report": report}
         with whole_file(Path(results.output)) as partial:
             partial.write_text(json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if results.confusion_matrix is not None and report is not None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..markdown_tables import markdown_table
 from .example_scores import EXAMPLE_SCORES
 from .statistics import Difference
@@ -22,6 +24,7 @@ class Contrast:
             smaller is better.
         verdict: see `Difference.verdict`.
         seeds_needed: number of seeds to detect a difference of the margin, if known.
+        learned: whether one of the two is shown to be ahead of the same answer for every example.
     """
 
     feedback: str
@@ -30,6 +33,7 @@ class Contrast:
     verdict: str
     seeds_needed: int | None
     test: str = "test"
+    learned: bool = True
 
 
 def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, constant: float | None = None) -> str:
@@ -43,7 +47,7 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, con
     """
     if constant is not None:
         return (
-            f"This cannot tell whether feedback helps: no arm is ahead of the same answer for every example "
+            "This cannot tell whether feedback helps: no arm is shown to be ahead of the same answer for every example "
             f"({constant:.1f} points of {metric}); train longer, or at other rates."
         )
     by_verdict: dict[str, list[Contrast]] = {}
@@ -71,10 +75,11 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, con
         return f"{begin} {one.other} is better, {minus}{numbers_of(one)}, {seeds}."
     if "cannot tell" in by_verdict:
         one = deciding("cannot tell")
-        is_known = one.seeds_needed is not None and one.seeds_needed > one.difference.num_seeds
-        more = f"about {one.seeds_needed} seeds would see" if is_known else "more test examples or seeds would see"
+        more = f"{_what_would_tell(one, margin)} would see {margin:g} points"
+        if not one.learned:
+            more = "neither is shown to be ahead of the same answer for every example"
         begin = f"{ahead}, but cannot be told from" if ahead else "This cannot tell whether feedback helps: against"
-        return f"{begin} {one.other}, {numbers_of(one)}, {seeds}; {more} {margin:g} points."
+        return f"{begin} {one.other}, {numbers_of(one)}, {seeds}; {more}."
     if "equivalent" in by_verdict:
         one = deciding("equivalent")
         begin = f"{ahead}, but" if ahead else "Feedback makes no difference that matters:"
@@ -103,12 +108,23 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float, metric: str) ->
     return markdown_table(("feedback", *columns, "p", "verdict", f"seeds to see {margin:g} points"), rows)
 
 
+def _what_would_tell(contrast: Contrast, margin: float) -> str:
+    if contrast.difference.needs_more_examples(margin):
+        return "more test examples"
+    if contrast.seeds_needed is None or contrast.seeds_needed <= contrast.difference.num_seeds:
+        return "more test examples or seeds"
+    return f"about {contrast.seeds_needed} seeds"
+
+
 def _needed(contrast: Contrast, margin: float) -> str:
     """Describes the number of seeds that would detect a difference of the margin."""
+    if not contrast.learned:
+        return "nothing learned"
     if contrast.difference.needs_more_examples(margin):
         return "more test examples"
     if contrast.seeds_needed is None:
-        return "unknown" if contrast.difference.num_seeds < 2 else "over 1,000"
+        is_known = contrast.difference.num_seeds > 1 and np.isfinite(contrast.difference.by_seed).all()
+        return "over 1,000" if is_known else "unknown"
     return str(contrast.seeds_needed)
 
 

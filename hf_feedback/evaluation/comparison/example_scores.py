@@ -64,12 +64,12 @@ class ExampleScore:
 
 
 def constant_answers(labels: Sequence[Any], problem_type: ProblemType, label_names: tuple[str, ...]) -> SplitAnswers:
-    """Answers that do not depend on the example: the most frequent label of all.
+    """Answers that do not depend on the example: the most frequent label, or set of labels, of all.
 
     Args:
-        labels: of the examples: class numbers, zeros and ones for several labels, values, or a list of class numbers
-            for each text.
-        problem_type: problem type of the labels.
+        labels: of the examples: class numbers, zeros and ones for several labels, or a list of class numbers for each
+            text.
+        problem_type: problem type of the labels, classes.
         label_names: names of the labels in the order of their numbers.
 
     Example:
@@ -90,8 +90,9 @@ def constant_answers(labels: Sequence[Any], problem_type: ProblemType, label_nam
     if problem_type == SINGLE_LABEL:
         counts = np.bincount(targets, minlength=len(label_names))
         logits = np.tile(counts, (len(targets), 1))
-    else:  # of several labels each, or of values their mean
-        logits = np.tile(targets.mean(0) - 0.5, (len(targets), 1))
+    else:
+        rows, counts = np.unique(targets, axis=0, return_counts=True)
+        logits = np.tile(rows[counts.argmax()] - 0.5, (len(targets), 1))
     return SplitAnswers(EvalPrediction(logits, targets), problem_type, label_names)
 
 

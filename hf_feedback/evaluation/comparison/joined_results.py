@@ -74,6 +74,7 @@ def contrasts_of(result: dict[str, Any]) -> list[Contrast]:
             difference=_read_difference(one["difference"]),
             verdict=one["verdict"],
             seeds_needed=one["seeds_needed"],
+            learned=one.get("learned") is not False,
         )
         for one in result["differences"]
     ]

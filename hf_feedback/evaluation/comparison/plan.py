@@ -19,7 +19,7 @@ from ...backbone_fingerprint import fingerprint
 from ...modeling_base import FeedbackPreTrainedModel
 from ...summary import count_parameters
 from ...training.checkpoints import Record
-from ...training.data.labels import SINGLE_LABEL, ProblemType
+from ...training.data.labels import REGRESSION, SINGLE_LABEL, ProblemType
 from ...training.data.splits import Row
 from ...training.flops import count_flops
 from ...training.run_record import run_record
@@ -153,9 +153,9 @@ def make_plan(comparison: Comparison) -> Plan:
 
 def _constant_examples(comparison: Comparison, prepared: PreparedTask) -> np.ndarray | None:
     """What `Plan.constant` holds."""
-    if issubclass(comparison.task, CausalLM | MaskedLM | QuestionAnswering):
-        return None
     config, data = prepared.model.config, cast(Dataset, prepared.splits["test"].data)
+    if issubclass(comparison.task, CausalLM | MaskedLM | QuestionAnswering) or config.problem_type == REGRESSION:
+        return None
     labels = data["labels" if "labels" in data.column_names else "label"][:]
     names = cast(dict[int, str], config.id2label or {})
     problem = cast(ProblemType, config.problem_type or SINGLE_LABEL)

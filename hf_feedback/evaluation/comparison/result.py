@@ -125,10 +125,11 @@ class ComparisonResult:
             point, replicates = point - before[0], replicates - before[1]
         resolution = 3 * self.unit / number if self.unit > 0 else 0.0  # the rule of three
         difference, margin = compare_paired(point, replicates, resolution=resolution), self.comparison.margin
-        learned = any(self._learned(arm) for arm in (feedback, other) if arm in self.by_arm)
-        verdict = difference.verdict(margin) if learned else "cannot tell"
-        needed = seeds_needed(difference.by_seed, margin, max(difference.of_examples, resolution))
-        return Contrast(feedback, other, difference, verdict, needed)
+        learned = self._learned[feedback] or self._learned.get(other, False)
+        verdict, needed = difference.verdict(margin) if learned else "cannot tell", None
+        if learned and not difference.needs_more_examples(margin):
+            needed = seeds_needed(difference.by_seed, margin, difference.of_examples)
+        return Contrast(feedback, other, difference, verdict, needed, learned=learned)
 
     @cached_property
     def constant(self) -> float | None:
@@ -136,20 +137,26 @@ class ComparisonResult:
         examples = self.plan.constant
         return None if examples is None else float(self.runs[0].score.metric(examples.sum(0)))
 
-    def _learned(self, arm: str) -> bool:
-        """Whether an arm is ahead of the same answer for every test example; true where answers are no labels."""
-        if self.constant is None:
-            return True
-        runs, metric, examples = self.by_arm[arm], self.runs[0].score.metric, cast(np.ndarray, self.plan.constant)
-        point = np.array([run.test_value() for run in runs]) - self.constant
-        values = resample_examples([run.examples["own"] for run in runs], metric, self._weights(len(examples)))
-        without = resample_examples([examples], metric, self._weights(len(examples)))
-        return compare_paired(point, values - without).low > 0
-
     @cached_property
+    def _learned(self) -> dict[str, bool]:
+        """Whether an arm is shown to be ahead of the same answer for every test example, by arm; true where answers are
+        no labels."""
+        if self.constant is None:
+            return dict.fromkeys(self.by_arm, True)
+        metric, examples = self.runs[0].score.metric, cast(np.ndarray, self.plan.constant)
+        weights = self._weights(len(examples))
+        without = resample_examples([examples], metric, weights)
+        learned = {}
+        for arm, runs in self.by_arm.items():
+            point = np.array([run.test_value() for run in runs]) - self.constant
+            values = resample_examples([run.examples["own"] for run in runs], metric, weights)
+            learned[arm] = compare_paired(point, values - without).low > 0
+        return learned
+
+    @property
     def nothing_learned(self) -> bool:
-        """Whether no arm is ahead of the same answer for every test example."""
-        return not any(map(self._learned, self.by_arm))
+        """Whether no arm is shown to be ahead of the same answer for every test example."""
+        return not any(self._learned.values())
 
     @cached_property
     def _weights(self) -> Callable[[int], np.ndarray]:

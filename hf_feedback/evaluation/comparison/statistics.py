@@ -12,6 +12,8 @@ Values: TypeAlias = np.ndarray  # (R, S): a metric by replicate and seed
 NUM_REPLICATES = 2000
 MIN_SEEDS = 3  # with fewer, the variance over seeds is not known well enough for a verdict
 LEVEL = 0.95
+# From the half-width of a 95% interval to the least difference that it leaves out zero for with probability 0.8.
+FOR_POWER = 1 + float(stats.norm.ppf(0.8) / stats.norm.ppf(0.975))
 VERDICTS = ("ahead", "behind", "equivalent", "cannot tell")
 
 
@@ -46,9 +48,8 @@ class Difference:
         return len(self.by_seed)
 
     def needs_more_examples(self, margin: float) -> bool:
-        """Whether the test examples are too few to show that there is no difference of the margin, with any number of
-        seeds."""
-        return max(self.of_examples, self.resolution) >= margin
+        """Whether the test examples are too few to see a difference of the margin with any number of seeds."""
+        return max(FOR_POWER * self.of_examples, self.resolution) >= margin
 
     def verdict(self, margin: float) -> str:
         """`"ahead"`, `"behind"`, `"equivalent"` or `"cannot tell"`.
@@ -207,7 +208,7 @@ def seeds_needed(differences: Sequence[float], smallest: float, of_examples: flo
     Args:
         differences: differences by seed, at least two, whose variance is used as the true one.
         smallest: the difference to detect, above 0.
-        of_examples: half-width of the interval from the test examples alone; squares of half-widths add up.
+        of_examples: half-width of the 95% interval from the test examples alone.
 
     Returns:
         `None` if more than 1,000 are needed, the variance is unknown, or the test examples do not allow it.
@@ -220,9 +221,9 @@ def seeds_needed(differences: Sequence[float], smallest: float, of_examples: flo
 
     ```
     """
-    if len(differences) < 2 or of_examples >= smallest:
+    if len(differences) < 2 or FOR_POWER * of_examples >= smallest:
         return None
-    smallest = math.sqrt(smallest**2 - of_examples**2)
+    smallest = math.sqrt(smallest**2 - (FOR_POWER * of_examples) ** 2)
     spread = float(np.std(differences, ddof=1))
     for number in range(MIN_SEEDS, 1001):
         if spread == 0:

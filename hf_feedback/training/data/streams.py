@@ -85,7 +85,10 @@ def stream_standard_input(text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[
             count += 1
             yield row
     except ValueError as error:
-        raise ValueError(f"standard input: {format_rows([count])} cannot be read ({root_cause(error)}).") from error
+        advice = "; name its encoding (`--encoding`)" if isinstance(error, UnicodeDecodeError) else ""
+        raise ValueError(
+            f"standard input: {format_rows([count])} cannot be read ({root_cause(error)}){advice}."
+        ) from error
 
 
 def is_compressed(path: Path) -> bool:
