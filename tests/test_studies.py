@@ -1,6 +1,7 @@
 """A study runs to its verdicts on a handful of examples, and all others to their plans."""
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -162,6 +163,26 @@ def test_the_guide_shows_the_comparisons_that_are_kept():
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
         assert len(rows) > 10
         assert [row for row in rows if row not in guide] == []
+
+
+def test_the_guide_shows_the_other_domains_that_are_kept():
+    guide = GUIDE.read_text(encoding="utf-8")
+    files = sorted((FOLDER / "results" / "other_domain").glob("*/*/comparison.json"))
+    assert len(files) == 4
+    for file in files:
+        result, (source, target) = json.loads(file.read_text(encoding="utf-8")), file.parts[-3].split(" to ")
+        adapted = file.parts[-2] == "adapted"
+        for domain in (target,) if adapted else (source, target):
+            further = domain == target and not adapted
+            cells = [f"| {domain if adapted else f'{source}, {domain}'}"]
+            for arm in (*(("head-only", "lora") if adapted else ("plain", "lora")), "feedback"):
+                values = result["arms"][arm]["also_test"][domain] if further else result["arms"][arm]["test"]
+                cells.append(format_values([100 * value for value in values]))
+            contrasts = {one["other"]: one for one in result["further_differences" if further else "differences"]}
+            for other in ("lora", "head-only") if adapted else ("plain",):
+                mean, low, high = (contrasts[other]["difference"][name] for name in ("mean", "low", "high"))
+                cells.append(f"{mean:+z.1f} [{low:+z.1f}, {high:+z.1f}]")
+            assert " | ".join(cells) + " |" in guide
 
 
 def test_the_guide_shows_the_noisy_texts_that_are_kept(monkeypatch):
