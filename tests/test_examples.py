@@ -278,7 +278,7 @@ BAD = {
     "no answers": ("question_answering", with_row(answers="Monday"), "", "row 3: `answers` must be"),
     "no question": ("question_answering", with_row(question=" "), "", "row 3: `question` must be a text"),
     "long question": ("question_answering", with_row(question="why " * 40), "", "row 3: the question leaves 0 of 64"),
-    "negative stride": ("question_answering", None, "--stride -1", "`stride` must be at least 0"),
+    "negative stride": ("question_answering", None, "--stride -1", "`stride` must be an integer of at least 0, got -1"),
     "label out of range": ("multiple_choice", with_row(label=4), "", "row 3: `label` must be the number of the right"),
     "label that is a word": ("multiple_choice", with_row(label="b"), "", "row 3: `label` must be the number"),
     "fewer choices": ("multiple_choice", with_row(choices=["a", "b"]), "", "row 3: `choices` has 2 texts, row 1 has 4"),
