@@ -151,7 +151,9 @@ def tokenize_words(
     lengths = TextLengths(np.asarray(encoded[NUM_TOKENS][:]), max_length)
     warn_of_cut_texts(split, lengths.cut, max_length)
     if missing := sum(encoded[NUM_WITHOUT_TOKENS][:]):
-        logger.warning(f"{split.source}: {missing} words, such as spaces, have no token; their tags are left out.")
+        logger.warning_once(  # a comparison encodes the same file for every run
+            f"{split.source}: {missing} words, such as spaces, have no token; their tags are left out."
+        )
     return EncodedTexts(encoded.remove_columns([NUM_TOKENS, NUM_WITHOUT_TOKENS]), lengths)
 
 
