@@ -11,7 +11,8 @@ words, labels at the last piece of each, embeddings frozen, in two regimes:
 - frozen: the backbone stays as it is. The same feedback beside LoRA of as many parameters: causal, with the mask
   lifted, with the text repeated; and the same messages bottom-up.
 
-Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
+Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation. Options that are
+not listed here go to `hf-feedback compare` and replace those of the regimes: `--feedback-type temporal --arms plain`.
 """
 
 from study import compare_all, finish, kept_layers, parser
@@ -34,9 +35,9 @@ def main() -> None:
     made.add_argument("--layers", type=int, default=6, help="first layers of the backbone, which are kept")
     made.add_argument("--rank", type=int, default=64, help="of the messages")
     made.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
-    args = made.parse_args()
+    args, others = made.parse_known_args()
     model = ["--feedback-rank", str(args.rank), *kept_layers(range(args.layers))]
-    finish([compare_all(name, args, [*SHARED, *FEEDBACK, *model, *REGIMES[name]]) for name in args.regimes])
+    finish([compare_all(name, args, [*SHARED, *FEEDBACK, *model, *REGIMES[name], *others]) for name in args.regimes])
 
 
 if __name__ == "__main__":
