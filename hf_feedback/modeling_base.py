@@ -27,7 +27,7 @@ from .feedback_checkpoint import (
 )
 from .forward_context import ForwardContext, backbone_inputs
 from .iteration_cache import IterationCache
-from .iteration_losses import ITERATION_LOSSES
+from .iteration_losses import ITERATION_LOSSES, targets_of_iterations
 from .layer_recorder import run_uncompiled
 from .loading import load_pretrained
 from .loop_runner import LoopResult, LoopRunner
@@ -157,7 +157,13 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
     # One call: inputs → context → K iterations → logits → output
 
     def _answer(
-        self, labels: Any, num_iterations: int | None, output_iterations: bool, /, **inputs: Any
+        self,
+        labels: Any,
+        num_iterations: int | None,
+        output_iterations: bool,
+        iteration_targets: torch.Tensor | None = None,
+        /,
+        **inputs: Any,
     ) -> ModelOutput:
         """K iterations on the inputs, the logits, and their loss.
 
@@ -165,8 +171,10 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             labels: targets, as `_loss` takes them.
             num_iterations: K; the config's by default.
             output_iterations: whether to also return the logits and residuals of all iterations.
+            iteration_targets: targets of the first iterations in training, see `targets_of_iterations`.
             **inputs: everything else that `forward` was given.
         """
+        self._check_iteration_targets(labels, iteration_targets)
         objective = ITERATION_LOSSES[self.config.iteration_loss if self.training and labels is not None else "last"]()
         context, result = self._run(
             inputs, num_iterations, output_iterations or objective.needs_all_iterations, batch_iterations=True
@@ -178,11 +186,26 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         if result.penalty is not None:
             fields["jacobian_penalty"] = result.penalty
         if labels is not None:
-            losses = [self._loss(one, labels) for one in (logits if objective.needs_all_iterations else logits[-1:])]
-            fields["loss"] = objective.combine(losses)
+            targets = [labels]
+            if objective.needs_all_iterations:
+                targets = targets_of_iterations(labels, iteration_targets, len(logits))
+            counted = zip(logits[-len(targets) :], targets, strict=True)
+            fields["loss"] = objective.combine([None if to is None else self._loss(one, to) for one, to in counted])
             for extra in self._extra_losses(result):
                 fields["loss"] = fields["loss"] + self._batch_weight(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
+
+    def _check_iteration_targets(self, labels: Any, iteration_targets: torch.Tensor | None) -> None:
+        """Refuses targets that training would not read."""
+        if iteration_targets is None:
+            return
+        if labels is None:
+            raise ValueError("`iteration_targets` are beside `labels`, which later iterations answer; give these too.")
+        if self.training and self.config.iteration_loss == "last":
+            raise ValueError(
+                "`iteration_targets` are read where every iteration has a loss, and `iteration_loss` is 'last'; use "
+                "'uniform' or 'linear', or leave them out."
+            )
 
     def _extra_losses(self, result: LoopResult) -> Iterator[torch.Tensor]:
         """Weighted terms that are added to the loss of the task: scalars."""

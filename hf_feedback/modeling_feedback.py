@@ -121,6 +121,7 @@ class FeedbackTextModel(FeedbackPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        iteration_targets: torch.Tensor | None = None,
         past_key_values: Any = None,
         num_iterations: int | None = None,
         output_iterations: bool = False,
@@ -135,6 +136,9 @@ class FeedbackTextModel(FeedbackPreTrainedModel):
                 dimension for the choices after the first.
             inputs_embeds: `(B, T, d)`, instead of `input_ids`.
             labels: targets, shape as in the class docstring.
+            iteration_targets: what iterations 1 … J answer in training, instead of the labels: their shape with a
+                dimension J after the first, −100 where an iteration has none. For `iteration_loss="uniform"` or
+                `"linear"`.
             past_key_values: refused; named here so that prefix-tuning, which passes it, gets the refusal.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Where layers follow those
@@ -148,6 +152,7 @@ class FeedbackTextModel(FeedbackPreTrainedModel):
                 labels,
                 num_iterations,
                 output_iterations,
+                iteration_targets,
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 token_type_ids=token_type_ids,

@@ -19,6 +19,7 @@ from ..modeling_base import FeedbackPreTrainedModel
 from .arguments import FeedbackTrainingArguments
 from .batch_weights import batch_weights
 from .callbacks import EpochCallback
+from .data.iteration_targets import check_iteration_targets
 from .data_order import EpochOrder
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
@@ -94,6 +95,10 @@ class FeedbackTrainer(ResumableTrainer):
         if self._curves is not None:
             self.add_callback(self._curves)
         self._check_loss()
+        config = any_model_in(cast(nn.Module, self.model))[1].config
+        fixed = self.args.train_iterations == "fixed"
+        least = config.num_iterations if fixed else self.args.min_train_iterations
+        check_iteration_targets(self.train_dataset, config, least)
         self._check_batches()
 
     def _check_batches(self) -> None:

@@ -147,6 +147,9 @@ class ArmTrainer:
     def _make_trainer(self, model: nn.Module, budget: Budget) -> FeedbackTrainer:
         task = self.prepared
         train = self.arm.adapt_data(cast(Dataset, task.splits["train"].data))
+        config = self.core.config
+        if config.num_iterations == 1 or config.iteration_loss == "last":  # one answer, which is the label
+            train = train.remove_columns([name for name in train.column_names if name == "iteration_targets"])
         set_seed(self.job.seed)  # the same order of examples, whatever random numbers building the model used
         return FeedbackTrainer(
             model=model,

@@ -19,6 +19,7 @@ from ...validation import option
 from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..arguments import FeedbackTrainingArguments
 from ..data.columns import Columns, find_columns
+from ..data.iteration_targets import NO_TARGET, iteration_target_numbers
 from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, label_numbers, row_classes
 from ..data.overview import UNLABELLED, describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
@@ -79,6 +80,11 @@ class TextDataArguments(FileArguments, LabelArguments):
     )
     dataset_name: str | None = option(None, "Hub id of a data set, instead of files.")
     dataset_config_name: str | None = option(None, "Configuration of that data set.")
+    iteration_target_columns: list[str] | None = option(
+        None,
+        f"Columns of what iterations 1, 2, … answer in training, `{NO_TARGET}` for one without a target; later ones "
+        "answer the label. For `--iteration-loss uniform` or `linear` (default: all answer the label).",
+    )
     problem_type: str | None = option(
         None, "Type of the labels (default: inferred from the labels).", choices=dict.fromkeys(get_args(ProblemType))
     )
@@ -151,6 +157,11 @@ class TextClassification(TextTask[TextDataArguments]):
                 f"`adversarial`={args.adversarial!r} trains on labels, which the rows of `unlabelled_file` do not "
                 "have; choose 'smart', or leave the file out."
             )
+        if self.data_args.unlabelled_file is not None and self.data_args.iteration_target_columns:
+            raise ValueError(
+                "`iteration_target_columns` are of texts with labels, and those of `unlabelled_file` have none; leave "
+                "one out."
+            )
 
     def find_labels(self, train: Split) -> LabelSet:
         self.columns = columns_of(train, self.data_args)
@@ -163,6 +174,8 @@ class TextClassification(TextTask[TextDataArguments]):
                 f"`unlabelled_file` is for texts of one class each, and the labels are {labels.problem_type}; leave it "
                 "out."
             )
+        if self.data_args.iteration_target_columns:
+            iteration_target_numbers(train, self.data_args.iteration_target_columns, labels)  # or raises
         self._choose_metrics(labels)
         return labels
 
@@ -242,6 +255,9 @@ class TextClassification(TextTask[TextDataArguments]):
         encoded = tokenize_texts(split, columns, self.processor, self.max_length, self.encoder)
         labels = LabelSet.of_model(self.model)
         data, counter = with_labels(encoded, split, columns, labels), PredictionCounter(self.compute_metrics, labels)
+        if name == "train" and self.data_args.iteration_target_columns:
+            targets = iteration_target_numbers(split, self.data_args.iteration_target_columns, labels)
+            data = data.add_column("iteration_targets", targets)
         return EncodedSplit(data, split.source, len(data), counter, lengths=encoded.lengths)
 
     def join_splits(self, splits: dict[str, EncodedSplit]) -> dict[str, EncodedSplit]:

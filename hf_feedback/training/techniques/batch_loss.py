@@ -14,7 +14,7 @@ from ..data.labels import IGNORED
 # Arguments of `forward` by name.
 Inputs: TypeAlias = Mapping[str, Any]
 
-TARGET_ARGUMENTS = ("labels", "start_positions", "end_positions")
+TARGET_ARGUMENTS = ("labels", "iteration_targets", "start_positions", "end_positions")
 
 
 @dataclass(frozen=True)

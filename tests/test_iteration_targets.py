@@ -1,0 +1,196 @@
+"""Targets of single iterations: the loss beside one written out, from columns of a file to the trained model."""
+
+import pytest
+import torch
+from builders import batch_for, fresh, targets_for, tiny_tokenizer, without_dropout
+from datasets import Dataset
+from families import speak, tiny_backbone
+from test_compare import comparison_of
+from training_runs import arguments, make, rows, tiny_data, train_command, write
+
+from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.cli import main
+from hf_feedback.evaluation.comparison.arm_runs import ArmTrainer, Job
+from hf_feedback.evaluation.comparison.arms import Budget
+from hf_feedback.training import SMART, FeedbackTrainer
+from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.tasks.text_classification import TextClassification, TextDataArguments
+
+NEXT = {"late": "lost", "lost": "fine", "fine": "late"}
+OPTIONS = "--iteration-loss uniform --num-iterations 2 --iteration-target-columns first".split()
+
+
+def with_first(records):
+    """The records with a column of what the first iteration is to answer."""
+    return [{**record, "first": NEXT[record["label"]]} for record in records]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "train.csv", with_first(rows()))
+    write(tmp_path, "validation.csv", rows(9, 1))
+    return tmp_path
+
+
+def targets_of(name, *shifts):
+    """Targets of the first iterations: the labels with other numbers, `None` for none."""
+    labels = targets_for(name)["labels"]
+    others = [torch.full_like(labels, -100) if n is None else (labels + n) % 2 for n in shifts]
+    return torch.stack(others, 1)
+
+
+# The loss
+
+
+@pytest.mark.parametrize(("rule", "weights"), [("uniform", (1, 1, 1, 1)), ("linear", (1, 2, 3, 4))])
+@pytest.mark.parametrize("shifts", [(1,), (1, 0), (None, 1)], ids=str)
+@pytest.mark.parametrize("name", ["SequenceClassification", "TokenClassification", "MultipleChoice", "MaskedLM"])
+def test_each_iteration_has_the_loss_of_its_own_target(name, rule, weights, shifts):
+    model = speak(fresh(name, num_iterations=4, iteration_loss=rule).double())
+    batch, labels, targets = batch_for(name), targets_for(name)["labels"], targets_of(name, *shifts)
+    with torch.no_grad():
+        logits = model.eval()(**batch, output_iterations=True).iteration_logits
+        found = without_dropout(model)(**batch, labels=labels, iteration_targets=targets).loss
+        own = [*(one.contiguous() for one in targets.unbind(1)), labels, labels, labels][:4]
+        counted = [(w, model.eval()._loss(z, y)) for w, z, y in zip(weights, logits, own, strict=True)]
+    counted = [(w, loss) for w, loss in counted if not loss.isnan()]  # the mean over no target at all
+    assert len(counted) == 4 - shifts.count(None)
+    expected = sum(w * loss for w, loss in counted) / sum(w for w, _ in counted)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_examples_without_a_target_do_not_count():
+    """One example has a target in iteration 1, the other has none: the gradient is that of the one."""
+    model = without_dropout(speak(fresh("SequenceClassification", num_iterations=2, iteration_loss="uniform").double()))
+    batch = batch_for("SequenceClassification")
+    both, one = torch.tensor([[2], [-100]]), {name: value[:1] for name, value in batch.items()}
+    labels = torch.tensor([0, 1])
+    expected = model(**one, labels=torch.tensor([2]), num_iterations=1).loss / 2
+    expected += model._loss(model(**batch).logits, labels) / 2
+    torch.testing.assert_close(model(**batch, labels=labels, iteration_targets=both).loss, expected)
+
+
+def test_evaluation_asks_for_the_label_after_the_last_iteration():
+    model, batch = fresh("SequenceClassification", iteration_loss="uniform").eval(), batch_for("SequenceClassification")
+    labels = targets_for("SequenceClassification")
+    targets = targets_of("SequenceClassification", 1)
+    assert model(**batch, **labels, iteration_targets=targets).loss == model(**batch, **labels).loss
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "error"),
+    [
+        (dict(iteration_loss="last"), dict(iteration_targets=torch.tensor([[0], [1]])), "`iteration_loss` is 'last'"),
+        ({}, dict(iteration_targets=torch.tensor([0, 1])), r"shape of `labels`, \(2,\).*got \(2,\)"),
+        ({}, dict(iteration_targets=torch.tensor([[0, 1]])), r"got \(1, 2\)"),
+        ({}, dict(iteration_targets=torch.tensor([[0], [1]]), labels=None), "are beside `labels`"),
+        ({}, dict(iteration_targets=torch.full((2, 3), -100)), "no target for any of 3 iterations"),
+    ],
+    ids=["last", "no dimension", "another batch", "no labels", "no target"],
+)
+def test_targets_that_cannot_be_trained_on_are_refused(options, given, error):
+    model = fresh("SequenceClassification", **{"iteration_loss": "uniform", **options}).train()
+    with pytest.raises(ValueError, match=error):
+        model(**{**batch_for("SequenceClassification"), **targets_for("SequenceClassification"), **given})
+
+
+# Training
+
+
+def test_a_trained_model_answers_each_iterations_target(files, backbone):
+    """From the columns of a file: the first iteration learns one answer, the last another one."""
+    options = [*OPTIONS, *"--num-train-epochs 30 --learning-rate 1e-2 --feedback-rank 16".split()]
+    assert main(train_command(backbone, files / "out", *options)) == 0
+    model = FeedbackForSequenceClassification.from_pretrained(files / "out").eval()
+    data_args = TextDataArguments(train_file="train.csv", iteration_target_columns=["first"])
+    task = TextClassification(ModelArguments(model=str(files / "out")), data_args).prepare()
+    data = task.splits["train"].data
+    batch = {name: torch.as_tensor(value) for name, value in task.collator(data.to_list()).items()}
+    with torch.no_grad():
+        first, last = model(
+            **{name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")},
+            output_iterations=True,
+        ).iteration_logits
+    assert torch.equal(first.argmax(-1), batch["iteration_targets"][:, 0])
+    assert torch.equal(last.argmax(-1), batch["labels"])
+    assert not (batch["iteration_targets"][:, 0] == batch["labels"]).any()
+
+
+def test_an_iteration_may_have_no_target(files, backbone):
+    data_args = TextDataArguments(train_file="train.csv", iteration_target_columns=["none", "first"])
+    model_args = ModelArguments(model=backbone, num_iterations=3, iteration_loss="uniform")
+    data = TextClassification(model_args, data_args).prepare().splits["train"].data
+    names = sorted(NEXT)
+    expected = [[-100, names.index(NEXT[record["label"]])] for record in rows()]
+    assert data["iteration_targets"][:] == expected
+
+
+WRONG = {
+    "no such column": (["gone"], {}, "`iteration_target_columns`: there is no column 'gone'"),
+    "no column": (["none"], {}, "gives no iteration a target"),
+    "other classes": (["text"], {}, "is not among the training labels"),
+    "values": (["first"], {"problem_type": "regression"}, "one class for every text, and the labels are regression"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_columns_are_refused_before_anything_is_loaded(name, files):
+    columns, options, error = WRONG[name]
+    if options:
+        write(files, "train.csv", [{**record, "label": i} for i, record in enumerate(with_first(rows()))])
+    data_args = TextDataArguments(train_file="train.csv", iteration_target_columns=columns, **options)
+    with pytest.raises(ValueError, match=error):
+        TextClassification(ModelArguments(model="there is no such model"), data_args).prepare()
+
+
+def test_texts_without_labels_have_no_targets(files, backbone, capsys):
+    more = ["--adversarial", "smart", "--unlabelled-file", "validation.csv"]
+    assert main(train_command(backbone, files / "out", *OPTIONS, *more)) == 2
+    assert "those of `unlabelled_file` have none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model_options", "training_options", "targets", "error"),
+    [
+        (dict(iteration_loss="last"), {}, [0], "give the model `iteration_loss`"),
+        (dict(num_iterations=2), {}, [0, 1], "of the 2 first iterations, and with `num_iterations`=2"),
+        (
+            dict(num_iterations=3),
+            dict(train_iterations="uniform", min_train_iterations=1),
+            [-100, 1],
+            "draws 1 iterations for some steps",
+        ),
+    ],
+    ids=["last", "too many", "none in a step"],
+)
+def test_the_trainer_refuses_targets_that_do_not_suit_the_model(
+    model_options, training_options, targets, error, tmp_path
+):
+    data = Dataset.from_list([{**row, "iteration_targets": targets} for row in tiny_data(4)])
+    model = make(**{"iteration_loss": "uniform", **model_options})
+    with pytest.raises(ValueError, match=error):
+        FeedbackTrainer(model=model, args=arguments(tmp_path, **training_options), train_dataset=data)
+
+
+def test_adversarial_passes_without_labels_have_no_targets():
+    model = speak(fresh("SequenceClassification", iteration_loss="uniform").double())
+    batch = {**batch_for("SequenceClassification"), **targets_for("SequenceClassification")}
+    loss = SMART().compute_loss(model.train(), {**batch, "iteration_targets": torch.tensor([[1], [0]])}).loss
+    assert loss.isfinite()
+
+
+def test_arms_that_answer_once_have_the_label_as_their_target(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    tiny_backbone("bert").save_pretrained(folder / "bert")
+    tiny_tokenizer().save_pretrained(folder / "bert")
+    for seed, split in enumerate(("train", "validation", "test")):
+        write(folder, f"{split}.csv", with_first(rows(24, seed)))
+    variants = ["--variants", '{"all": {}, "last": {"iteration_loss": "last"}}']
+    comparison = comparison_of(folder, tmp_path, *OPTIONS, *variants, "--arms", "plain", "loop-only", "bottom-up")
+    columns = {
+        name: ArmTrainer(comparison, Job(name, 0, 1.0), Budget(9)).trainer.train_dataset.column_names
+        for name in comparison.arms
+    }
+    assert {name for name, found in columns.items() if "iteration_targets" in found} == {"all", "loop-only"}
