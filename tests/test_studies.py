@@ -24,6 +24,11 @@ RUNS = {
         "| more | ",
         "feedback minus unmasked",
     ),
+    "later_tokens, other options": (
+        "--model {0}/llama --data {0}/words --layers 2 --rank 8 --regimes full --dry-run --arms unmasked "
+        "--feedback-type temporal",
+        "2 arms",
+    ),
     "later_tokens, frozen": (
         "--model {0}/llama --data {0}/words --layers 2 --rank 8 --regimes frozen --dry-run",
         "lora+unmasked",

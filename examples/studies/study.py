@@ -87,7 +87,9 @@ def compare_files(
     """
     print(f"\n{output}", flush=True)
     named = [part for split, file in files.items() for part in (f"--{split}-file", file)]
-    command = ["compare", "--model", model or args.model, *named, "--output-dir", str(output), *options]
+    # in float32 on any machine, so that kept results can be gone on with; options may say otherwise
+    command = ["compare", "--model", model or args.model, *named, "--output-dir", str(output), "--bf16", "False"]
+    command += options
     command += ["--max-length", str(args.max_length), "--processes", str(args.processes)]
     command += ["--dry-run"] if args.dry_run else []
     return cli.main([*command, "--seeds", *map(str, args.seeds)])
