@@ -1,6 +1,6 @@
 """The inputs of one call of `forward`: the modules, the inputs of the backbone, and the mask of its tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -19,6 +19,8 @@ from .validation import Keywords
 
 # Arguments that every backbone's `forward` accepts besides those that it names.
 COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
+# Arguments of the task models' `forward` that say what is to be answered.
+TARGET_ARGUMENTS = ("labels", "iteration_targets", "start_positions", "end_positions")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class ForwardContext:
         """The mask that `forward` was given, in whatever shape; the padding mask if there is one besides."""
         padding_mask = self.forward_arguments.get("padding_mask")
         return self.forward_arguments.get("attention_mask") if padding_mask is None else padding_mask
+
+
+def without_targets(inputs: Mapping[str, Any]) -> Keywords:
+    """Arguments of `forward` without the targets."""
+    return {name: value for name, value in inputs.items() if name not in TARGET_ARGUMENTS}
 
 
 def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:

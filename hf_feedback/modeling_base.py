@@ -25,7 +25,7 @@ from .feedback_checkpoint import (
     save_feedback,
     warn_of_adapters_without_folder,
 )
-from .forward_context import ForwardContext, backbone_inputs
+from .forward_context import ForwardContext, backbone_inputs, without_targets
 from .iteration_cache import IterationCache
 from .iteration_losses import ITERATION_LOSSES, targets_of_iterations
 from .layer_recorder import run_uncompiled
@@ -454,7 +454,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             are compiled apart, or a text is read token by token (`feedback_shift` with `use_cache=True`), kernels may
             differ, and with them the last digits.
         """
-        inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
+        inputs = without_targets(self._on_device(batch))
         with evaluating(self):
             looped = self(**inputs, return_dict=True)
             with self.feedback_disabled():
@@ -496,7 +496,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             raise ValueError(
                 "`estimate_contraction` cannot run on a model that is sharded with FSDP; load it without `fsdp_size`."
             )
-        inputs = {key: value for key, value in self._on_device(batch).items() if key != "labels"}
+        inputs = without_targets(self._on_device(batch))
         k = self._choose_num_iterations(num_iterations)
         with evaluating(self):
             context = self._make_context(

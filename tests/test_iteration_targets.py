@@ -95,6 +95,18 @@ def test_targets_that_cannot_be_trained_on_are_refused(options, given, error):
         model(**{**batch_for("SequenceClassification"), **targets_for("SequenceClassification"), **given})
 
 
+@pytest.mark.parametrize("name", ["SequenceClassification", "QuestionAnswering"])
+def test_checks_of_a_model_read_a_batch_with_its_targets(name):
+    """A batch of training, as it is: the checks leave its targets out."""
+    model, batch = speak(fresh(name, num_iterations=2)), batch_for(name)
+    targets = targets_for(name) | ({} if name == "QuestionAnswering" else {"iteration_targets": torch.zeros(2, 1)})
+    assert model.check_equivalence({**batch, **targets}) == model.check_equivalence(batch)
+    torch.manual_seed(0)
+    expected = model.estimate_contraction(batch)
+    torch.manual_seed(0)
+    torch.testing.assert_close(model.estimate_contraction({**batch, **targets}), expected, atol=0, rtol=0)
+
+
 # Training
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ...collected_states import UnknownCollectionError
 from ...evaluation_mode import evaluating
+from ...forward_context import without_targets
 from ...iteration_trace import IterationTrace, batch_first
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.message_recorder import record_attention
@@ -57,7 +58,7 @@ def trace_tokens(model: FeedbackPreTrainedModel, inputs: Keywords, num_iteration
 
     ```
     """
-    inputs = {name: value.to(model.device) for name, value in inputs.items() if name != "labels"}
+    inputs = {name: value.to(model.device) for name, value in without_targets(inputs).items()}
     with evaluating(model), torch.no_grad(), without_halting(model):
         trace = cast(IterationTrace, model._run(inputs, num_iterations, keep_trace=True)[1].trace)
         states = [batch_first(state, trace.batch_dim).float() for state in trace.outputs]

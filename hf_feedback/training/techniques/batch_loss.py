@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ...forward_context import TARGET_ARGUMENTS
 from ..data.labels import IGNORED
 
 # Arguments of `forward` by name.
 Inputs: TypeAlias = Mapping[str, Any]
-
-TARGET_ARGUMENTS = ("labels", "iteration_targets", "start_positions", "end_positions")
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,6 @@ def model_loss(model: nn.Module, inputs: Inputs) -> BatchLoss:
     """
     outputs = model(**inputs, return_dict=True)
     return BatchLoss(outputs.loss, outputs)
-
-
-def without_labels(inputs: Inputs) -> dict[str, Any]:
-    """Arguments of `forward` without the targets."""
-    return {name: value for name, value in inputs.items() if name not in TARGET_ARGUMENTS}
 
 
 def has_targets(inputs: Inputs) -> bool:

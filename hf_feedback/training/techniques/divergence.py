@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ...forward_context import without_targets
 from ...label_options import predicts_values
 from ...modeling_feedback import (
     FeedbackForCausalLM,
@@ -16,7 +17,7 @@ from ...modeling_feedback import (
 )
 from ..data.labels import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from ..model_parts import any_model_in
-from .batch_loss import Inputs, without_labels
+from .batch_loss import Inputs
 
 PADDING_LOGIT = -1e4  # of a token that cannot be an answer
 
@@ -115,7 +116,7 @@ def count_answers(model: nn.Module, inputs: Inputs) -> torch.Tensor:
         model: a feedback model, wrapped or not.
         inputs: the batch, with `input_ids`.
     """
-    return torch.tensor(len(answers_in(inputs["input_ids"][..., None], model, without_labels(inputs))))
+    return torch.tensor(len(answers_in(inputs["input_ids"][..., None], model, without_targets(inputs))))
 
 
 def mean_divergence(
@@ -129,7 +130,7 @@ def mean_divergence(
         inputs: their batch.
         labelled_only: whether only labelled answers count, or all except padding.
     """
-    batch = inputs if labelled_only else without_labels(inputs)
+    batch = inputs if labelled_only else without_targets(inputs)
     p, q = (answers_in(logits, model, batch) for logits in (first, second))
     each = symmetric_divergence(p, q, problem_of(model, inputs))
     return each.sum() / max(1, len(each))
