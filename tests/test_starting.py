@@ -1,12 +1,13 @@
 """Training that goes on from a feedback model, asked for the same options again."""
 
 import pytest
+from builders import tiny_tokenizer
 from families import tiny_backbone
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.model_arguments import ModelArguments
-from hf_feedback.training.model_setup import make_model
+from hf_feedback.training.model_setup import make_model, set_segments
 
 LABELS = LabelSet("single_label_classification", ("0", "1"))
 
@@ -30,3 +31,20 @@ def test_what_was_found_may_be_found_again(folder, option):
 def test_another_option_is_refused(folder):
     with pytest.raises(ValueError, match=r"`pooling`: .* with 'mean', and cannot be changed to 'last'"):
         make_model(FeedbackForSequenceClassification, ModelArguments(model=folder, pooling="last"), LABELS)
+
+
+def test_segments_of_a_trained_model_may_get_another_size(tmp_path):
+    """No weight depends on it: first short texts, later longer ones. The tokenizer reads so many tokens."""
+    options = dict(feedback_span="segment", feedback_type="memory", segment_length=9, segment_special_tokens=[1, 1])
+    data = dict(id2label={0: "0", 1: "1"}, max_segments=2)
+    model = FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert"), feedback_rank=4, **options, **data)
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 12
+    for sizes, longest in (({}, 12), (dict(segment_length=16, segment_overlap=0, max_segments=3), 3 * 14 + 2)):
+        args = ModelArguments(model=str(tmp_path), **sizes)
+        again = make_model(FeedbackForSequenceClassification, args, LABELS)
+        set_segments(again, tokenizer, args)
+        assert tokenizer.model_max_length == longest
+        assert {name: getattr(again.config, name) for name in sizes} == sizes
+        assert again.state_dict().keys() == model.state_dict().keys()

@@ -19,9 +19,11 @@ from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Opti
 from .model_sources import hub_options, read_config
 
 Head = TypeVar("Head", bound=FeedbackPreTrainedModel)
+SEGMENT_SIZES = ("segment_length", "segment_overlap", "max_segments")
 # Options of a trained model that may change without new weights.
 CHANGEABLE_OPTIONS = (
     *HALTING_OPTIONS,
+    *SEGMENT_SIZES,
     "iteration_loss",
     "jacobian_penalty",
     "gradient",
@@ -91,17 +93,19 @@ def _may_prefix_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     return is_byte_level and getattr(tokenizer, "add_prefix_space", None) is False
 
 
-def set_segments(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_type: str | None) -> None:
+def set_segments(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: ModelArguments) -> None:
     """Tells a model that cuts texts into segments about special tokens, and its tokenizer how long texts may be.
 
     Args:
         model: the model.
-        tokenizer: the model's; that of a trained feedback model keeps the length of its training.
-        model_type: in the folder that the model was made from.
+        tokenizer: the model's; that of a trained feedback model keeps the length of its training, unless its segments
+            have another size now.
+        args: which model, and its options.
     """
     if model.config.feedback_span == "segment" and model.config.segment_special_tokens is None:
         model.config.segment_special_tokens = special_tokens_of(tokenizer)
-    if model.cutting is not None and model_type != FeedbackConfig.model_type:
+    is_trained = read_config(args.model, args.revision).get("model_type") == FeedbackConfig.model_type
+    if model.cutting is not None and not (is_trained and args.config_options().keys().isdisjoint(SEGMENT_SIZES)):
         tokenizer.model_max_length = model.cutting.longest  # not of one segment
 
 

@@ -31,7 +31,6 @@ from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
 from ..model_arguments import FNNArguments, ModelArguments, Options
 from ..model_setup import load_tokenizer, make_model, set_padding, set_segments
-from ..model_sources import read_config
 from ..task_card import TaskCard
 
 DataArguments = TypeVar("DataArguments", bound=FileArguments, covariant=True)
@@ -332,7 +331,7 @@ class TextTask(Task[DataArguments]):
         tokenizer = load_tokenizer(self.model_args.model, self.model_args.revision, of_words=self.reads_words)
         self.check_tokenizer(tokenizer)
         model = make_model(self.model_class, self.model_args, self.labels)
-        set_segments(model, tokenizer, read_config(self.model_args.model, self.model_args.revision).get("model_type"))
+        set_segments(model, tokenizer, self.model_args)
         set_padding(model, tokenizer)
         self.max_length = self.find_max_length(tokenizer, model)
         if self.cuts_texts:

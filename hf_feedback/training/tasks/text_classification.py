@@ -243,7 +243,7 @@ class TextClassification(TextTask[TextDataArguments]):
             return trained_network(args, self.labels)
         tokenizer = load_tokenizer(args.model, args.revision)
         model = make_model(self.model_class, args, self.labels)
-        set_segments(model, tokenizer, model_type)
+        set_segments(model, tokenizer, args)
         set_padding(model, tokenizer)
         return tokenizer, model
 
