@@ -26,6 +26,8 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CASES = sorted(file.parent.name for file in CHECKPOINTS.glob("*/calls.safetensors"))
 BACKBONE = CHECKPOINTS / "backbone"  # of the feedback-only checkpoints
 TOLERANCE = 1e-10
+# Of the largest gradient of a call: a gradient whose terms cancel, such as that of a key's bias, is what rounding leaves.
+ROUNDING = 100 * torch.finfo(torch.float64).eps
 
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -89,11 +91,14 @@ def assert_same_numbers(model: PreTrainedModel, case: str) -> None:
     for call, expected in calls.items():
         found = run_call(model, call, inputs)
         assert found.keys() == expected.keys(), call
+        gradients = [tensor.abs().max() for name, tensor in expected.items() if name.startswith("gradient.")]
         for name, tensor in expected.items():
             assert found[name].dtype == tensor.dtype, f"{call}: {name}"
             assert found[name].shape == tensor.shape, f"{call}: {name}"
-            largest = tensor.abs().max() if tensor.numel() else 0
-            assert (found[name] - tensor).abs().le(TOLERANCE * largest).all(), f"{call}: {name}"
+            bound = TOLERANCE * tensor.abs().max() if tensor.numel() else 0
+            if name.startswith("gradient."):
+                bound = bound + ROUNDING * max(gradients)
+            assert (found[name] - tensor).abs().le(bound).all(), f"{call}: {name}"
 
 
 @every_case
