@@ -1,7 +1,7 @@
 """Rules that combine the losses of several iterations in training, one class each."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,18 +12,18 @@ class LastIterationLoss:
     # Whether the loss needs the logits of all iterations.
     needs_all_iterations: ClassVar[bool] = False
 
-    def combine(self, losses: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    def combine(self, losses: Sequence[torch.Tensor], counts: Sequence[float | torch.Tensor]) -> torch.Tensor:
         """The loss of training.
 
         Args:
-            losses: of iterations 1 … K, or of the last one alone where not all are needed; scalars, `None` for an
-                iteration without a target.
+            losses: of iterations 1 … K, or of the last one alone where not all are needed; scalars.
+            counts: 1 for each of these that has a target, 0 for one that has none.
         """
-        return cast(torch.Tensor, losses[-1])
+        return losses[-1]
 
 
 class UniformIterationLoss(LastIterationLoss):
-    """The mean loss of all iterations."""
+    """The mean loss of all iterations that have a target."""
 
     needs_all_iterations = True
 
@@ -31,16 +31,16 @@ class UniformIterationLoss(LastIterationLoss):
         """The weight of each iteration."""
         return [1] * num_iterations
 
-    def combine(self, losses: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """The weighted mean of the losses."""
-        weights = self.weights(len(losses))
-        counted = [(weight, loss) for weight, loss in zip(weights, losses, strict=True) if loss is not None]
-        total: Any = sum(weight * loss for weight, loss in counted)
-        return total / sum(weight for weight, _ in counted)
+    def combine(self, losses: Sequence[torch.Tensor], counts: Sequence[float | torch.Tensor]) -> torch.Tensor:
+        """The weighted mean of the losses; 0 where no iteration has a target."""
+        weights = [weight * count for weight, count in zip(self.weights(len(losses)), counts, strict=True)]
+        total: Any = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+        divisor: Any = sum(weights)
+        return total / (divisor.clamp_min(1.0) if isinstance(divisor, torch.Tensor) else divisor)
 
 
 class LinearIterationLoss(UniformIterationLoss):
-    """The mean loss of all iterations, iteration k with the weight k."""
+    """The mean loss of all iterations that have a target, iteration k with the weight k."""
 
     def weights(self, num_iterations: int) -> Sequence[int]:
         return range(1, num_iterations + 1)
@@ -56,41 +56,46 @@ ITERATION_LOSSES: dict[str, type[LastIterationLoss]] = {
 
 def targets_of_iterations(
     labels: Any, iteration_targets: torch.Tensor | None, num_iterations: int
-) -> list[torch.Tensor | None]:
+) -> tuple[list[Any], list[float | torch.Tensor]]:
     """What each of K iterations is trained to answer: its own target where there is one, the labels from there on.
 
     Args:
         labels: of the examples, `(B, …)`.
-        iteration_targets: `(B, J, …)`, the targets of iterations 1 … J; −100 where there is none.
+        iteration_targets: `(B, J, …)`, class numbers that iterations 1 … J answer; −100 where there is none.
         num_iterations: K.
 
     Returns:
-        One target for each iteration; `None` if no example has one.
+        The targets of iterations 1 … K, and what each counts: 1, or 0 where no example has a target (the labels stand
+        in for it, so that every loss is finite, and nothing waits for the device).
 
     Raises:
-        ValueError: the shapes do not belong together, or none of the iterations has a target.
+        ValueError: the targets are no class numbers, or their shape is not that of the labels.
 
     Example:
 
     ```python
     >>> found, answer = torch.tensor([[-100, 7]]), torch.tensor([5])
-    >>> targets_of_iterations(answer, found, 4)
-    [None, tensor([7]), tensor([5]), tensor([5])]
+    >>> targets, counts = targets_of_iterations(answer, found, 4)
+    >>> [target.item() for target in targets], [float(count) for count in counts]
+    ([5, 7, 5, 5], [0.0, 1.0, 1.0, 1.0])
 
     ```
     """
     if iteration_targets is None:
-        return [labels] * num_iterations
-    if iteration_targets.dim() != labels.dim() + 1 or iteration_targets[:, 0].shape != labels.shape:
+        return [labels] * num_iterations, [1.0] * num_iterations
+    shape = tuple(iteration_targets.shape)
+    if len(shape) != labels.dim() + 1 or shape[:1] + shape[2:] != tuple(labels.shape):
         raise ValueError(
             f"`iteration_targets` must have the shape of `labels`, {tuple(labels.shape)}, with a dimension for the "
-            f"iterations after the first, got {tuple(iteration_targets.shape)}."
+            f"iterations after the first, got {shape}."
         )
-    own = [one.contiguous() if bool((one != -100).any()) else None for one in iteration_targets.unbind(1)]
-    targets = [*own, *[labels] * num_iterations][:num_iterations]
-    if all(target is None for target in targets):
+    if iteration_targets.is_floating_point() or labels.is_floating_point():
         raise ValueError(
-            f"`iteration_targets` has no target for any of {num_iterations} iterations; run more, or give one of these "
-            "a target."
+            "`iteration_targets` and `labels` must be class numbers: values, and several labels at once, have no "
+            "number that says that an iteration has no target."
         )
-    return targets
+    own = [target.contiguous() for target in iteration_targets[:, :num_iterations].unbind(1)]
+    present = [(target != -100).any() for target in own]
+    targets = [torch.where(some, target, labels) for some, target in zip(present, own, strict=True)]
+    rest = num_iterations - len(own)
+    return [*targets, *[labels] * rest], [*(some.float() for some in present), *[1.0] * rest]

@@ -186,11 +186,11 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         if result.penalty is not None:
             fields["jacobian_penalty"] = result.penalty
         if labels is not None:
-            targets = [labels]
-            if objective.needs_all_iterations:
-                targets = targets_of_iterations(labels, iteration_targets, len(logits))
-            counted = zip(logits[-len(targets) :], targets, strict=True)
-            fields["loss"] = objective.combine([None if to is None else self._loss(one, to) for one, to in counted])
+            answers = logits if objective.needs_all_iterations else logits[-1:]
+            own = iteration_targets if objective.needs_all_iterations else None
+            targets, counts = targets_of_iterations(labels, own, len(answers))
+            losses = [self._loss(one, target) for one, target in zip(answers, targets, strict=True)]
+            fields["loss"] = objective.combine(losses, counts)
             for extra in self._extra_losses(result):
                 fields["loss"] = fields["loss"] + self._batch_weight(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
@@ -200,7 +200,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         if iteration_targets is None:
             return
         if labels is None:
-            raise ValueError("`iteration_targets` are beside `labels`, which later iterations answer; give these too.")
+            raise ValueError("`iteration_targets` need `labels` too, which later iterations answer; give both.")
         if self.training and self.config.iteration_loss == "last":
             raise ValueError(
                 "`iteration_targets` are read where every iteration has a loss, and `iteration_loss` is 'last'; use "

@@ -121,12 +121,12 @@ class FeedbackTextModel(FeedbackPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        iteration_targets: torch.Tensor | None = None,
         past_key_values: Any = None,
         num_iterations: int | None = None,
         output_iterations: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        iteration_targets: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> FeedbackTaskOutput:
         """Runs K iterations and answers.
@@ -136,14 +136,14 @@ class FeedbackTextModel(FeedbackPreTrainedModel):
                 dimension for the choices after the first.
             inputs_embeds: `(B, T, d)`, instead of `input_ids`.
             labels: targets, shape as in the class docstring.
-            iteration_targets: what iterations 1 … J answer in training, instead of the labels: their shape with a
-                dimension J after the first, −100 where an iteration has none. For `iteration_loss="uniform"` or
-                `"linear"`.
             past_key_values: refused; named here so that prefix-tuning, which passes it, gets the refusal.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Where layers follow those
                 that loop, these run for every iteration; with a decoder's own head, everything does.
             output_hidden_states, output_attentions: also return those of the last iteration.
+            iteration_targets: class numbers that iterations 1 … J answer in training, instead of the labels: their
+                shape with a dimension J after the first, −100 where there is none. For `iteration_loss="uniform"` or
+                `"linear"`.
             **kwargs: further inputs of the backbone.
         """
         return cast(

@@ -12,6 +12,7 @@ from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.cli import main
 from hf_feedback.evaluation.comparison.arm_runs import ArmTrainer, Job
 from hf_feedback.evaluation.comparison.arms import Budget
+from hf_feedback.evaluation.comparison.plan import make_plan
 from hf_feedback.training import SMART, FeedbackTrainer
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.tasks.text_classification import TextClassification, TextDataArguments
@@ -71,6 +72,24 @@ def test_examples_without_a_target_do_not_count():
     torch.testing.assert_close(model(**batch, labels=labels, iteration_targets=both).loss, expected)
 
 
+def test_a_call_without_any_target_has_no_loss():
+    """As where K is drawn, and the first iterations have no target: nothing is trained, and nothing is lost."""
+    model = without_dropout(speak(fresh("SequenceClassification", num_iterations=2, iteration_loss="uniform")))
+    batch = {**batch_for("SequenceClassification"), **targets_for("SequenceClassification")}
+    loss = model(**batch, iteration_targets=torch.full((2, 3), -100)).loss
+    loss.backward()
+    assert loss == 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_loss_compiles_in_one_graph():
+    model = without_dropout(speak(fresh("SequenceClassification", num_iterations=2, iteration_loss="uniform")))
+    batch = {**batch_for("SequenceClassification"), **targets_for("SequenceClassification")}
+    batch["iteration_targets"] = targets_of("SequenceClassification", None)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)
+
+
 def test_evaluation_asks_for_the_label_after_the_last_iteration():
     model, batch = fresh("SequenceClassification", iteration_loss="uniform").eval(), batch_for("SequenceClassification")
     labels = targets_for("SequenceClassification")
@@ -84,10 +103,15 @@ def test_evaluation_asks_for_the_label_after_the_last_iteration():
         (dict(iteration_loss="last"), dict(iteration_targets=torch.tensor([[0], [1]])), "`iteration_loss` is 'last'"),
         ({}, dict(iteration_targets=torch.tensor([0, 1])), r"shape of `labels`, \(2,\).*got \(2,\)"),
         ({}, dict(iteration_targets=torch.tensor([[0, 1]])), r"got \(1, 2\)"),
-        ({}, dict(iteration_targets=torch.tensor([[0], [1]]), labels=None), "are beside `labels`"),
-        ({}, dict(iteration_targets=torch.full((2, 3), -100)), "no target for any of 3 iterations"),
+        ({}, dict(iteration_targets=torch.tensor([[0], [1]]), labels=None), "need `labels` too"),
+        ({}, dict(iteration_targets=torch.tensor([[0.5], [1.5]])), "must be class numbers"),
+        (
+            {},
+            dict(iteration_targets=torch.tensor([[0], [1]]), labels=torch.tensor([0.5, 1.5])),
+            "must be class numbers",
+        ),
     ],
-    ids=["last", "no dimension", "another batch", "no labels", "no target"],
+    ids=["last", "no dimension", "another batch", "no labels", "values", "values as labels"],
 )
 def test_targets_that_cannot_be_trained_on_are_refused(options, given, error):
     model = fresh("SequenceClassification", **{"iteration_loss": "uniform", **options}).train()
@@ -140,49 +164,90 @@ def test_an_iteration_may_have_no_target(files, backbone):
 
 WRONG = {
     "no such column": (["gone"], {}, "`iteration_target_columns`: there is no column 'gone'"),
-    "no column": (["none"], {}, "gives no iteration a target"),
-    "other classes": (["text"], {}, "is not among the training labels"),
+    "other classes": (
+        ["text"],
+        {},
+        r"`iteration_target_columns`: .* is not among the training labels.* class in column",
+    ),
+    "an empty cell": (["empty"], {}, r"`iteration_target_columns`: .* the label is missing.* class in column 'empty'"),
+    "a column called none": (["none"], {}, "'none' says that an iteration has no target, and train.csv has a column"),
     "values": (["first"], {"problem_type": "regression"}, "one class for every text, and the labels are regression"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_columns_are_refused_before_anything_is_loaded(name, files):
+def test_wrong_columns_are_refused_before_anything_is_loaded(name, files, backbone, monkeypatch):
     columns, options, error = WRONG[name]
+    records = [{**record, "empty": ""} for record in with_first(rows())]
     if options:
-        write(files, "train.csv", [{**record, "label": i} for i, record in enumerate(with_first(rows()))])
+        records = [{**record, "label": i} for i, record in enumerate(records)]
+    if columns == ["none"]:
+        records = [{**record, "none": "late"} for record in records]
+    write(files, "train.csv", records)
+    monkeypatch.delattr(TextClassification, "load")
     data_args = TextDataArguments(train_file="train.csv", iteration_target_columns=columns, **options)
     with pytest.raises(ValueError, match=error):
-        TextClassification(ModelArguments(model="there is no such model"), data_args).prepare()
+        TextClassification(ModelArguments(model=backbone), data_args).prepare()
 
 
 def test_texts_without_labels_have_no_targets(files, backbone, capsys):
     more = ["--adversarial", "smart", "--unlabelled-file", "validation.csv"]
     assert main(train_command(backbone, files / "out", *OPTIONS, *more)) == 2
-    assert "those of `unlabelled_file` have none" in capsys.readouterr().err
+    assert "those of `unlabelled_file` have none; leave one out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("model_options", "training_options", "targets", "error"),
-    [
-        (dict(iteration_loss="last"), {}, [0], "give the model `iteration_loss`"),
-        (dict(num_iterations=2), {}, [0, 1], "of the 2 first iterations, and with `num_iterations`=2"),
-        (
-            dict(num_iterations=3),
-            dict(train_iterations="uniform", min_train_iterations=1),
-            [-100, 1],
-            "draws 1 iterations for some steps",
-        ),
-    ],
-    ids=["last", "too many", "none in a step"],
-)
-def test_the_trainer_refuses_targets_that_do_not_suit_the_model(
-    model_options, training_options, targets, error, tmp_path
-):
-    data = Dataset.from_list([{**row, "iteration_targets": targets} for row in tiny_data(4)])
-    model = make(**{"iteration_loss": "uniform", **model_options})
+UNSUITABLE = {
+    "last": (dict(iteration_loss="last"), {}, [[0]] * 4, "give the model `iteration_loss`"),
+    "too many": ({}, {}, [[0, 1]] * 4, "of the first 2 iterations, and with 2 iterations in training the labels"),
+    "too many for the draw": (
+        dict(num_iterations=4), dict(train_iterations="uniform", min_train_iterations=1, max_train_iterations=2),
+        [[0, 1]] * 4, "of the first 2 iterations, and with 2 iterations in training",
+    ),
+    "none in a step": (
+        dict(num_iterations=3), dict(train_iterations="uniform", min_train_iterations=1), [[-100, 1]] * 4,
+        "draws 1 iterations for some steps",
+    ),
+    "rows that differ": (dict(num_iterations=3), {}, [[0, 1], [0, 1], [-100, 1], [0, 1]], r"row 3 \[-100, 1\]"),
+    "agreement": ({}, dict(agreement_weight=1.0), [[0]] * 4, "`agreement_weight`=1.0 makes earlier iterations answer"),
+    "halting": (dict(halting="confidence", min_iterations=1), {}, [[0]] * 4, "`halting`='confidence' could stop at the answer to one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("as_list", [False, True], ids=["Dataset", "list"])
+@pytest.mark.parametrize("case", UNSUITABLE)
+def test_the_trainer_refuses_targets_that_do_not_suit(case, as_list, tmp_path):
+    model_options, training_options, targets, error = UNSUITABLE[case]
+    data = [{**row, "iteration_targets": one} for row, one in zip(tiny_data(4), targets, strict=True)]
+    model = make(**{"iteration_loss": "uniform", "num_iterations": 2, **model_options})
     with pytest.raises(ValueError, match=error):
-        FeedbackTrainer(model=model, args=arguments(tmp_path, **training_options), train_dataset=data)
+        FeedbackTrainer(
+            model=model,
+            args=arguments(tmp_path, **training_options),
+            train_dataset=data if as_list else Dataset.from_list(data),
+        )
+
+
+def test_halting_after_the_targets_is_allowed(tmp_path):
+    data = [{**row, "iteration_targets": [0]} for row in tiny_data(4)]
+    for options in (dict(halting="confidence", min_iterations=2), dict(halting="convergence")):
+        model = make(iteration_loss="uniform", num_iterations=3, **options)
+        FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
+
+
+def test_networks_from_scratch_have_no_targets_of_iterations(files, backbone, capsys):
+    command = ["train", "--fnn", "temporal", "--tokenizer", backbone, "--train-file", "train.csv", *OPTIONS[4:]]
+    assert main([*command, "--output-dir", "out"]) == 2
+    assert "are for backbones with feedback, and this network has none" in capsys.readouterr().err
+
+
+def test_a_later_run_has_the_classes_of_the_trained_model(files, backbone):
+    """A second file, in which a class is a target and no label, is trained on all the same."""
+    assert main(train_command(backbone, files / "first", *OPTIONS, "--max-steps", "1")) == 0
+    some = [record for record in with_first(rows()) if record["label"] != "fine"]
+    assert {record["first"] for record in some} == {"lost", "fine"}
+    write(files, "train.csv", some)
+    more = [*OPTIONS, "--max-steps", "1"]
+    assert main(train_command(str(files / "first"), files / "second", *more, validation=None)) == 0
 
 
 def test_adversarial_passes_without_labels_have_no_targets():
@@ -206,3 +271,5 @@ def test_arms_that_answer_once_have_the_label_as_their_target(tmp_path):
         for name in comparison.arms
     }
     assert {name for name, found in columns.items() if "iteration_targets" in found} == {"all", "loop-only"}
+    with pytest.raises(ValueError, match="`iteration_target_columns` are read where every iteration has a loss"):
+        make_plan(comparison_of(folder, tmp_path, *OPTIONS[2:], "--arms", "plain"))

@@ -26,7 +26,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CASES = sorted(file.parent.name for file in CHECKPOINTS.glob("*/calls.safetensors"))
 BACKBONE = CHECKPOINTS / "backbone"  # of the feedback-only checkpoints
 TOLERANCE = 1e-10
-# Of the largest gradient of a call: a gradient whose terms cancel, such as that of a key's bias, is what rounding leaves.
+# Of the largest gradient of a call: one whose terms cancel, such as that of a key's bias, is what rounding leaves.
 ROUNDING = 100 * torch.finfo(torch.float64).eps
 
 every_case = pytest.mark.parametrize("case", CASES)

@@ -95,10 +95,7 @@ class FeedbackTrainer(ResumableTrainer):
         if self._curves is not None:
             self.add_callback(self._curves)
         self._check_loss()
-        config = any_model_in(cast(nn.Module, self.model))[1].config
-        fixed = self.args.train_iterations == "fixed"
-        least = config.num_iterations if fixed else self.args.min_train_iterations
-        check_iteration_targets(self.train_dataset, config, least)
+        self._check_iteration_targets()
         self._check_batches()
 
     def _check_batches(self) -> None:
@@ -137,6 +134,10 @@ class FeedbackTrainer(ResumableTrainer):
                     f"`{name}` changes the model's own loss, which `compute_loss_func` replaces; leave one out."
                 )
 
+    def _check_iteration_targets(self) -> None:
+        config = any_model_in(cast(nn.Module, self.model))[1].config
+        check_iteration_targets(self.train_dataset, config, self.args)
+
     def call_model_init(self, trial: Trial = None) -> nn.Module:
         """As in transformers; the new model is frozen as `args.freeze` says, after the trial's options are set."""
         model = super().call_model_init(trial)
@@ -148,6 +149,7 @@ class FeedbackTrainer(ResumableTrainer):
         """As in transformers, called after the model of a trial is made."""
         super()._hp_search_setup(trial)
         if trial is not None:
+            self._check_iteration_targets()
             self._freeze(cast(nn.Module, self.model))
 
     def _freeze(self, model: nn.Module) -> None:

@@ -148,8 +148,9 @@ class ArmTrainer:
         task = self.prepared
         train = self.arm.adapt_data(cast(Dataset, task.splits["train"].data))
         config = self.core.config
-        if config.num_iterations == 1 or config.iteration_loss == "last":  # one answer, which is the label
-            train = train.remove_columns([name for name in train.column_names if name == "iteration_targets"])
+        answers_once = config.num_iterations == 1 or config.iteration_loss == "last"
+        if answers_once and "iteration_targets" in train.column_names:  # the one answer is the label
+            train = train.remove_columns("iteration_targets")
         set_seed(self.job.seed)  # the same order of examples, whatever random numbers building the model used
         return FeedbackTrainer(
             model=model,

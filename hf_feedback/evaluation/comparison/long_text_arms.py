@@ -25,7 +25,9 @@ class Truncated(Plain):
     description = "the first segment's length of the text"
 
     def model_options(self) -> Options:
-        return {"num_iterations": 1, **dict.fromkeys((*SEGMENT_OPTIONS, "feedback_type")), "feedback_span": "token"}
+        defaults = FeedbackConfig()  # also instead of what a recipe sets
+        others = {name: getattr(defaults, name) for name in (*SEGMENT_OPTIONS, "feedback_type")}
+        return {"num_iterations": 1, **others, "feedback_span": "token"}
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         return None if model.cutting is not None else "texts are not cut into segments"

@@ -120,6 +120,8 @@ def make_plan(comparison: Comparison) -> Plan:
         raise ValueError(f"`arms`: there is nothing to compare feedback with ({reasons_in_words}); name other arms.")
     if wrong := next((name for name in left_out if comparison.arms[name].is_feedback), None):
         raise ValueError(f"`variants`: there can be no {wrong}, since {left_out[wrong]}; leave it out.")
+    if "iteration_targets" in cast(Dataset, prepared.splits["train"].data).column_names:
+        _check_iteration_targets(comparison, feedback.config.iteration_loss)
     cutting = feedback.cutting
     budget = Budget(
         parameters=count_parameters(feedback.feedback),
@@ -161,6 +163,19 @@ def _constant_examples(comparison: Comparison, prepared: PreparedTask) -> np.nda
     problem = cast(ProblemType, config.problem_type or SINGLE_LABEL)
     answers = constant_answers(labels, problem, tuple(names[i] for i in range(len(names))))
     return comparison.score_of(prepared)[1].of_examples(answers)
+
+
+def _check_iteration_targets(comparison: Comparison, trained_rule: str) -> None:
+    """Refuses targets of iterations that no arm reads; `trained_rule` is the `iteration_loss` of a model as it is."""
+    options = {"iteration_loss": trained_rule, **comparison.model_args.config_options()}
+    rules = [
+        {**options, **arm.model_options()}["iteration_loss"] for arm in comparison.arms.values() if arm.is_feedback
+    ]
+    if set(rules) == {"last"}:
+        raise ValueError(
+            "`iteration_target_columns` are read where every iteration has a loss, and no arm has one; give "
+            "`iteration_loss` 'uniform' or 'linear', or leave them out."
+        )
 
 
 def _check_splits(prepared: PreparedTask) -> None:

@@ -1,15 +1,48 @@
 """Targets of single iterations: what each of the first ones is trained to answer, before the labels."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedConfig
 
+from ...halting import reads_answers
+from ..arguments import FeedbackTrainingArguments
+from ..train_iterations import iteration_range
+from .columns import check_column
+from .files import format_rows
 from .labels import IGNORED, SINGLE_LABEL, LabelSet, label_numbers
 from .splits import Split
 
 NO_TARGET = "none"  # in place of a column, for an iteration that has no target
+
+
+def check_target_columns(split: Split, columns: Sequence[str], labels: LabelSet) -> None:
+    """Refuses columns of targets before anything is loaded.
+
+    Args:
+        split: the training rows.
+        columns: column of the targets of each iteration, or `NO_TARGET`.
+        labels: labels of the data.
+
+    Raises:
+        ValueError: there is no such column, or the labels are not one class for every text.
+    """
+    if columns and labels.problem_type != SINGLE_LABEL:
+        raise ValueError(
+            f"`iteration_target_columns` hold one class for every text, and the labels are {labels.problem_type}; "
+            "leave them out."
+        )
+    names = split.data.column_names
+    if NO_TARGET in columns and NO_TARGET in names:
+        raise ValueError(
+            f"`iteration_target_columns`: {NO_TARGET!r} says that an iteration has no target, and {split.source} has a "
+            "column of that name; rename it."
+        )
+    for column in columns:
+        if column != NO_TARGET:
+            check_column(column, names, split.source, "iteration_target_columns")
 
 
 def iteration_target_numbers(split: Split, columns: Sequence[str], labels: LabelSet) -> list[list[int]]:
@@ -21,54 +54,98 @@ def iteration_target_numbers(split: Split, columns: Sequence[str], labels: Label
         labels: numbers of the classes.
 
     Raises:
-        ValueError: there is no such column, no column at all, or a target is missing or not one of the classes.
+        ValueError: a target is missing, or not one of the classes.
     """
-    if labels.problem_type != SINGLE_LABEL:
-        raise ValueError(
-            f"`iteration_target_columns` hold one class for every text, and the labels are {labels.problem_type}; "
-            "leave them out."
-        )
-    if not set(columns) - {NO_TARGET}:
-        raise ValueError(
-            f"`iteration_target_columns`={' '.join(columns)!r} gives no iteration a target; name a column, or leave it "
-            "out."
-        )
-    targets = [
-        [IGNORED] * len(split.data)
-        if column == NO_TARGET
-        else cast(list[int], label_numbers(split, column, labels, option="iteration_target_columns"))
-        for column in columns
-    ]
-    return [list(row) for row in zip(*targets, strict=True)]
+
+    def numbers_of(column: str) -> list[int]:
+        if column == NO_TARGET:
+            return [IGNORED] * len(split.data)
+        try:
+            return cast(list[int], label_numbers(split, column, labels))
+        except ValueError as error:
+            raise ValueError(
+                f"`iteration_target_columns`: {error} Every row needs a class in column {column!r}: the label, where "
+                "there is nothing to find before it."
+            ) from error
+
+    return [list(row) for row in zip(*map(numbers_of, columns), strict=True)]
 
 
-def check_iteration_targets(rows: Any, config: PreTrainedConfig, least: int) -> None:
-    """Refuses targets of iterations that leave none for the labels, or that no loss reads.
+def check_iteration_targets(rows: Any, config: PreTrainedConfig, args: FeedbackTrainingArguments) -> None:
+    """Refuses targets of iterations that training would not read, or would contradict.
 
     Args:
-        rows: training rows; those without a column `iteration_targets` are not looked at.
+        rows: training rows; streams, and rows without `iteration_targets`, are not looked at.
         config: config of the model.
-        least: fewest iterations that a training step takes.
+        args: the training arguments.
 
     Raises:
-        ValueError: the targets do not suit the model; says what to do.
+        ValueError: the targets do not suit the model, the arguments or each other; says what to do.
     """
-    if "iteration_targets" not in (getattr(rows, "column_names", None) or ()) or not isinstance(rows, Sized):
+    targets = _targets_of(rows)
+    if not targets:
         return
-    if getattr(config, "iteration_loss", "last") == "last":
+    name, number = "`iteration_targets` (`--iteration-target-columns`)", len(targets[0])
+    if not hasattr(config, "iteration_loss"):
+        raise ValueError(f"{name} are for backbones with feedback, and this network has none; leave them out.")
+    if config.iteration_loss == "last":
         raise ValueError(
-            "`iteration_targets` (`--iteration-target-columns`) are read where every iteration has a loss; give the "
-            "model `iteration_loss` 'uniform' or 'linear' (`--iteration-loss`), or leave them out."
+            f"{name} are read where every iteration has a loss; give the model `iteration_loss` 'uniform' or 'linear' "
+            "(`--iteration-loss`), or leave them out."
         )
-    targets = torch.as_tensor(cast(Any, rows)[0]["iteration_targets"])
-    if len(targets) >= config.num_iterations:
+    if args.agreement_weight:
         raise ValueError(
-            f"`iteration_targets` (`--iteration-target-columns`) are of the {len(targets)} first iterations, and with "
-            f"`num_iterations`={config.num_iterations} the labels would be no target; give more iterations or fewer "
-            "columns."
+            f"`agreement_weight`={args.agreement_weight} makes earlier iterations answer like the last one, and {name} "
+            "something else; leave one out."
         )
-    if least <= len(targets) and bool((targets[:least] == IGNORED).all()):
+    if reads_answers(config.halting) and config.min_iterations <= number:
         raise ValueError(
-            f"`train_iterations` draws {least} iterations for some steps, none of which has a target in "
-            "`iteration_targets` (`--iteration-target-columns`); raise `min_train_iterations`."
+            f"`halting`={config.halting!r} could stop at the answer to one of {name}; give `min_iterations` of at "
+            f"least {number + 1}, or `halting` 'none' or 'convergence'."
+        )
+    fewest = most = config.num_iterations
+    if args.train_iterations != "fixed":
+        limits = iteration_range(
+            args.train_iterations, args.min_train_iterations, config.num_iterations, args.max_train_iterations
+        )
+        fewest, most = limits.minimum, limits.maximum
+    if most <= number:
+        raise ValueError(
+            f"{name} are of the first {number} iterations, and with {most} iterations in training the labels would be "
+            "no target; give more iterations (`num_iterations`) or fewer columns."
+        )
+    _check_present([torch.as_tensor(one) for one in targets], fewest, name)
+
+
+def _targets_of(rows: Any) -> list[Any] | None:
+    """The targets of all rows; `None` if they have none."""
+    if isinstance(rows, Dataset):
+        return list(rows["iteration_targets"]) if "iteration_targets" in rows.column_names else None
+    if isinstance(rows, list) and rows and isinstance(rows[0], Mapping) and "iteration_targets" in rows[0]:
+        return [row["iteration_targets"] for row in rows]
+    return None
+
+
+def _check_present(targets: list[torch.Tensor], fewest: int, name: str) -> None:
+    """Refuses rows of which some have a target in an iteration and others have none, and steps without a target.
+
+    Args:
+        targets: `(J, …)` of each row.
+        fewest: smallest K of a step.
+        name: of the targets, for messages.
+    """
+    if targets[0].dim() > 1:  # of tokens, of which any number has a label
+        return
+    present = [(target != IGNORED).tolist() for target in targets]
+    other = next((row for row, one in enumerate(present) if one != present[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{name}: the first row has targets {targets[0].tolist()} and {format_rows([other])} "
+            f"{targets[other].tolist()}; {IGNORED}, no target, must stand for the same iterations in all rows. Give "
+            "the label where there is nothing to find before it."
+        )
+    if fewest <= len(present[0]) and not any(present[0][:fewest]):
+        raise ValueError(
+            f"`train_iterations` draws {fewest} iterations for some steps, none of which has a target in {name}; raise "
+            "`min_train_iterations`."
         )

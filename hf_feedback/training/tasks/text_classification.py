@@ -19,7 +19,7 @@ from ...validation import option
 from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..arguments import FeedbackTrainingArguments
 from ..data.columns import Columns, find_columns
-from ..data.iteration_targets import NO_TARGET, iteration_target_numbers
+from ..data.iteration_targets import NO_TARGET, check_target_columns, iteration_target_numbers
 from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, label_numbers, row_classes
 from ..data.overview import UNLABELLED, describe_duplicates, describe_rows
 from ..data.splits import FileArguments, Split, load_hub_splits
@@ -82,7 +82,7 @@ class TextDataArguments(FileArguments, LabelArguments):
     dataset_config_name: str | None = option(None, "Configuration of that data set.")
     iteration_target_columns: list[str] | None = option(
         None,
-        f"Columns of what iterations 1, 2, … answer in training, `{NO_TARGET}` for one without a target; later ones "
+        f"Columns of the classes that iterations 1, 2, … answer in training, `{NO_TARGET}` for one without; later ones "
         "answer the label. For `--iteration-loss uniform` or `linear` (default: all answer the label).",
     )
     problem_type: str | None = option(
@@ -159,8 +159,8 @@ class TextClassification(TextTask[TextDataArguments]):
             )
         if self.data_args.unlabelled_file is not None and self.data_args.iteration_target_columns:
             raise ValueError(
-                "`iteration_target_columns` are of texts with labels, and those of `unlabelled_file` have none; leave "
-                "one out."
+                "`iteration_target_columns` need a label for every text, and those of `unlabelled_file` have none; "
+                "leave one out."
             )
 
     def find_labels(self, train: Split) -> LabelSet:
@@ -174,14 +174,14 @@ class TextClassification(TextTask[TextDataArguments]):
                 f"`unlabelled_file` is for texts of one class each, and the labels are {labels.problem_type}; leave it "
                 "out."
             )
-        if self.data_args.iteration_target_columns:
-            iteration_target_numbers(train, self.data_args.iteration_target_columns, labels)  # or raises
+        check_target_columns(train, self.data_args.iteration_target_columns or [], labels)
         self._choose_metrics(labels)
         return labels
 
     def check_labels(self, splits: Mapping[str, Split]) -> None:
         if self._may_have_labels():
             return
+        iteration_target_numbers(splits["train"], self.data_args.iteration_target_columns or [], self.labels)
         for name, split in splits.items():
             columns = self._columns_of(name, split, self.columns)
             if columns.label is not None and has_labels(split, columns.label):
@@ -212,7 +212,8 @@ class TextClassification(TextTask[TextDataArguments]):
         return row_classes(train, self.columns.label or "") if single else None
 
     def describe_data(self) -> str:
-        return f"{self.columns}; {self.labels}"
+        targets = ", ".join(self.data_args.iteration_target_columns or [])
+        return f"{self.columns}; {self.labels}" + (f"; targets of the first iterations: {targets}" if targets else "")
 
     def describe_splits(self, splits: Mapping[str, Split]) -> list[str]:
         columns = {

@@ -56,8 +56,9 @@ def model_loss(model: nn.Module, inputs: Inputs) -> BatchLoss:
 
 
 def has_targets(inputs: Inputs) -> bool:
-    """Whether a batch has a target other than −100, which the loss ignores."""
-    given = [inputs[name] for name in TARGET_ARGUMENTS if inputs.get(name) is not None]
+    """Whether a batch has a label other than −100, which the loss ignores."""
+    names = [name for name in TARGET_ARGUMENTS if name != "iteration_targets"]  # which only rows with labels have
+    given = [inputs[name] for name in names if inputs.get(name) is not None]
     return any(bool((one != IGNORED).any()) for one in given)
 
 
