@@ -209,7 +209,10 @@ UNSUITABLE = {
     ),
     "rows that differ": (dict(num_iterations=3), {}, [[0, 1], [0, 1], [-100, 1], [0, 1]], r"row 3 \[-100, 1\]"),
     "agreement": ({}, dict(agreement_weight=1.0), [[0]] * 4, "`agreement_weight`=1.0 makes earlier iterations answer"),
-    "halting": (dict(halting="confidence", min_iterations=1), {}, [[0]] * 4, "`halting`='confidence' could stop at the answer to one"),
+    "halting": (
+        dict(halting="confidence", min_iterations=1), {}, [[0]] * 4,
+        "`halting`='confidence' could stop at the answer to one",
+    ),
 }  # fmt: skip
 
 
