@@ -3,6 +3,7 @@
 See `solvers.py` for maps, states and solutions.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
+from .precision import is_half_precision
 from .random_numbers import keep_random_state, random_state, set_random_state
 from .solvers import (
     SOLVERS,
@@ -239,10 +241,10 @@ def implicit(
         state = with_implicit_gradient(f, state, 2 * steps, tolerance=tolerance, residual=residual)
     if bool(unrolled.any()):
         _warn(
-            f"The fixed point was not reached within {steps} iterations: the last one moved the state by "
+            f"The fixed point was not reached within {steps} iterations: the last one moved the state by up to "
             f"{_in_words(solution.residuals[unrolled, -1])}, `tolerance` is {tolerance:g}. The gradient of the "
             "iterations themselves (`gradient='full'`) is used instead. Allow more iterations, ask for less, or make "
-            "the map contract (smaller feedback weights, weight decay)."
+            f"the map contract (smaller feedback weights, weight decay).{_of_half_precision(start)}"
         )
         state = where(unrolled, iterate(f, start, steps, **options).state, state)
     return replace(solution, state=state, states=(*solution.states[:-1], state) if keep_states else ())
@@ -316,10 +318,10 @@ def _solve_adjoint(
     converged = solution.converged(tolerance)
     if not bool(converged.all()):
         _warn(
-            f"The adjoint equation of the fixed point was not solved within {steps} steps (residual "
+            f"The adjoint equation of the fixed point was not solved within {steps} steps (residual up to "
             f"{_in_words(solution.residuals[:, -1])}, `tolerance` {tolerance:g}): the gradient of "
             f"{int((~converged).sum())} of {len(converged)} examples is that of one iteration, and inexact. Allow more "
-            "iterations, or use `gradient='full'`."
+            f"iterations, or use `gradient='full'`.{_of_half_precision(v)}"
         )
     return tensors_of(where(converged, solution.state, v))
 
@@ -347,8 +349,16 @@ class SameRandomNumbers:
 
 
 def _in_words(residuals: torch.Tensor) -> str:
-    """The worst residual with one digit, so that the warnings of a long run repeat each other and are shown once."""
-    return f"{residuals.nan_to_num(torch.inf, torch.inf).max():.0e}"
+    """The worst residual up to a power of ten: the warnings of a long run repeat each other and are shown once."""
+    worst = float(residuals.nan_to_num(torch.inf, torch.inf).max())
+    return f"{10.0 ** math.ceil(math.log10(worst)):.0e}" if 0 < worst < math.inf else f"{worst:g}"
+
+
+def _of_half_precision(state: State) -> str:
+    """What keeps states from settling in half precision, as the last sentence of a warning."""
+    if not any(map(is_half_precision, tensors_of(state))):
+        return ""
+    return " In half precision rounding alone moves states by about 1e-3: use float32, or a larger tolerance."
 
 
 def _warn(message: str) -> None:

@@ -15,9 +15,15 @@ from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+
+
+def has_recurrent_states(cache: Cache) -> bool:
+    """Whether any layer of the backbone keeps a state that every token changes, as in linear attention."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 class IterationCache:

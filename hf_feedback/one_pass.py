@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .collected_states import asks_for_states
 from .feedback_connection import MessageContext, SourceMessage
-from .iteration_cache import IterationCache, extend_slot
+from .iteration_cache import IterationCache, extend_slot, has_recurrent_states
 from .iteration_trace import States
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, recording
 from .model_connections import FeedbackConnections
@@ -43,7 +43,8 @@ def run_in_one_pass(
         The backbone's output for the last token, with the logits of all that are asked for.
 
     Raises:
-        ValueError: hidden states, attentions or a loss of the router are asked for.
+        ValueError: hidden states, attentions or a loss of the router are asked for, or padding stands before the texts
+            of a backbone whose layers carry a state.
     """
     if asks_for_states(inputs):
         raise ValueError(
@@ -53,6 +54,15 @@ def run_in_one_pass(
     length, keep = cast(torch.Tensor, inputs.get("input_ids", inputs.get("inputs_embeds"))).shape[1], 0
     if "logits_to_keep" in inputs:
         keep, inputs = inputs["logits_to_keep"], {**inputs, "logits_to_keep": 0}
+    if (
+        has_recurrent_states(cache.cache)
+        and mask is not None
+        and bool(((mask[:, :-1] == 0) & (mask[:, 1:] != 0)).any())
+    ):
+        raise ValueError(
+            "The backbone carries a state through its layers, which in one pass with `feedback_shift`=1 would read the "
+            "padding before a text; call with texts of one length, one at a time, or with `use_cache=False`."
+        )
     outputs = []
     for t in range(length):
         until_token = None if mask is None else mask[:, : mask.shape[1] - length + t + 1]

@@ -277,3 +277,13 @@ def test_refused(case):
     call, words = REFUSED[case]
     with pytest.raises(ValueError, match=words):
         call(contraction()[0])
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_the_warning_says_what_half_precision_keeps_from_settling(half):
+    """States that rounding alone moves will not settle, whatever else the warning advises."""
+    matrix = torch.eye(4, dtype=torch.bfloat16 if half else torch.float32) * 0.9
+    start = torch.ones(1, 4, dtype=matrix.dtype, requires_grad=True)
+    with pytest.warns(ConvergenceWarning, match=r"by up to 1e[-+]0\d, ") as warned:
+        implicit(lambda state: state @ matrix + start, start.detach(), 3, tolerance=1e-6)
+    assert ("In half precision rounding alone" in str(warned[0].message)) is half

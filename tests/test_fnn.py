@@ -506,6 +506,7 @@ def test_only_what_is_needed_travels(tmp_path):
             "modeling_fnn.py",
             "fnn_layers.py",
             "gradients.py",
+            "precision.py",
             "random_numbers.py",
             "solvers.py",
             "modeling_outputs.py",

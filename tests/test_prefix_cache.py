@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -174,6 +175,18 @@ def test_states_of_other_weights_are_not_read(tmp_path):
     calls = Calls(second, layer=1)
     train(tmp_path, second)
     assert calls.count == 2
+
+
+@pytest.mark.parametrize(("difference", "allowed"), [(2e-3, False), (2e-2, True), (2e-1, False)])
+def test_a_text_may_differ_between_batches_by_what_the_precision_rounds(difference, allowed, tmp_path):
+    """Kernels of other shapes round otherwise: under autocast in bfloat16, also where states are kept in float32."""
+    rows = [{"input_ids": [5, 6, 7]}]
+    cache = PrefixCache(tmp_path, rows, depth=1, layers=[0], width=4, most_gigabytes=1)
+    texts = cache.find({"input_ids": torch.tensor(rows[0]["input_ids"])[None]})
+    with torch.autocast("cpu", torch.bfloat16, enabled=difference > 1e-2):
+        cache.write(texts, {0: torch.ones(1, 3, 4)})
+        with nullcontext() if allowed else pytest.raises(ValueError, match="--bf16 False"):
+            cache.write(texts, {0: torch.ones(1, 3, 4) + difference})
 
 
 def test_states_that_depend_on_the_batch_are_not_kept(tmp_path):

@@ -1,10 +1,13 @@
 """Training that goes on from a feedback model, asked for the same options again."""
 
 import pytest
+import torch
 from builders import tiny_tokenizer
 from families import tiny_backbone
+from training_runs import arguments
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.training import FeedbackTrainer, trainer
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.model_setup import make_model, set_segments
@@ -48,3 +51,37 @@ def test_segments_of_a_trained_model_may_get_another_size(tmp_path):
         assert tokenizer.model_max_length == longest
         assert {name: getattr(again.config, name) for name in sizes} == sizes
         assert again.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A folder with a backbone whose weights are stored in bfloat16, as those of many decoders are."""
+    tiny_backbone("bert").to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    return str(tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [({}, torch.float32), ({"dtype": "auto"}, torch.bfloat16), ({"dtype": "float16"}, torch.float16)],
+)
+def test_weights_are_trained_in_float32_unless_an_option_says_otherwise(half, tmp_path, dtype, expected):
+    model = make_model(FeedbackForSequenceClassification, ModelArguments(model=half, feedback_rank=4, **dtype), LABELS)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    model.save_pretrained(tmp_path / "again")
+    again = make_model(
+        FeedbackForSequenceClassification, ModelArguments(model=str(tmp_path / "again"), **dtype), LABELS
+    )
+    assert {parameter.dtype for parameter in again.parameters()} == {expected}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_trainer_warns_of_trained_weights_in_half_precision(half, frozen, tmp_path, caplog, monkeypatch):
+    """Not of those that are frozen: they do not change."""
+    monkeypatch.setattr(trainer.logger, "warning_once", lambda message: caplog.records.append(message))
+    model = make_model(FeedbackForSequenceClassification, ModelArguments(model=half, dtype="auto"), LABELS)
+    if frozen:
+        model.float()
+        model.backbone.to(torch.bfloat16).requires_grad_(False)
+    FeedbackTrainer(model=model, args=arguments(tmp_path))
+    warned = [record for record in caplog.records if "are in bfloat16" in str(record)]
+    assert len(warned) == (not frozen)

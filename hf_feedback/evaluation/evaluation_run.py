@@ -46,7 +46,7 @@ def load_labelled(trained: TrainedModel, file: str, options: Options | None = No
     if unknown := next((name for name in options if name not in known), None):
         raise ValueError(f"`{unknown}`: {trained.name} is {task_class.card.model_with_article}; leave the option out.")
     model_options = {"num_iterations": trained.num_iterations, **trained.halting}
-    model_args = ModelArguments(model=trained.name, revision=trained.revision, **model_options)
+    model_args = ModelArguments(model=trained.name, revision=trained.revision, dtype="auto", **model_options)
     task = task_class(model_args, task_class.data_arguments(test_file=file, **options))
     return task, task.prepare_trained(file)
 

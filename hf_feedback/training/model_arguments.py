@@ -130,6 +130,7 @@ def _member_types(option: Field) -> tuple[type, ...]:
     return get_args(option.type) if get_origin(option.type) in (Union, UnionType) else (option.type,)
 
 
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 OPTIONS_WITH_NONE = frozenset(
     name
     for config_class in (FeedbackConfig, FNNConfig)
@@ -157,6 +158,11 @@ class ModelArguments(ConfigArguments):
         None,
         f"Named options, each measured on the texts that it is for: {', '.join(RECIPES)}; other options given take "
         "precedence.",
+    )
+    dtype: str = option(
+        "float32",
+        "Precision of the weights; auto: that in which they are stored, which in half precision loses small steps.",
+        choices=dict.fromkeys(DTYPES),
     )
 
     def config_options(self) -> Options:

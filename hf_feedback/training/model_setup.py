@@ -2,6 +2,7 @@
 
 from typing import TypeVar, cast
 
+import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -127,23 +128,32 @@ def make_model(
         ValueError: an option or a label does not fit the model.
         OSError: the model is missing or damaged.
     """
-    hub, config = hub_options(args.revision), read_config(args.model, args.revision)
-    options = args.config_options()
+    config, options = read_config(args.model, args.revision), args.config_options()
+    place = {**hub_options(args.revision), **_dtype_options(args, config)}
     if config.get("model_type") == FeedbackConfig.model_type:
         architectures = config.get("architectures") or ()
         new_head = model_class.__name__ not in architectures  # such as one that was pretrained with another head
-        model = model_class.from_pretrained(args.model, **hub, **(label_options(labels) if new_head else {}))
+        model = model_class.from_pretrained(args.model, **place, **(label_options(labels) if new_head else {}))
         _update_options(model, args.model, options)
     else:
-        trained_head = model_class.has_trained_head(AutoConfig.from_pretrained(args.model, **hub))
+        trained_head = model_class.has_trained_head(
+            AutoConfig.from_pretrained(args.model, **hub_options(args.revision))
+        )
         if options.get("head") != "backbone" or not trained_head:
             options |= label_options(labels)
         model = model_class.from_backbone(
-            args.model, backbone_kwargs=dict(hub), config_overrides=config_overrides, **options
+            args.model, backbone_kwargs=place, config_overrides=config_overrides, **options
         )
     if labels is not None:
         check_head_has_labels(model, args.model, labels)
     return model
+
+
+def _dtype_options(args: ModelArguments, config: Options) -> Options:
+    """The precision in which a model is loaded; that of quantized weights is their own."""
+    backbone_config = config.get("backbone_config")
+    quantized = "quantization_config" in {**config, **(backbone_config if isinstance(backbone_config, dict) else {})}
+    return {} if args.dtype == "auto" or quantized else {"dtype": getattr(torch, args.dtype)}
 
 
 def new_network(args: FNNArguments, labels: LabelSet) -> tuple[PreTrainedTokenizerBase, FNNForSequenceClassification]:

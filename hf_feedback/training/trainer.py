@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import ParallelMode
+from transformers.utils import logging
 
 from ..modeling_base import FeedbackPreTrainedModel
 from .arguments import FeedbackTrainingArguments
@@ -35,6 +36,8 @@ from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
 from .techniques.trainer_techniques import TrainerTechniques
 from .train_iterations import draw_iterations, iteration_range
 from .unused_parameters import skip_unused_search
+
+logger = logging.get_logger(__name__)
 
 
 class FeedbackTrainer(ResumableTrainer):
@@ -96,6 +99,7 @@ class FeedbackTrainer(ResumableTrainer):
             self.add_callback(self._curves)
         self._check_loss()
         self._check_iteration_targets()
+        self._check_precision()
         self._check_batches()
 
     def _check_batches(self) -> None:
@@ -105,6 +109,18 @@ class FeedbackTrainer(ResumableTrainer):
             raise ValueError(
                 f"`dataloader_drop_last` leaves out a batch that is not full, and {len(rows)} training examples do not "
                 f"fill one of {batch}: nothing would be trained. Leave it out, or lower `per_device_train_batch_size`."
+            )
+
+    def _check_precision(self) -> None:
+        """Warns where trained weights are in half precision, in which most small steps change nothing."""
+        trained = {
+            p.dtype for p in cast(nn.Module, self.model).parameters() if p.requires_grad and p.dtype.itemsize == 2
+        }
+        if trained and not self.is_deepspeed_enabled:  # which keeps a copy in float32
+            logger.warning_once(
+                f"Weights that are trained are in {', '.join(str(one).removeprefix('torch.') for one in trained)}, in "
+                "which most small steps of the optimizer are lost. Load the model in float32 (`dtype=torch.float32`, "
+                "`--dtype float32`); `bf16=True` computes in bfloat16 all the same."
             )
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:

@@ -71,6 +71,8 @@ def make_frozen_prefix(trainer: "FeedbackTrainer") -> AbstractContextManager[obj
     """
     model, core = cast(nn.Module, trainer.model), any_model_in(cast(nn.Module, trainer.model))[1]
     args = trainer.args
+    if args.cache_prefix and not isinstance(core, FeedbackPreTrainedModel):
+        raise ValueError(f"`cache_prefix` is for models with a backbone; {type(core).__name__} has none, leave it out.")
     has_noise = args.torch_compile or args.neftune_noise_alpha is not None
     if not isinstance(core, FeedbackPreTrainedModel) or has_noise:
         return nullcontext()

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...precision import rounding
 from ...validation import Keywords
 
 # Inputs of the backbone besides flags; any other could change the states.
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 TOLERANCE = 1e-3  # relative to the largest state, between batches of different shapes
+STEPS_OF_PRECISION = 4  # or as many of these: the layers of MiniLM differ by 0.6 in bfloat16 and in float16
 BYTES_OF_A_NUMBER = 4
 BYTES_OF_A_BLOCK = 512  # of `st_blocks`, on any disk
 
@@ -171,16 +173,16 @@ class PrefixCache:
         found = torch.stack([states[layer].detach() for layer in self.layers]).cpu()
         if self._states is None:
             self._states = self._open(found.dtype)
-        kept = self._states
+        kept, tolerance = self._states, _tolerance(next(iter(states.values())))
         for row, (number, length) in enumerate(zip(texts.numbers, texts.lengths, strict=True)):
             start, new = int(self._starts[number]), found[:, row, :length]
             if not self._is_written[number]:
                 kept[:, start : start + length] = new
                 self._is_written[number] = 1
-            elif (kept[:, start : start + length] - new).abs().max() > TOLERANCE * new.abs().max():
+            elif (kept[:, start : start + length] - new).abs().max() > tolerance * new.abs().max():
                 raise ValueError(
                     "`cache_prefix`: the backbone has other states for the same text in another batch, so that they "
-                    "cannot be kept; leave it out."
+                    "cannot be kept; leave it out, or compute in float32 (`--bf16 False`)."
                 )
 
     def _open(self, dtype: torch.dtype) -> torch.Tensor:
@@ -190,6 +192,11 @@ class PrefixCache:
         states = _map_file(self.folder / f"{name}.states", int(np.prod(shape)), dtype)
         self._is_written = _map_file(self.folder / f"{name}.written", len(self._starts) - 1, torch.uint8)
         return states.view(shape)
+
+
+def _tolerance(state: torch.Tensor) -> float:
+    """By how much a state may differ between batches, relative to the largest: by what the precision rounds."""
+    return max(TOLERANCE, STEPS_OF_PRECISION * rounding(state))
 
 
 def _map_file(file: Path, size: int, dtype: torch.dtype) -> torch.Tensor:
