@@ -10,9 +10,11 @@ from builders import REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from closeness import assert_exact
 from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from training_runs import rows, write
 from transformers import AutoModelForSequenceClassification
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, from_peft, parameter_groups, peft_options
 
 METHODS = {
@@ -380,3 +382,15 @@ def test_adapters_of_other_feedback_are_refused(kind, tmp_path):
         ValueError, match="saved with other feedback than that of this model, which has `feedback_type`"
     ):
         PeftModel.from_pretrained(ours, tmp_path)
+
+
+@pytest.mark.parametrize("command", ["predict --text hello", "train --train-file train.csv --output-dir out"])
+def test_the_commands_say_that_an_adapter_is_no_model(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "train.csv", rows(4))
+    model = FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert"), num_labels=3)
+    get_peft_model(model, LoraConfig(r=2, **peft_options(model))).save_pretrained("adapter")
+    assert main([*command.split(), "--model", "adapter"]) == 2
+    error = capsys.readouterr().err
+    assert "`model`: the folder adapter holds an adapter of PEFT" in error
+    assert "merge_and_unload" in error

@@ -53,6 +53,12 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
             f"`from_pretrained({name!r}, gguf_file={file.name!r})`, the model with "
             "`quantization_config=GgufConfig(dequantize=True)`, save both with `save_pretrained`, and train that."
         )
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"`model`: the folder {name} holds an adapter of PEFT, and not the model that it belongs to. Load it with "
+            "PEFT, save the whole model with `model.merge_and_unload().save_pretrained(…)` and its tokenizer beside it, "
+            "and give that folder."
+        )
     try:
         return PreTrainedConfig.get_config_dict(name, **hub_options(revision))[0]
     except (OSError, HFValidationError) as error:
