@@ -403,8 +403,12 @@ def test_the_mask_that_is_lifted_still_hides_padding(folders, tmp_path, attentio
         torch.testing.assert_close(model.backbone(input_ids=padded, attention_mask=mask)[0][:, :4], alone)
 
 
-def test_texts_in_segments_have_arms_of_their_own(folders, tmp_path):
-    options = "--feedback-span segment --segment-length 5 --segment-overlap 0 --max-segments 4".split()
+@pytest.mark.parametrize(
+    "how", [["--feedback-span", "segment"], ["--recipe", "segment-memory", "--feedback-rank", "none"]]
+)
+def test_texts_in_segments_have_arms_of_their_own(how, folders, tmp_path):
+    """Also where a recipe cuts the texts, whose options the arms that read whole texts do not have."""
+    options = [*how, *"--segment-length 5 --segment-overlap 0 --max-segments 4".split()]
     comparison = comparison_of(folders, tmp_path, *options)
     plan = make_plan(comparison)
     assert {"windows", "truncated", "tobert", "whole"} <= plan.costs.keys()

@@ -56,8 +56,8 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ValueError(
             f"`model`: the folder {name} holds an adapter of PEFT, and not the model that it belongs to. Load it with "
-            "PEFT, save the whole model with `model.merge_and_unload().save_pretrained(…)` and its tokenizer beside it, "
-            "and give that folder."
+            "PEFT, save the whole model by `model.merge_and_unload().save_pretrained(…)` with its tokenizer, and give "
+            "that folder."
         )
     try:
         return PreTrainedConfig.get_config_dict(name, **hub_options(revision))[0]
