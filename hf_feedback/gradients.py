@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from .precision import is_half_precision
+from .precision import relative_spacing
 from .random_numbers import keep_random_state, random_state, set_random_state
 from .solvers import (
     SOLVERS,
@@ -272,7 +272,7 @@ def with_implicit_gradient(
         residual: how a step is measured.
     """
     at = tuple(tensor.detach().requires_grad_() for tensor in tensors_of(state))
-    image = tensors_of(f(like(state, at)))
+    image, hint = tensors_of(f(like(state, at))), _of_half_precision(state)  # the backward pass has no autocast
 
     def transposed(g: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # Jᵀ g
         try:
@@ -286,7 +286,7 @@ def with_implicit_gradient(
             ) from error
 
     def solve(v: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return _solve_adjoint(transposed, v, steps, tolerance, residual)
+        return _solve_adjoint(transposed, v, steps, tolerance, residual, hint)
 
     return like(state, cast(tuple, _Adjoint.apply(solve, *image)))
 
@@ -307,9 +307,9 @@ class _Adjoint(torch.autograd.Function):
 
 
 def _solve_adjoint(
-    transposed: Map, v: tuple[torch.Tensor, ...], steps: int, tolerance: float, residual: Residual
+    transposed: Map, v: tuple[torch.Tensor, ...], steps: int, tolerance: float, residual: Residual, hint: str
 ) -> tuple[torch.Tensor, ...]:
-    """`g = v + Jᵀ g`, by plain iteration from `v`; `v` where it does not converge."""
+    """`g = v + Jᵀ g`, by plain iteration from `v`; `v` where it does not converge, which a warning with `hint` says."""
 
     def adjoint(g: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(a + b for a, b in zip(v, transposed(g), strict=True))
@@ -321,7 +321,7 @@ def _solve_adjoint(
             f"The adjoint equation of the fixed point was not solved within {steps} steps (residual up to "
             f"{_in_words(solution.residuals[:, -1])}, `tolerance` {tolerance:g}): the gradient of "
             f"{int((~converged).sum())} of {len(converged)} examples is that of one iteration, and inexact. Allow more "
-            f"iterations, or use `gradient='full'`.{_of_half_precision(v)}"
+            f"iterations, or use `gradient='full'`.{hint}"
         )
     return tensors_of(where(converged, solution.state, v))
 
@@ -356,7 +356,7 @@ def _in_words(residuals: torch.Tensor) -> str:
 
 def _of_half_precision(state: State) -> str:
     """What keeps states from settling in half precision, as the last sentence of a warning."""
-    if not any(map(is_half_precision, tensors_of(state))):
+    if all(relative_spacing(one) <= torch.finfo(torch.float32).eps for one in tensors_of(state)):
         return ""
     return " In half precision rounding alone moves states by about 1e-3: use float32, or a larger tolerance."
 

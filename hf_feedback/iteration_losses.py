@@ -12,12 +12,12 @@ class LastIterationLoss:
     # Whether the loss needs the logits of all iterations.
     needs_all_iterations: ClassVar[bool] = False
 
-    def combine(self, losses: Sequence[torch.Tensor], counts: Sequence[float | torch.Tensor]) -> torch.Tensor:
+    def combine(self, losses: Sequence[torch.Tensor], has_target: Sequence[float | torch.Tensor]) -> torch.Tensor:
         """The loss of training.
 
         Args:
             losses: of iterations 1 … K, or of the last one alone where not all are needed; scalars.
-            counts: 1 for each of these that has a target, 0 for one that has none.
+            has_target: 1 for each of these that has a target, 0 for one that has none.
         """
         return losses[-1]
 
@@ -31,9 +31,9 @@ class UniformIterationLoss(LastIterationLoss):
         """The weight of each iteration."""
         return [1] * num_iterations
 
-    def combine(self, losses: Sequence[torch.Tensor], counts: Sequence[float | torch.Tensor]) -> torch.Tensor:
+    def combine(self, losses: Sequence[torch.Tensor], has_target: Sequence[float | torch.Tensor]) -> torch.Tensor:
         """The weighted mean of the losses; 0 where no iteration has a target."""
-        weights = [weight * count for weight, count in zip(self.weights(len(losses)), counts, strict=True)]
+        weights = [weight * present for weight, present in zip(self.weights(len(losses)), has_target, strict=True)]
         total: Any = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
         divisor: Any = sum(weights)
         return total / (divisor.clamp_min(1.0) if isinstance(divisor, torch.Tensor) else divisor)
@@ -65,8 +65,8 @@ def targets_of_iterations(
         num_iterations: K.
 
     Returns:
-        The targets of iterations 1 … K, and what each counts: 1, or 0 where no example has a target (the labels stand
-        in for it, so that every loss is finite, and nothing waits for the device).
+        The targets of iterations 1 … K, and for each 1, or 0 where no example has a target (the labels stand in for it,
+        so that every loss is finite, and nothing waits for the device).
 
     Raises:
         ValueError: the targets are no class numbers, or their shape is not that of the labels.
@@ -75,8 +75,8 @@ def targets_of_iterations(
 
     ```python
     >>> found, answer = torch.tensor([[-100, 7]]), torch.tensor([5])
-    >>> targets, counts = targets_of_iterations(answer, found, 4)
-    >>> [target.item() for target in targets], [float(count) for count in counts]
+    >>> targets, has_target = targets_of_iterations(answer, found, 4)
+    >>> [target.item() for target in targets], [float(present) for present in has_target]
     ([5, 7, 5, 5], [0.0, 1.0, 1.0, 1.0])
 
     ```
@@ -94,8 +94,8 @@ def targets_of_iterations(
             "`iteration_targets` and `labels` must be class numbers: values, and several labels at once, have no "
             "number that says that an iteration has no target."
         )
-    own = [target.contiguous() for target in iteration_targets[:, :num_iterations].unbind(1)]
-    present = [(target != -100).any() for target in own]
-    targets = [torch.where(some, target, labels) for some, target in zip(present, own, strict=True)]
-    rest = num_iterations - len(own)
-    return [*targets, *[labels] * rest], [*(some.float() for some in present), *[1.0] * rest]
+    first = iteration_targets[:, :num_iterations].to(labels.device).unbind(1)
+    has_target = [(target != -100).any() for target in first]
+    targets = [torch.where(present, target, labels) for present, target in zip(has_target, first, strict=True)]
+    rest = num_iterations - len(first)
+    return [*targets, *[labels] * rest], [*(present.float() for present in has_target), *[1.0] * rest]

@@ -174,7 +174,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             iteration_targets: targets of the first iterations in training, see `targets_of_iterations`.
             **inputs: everything else that `forward` was given.
         """
-        self._check_iteration_targets(labels, iteration_targets)
+        self._check_targets_are_read(labels, iteration_targets)
         objective = ITERATION_LOSSES[self.config.iteration_loss if self.training and labels is not None else "last"]()
         context, result = self._run(
             inputs, num_iterations, output_iterations or objective.needs_all_iterations, batch_iterations=True
@@ -188,15 +188,17 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         if labels is not None:
             answers = logits if objective.needs_all_iterations else logits[-1:]
             own = iteration_targets if objective.needs_all_iterations else None
-            targets, counts = targets_of_iterations(labels, own, len(answers))
+            targets, has_target = targets_of_iterations(labels, own, len(answers))
             losses = [self._loss(one, target) for one, target in zip(answers, targets, strict=True)]
-            fields["loss"] = objective.combine(losses, counts)
+            device = losses[-1].device
+            marks = [one.to(device) if isinstance(one, torch.Tensor) else one for one in has_target]
+            fields["loss"] = objective.combine(losses, marks)
             for extra in self._extra_losses(result):
                 fields["loss"] = fields["loss"] + self._batch_weight(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
 
-    def _check_iteration_targets(self, labels: Any, iteration_targets: torch.Tensor | None) -> None:
-        """Refuses targets that training would not read."""
+    def _check_targets_are_read(self, labels: Any, iteration_targets: torch.Tensor | None) -> None:
+        """Refuses targets of iterations that training would not read, or would take for values."""
         if iteration_targets is None:
             return
         if labels is None:
@@ -205,6 +207,12 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             raise ValueError(
                 "`iteration_targets` are read where every iteration has a loss, and `iteration_loss` is 'last'; use "
                 "'uniform' or 'linear', or leave them out."
+            )
+        several = self.config.problem_type == "multi_label_classification"
+        if several or self.config.predicts_values:
+            raise ValueError(
+                "`iteration_targets` are class numbers, and the model predicts "
+                f"{'several labels at once' if several else 'values'}; leave them out."
             )
 
     def _extra_losses(self, result: LoopResult) -> Iterator[torch.Tensor]:

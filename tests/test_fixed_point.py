@@ -6,7 +6,7 @@ import pytest
 import torch
 from closeness import assert_exact
 
-from hf_feedback.gradients import ConvergenceWarning, implicit, truncated
+from hf_feedback.gradients import ConvergenceWarning, implicit, truncated, with_implicit_gradient
 from hf_feedback.solvers import anderson, iterate, relative_residual
 
 SOLVERS = {"iterate": iterate, "anderson": anderson}
@@ -287,3 +287,13 @@ def test_the_warning_says_what_half_precision_keeps_from_settling(half):
     with pytest.warns(ConvergenceWarning, match=r"by up to 1e[-+]0\d, ") as warned:
         implicit(lambda state: state @ matrix + start, start.detach(), 3, tolerance=1e-6)
     assert ("In half precision rounding alone" in str(warned[0].message)) is half
+
+
+def test_the_warning_of_the_adjoint_knows_the_precision_of_the_forward_pass():
+    """The backward pass runs outside of autocast."""
+    matrix = torch.eye(4) * 0.99
+    start = torch.ones(1, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = with_implicit_gradient(lambda state: state @ matrix + start, start, 2, tolerance=1e-6)
+    with pytest.warns(ConvergenceWarning, match="inexact.* In half precision rounding alone"):
+        found.sum().backward()

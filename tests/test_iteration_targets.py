@@ -105,13 +105,28 @@ def test_evaluation_asks_for_the_label_after_the_last_iteration():
         ({}, dict(iteration_targets=torch.tensor([[0, 1]])), r"got \(1, 2\)"),
         ({}, dict(iteration_targets=torch.tensor([[0], [1]]), labels=None), "need `labels` too"),
         ({}, dict(iteration_targets=torch.tensor([[0.5], [1.5]])), "must be class numbers"),
+        (dict(num_labels=1), dict(iteration_targets=torch.tensor([[0], [1]])), "and the model predicts values"),
+        (
+            dict(problem_type="multi_label_classification"),
+            dict(labels=torch.tensor([[0, 1, 1]] * 2), iteration_targets=torch.tensor([[[0, 1, 1]]] * 2)),
+            "and the model predicts several labels at once",
+        ),
         (
             {},
             dict(iteration_targets=torch.tensor([[0], [1]]), labels=torch.tensor([0.5, 1.5])),
             "must be class numbers",
         ),
     ],
-    ids=["last", "no dimension", "another batch", "no labels", "values", "values as labels"],
+    ids=[
+        "last",
+        "no dimension",
+        "another batch",
+        "no labels",
+        "floats",
+        "values",
+        "several labels",
+        "floats as labels",
+    ],
 )
 def test_targets_that_cannot_be_trained_on_are_refused(options, given, error):
     model = fresh("SequenceClassification", **{"iteration_loss": "uniform", **options}).train()
@@ -167,9 +182,13 @@ WRONG = {
     "other classes": (
         ["text"],
         {},
-        r"`iteration_target_columns`: .* is not among the training labels.* class in column",
+        r"`iteration_target_columns`, 'text': .* is not among the training labels.*Targets are classes of the label",
     ),
-    "an empty cell": (["empty"], {}, r"`iteration_target_columns`: .* the label is missing.* class in column 'empty'"),
+    "an empty cell": (
+        ["empty"],
+        {},
+        r"`iteration_target_columns`, 'empty': .* the label is missing.*give the label where there is nothing",
+    ),
     "a column called none": (["none"], {}, "'none' says that an iteration has no target, and train.csv has a column"),
     "values": (["first"], {"problem_type": "regression"}, "one class for every text, and the labels are regression"),
 }
@@ -214,6 +233,15 @@ UNSUITABLE = {
         "`halting`='confidence' could stop at the answer to one",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", [None, 0, [0, None], [0, 1]], ids=str)
+def test_a_row_without_a_list_of_targets_is_named(targets, tmp_path):
+    data = [{**row, "iteration_targets": [0]} for row in tiny_data(4)]
+    data[2]["iteration_targets"] = targets
+    model = make(iteration_loss="uniform", num_iterations=3)
+    with pytest.raises(ValueError, match=r"every row needs a list of as many class numbers.*row 3"):
+        FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
 
 
 @pytest.mark.parametrize("as_list", [False, True], ids=["Dataset", "list"])

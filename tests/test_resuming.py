@@ -328,6 +328,7 @@ CHANGED = {
     "batch size": ("--per-device-train-batch-size 4", "`per_device_train_batch_size` was 8, is 4"),
     "accumulation": ("--gradient-accumulation-steps 2", "`gradient_accumulation_steps` was 1, is 2"),
     "precision": ("--bf16 True", "`bf16` was false, is true"),
+    "precision of the weights": ("--dtype bfloat16", '`precision of the weights` was "float32", is "bfloat16"'),
     "model": ("--feedback-dropout 0.5", "`feedback_dropout` was 0.0, is 0.5"),
     "loss": ("--label-smoothing-factor 0.1", "`label_smoothing_factor` was 0.0, is 0.1"),
     "iterations of a step": ("--train-iterations uniform", '`train_iterations` was "fixed", is "uniform"'),

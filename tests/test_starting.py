@@ -44,13 +44,19 @@ def test_segments_of_a_trained_model_may_get_another_size(tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = 12
-    for sizes, longest in (({}, 12), (dict(segment_length=16, segment_overlap=0, max_segments=3), 3 * 14 + 2)):
+    same = dict(segment_length=9, max_segments=2)
+    for sizes, longest in (
+        ({}, 12),
+        (same, 12),
+        (dict(segment_length=16, segment_overlap=0, max_segments=3), 3 * 14 + 2),
+    ):
         args = ModelArguments(model=str(tmp_path), **sizes)
         again = make_model(FeedbackForSequenceClassification, args, LABELS)
         set_segments(again, tokenizer, args)
         assert tokenizer.model_max_length == longest
         assert {name: getattr(again.config, name) for name in sizes} == sizes
         assert again.state_dict().keys() == model.state_dict().keys()
+        assert again(torch.tensor([[2, *range(5, 15), 3]])).logits.isfinite().all()
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def half(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [({}, torch.float32), ({"dtype": "auto"}, torch.bfloat16), ({"dtype": "float16"}, torch.float16)],
+    [({}, torch.float32), ({"dtype": "auto"}, torch.bfloat16), ({"dtype": "bfloat16"}, torch.bfloat16)],
 )
 def test_weights_are_trained_in_float32_unless_an_option_says_otherwise(half, tmp_path, dtype, expected):
     model = make_model(FeedbackForSequenceClassification, ModelArguments(model=half, feedback_rank=4, **dtype), LABELS)
@@ -85,3 +91,8 @@ def test_the_trainer_warns_of_trained_weights_in_half_precision(half, frozen, tm
     FeedbackTrainer(model=model, args=arguments(tmp_path))
     warned = [record for record in caplog.records if "are in bfloat16" in str(record)]
     assert len(warned) == (not frozen)
+
+
+def test_the_precision_is_one_of_those_that_there_are(half):
+    with pytest.raises(ValueError, match="`dtype` must be one of 'float32', 'bfloat16', 'auto', got 'bf16'"):
+        make_model(FeedbackForSequenceClassification, ModelArguments(model=half, dtype="bf16"), LABELS)

@@ -130,7 +130,7 @@ def _member_types(option: Field) -> tuple[type, ...]:
     return get_args(option.type) if get_origin(option.type) in (Union, UnionType) else (option.type,)
 
 
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+DTYPES = ("float32", "bfloat16", "auto")
 OPTIONS_WITH_NONE = frozenset(
     name
     for config_class in (FeedbackConfig, FNNConfig)
@@ -161,7 +161,7 @@ class ModelArguments(ConfigArguments):
     )
     dtype: str = option(
         "float32",
-        "Precision of the weights; auto: that in which they are stored, which in half precision loses small steps.",
+        "Precision of the weights; auto: as they are stored. Training in half precision loses small steps.",
         choices=dict.fromkeys(DTYPES),
     )
 

@@ -15,8 +15,9 @@ from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNForSequenceClassification
 from ..stored_config import place_keywords
 from ..topology import resolve_edges
+from ..validation import check_choice
 from .data.labels import LabelSet
-from .model_arguments import HALTING_OPTIONS, FNNArguments, ModelArguments, Options
+from .model_arguments import DTYPES, HALTING_OPTIONS, FNNArguments, ModelArguments, Options
 from .model_sources import hub_options, read_config
 
 Head = TypeVar("Head", bound=FeedbackPreTrainedModel)
@@ -105,8 +106,10 @@ def set_segments(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerB
     """
     if model.config.feedback_span == "segment" and model.config.segment_special_tokens is None:
         model.config.segment_special_tokens = special_tokens_of(tokenizer)
-    is_trained = read_config(args.model, args.revision).get("model_type") == FeedbackConfig.model_type
-    if model.cutting is not None and not (is_trained and args.config_options().keys().isdisjoint(SEGMENT_SIZES)):
+    stored, options = read_config(args.model, args.revision), args.config_options()
+    is_trained = stored.get("model_type") == FeedbackConfig.model_type
+    is_resized = any(name in options and options[name] != stored.get(name) for name in SEGMENT_SIZES)
+    if model.cutting is not None and (is_resized or not is_trained):
         tokenizer.model_max_length = model.cutting.longest  # not of one segment
 
 
@@ -151,9 +154,12 @@ def make_model(
 
 def _dtype_options(args: ModelArguments, config: Options) -> Options:
     """The precision in which a model is loaded; that of quantized weights is their own."""
+    check_choice("dtype", args.dtype, DTYPES)
     backbone_config = config.get("backbone_config")
-    quantized = "quantization_config" in {**config, **(backbone_config if isinstance(backbone_config, dict) else {})}
-    return {} if args.dtype == "auto" or quantized else {"dtype": getattr(torch, args.dtype)}
+    configs = (config, backbone_config if isinstance(backbone_config, dict) else {})
+    if any(one.get("quantization_config") for one in configs):
+        return {}
+    return {} if args.dtype == "auto" else {"dtype": getattr(torch, args.dtype)}
 
 
 def new_network(args: FNNArguments, labels: LabelSet) -> tuple[PreTrainedTokenizerBase, FNNForSequenceClassification]:
@@ -192,6 +198,8 @@ def trained_network(
         ValueError: another option is given, or the labels differ.
         OSError: the model is damaged.
     """
+    if args.dtype != "float32":
+        raise ValueError(f"`dtype`: {args.model} is a trained feedback network, of float32; leave the option out.")
     model = FNNForSequenceClassification.from_pretrained(args.model, **hub_options(args.revision))
     for option, value in args.config_options().items():
         if option != "num_iterations":

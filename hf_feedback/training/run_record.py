@@ -49,6 +49,7 @@ def run_record(
         **options,
         "number of processes": args.world_size,
         **model_options(config),
+        "precision of the weights": str(config.dtype).removeprefix("torch."),
         **{f"{type(collator).__name__}.{name}": value for name, value in sorted(plain.items())},
         **{f"rows of {split}": fingerprint_rows(data) for split, data in splits.items() if isinstance(data, Dataset)},
     }

@@ -121,7 +121,7 @@ def make_plan(comparison: Comparison) -> Plan:
     if wrong := next((name for name in left_out if comparison.arms[name].is_feedback), None):
         raise ValueError(f"`variants`: there can be no {wrong}, since {left_out[wrong]}; leave it out.")
     if "iteration_targets" in cast(Dataset, prepared.splits["train"].data).column_names:
-        _check_iteration_targets(comparison, feedback.config.iteration_loss)
+        _check_targets_are_read(comparison, feedback.config.iteration_loss)
     cutting = feedback.cutting
     budget = Budget(
         parameters=count_parameters(feedback.feedback),
@@ -165,7 +165,7 @@ def _constant_examples(comparison: Comparison, prepared: PreparedTask) -> np.nda
     return comparison.score_of(prepared)[1].of_examples(answers)
 
 
-def _check_iteration_targets(comparison: Comparison, trained_rule: str) -> None:
+def _check_targets_are_read(comparison: Comparison, trained_rule: str) -> None:
     """Refuses targets of iterations that no arm reads; `trained_rule` is the `iteration_loss` of a model as it is."""
     options = {"iteration_loss": trained_rule, **comparison.model_args.config_options()}
     rules = [

@@ -64,8 +64,8 @@ def iteration_target_numbers(split: Split, columns: Sequence[str], labels: Label
             return cast(list[int], label_numbers(split, column, labels))
         except ValueError as error:
             raise ValueError(
-                f"`iteration_target_columns`: {error} Every row needs a class in column {column!r}: the label, where "
-                "there is nothing to find before it."
+                f"`iteration_target_columns`, {column!r}: {error} Targets are classes of the label column; give the "
+                "label where there is nothing to find before it."
             ) from error
 
     return [list(row) for row in zip(*map(numbers_of, columns), strict=True)]
@@ -85,7 +85,18 @@ def check_iteration_targets(rows: Any, config: PreTrainedConfig, args: FeedbackT
     targets = _targets_of(rows)
     if not targets:
         return
-    name, number = "`iteration_targets` (`--iteration-target-columns`)", len(targets[0])
+    name = "`iteration_targets` (`--iteration-target-columns`)"
+    for row, target in enumerate(targets):
+        if (
+            not isinstance(target, list | tuple | torch.Tensor)
+            or len(target) != len(targets[0])
+            or None in list(target)
+        ):
+            raise ValueError(
+                f"{name}: every row needs a list of as many class numbers, one for each of the first iterations, "
+                f"{IGNORED} where one has none; {format_rows([row])}: {target!r:.80}."
+            )
+    number = len(targets[0])
     if not hasattr(config, "iteration_loss"):
         raise ValueError(f"{name} are for backbones with feedback, and this network has none; leave them out.")
     if config.iteration_loss == "last":
@@ -122,7 +133,7 @@ def _targets_of(rows: Any) -> list[Any] | None:
     if isinstance(rows, Dataset):
         return list(rows["iteration_targets"]) if "iteration_targets" in rows.column_names else None
     if isinstance(rows, list) and rows and isinstance(rows[0], Mapping) and "iteration_targets" in rows[0]:
-        return [row["iteration_targets"] for row in rows]
+        return [row.get("iteration_targets") for row in rows]
     return None
 
 

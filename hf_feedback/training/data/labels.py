@@ -267,21 +267,14 @@ def has_labels(split: Split, column: str) -> bool:
 
 
 def label_numbers(
-    split: Split, column: str, labels: LabelSet, separator: str | None = None, option: str = "label_column"
+    split: Split, column: str, labels: LabelSet, separator: str | None = None
 ) -> list[int] | list[float] | list[list[float]]:
     """Returns the numbers of the labels in a column, see `LabelSet.encode`.
-
-    Args:
-        split: the rows.
-        column: name of the column.
-        labels: numbers of the labels.
-        separator: separator of several labels in one cell, if any.
-        option: option that names the column, for messages.
 
     Raises:
         ValueError: there is no such column, or a label is missing or unknown.
     """
-    check_column(column, split.data.column_names, split.source, option)
+    check_column(column, split.data.column_names, split.source, "label_column")
     return labels.encode(label_cells(split.data, column, separator), column, split.source)
 
 

@@ -71,10 +71,11 @@ def make_frozen_prefix(trainer: "FeedbackTrainer") -> AbstractContextManager[obj
     """
     model, core = cast(nn.Module, trainer.model), any_model_in(cast(nn.Module, trainer.model))[1]
     args = trainer.args
-    if args.cache_prefix and not isinstance(core, FeedbackPreTrainedModel):
-        raise ValueError(f"`cache_prefix` is for models with a backbone; {type(core).__name__} has none, leave it out.")
-    has_noise = args.torch_compile or args.neftune_noise_alpha is not None
-    if not isinstance(core, FeedbackPreTrainedModel) or has_noise:
+    if not isinstance(core, FeedbackPreTrainedModel):
+        if args.cache_prefix:
+            raise ValueError(f"`cache_prefix` needs a backbone, which {type(core).__name__} has not; leave it out.")
+        return nullcontext()
+    if args.torch_compile or args.neftune_noise_alpha is not None:
         return nullcontext()
     depth = FrozenPrefix(model).depth()
     if not args.cache_prefix:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...precision import rounding
+from ...precision import relative_spacing
 from ...validation import Keywords
 
 # Inputs of the backbone besides flags; any other could change the states.
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 TOLERANCE = 1e-3  # relative to the largest state, between batches of different shapes
-STEPS_OF_PRECISION = 4  # or as many of these: the layers of MiniLM differ by 0.6 in bfloat16 and in float16
+MOST_SPACINGS = 4  # or so many `relative_spacing`s: in half precision those of MiniLM differ by 0.6 of one
 BYTES_OF_A_NUMBER = 4
 BYTES_OF_A_BLOCK = 512  # of `st_blocks`, on any disk
 
@@ -182,7 +182,7 @@ class PrefixCache:
             elif (kept[:, start : start + length] - new).abs().max() > tolerance * new.abs().max():
                 raise ValueError(
                     "`cache_prefix`: the backbone has other states for the same text in another batch, so that they "
-                    "cannot be kept; leave it out, or compute in float32 (`--bf16 False`)."
+                    "cannot be kept; leave it out, or compute in float32 (`--bf16 False --dtype float32`)."
                 )
 
     def _open(self, dtype: torch.dtype) -> torch.Tensor:
@@ -196,7 +196,7 @@ class PrefixCache:
 
 def _tolerance(state: torch.Tensor) -> float:
     """By how much a state may differ between batches, relative to the largest: by what the precision rounds."""
-    return max(TOLERANCE, STEPS_OF_PRECISION * rounding(state))
+    return max(TOLERANCE, MOST_SPACINGS * relative_spacing(state))
 
 
 def _map_file(file: Path, size: int, dtype: torch.dtype) -> torch.Tensor:
