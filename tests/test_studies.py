@@ -195,3 +195,19 @@ def test_the_guide_shows_the_noisy_texts_that_are_kept(monkeypatch):
     table = importlib.import_module("robustness").summary(FOLDER / "results" / "robustness" / "sst2")
     assert len(table.splitlines()) == 2 + 1 + 5 * 3 + 1
     assert table in GUIDE.read_text(encoding="utf-8")
+
+
+def test_the_chase_is_learned_by_commands(tmp_path, monkeypatch, capsys):
+    """All runs and tests of both arms, tiny; finished ones are not run again."""
+    monkeypatch.syspath_prepend(FOLDER)
+    study = importlib.import_module("chase_by_command")
+    sizes = dict(RUNS=((96, 1, 2, 3, 32), (96, 1, 3, 3, 32)), NUM_FACTS=3, PRETRAINING_STEPS=2, TESTS={"short": (1, 3)})
+    for name, value in sizes.items():
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(sys, "argv", ["chase_by_command.py", "--work", str(tmp_path), "--seeds", "0"])
+    study.main()
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert [row.split(" | ")[0] for row in table] == ["| accuracy (%)", "|---|---|", "| targets", "| label alone"]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    study.main()
+    assert capsys.readouterr().out.splitlines() == table

@@ -45,6 +45,7 @@ WORDS |= {FIRST_HOPS + i: f"?{i + 1}" for i in range(MAX_HOPS)}
 WORDS |= {FIRST_SYMBOL + i: f"s{i}" for i in range(NUM_SYMBOLS)}
 # Texts, epochs, facts a segment, most segments and batch size of each run
 RUNS = ((12800, 2, 4, 3, 32), (9600, 1, NUM_FACTS, 3, 32), (12800, 1, NUM_FACTS, 8, 16))
+RATES = "--learning-rate 5e-3 --backbone-lr 2e-3 --adam-beta2 0.98 --weight-decay 0.01 --warmup-steps 50"
 TESTS = {f"{hops} hops, {size} segments": (hops, size) for hops in range(1, HOPS + 1) for size in (8, 64)}
 TOKENS = 4096  # of a batch in evaluation, about
 ARMS = {
@@ -119,15 +120,14 @@ def train(folder: Path, arm: str, seed: int) -> Path:
     model = folder / "start"
     write_texts(folder / "validation.jsonl", 512, NUM_FACTS, (8, 8), (1, HOPS), 1_000_000 + seed)
     for number, (count, epochs, num_facts, segments, batch_size) in enumerate(RUNS, 1):
-        file, output = folder / f"train-{number}.jsonl", folder / f"{arm}-{number}"
+        file, output = folder / f"train-{number}.jsonl", folder / f"run-{number}"
         write_texts(file, count, num_facts, (2, segments), (1, HOPS), 10 * seed + number)
         length = Chase(NUM_SYMBOLS, num_facts).segment_length
         files = ["--model", model, "--train-file", file, "--output-dir", output]
         files += ["--validation-file", folder / "validation.jsonl"] if num_facts == NUM_FACTS else []
         sizes = f"--segment-length {length} --max-segments 128 --per-device-train-batch-size {batch_size}"
-        rates = "--learning-rate 5e-3 --backbone-lr 2e-3 --adam-beta2 0.98 --weight-decay 0.01 --warmup-steps 50"
         run = f"--num-train-epochs {epochs} --seed {seed} --bf16 False --overwrite-output-dir True --disable-tqdm True"
-        options = [*map(str, files), *sizes.split(), *rates.split(), *run.split(), *ARMS[arm]]
+        options = [*map(str, files), *sizes.split(), *RATES.split(), *run.split(), *ARMS[arm]]
         if cli.main(["train", *options]) != 0:
             sys.exit(f"run {number} of {arm!r} ended with an error")
         model = output
@@ -138,7 +138,7 @@ def measure(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """Trains an arm and tests it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_start(folder, seed)
-    model, found = train(folder, arm, seed), {"machine": machine_and_versions()}
+    model, accuracies = train(folder, arm, seed), {}
     for number, (name, (hops, segments)) in enumerate(TESTS.items()):
         file, output = folder / "test.jsonl", folder / "test.json"
         count = 512 if segments == 8 else 64
@@ -156,8 +156,8 @@ def measure(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         ]
         if cli.main(["evaluate", *map(str, files)]) != 0:
             sys.exit(f"the test of {arm!r} ended with an error")
-        found[name] = 100 * json.loads(output.read_text())["metrics"]["eval_accuracy"]
-    return found
+        accuracies[name] = 100 * json.loads(output.read_text())["metrics"]["eval_accuracy"]
+    return {"machine": machine_and_versions(), **accuracies}
 
 
 def main() -> None:
@@ -168,12 +168,13 @@ def main() -> None:
     args = parser.parse_args()
     finished, rows = Finished(args.work / "results.jsonl"), []
     for arm in args.arms:
-        found = []
+        runs = []
         for seed in args.seeds:
-            settings = {"arm": arm, "seed": seed, "runs": [list(run) for run in RUNS]}
-            run = partial(measure, args.work / str(seed), arm, seed)
-            found.append(finished.find(settings, list(TESTS)[-1], run))
-        rows.append((arm, *(interval([one[name] for one in found]) for name in TESTS)))
+            settings = {"arm": arm, "seed": seed, "runs": [list(run) for run in RUNS], "rates": RATES}
+            settings["pretraining_steps"] = PRETRAINING_STEPS
+            run = partial(measure, args.work / f"{arm} {seed}", arm, seed)
+            runs.append(finished.find(settings, list(TESTS)[-1], run))
+        rows.append((arm, *(interval([one[name] for one in runs]) for name in TESTS)))
     print(table(("accuracy (%)", *TESTS), rows))
 
 
