@@ -86,16 +86,7 @@ def check_iteration_targets(rows: Any, config: PreTrainedConfig, args: FeedbackT
     if not targets:
         return
     name = "`iteration_targets` (`--iteration-target-columns`)"
-    for row, target in enumerate(targets):
-        if (
-            not isinstance(target, list | tuple | torch.Tensor)
-            or len(target) != len(targets[0])
-            or None in list(target)
-        ):
-            raise ValueError(
-                f"{name}: every row needs a list of as many class numbers, one for each of the first iterations, "
-                f"{IGNORED} where one has none; {format_rows([row])}: {target!r:.80}."
-            )
+    _check_lists(targets, name)
     number = len(targets[0])
     if not hasattr(config, "iteration_loss"):
         raise ValueError(f"{name} are for backbones with feedback, and this network has none; leave them out.")
@@ -135,6 +126,17 @@ def _targets_of(rows: Any) -> list[Any] | None:
     if isinstance(rows, list) and rows and isinstance(rows[0], Mapping) and "iteration_targets" in rows[0]:
         return [row.get("iteration_targets") for row in rows]
     return None
+
+
+def _check_lists(targets: list[Any], name: str) -> None:
+    """Refuses rows without targets, or with another number of them than the first row has."""
+    for row, target in enumerate(targets):
+        is_list = isinstance(target, list | tuple | torch.Tensor)
+        if not is_list or len(target) != len(targets[0]) or any(one is None for one in target):
+            raise ValueError(
+                f"{name}: every row needs a list of as many class numbers, one for each of the first iterations, "
+                f"{IGNORED} where one has none; {format_rows([row])}: {target!r:.80}."
+            )
 
 
 def _check_present(targets: list[torch.Tensor], fewest: int, name: str) -> None:
