@@ -12,7 +12,8 @@ words, labels at the last piece of each, embeddings frozen, in two regimes:
   lifted, with the text repeated; and the same messages bottom-up.
 
 Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation. Options that are
-not listed here go to `hf-feedback compare` and replace those of the regimes: `--feedback-type temporal --arms plain`.
+not listed here go to `hf-feedback compare` and replace those of the regimes, such as `--arms`, `--variants`,
+`--rate-factors` and `--bf16`.
 """
 
 from study import compare_all, finish, kept_layers, parser
