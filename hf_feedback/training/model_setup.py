@@ -198,7 +198,7 @@ def trained_network(
         ValueError: another option is given, or the labels differ.
         OSError: the model is damaged.
     """
-    if args.dtype != "float32":
+    if args.dtype == "bfloat16":
         raise ValueError(f"`dtype`: {args.model} is a trained feedback network, of float32; leave the option out.")
     model = FNNForSequenceClassification.from_pretrained(args.model, **hub_options(args.revision))
     for option, value in args.config_options().items():
