@@ -112,6 +112,17 @@ def test_the_guide_and_the_card_show_the_chases_that_are_kept(module, tmp_path, 
         assert [row for row in rows if row not in guide] == []
 
 
+def test_the_guide_shows_the_chase_by_command_that_is_kept(module, monkeypatch, capsys):
+    study = module("chase_by_command")
+    guide = (FOLDER.parent / "guides" / "concepts" / "segment_memory.md").read_text()
+    (command,) = re.findall(r"python examples/studies/(chase_by_command.py .*)", guide)
+    kept = command.replace("FOLDER", str(FOLDER / "results" / "chase_by_command"))
+    monkeypatch.setattr(sys, "argv", shlex.split(kept))
+    monkeypatch.setattr(study, "measure", lambda *_: pytest.fail("the run is not kept"))
+    study.main()
+    assert capsys.readouterr().out.strip() in guide
+
+
 @pytest.mark.parametrize("longest", [1, 4])
 def test_chains_are_answered_by_following_them(module, longest):
     study, args = module("depth_on_demand"), argparse.Namespace(num_facts=6, num_symbols=14, device="cpu")
