@@ -1,6 +1,6 @@
 """Base of all feedback models: their parts, one call of `forward`, switches, loading and saving."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .feedback_checkpoint import (
 )
 from .forward_context import ForwardContext, backbone_inputs, without_targets
 from .iteration_cache import IterationCache
-from .iteration_losses import ITERATION_LOSSES, targets_of_iterations
+from .iteration_losses import ITERATION_LOSSES, LastIterationLoss, targets_of_iterations
 from .layer_recorder import run_uncompiled
 from .loading import load_pretrained
 from .loop_runner import LoopResult, LoopRunner
@@ -186,16 +186,31 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         if result.penalty is not None:
             fields["jacobian_penalty"] = result.penalty
         if labels is not None:
-            answers = logits if objective.needs_all_iterations else logits[-1:]
-            own = iteration_targets if objective.needs_all_iterations else None
-            targets, has_target = targets_of_iterations(labels, own, len(answers))
-            losses = [self._loss(one, target) for one, target in zip(answers, targets, strict=True)]
-            device = losses[-1].device
-            marks = [one.to(device) if isinstance(one, torch.Tensor) else one for one in has_target]
-            fields["loss"] = objective.combine(losses, marks)
+            fields["loss"] = self._combined_loss(objective, logits, labels, iteration_targets)
             for extra in self._extra_losses(result):
                 fields["loss"] = fields["loss"] + self._batch_weight(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
+
+    def _combined_loss(
+        self,
+        objective: LastIterationLoss,
+        logits: Sequence[torch.Tensor],
+        labels: Any,
+        iteration_targets: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The loss of the iterations that count.
+
+        Args:
+            objective: says which these are, and combines their losses.
+            logits: of iterations 1 … K, or of the last one alone.
+            labels, iteration_targets: as in `_answer`.
+        """
+        if not objective.needs_all_iterations:
+            return self._loss(logits[-1], labels)
+        targets, has_target = targets_of_iterations(labels, iteration_targets, len(logits))
+        losses = [self._loss(one, target) for one, target in zip(logits, targets, strict=True)]
+        marks = [one if isinstance(one, float) else one.to(losses[-1].device) for one in has_target]
+        return objective.combine(losses, marks)
 
     def _check_targets_are_read(self, labels: Any, iteration_targets: torch.Tensor | None) -> None:
         """Refuses targets of iterations that training would not read, or would take for values."""
