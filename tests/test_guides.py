@@ -203,7 +203,7 @@ def test_measurements_have_their_options(script, clone, monkeypatch, capsys):
     options = {option for name, *options in MEASUREMENTS if name == script for option in options}
     if script.startswith(("examples/benchmarks", "examples/studies")):
         assert run_script(script, ["--help"], monkeypatch) == 0
-        assert options <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        assert options <= set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
     else:
         assert (ROOT / script).is_file()
         assert not options
