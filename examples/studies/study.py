@@ -29,6 +29,12 @@ def parser(description: str | None, **defaults: object) -> argparse.ArgumentPars
     made.add_argument("--train", type=int, default=1000, help="training examples at most")
     made.add_argument("--validation", type=int, default=300, help="validation examples at most")
     made.add_argument("--test", type=int, default=1000, help="test examples at most")
+    made.add_argument(
+        "--test-from",
+        choices=["test", "train"],
+        default="test",
+        help="split that test examples come from; train: training examples that nothing is trained on",
+    )
     made.add_argument("--max-length", type=int, default=128, help="texts are cut at so many tokens")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     made.add_argument("--dry-run", action="store_true", help="print the plans with their costs alone")
@@ -61,13 +67,17 @@ def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> Files:
     files = {}
     work.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        data = read_file(str(next(file for file in sorted(folder.glob(f"{split}.*")))))
+        source = args.test_from if split == "test" else split
+        data = read_file(str(next(file for file in sorted(folder.glob(f"{source}.*")))))
         data = data.shuffle(seed=0)
         order = list(range(len(data)))
-        if split == "train" and "label" in data.column_names:
+        if source == "train" and "label" in data.column_names:
             firsts = set({label: i for i, label in reversed(list(enumerate(data["label"])))}.values())
             order.sort(key=lambda i: i not in firsts)
-        data = data.select(sorted(order[: getattr(args, split)]))
+        first = 0 if source == split else args.train
+        data = data.select(sorted(order[first : first + getattr(args, split)]))
+        if not len(data):
+            raise ValueError(f"--test-from {source}: --train {args.train} leaves no example of {folder} to test on.")
         files[split] = str(work / f"{split}.jsonl")
         data.to_json(files[split])
     return files
