@@ -20,7 +20,7 @@ from .iteration_trace import States, batch_first
 from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, with_hidden
 from .model_connections import FeedbackConnections
 from .segments import Segments
-from .solvers import Residual, apply_step, relative_residual
+from .solvers import PartialResidual, apply_step
 from .token_halting import TokenHalting
 
 # Called after iteration k with k and the states.
@@ -179,7 +179,7 @@ def run_iterations(
     return loop.output(new)
 
 
-def text_residual(mask: torch.Tensor | None, segments: Segments | None) -> Residual:
+class TextResidual(PartialResidual):
     """`solvers.relative_residual` of texts: padding is left out, and a text has moved as far as any of its segments.
 
     Args:
@@ -187,20 +187,22 @@ def text_residual(mask: torch.Tensor | None, segments: Segments | None) -> Resid
         segments: the text of each row, if texts were cut.
     """
 
-    def without_padding(state: PackedStates) -> PackedStates:
+    def __init__(self, mask: torch.Tensor | None, segments: Segments | None) -> None:
+        self.mask, self.segments = mask, segments
+
+    def counted(self, state: PackedStates) -> PackedStates:
+        mask = self.mask
         return tuple(
             h if mask is None or mask.shape != h.shape[:2] else h.masked_fill(mask.to(h.device)[..., None] == 0, 0.0)
             for h in state
         )
 
-    def residual(new: Any, old: Any) -> torch.Tensor:
-        moved = relative_residual(without_padding(new), without_padding(old))
-        if segments is None:
+    def __call__(self, new: PackedStates, old: PackedStates) -> torch.Tensor:
+        moved = super().__call__(new, old)
+        if self.segments is None:
             return moved
-        text = segments.text.to(moved.device)
-        return moved.new_zeros(segments.num_texts).scatter_reduce(0, text, moved, "amax")[text]
-
-    return residual
+        text = self.segments.text.to(moved.device)
+        return moved.new_zeros(self.segments.num_texts).scatter_reduce(0, text, moved, "amax")[text]
 
 
 def find_fixed_point(
@@ -241,7 +243,7 @@ def find_fixed_point(
         SameRandomNumbers(iteration, loop.entry.device),
         (*start, *start) if damps else start,
         num_iterations - 1,
-        residual=text_residual(mask, loop.context.segments),
+        residual=TextResidual(mask, loop.context.segments),
         keep_states=observe is not None,
     )
     for k, state in enumerate(solution.states, 2):

@@ -59,6 +59,17 @@ def relative_residual(new: State, old: State) -> torch.Tensor:
     return ((a - b) / scale).norm(dim=1) / (a / scale).norm(dim=1).clamp_min(tiny)
 
 
+class PartialResidual:
+    """`relative_residual` of a part of the state, which alone decides how a fixed point is searched for, too."""
+
+    def counted(self, state: Any) -> Any:
+        """The state with 0 where it does not count."""
+        return state
+
+    def __call__(self, new: Any, old: Any) -> torch.Tensor:
+        return relative_residual(self.counted(new), self.counted(old))
+
+
 def iterate(
     f: Map,
     start: State,
@@ -134,7 +145,8 @@ def anderson(
 
     Args:
         f, start, steps, tolerance, keep_states: as in `iterate`.
-        residual: as in `iterate`; it compares `f(h)` with the `h` it was applied to.
+        residual: as in `iterate`; it compares `f(h)` with the `h` it was applied to. Where it is a `PartialResidual`,
+            what it leaves out does not weigh in the combination either.
         memory: m, how many steps are combined; 1 is plain iteration.
 
     Source: Anderson 1965; Walker and Ni 2011, doi 10.1137/10078356X.
@@ -153,15 +165,17 @@ def anderson(
     _check(steps, tolerance, residual)
     progress = _Progress(start, tolerance, residual, keep_states)
     state: Any = start
-    inputs: list[torch.Tensor] = []
+    counted = residual.counted if isinstance(residual, PartialResidual) else lambda state: state
+    differences: list[torch.Tensor] = []
     images: list[torch.Tensor] = []
     for _ in range(steps):
         image = progress.step(f(state), state)
         if progress.finished:
             break
-        inputs, images = [*inputs, flatten(state)][-memory:], [*images, flatten(image)][-memory:]
-        h, fh = torch.stack(inputs, 1), torch.stack(images, 1)  # (B, m, N)
-        weights = _anderson_weights(fh - h).unsqueeze(-1)  # (B, m, 1)
+        differences = [*differences, flatten(counted(image)) - flatten(counted(state))][-memory:]
+        images = [*images, flatten(image)][-memory:]
+        weights = _anderson_weights(torch.stack(differences, 1)).unsqueeze(-1)  # (B, m, 1)
+        fh = torch.stack(images, 1)  # (B, m, N)
         state = _unflatten((weights.to(fh) * fh).sum(1), image)
     return progress.solution(image)
 

@@ -133,8 +133,9 @@ def test_a_text_that_does_not_settle_moves_no_other(case, bad):
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
 
 
-def test_padding_does_not_decide_when_a_text_has_settled():
-    options = dict(gradient="implicit", fixed_point_tolerance=1e-2, scale=0.1)
+@pytest.mark.parametrize("solver", ["iteration", "anderson"])
+def test_padding_does_not_decide_when_a_text_has_settled_nor_where(solver):
+    options = dict(gradient="implicit", fixed_point_solver=solver, fixed_point_tolerance=1e-2, scale=0.1)
     model, text = feedback_model(num_iterations=20, **options).eval(), {"input_ids": tiny_batch()["input_ids"][:1, :4]}
     alone = model(**text, output_iterations=True)
     fill = {"input_ids": F.pad(text["input_ids"], (0, 30)), "attention_mask": F.pad(torch.ones(1, 4), (0, 30))}
