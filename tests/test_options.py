@@ -5,6 +5,7 @@ import re
 import pytest
 
 from hf_feedback import FeedbackConfig, FNNConfig
+from hf_feedback.cli import main
 from hf_feedback.training.commands.options import OptionParser
 from hf_feedback.training.model_arguments import FNNArguments, HaltingArguments, ModelArguments
 
@@ -76,3 +77,17 @@ def test_halting_of_a_trained_model_is_its_own_by_default():
     assert len(names) == 6
     for name in names:
         assert "(default: the model's own)" in help_of(HaltingArguments, name)
+
+
+UNKNOWN = {
+    "misspelt": ("train --modle m --train-file t.csv", "there is no option --modle (did you mean --model?)"),
+    "file of options": ("train --config run.yaml", "no option --config: a file of options is the first argument"),
+    "no option": ("train run --model m", "'run' does not belong to an option"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_what_is_unknown_is_named_before_what_is_missing(case, capsys):
+    arguments, words = UNKNOWN[case]
+    assert main(arguments.split()) == 2
+    assert words in capsys.readouterr().err

@@ -177,16 +177,21 @@ class OptionParser(HfArgumentParser):
         Raises:
             ValueError: an option is unknown, missing or has a wrong value.
         """
+        known = self._option_string_actions
+        for argument in arguments:  # before argparse says what is missing, which may be the option misspelt
+            if argument.startswith("--") and argument.split("=")[0] not in known:
+                self.error(self._describe_unknown(argument))
         *parts, rest = self.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
         if rest:
-            unknown = next((argument for argument in rest if argument.startswith("-")), rest[0])
-            self.error(self._describe_unknown(unknown))
+            self.error(self._describe_unknown(rest[0]))
         return tuple(parts)
 
     def _describe_unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
             return f"{argument!r} does not belong to an option"
         name = argument.split("=")[0]
+        if name.startswith("--config"):
+            return f"there is no option {name}: a file of options is the first argument after the command"
         known = [option for option in self._option_string_actions if "_" not in option]
         close = get_close_matches(name.replace("_", "-"), known, 1)
         return f"there is no option {name}" + (f" (did you mean {close[0]}?)" if close else "")
