@@ -18,5 +18,7 @@ from .modeling_outputs import FeedbackCausalLMOutput as FeedbackCausalLMOutput
 from .modeling_outputs import FeedbackModelOutput as FeedbackModelOutput
 from .modeling_outputs import FeedbackQuestionAnsweringOutput as FeedbackQuestionAnsweringOutput
 from .modeling_outputs import FeedbackTaskOutput as FeedbackTaskOutput
+from .training import FeedbackTrainer as FeedbackTrainer
+from .training import FeedbackTrainingArguments as FeedbackTrainingArguments
 
 __version__: str

@@ -311,7 +311,7 @@ class FeedbackConfig(OptionsConfig):
 
     @staticmethod
     def recipe(name: str) -> Keywords:
-        """Options that have been measured to pay, for `from_backbone`; see `recipes.py`.
+        """Options that were measured to help on the texts that they are for, as keywords of `from_backbone`.
 
         Args:
             name: what they are for, such as `"depth-on-demand"`.

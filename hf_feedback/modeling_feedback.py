@@ -21,10 +21,12 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .building import check_option_names
 from .class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from .configuration_feedback import FeedbackConfig
 from .forward_context import ForwardContext, token_mask
 from .generation import FeedbackGenerativeModel
+from .label_options import LABEL_OPTIONS
 from .loading import load_feedback_folder
 from .modeling_base import FeedbackPreTrainedModel, classifier_dropout
 from .modeling_outputs import (
@@ -716,17 +718,20 @@ HEADS: tuple[type[FeedbackPreTrainedModel], ...] = (
 )
 
 
-def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = None) -> FeedbackPreTrainedModel:
+def add_feedback(
+    task_model: PreTrainedModel, config: FeedbackConfig | None = None, **feedback_options: Any
+) -> FeedbackPreTrainedModel:
     """Adds fresh feedback to a fine-tuned task model; its head is kept, and it answers exactly as before.
 
     Args:
         task_model: a transformers model for sequence, token, image or audio classification, question answering,
             multiple choice, masked or causal language modelling; it is used as it is, not copied.
-        config: the feedback options, without a `backbone_config`; the defaults of `FeedbackConfig` if left out.
-            Labels are the task model's.
+        config: the feedback options, without a `backbone_config`. Labels are the task model's, with which given
+            ones have to agree.
+        **feedback_options: the options of `FeedbackConfig` one by one, instead of `config`.
 
     Raises:
-        ValueError: the model is for another task, or an option contradicts it.
+        ValueError: the model is for another task, an option contradicts it, or there are a config and options.
         UnsupportedBackboneError: the model cannot be looped exactly; says why.
 
     Example:
@@ -734,22 +739,29 @@ def add_feedback(task_model: PreTrainedModel, config: FeedbackConfig | None = No
     ```python
     >>> import torch
     >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> from hf_feedback import FeedbackConfig, add_feedback
+    >>> from hf_feedback import add_feedback
     >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    >>> model = add_feedback(BertForSequenceClassification(tiny), FeedbackConfig(num_iterations=3))
+    >>> model = add_feedback(BertForSequenceClassification(tiny), num_iterations=3)
     >>> model.check_equivalence({"input_ids": torch.tensor([[5, 6, 7]])})
     0.0
 
     ```
     """
-    if config is None:
-        config = FeedbackConfig()
+    if config is not None and feedback_options:
+        raise ValueError(
+            f"`add_feedback` takes a config or options, got both; set {list(feedback_options)} in the config."
+        )
+    check_option_names(feedback_options)
+    config = config or FeedbackConfig(**feedback_options)
     if config.backbone_config is not None:
         raise ValueError(
             "`add_feedback` takes the feedback options alone; got a config with a `backbone_config`. Leave it out."
         )
-    labels = ("id2label", "label2id", "problem_type", "head")
-    options = {name: value for name, value in config.options().items() if name not in labels}
+    options = {name: value for name, value in config.options().items() if name not in ("head", *LABEL_OPTIONS)}
+    default = FeedbackConfig()
+    for name in LABEL_OPTIONS:  # given ones are checked against the labels of the head
+        if name in feedback_options or getattr(config, name) != getattr(default, name):
+            options[name] = getattr(config, name)
     for head in HEADS:
         if head.traits.is_task_model(task_model):
             return head.from_backbone(task_model, head="backbone", **options)

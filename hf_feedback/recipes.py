@@ -32,7 +32,7 @@ RECIPES = {
         },
     ),
     "depth-on-demand": Recipe(
-        "a shallow model that takes as many steps as K has iterations, trained with a drawn K",
+        "a shallow model that takes as many steps as K has iterations; K = 4 in every step of training",
         {
             "num_iterations": 4,
             "feedback_type": "additive",

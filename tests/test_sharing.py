@@ -183,6 +183,22 @@ def test_add_feedback_refuses_what_it_cannot_wrap():
         add_feedback(tuned_model(), FeedbackConfig(backbone_config=tiny_config("bert")))
     with pytest.raises(ValueError, match="at most the backbone's hidden size 32"):
         add_feedback(tuned_model(), FeedbackConfig(feedback_rank=64))
+    with pytest.raises(ValueError, match=r"takes a config or options, got both; set \['feedback_rank'\]"):
+        add_feedback(tuned_model(), FeedbackConfig(), feedback_rank=8)
+    with pytest.raises(ValueError, match="did you mean `feedback_rank`"):
+        add_feedback(tuned_model(), rank=8)
+
+
+def test_add_feedback_checks_labels_that_are_given():
+    for options in (dict(num_labels=5), dict(id2label=dict(enumerate("abcd")))):
+        for given in (dict(config=FeedbackConfig(**options)), options):
+            with pytest.raises(ValueError, match="the head was trained for the labels"):
+                add_feedback(tuned_model(), **given)
+    with pytest.raises(ValueError, match="the head was trained for the labels"):
+        add_feedback(tuned_model(), num_labels=2)
+    several = add_feedback(tuned_model(), FeedbackConfig(problem_type="multi_label_classification"))
+    assert several.config.problem_type == "multi_label_classification"
+    assert add_feedback(tuned_model(), feedback_rank=8).config.num_labels == 3
 
 
 def test_a_trained_head_keeps_its_labels(tmp_path):
