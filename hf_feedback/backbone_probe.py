@@ -18,17 +18,10 @@ from .backbone_layout import (
 )
 from .batch_rows import find_batch_axes
 from .evaluation_mode import evaluating
-from .layer_recorder import (
-    LayerArguments,
-    LayerOutput,
-    OutOfOrderError,
-    SegmentRecord,
-    first_argument,
-    hidden_of,
-    recording,
-)
+from .layer_recorder import first_argument, recording
 from .modeling_outputs import ANSWERS, split_iterations
 from .probe_inputs import Batch, probe_inputs
+from .segment_record import LayerArguments, LayerOutput, OutOfOrderError, SegmentRecord, hidden_of
 from .validation import Keywords
 
 

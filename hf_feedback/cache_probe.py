@@ -11,8 +11,9 @@ from .backbone_layout import BackboneLayout, without_cache
 from .backbone_probe import disturb_states
 from .evaluation_mode import evaluating
 from .iteration_cache import IterationCache
-from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, recording
+from .layer_recorder import recording
 from .probe_inputs import probe_inputs
+from .segment_record import LayerOutput, SegmentRecord, hidden_of
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 

@@ -11,7 +11,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .iteration_trace import batch_first
-from .layer_recorder import LayerCall, LayerOutput, SegmentRecord, hidden_of
+from .segment_record import LayerCall, LayerOutput, SegmentRecord, hidden_of
 from .validation import Keywords
 
 

@@ -17,8 +17,8 @@ from .feedback_connection import MessageContext
 from .gradients import Gradient, SameRandomNumbers
 from .halting import Halting
 from .iteration_trace import States, batch_first
-from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, with_hidden
 from .model_connections import FeedbackConnections
+from .segment_record import LayerOutput, SegmentRecord, hidden_of, with_hidden
 from .segments import Segments
 from .solvers import PartialResidual, apply_step
 from .token_halting import TokenHalting

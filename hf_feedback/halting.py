@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from .batch_rows import IndivisibleError
 from .iteration_trace import States, batch_first, relative_change
-from .layer_recorder import LayerOutput, hidden_of, with_hidden
+from .segment_record import LayerOutput, hidden_of, with_hidden
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig

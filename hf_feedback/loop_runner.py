@@ -17,10 +17,11 @@ from .forward_context import ForwardContext, token_mask
 from .gradients import GRADIENTS, FullGradient
 from .halting import Halting, reads_answers
 from .iteration_trace import IterationTrace, States, batch_first
-from .layer_recorder import LayerOutput, SegmentRecord, recording, run_uncompiled, with_hidden
+from .layer_recorder import recording, run_uncompiled
 from .modeling_outputs import BackboneOutput, split_iterations
 from .one_pass import run_in_one_pass
 from .option_checks import check_halting
+from .segment_record import LayerOutput, SegmentRecord, with_hidden
 from .stability import estimate_contraction, jacobian_penalty
 from .token_halting import TokenHalting
 

@@ -15,8 +15,9 @@ from transformers.utils import ModelOutput, logging
 from .backbone_layout import BackboneLayout, is_decoder, is_sharded, prepare_backbone
 from .backbone_probe import probe_backbone
 from .building import build_from_backbone, check_option_names, new_backbone, settle_causality
+from .built_options import BuiltOptions
 from .collected_states import collected_key
-from .configuration_feedback import AUTO_MAP, BuiltOptions, FeedbackConfig, HeadOption, PartOption
+from .configuration_feedback import AUTO_MAP, FeedbackConfig, HeadOption, PartOption
 from .cutting import Cutting, cut_texts, cutting_of
 from .evaluation_mode import evaluating
 from .feedback_checkpoint import (

@@ -14,8 +14,9 @@ from .collected_states import asks_for_states
 from .feedback_connection import MessageContext, SourceMessage
 from .iteration_cache import IterationCache, extend_slot, has_recurrent_states
 from .iteration_trace import States
-from .layer_recorder import LayerOutput, SegmentRecord, hidden_of, recording
+from .layer_recorder import recording
 from .model_connections import FeedbackConnections
+from .segment_record import LayerOutput, SegmentRecord, hidden_of
 from .validation import Keywords
 
 

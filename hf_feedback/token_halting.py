@@ -7,7 +7,7 @@ import torch
 from .halting import IterationFacts, LogitsOfState, rules_of, which_may_stop
 from .iteration_cache import IterationCache
 from .iteration_trace import States, relative_change_of_tokens
-from .layer_recorder import LayerOutput, hidden_of, with_hidden
+from .segment_record import LayerOutput, hidden_of, with_hidden
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModel
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
-from hf_feedback.layer_recorder import LayerHook, SegmentRecord
+from hf_feedback.layer_recorder import LayerHook
+from hf_feedback.segment_record import SegmentRecord
 
 FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
 

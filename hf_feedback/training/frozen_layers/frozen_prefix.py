@@ -11,7 +11,8 @@ from torch import nn
 from transformers.utils import logging
 
 from ...collected_states import asks_for_states
-from ...layer_recorder import LayerOutput, first_argument, hidden_of, is_replaying, with_hidden
+from ...layer_recorder import first_argument, is_replaying
+from ...segment_record import LayerOutput, hidden_of, with_hidden
 from ...switches import is_feedback_disabled
 from ...validation import Keywords
 from ..model_parts import feedback_model_in, parts_of
