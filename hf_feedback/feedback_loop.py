@@ -21,7 +21,6 @@ from .model_connections import FeedbackConnections
 from .segment_record import LayerOutput, SegmentRecord, hidden_of, with_hidden
 from .segments import Segments
 from .solvers import PartialResidual, apply_step
-from .token_halting import TokenHalting
 
 # Called after iteration k with k and the states.
 Observer = Callable[[int, States], None]
@@ -36,7 +35,9 @@ class FeedbackLoop:
     Args:
         record: the record of iteration 1, its segment complete.
         feedback: the connections.
-        context: what messages may read besides the states.
+        message_context: what messages may read besides the states.
+        token_mask: `(B, T)`, true at the real tokens of the segment's input, if that is known; what moves in padding
+            does not count.
         classify: the output of the segment `(B, T, d)` → class probabilities `(B, C)`, for messages that read these.
         carries: whether the segment reads its output of the previous iteration instead of its first input.
         batch_axes: positions of batch rows in the recorded arguments; `None`: they cannot be divided.
@@ -46,13 +47,14 @@ class FeedbackLoop:
         self,
         record: SegmentRecord,
         feedback: FeedbackConnections,
-        context: MessageContext,
+        message_context: MessageContext,
+        token_mask: torch.Tensor | None = None,
         classify: Callable[[torch.Tensor], torch.Tensor] | None = None,
         carries: bool = False,
         batch_axes: tuple[Any, ...] | None = None,
     ) -> None:
-        self.record, self.feedback, self.context = record, feedback, context
-        self.classify, self.carries, self.batch_axes = classify, carries, batch_axes
+        self.record, self.feedback, self.message_context = record, feedback, message_context
+        self.token_mask, self.classify, self.carries, self.batch_axes = token_mask, classify, carries, batch_axes
         self.sources = [int(source) for source in feedback.sources]
         self.entry = record.entry  # (B, T, d), the same in every iteration
         self.iteration = 1  # k, the latest one
@@ -94,9 +96,9 @@ class FeedbackLoop:
     def _next_context(self) -> MessageContext:
         """Inputs of the messages of the next iteration."""
         self.iteration += 1
-        if self.context.cache is not None:
-            self.context.cache.start_iteration(self.iteration)
-        return self.context
+        if self.message_context.cache is not None:
+            self.message_context.cache.start_iteration(self.iteration)
+        return self.message_context
 
     def output(self, h: States) -> LayerOutput:
         """The output of the segment's last layer with the states of some iteration, as the backbone expects it."""
@@ -114,24 +116,29 @@ class FeedbackLoop:
             raise IndivisibleError("the states of all layers are asked for")
         if self.batch_axes is None:
             raise IndivisibleError("the arguments of its layers do not show the rows of the batch")
+
+        def part(mask: torch.Tensor | None) -> torch.Tensor | None:
+            return None if mask is None else mask[rows.to(mask.device)]
+
+        segments = self.message_context.segments
         context = replace(
-            self.context,
-            mask=None if self.context.mask is None else self.context.mask[rows.to(self.context.mask.device)],
-            segments=None if self.context.segments is None else self.context.segments.select_rows(rows),
+            self.message_context,
+            mask=part(self.message_context.mask),
+            segments=None if segments is None else segments.select_rows(rows),
         )
         record = self.record.select_rows(rows, self.batch_axes)
-        return FeedbackLoop(record, self.feedback, context, carries=self.carries)
+        return FeedbackLoop(record, self.feedback, context, part(self.token_mask), carries=self.carries)
 
     # States as `solvers.py` takes them: a tuple of tensors, batch first
 
     def pack(self, h: States) -> PackedStates:
         """The states by source, the lowest first; each `(B, T, d)`."""
-        return tuple(batch_first(h[source], self.context.batch_dim) for source in sorted(h))
+        return tuple(batch_first(h[source], self.message_context.batch_dim) for source in sorted(h))
 
     def unpack(self, packed: PackedStates) -> States:
         """The inverse of `pack`."""
         pairs = zip(sorted(self.sources), packed, strict=True)
-        return {source: batch_first(state, self.context.batch_dim) for source, state in pairs}
+        return {source: batch_first(state, self.message_context.batch_dim) for source, state in pairs}
 
 
 def run_iterations(
@@ -139,7 +146,7 @@ def run_iterations(
     num_iterations: int,
     gradient: Gradient,
     observe: Observer | None = None,
-    halting: Halting | TokenHalting | None = None,
+    halting: Halting | None = None,
 ) -> LayerOutput:
     """Iterations 2 … K over the record of iteration 1.
 
@@ -210,7 +217,6 @@ def find_fixed_point(
     num_iterations: int,
     gradient: Gradient,
     observe: Observer | None = None,
-    mask: torch.Tensor | None = None,
 ) -> LayerOutput:
     """Iterations 2 … K towards the fixed point `h* = step(h*)`, with the gradient of the fixed point itself.
 
@@ -221,7 +227,6 @@ def find_fixed_point(
         loop, observe: as in `run_iterations`.
         num_iterations: K, at most.
         gradient: finds the fixed point.
-        mask: `(B, T)`, 0 at padding, which does not decide when a text has converged.
 
     Returns:
         The output of the segment's last layer at the fixed point, as the backbone expects it.
@@ -243,7 +248,7 @@ def find_fixed_point(
         SameRandomNumbers(iteration, loop.entry.device),
         (*start, *start) if damps else start,
         num_iterations - 1,
-        residual=TextResidual(mask, loop.context.segments),
+        residual=TextResidual(loop.token_mask, loop.message_context.segments),
         keep_states=observe is not None,
     )
     for k, state in enumerate(solution.states, 2):

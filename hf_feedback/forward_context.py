@@ -31,6 +31,7 @@ class ForwardContext:
         backbone, feedback: the modules, as they are in this call.
         forward_arguments: arguments of `forward`; the segments of the texts, if they were cut.
         backbone_inputs: inputs of the backbone.
+        num_iterations: K.
         compute_logits: the backbone's output → logits `(B, C)`, or `(B, T, V)` where each token is answered; `None` if
             the model does neither.
         segments: the text of each row, if texts were cut.
@@ -47,6 +48,7 @@ class ForwardContext:
     feedback: FeedbackConnections
     forward_arguments: Keywords
     backbone_inputs: Keywords
+    num_iterations: int
     compute_logits: "Callable[[BackboneOutput, ForwardContext], torch.Tensor] | None"
     segments: Segments | None
     num_choices: int | None

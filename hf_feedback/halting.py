@@ -1,29 +1,25 @@
-"""Halting: rules by which examples stop before the last iteration."""
+"""Halting: rules by which examples, or tokens, stop before the last iteration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from transformers.utils import logging
 
-from .batch_rows import IndivisibleError
-from .iteration_trace import States, batch_first, relative_change
-from .segment_record import LayerOutput, hidden_of, with_hidden
+from .iteration_trace import States
+from .segment_record import hidden_of, with_hidden
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
     from .feedback_loop import FeedbackLoop
 
-logger = logging.get_logger(__name__)
-
-# The output of the segment (B, T, d) → logits (B, C).
+# The output of the segment (B, T, d) → logits (B, C), or (B, T, V) where each token is answered.
 LogitsOfState = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class IterationFacts:
-    """Inputs of a halting rule after an iteration.
+    """Inputs of a halting rule after an iteration. Where each token stops by itself, B stands for B, T.
 
     Args:
         residual: `(B,)`, relative change of the states in the iteration; `None` after the first one.
@@ -37,7 +33,7 @@ class IterationFacts:
 
 
 class HaltingRule:
-    """Rule that decides after each iteration which examples may stop. A new one is a subclass and a row in
+    """Rule that decides after each iteration which examples, or tokens, may stop. A new one is a subclass and a row in
     `HALTING_RULES`.
 
     Args:
@@ -52,7 +48,7 @@ class HaltingRule:
         self.config = config
 
     def holds(self, facts: IterationFacts) -> torch.Tensor:
-        """`(B,)`, true for the examples that may stop."""
+        """`(B,)`, true for what may stop."""
         raise NotImplementedError
 
 
@@ -164,12 +160,12 @@ def confidence_of(logits: torch.Tensor, measure: str, several_labels: bool) -> t
     """Confidence in an answer, in [0, 1].
 
     Args:
-        logits: `(B, C)`.
+        logits: `(…, C)`.
         measure: `"probability"` of the top class, or its `"margin"` over the next one.
         several_labels: whether each label is a binary decision; the least confident of them counts.
 
     Returns:
-        `(B,)`, in float32.
+        `(…)`, in float32.
     """
     if several_labels:
         positive = logits.float().sigmoid()
@@ -180,17 +176,12 @@ def confidence_of(logits: torch.Tensor, measure: str, several_labels: bool) -> t
 
 
 class Halting:
-    """Stops each example by itself, at the first iteration at which its rules hold.
-
-    A stopped example keeps its states and leaves the batch: the others continue as a smaller batch; when all have
-    stopped, the loop ends. If the recorded arguments of the backbone's layers cannot be divided, and in compiled
-    graphs, whose shapes are fixed, stopped examples are still computed and their new states discarded. Either way the
-    result of an example does not depend on the others in its batch. The segments of one text stop together.
+    """Stops each example, or each token, by itself, at the first iteration at which its rules hold.
 
     Args:
         config: the options of halting.
         loop: the loop over the whole batch.
-        mask: `(B, T)`, 0 at padding, which residuals leave out.
+        stopped: those that take no part from the beginning on, `(B,)` or, of tokens, `(B, T)`.
         logits_of_state: for rules that read the answers.
     """
 
@@ -198,24 +189,26 @@ class Halting:
         self,
         config: "FeedbackConfig",
         loop: "FeedbackLoop",
-        mask: torch.Tensor | None = None,
+        stopped: torch.Tensor,
         logits_of_state: LogitsOfState | None = None,
     ) -> None:
-        self.loop, self.mask, self.logits_of_state = loop, mask, logits_of_state
+        self.loop, self.logits_of_state = loop, logits_of_state
         self.groups = rules_of(config)
+        self.reads_residual = any(rule.reads_residual for group in self.groups for rule in group)
         self.min_iterations = config.min_iterations
         self.several_labels = config.problem_type == "multi_label_classification"
-        self.batch_dim, self.segments = loop.context.batch_dim, loop.context.segments
-        rows = loop.entry.shape[self.batch_dim]
-        texts = rows if self.segments is None else self.segments.num_texts
-        self.stopped = torch.zeros(texts, dtype=torch.bool, device=loop.entry.device)  # (B,)
-        self.iterations = torch.zeros_like(self.stopped, dtype=torch.long)  # (B,)
-        self.leaves = not torch.compiler.is_compiling()  # whether stopped examples leave the batch
-        self._answer: torch.Tensor | None = None  # (B, 1 or C) after the last iteration
-        self._num_equal_answers = torch.ones_like(self.iterations)  # (B,)
+        self.stopped = stopped
+        self.iterations = torch.zeros_like(stopped, dtype=torch.long)
+        self._answer: torch.Tensor | None = None  # after the last iteration
+        self._num_equal_answers = torch.ones_like(self.iterations)
+
+    @property
+    def all_stopped(self) -> bool:
+        """Whether all have stopped; false in compiled graphs, where all continue."""
+        return not torch.compiler.is_compiling() and bool(self.stopped.all())
 
     def step(self, h: States, before: States) -> States:
-        """One iteration of those that have not stopped; the others keep their states.
+        """One iteration of those that have not stopped; the others keep what they have.
 
         Args:
             h: the states that messages read, of all examples.
@@ -224,67 +217,46 @@ class Halting:
         Returns:
             As `FeedbackLoop.step`, for the whole batch.
         """
-        if self.leaves and bool(self._rows_stopped().any()):
-            rows = (~self._rows_stopped()).nonzero().squeeze(1)
-            try:
-                part = self.loop.select_rows(rows)
-            except IndivisibleError as error:
-                self.leaves = False
-                logger.warning_once(
-                    f"Stopped examples cannot leave the batch, so that halting saves time only when all have stopped: "
-                    f"{error}."
-                )
-            else:
-                return self._step_of_rows(part, rows, h, before)
         old_outputs = [call.output for call in self.loop.record.calls]
         new = {source: self._hold(before[source], state) for source, state in self.loop.step(h).items()}
-        self._hold_outputs(old_outputs)
-        return new
-
-    def _step_of_rows(self, part: "FeedbackLoop", rows: torch.Tensor, h: States, before: States) -> States:
-        """One iteration of some rows; `part` is the loop over them."""
-        new = part.step({s: h[s].index_select(self.batch_dim, rows.to(h[s].device)) for s in h})
-        return {s: before[s].index_copy(self.batch_dim, rows.to(before[s].device), new[s].to(before[s])) for s in new}
-
-    def _rows_stopped(self) -> torch.Tensor:
-        return self.stopped if self.segments is None else self.stopped[self.segments.text]
-
-    def _hold(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """The new state, in which that of stopped examples is the old one."""
-        shape = [1] * new.dim()
-        shape[self.batch_dim] = -1
-        return torch.where(self._rows_stopped().to(new.device).view(shape), old.to(new), new)
-
-    def _hold_outputs(self, old_outputs: list[LayerOutput | None]) -> None:
-        """The same for all outputs of the segment's layers that are kept (`output_hidden_states=True`)."""
-        for call, old in zip(self.loop.record.calls, old_outputs, strict=True):
+        for call, old in zip(self.loop.record.calls, old_outputs, strict=True):  # those that are kept
             if call.output is not None and old is not None:
                 call.output = with_hidden(call.output, self._hold(hidden_of(old), hidden_of(call.output)))
+        return new
 
     def finish_iteration(self, k: int, old: States | None, new: States) -> bool:
-        """Records iteration k, and returns whether all examples have stopped.
+        """Records iteration k, and returns whether there is no other one to run.
 
         Args:
             k: the iteration.
             old, new: the states before and after it; before the first there are none.
         """
         self.iterations = self.iterations + ~self.stopped
-        logits = None
-        if self.logits_of_state is not None:
-            logits = self.logits_of_state(new[self.loop.record.last])
-            self._note_answers(logits)
-        if k >= self.min_iterations:
-            residual = None
-            if old is not None and any(rule.reads_residual for group in self.groups for rule in group):
-                after, before = ({s: batch_first(x, self.batch_dim) for s, x in h.items()} for h in (new, old))
-                residual = relative_change(after, before, self.mask, self.segments)
-            facts = IterationFacts(residual, logits, self._num_equal_answers)
-            self.stopped = self.stopped | which_may_stop(self.groups, facts)
-        return not torch.compiler.is_compiling() and bool(self.stopped.all())
+        if not self.all_stopped:
+            logits = None if self.logits_of_state is None else self.logits_of_state(new[self.loop.record.last])
+            if logits is not None:
+                self._note_answers(logits)
+            if k >= self.min_iterations:
+                residual = self.residual(new, old) if self.reads_residual and old is not None else None
+                facts = IterationFacts(residual, logits, self._num_equal_answers)
+                self.stopped = self.stopped | which_may_stop(self.groups, facts)
+        return self.all_stopped
+
+    def residual(self, new: States, old: States) -> torch.Tensor:
+        """How far the last iteration moved each example, or each token."""
+        raise NotImplementedError
+
+    def where_stopped(self, state: torch.Tensor) -> torch.Tensor:
+        """What has stopped, in a shape that a state can be compared with."""
+        raise NotImplementedError
+
+    def _hold(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """The new state, in which what has stopped has its old one."""
+        return torch.where(self.where_stopped(new).to(new.device), old.to(new), new)
 
     def _note_answers(self, logits: torch.Tensor) -> None:
-        """Counts the consecutive equal predictions of each example."""
-        answer = (logits > 0) if self.several_labels else logits.argmax(-1, keepdim=True)  # (B, 1 or C)
+        """Counts the consecutive equal answers."""
+        answer = (logits > 0) if self.several_labels else logits.argmax(-1, keepdim=True)
         answer = answer.to(self._num_equal_answers.device)
         if self._answer is not None:
             self._num_equal_answers = torch.where((answer == self._answer).all(-1), self._num_equal_answers + 1, 1)

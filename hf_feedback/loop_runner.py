@@ -11,6 +11,7 @@ from transformers.utils import logging
 from .backbone_layout import BackboneLayout
 from .collected_states import asks_for_states, keep_last_iteration
 from .configuration_feedback import FeedbackConfig
+from .example_halting import ExampleHalting
 from .feedback_connection import MessageContext
 from .feedback_loop import FeedbackLoop, find_fixed_point, run_iterations
 from .forward_context import ForwardContext, token_mask
@@ -36,7 +37,7 @@ class LoopResult:
         output: the backbone's own output.
         trace: states of every iteration, on request.
         is_batched: whether `output` is that of all iterations as one larger batch.
-        iterations: `(B,)`, number of iterations of each example, with halting.
+        iterations: `(B,)`, number of iterations of each example, or `(B, T)`, of each token, with halting.
         penalty: penalty on the loop's Jacobian, in training.
     """
 
@@ -47,7 +48,7 @@ class LoopResult:
     penalty: torch.Tensor | None = None
 
     def statistics(self) -> dict[str, torch.Tensor | None]:
-        """`residuals` `(B, K − 1)` if a trace was kept, and `iterations` `(B,)`."""
+        """`residuals` `(B, K − 1)` if a trace was kept, and `iterations`."""
         return {"iterations": self.iterations} if self.trace is None else {**self.trace.statistics(self.iterations)}
 
 
@@ -63,14 +64,11 @@ class LoopRunner:
     config: FeedbackConfig
     layout: BackboneLayout
 
-    def run(
-        self, context: ForwardContext, num_iterations: int, keep_trace: bool = False, batch_iterations: bool = False
-    ) -> LoopResult:
+    def run(self, context: ForwardContext, keep_trace: bool = False, batch_iterations: bool = False) -> LoopResult:
         """K iterations.
 
         Args:
-            context: inputs and settings of the call.
-            num_iterations: K.
+            context: inputs and settings of the call, K among them.
             keep_trace: whether to record the states of every iteration.
             batch_iterations: whether the backbone's output may be that of all iterations as one larger batch.
 
@@ -94,11 +92,11 @@ class LoopRunner:
         can_batch = self.layout.can_batch_iterations and not asks_for_states(context.backbone_inputs)
         result.is_batched = keep_trace and batch_iterations and can_batch
         # solving for a fixed point, or differentiating inside the loop, cannot be compiled
-        is_apart = num_iterations > 1 and (penalizes or GRADIENTS[config.gradient].finds_fixed_point)
+        is_apart = context.num_iterations > 1 and (penalizes or GRADIENTS[config.gradient].finds_fixed_point)
         if is_apart and torch.compiler.is_compiling():
-            run_uncompiled(self._run_backbone, context, num_iterations, result)
+            run_uncompiled(self._run_backbone, context, result)
         else:
-            self._run_backbone(context, num_iterations, result)
+            self._run_backbone(context, result)
         return result
 
     def _halts(self, context: ForwardContext) -> bool:
@@ -108,7 +106,7 @@ class LoopRunner:
     def _make_trace(self, context: ForwardContext) -> IterationTrace:
         return IterationTrace(self.layout.batch_dim or 0, context.segments)
 
-    def _run_backbone(self, context: ForwardContext, num_iterations: int, result: LoopResult) -> None:
+    def _run_backbone(self, context: ForwardContext, result: LoopResult) -> None:
         """Calls the backbone, with the iterations inside of it, and fills in the result."""
         if context.cache is not None and context.cache.state_slots:
             result.output = run_in_one_pass(
@@ -123,11 +121,11 @@ class LoopRunner:
             return
 
         def on_segment(record: SegmentRecord) -> LayerOutput:
-            return self._iterate(self.make_loop(record, context), num_iterations, context, result)
+            return self._iterate(self.make_loop(record, context), context, result)
 
         record = None
         acts = context.feedback.acts_in_first_iteration and not context.is_disabled
-        if num_iterations > 1 or result.trace is not None or acts or self._halts(context):
+        if context.num_iterations > 1 or result.trace is not None or acts or self._halts(context):
             record = self._make_record(context, on_segment)
         with recording(record):
             result.output = context.backbone(**context.backbone_inputs)
@@ -158,57 +156,35 @@ class LoopRunner:
             batch_dim=self.layout.batch_dim or 0,
         )
 
-    def _iterate(
-        self, loop: FeedbackLoop, num_iterations: int, context: ForwardContext, result: LoopResult
-    ) -> LayerOutput:
+    def _iterate(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> LayerOutput:
         """Iterations 2 … K, as the config asks for; fills in the result."""
-        mask = self._token_mask(context, loop)
         if result.trace:
-            result.trace.mask = mask
+            result.trace.mask = loop.token_mask
         run = self._iterate_until_halted if self._halts(context) else self._iterate_to_the_end
-        output = run(loop, num_iterations, context, result, mask)
+        output = run(loop, context, result)
         if result.trace and result.is_batched:
             loop.record.earlier_states = result.trace.outputs[:-1]
         if context.cache is not None:  # the layers above the segment run once
             context.cache.start_iteration(1)
         return output
 
-    def _token_mask(self, context: ForwardContext, loop: FeedbackLoop) -> torch.Tensor | None:
-        """`(B, T)`, true at real tokens of the segment's input, if the call's mask shows them."""
-        length = loop.entry.shape[1 - (self.layout.batch_dim or 0)]
-        return token_mask(context.backbone, context.attention_mask, length)
-
-    def _iterate_until_halted(
-        self,
-        loop: FeedbackLoop,
-        num_iterations: int,
-        context: ForwardContext,
-        result: LoopResult,
-        mask: torch.Tensor | None,
-    ) -> LayerOutput:
+    def _iterate_until_halted(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> LayerOutput:
         """Each example stops by itself, or each token where every one is answered."""
         config = self.config
         check_halting(config)  # options may have been set since the model was built
         logits_of_state = (lambda state: self._logits_at(context, state)) if reads_answers(config.halting) else None
-        halting: Halting | TokenHalting
+        halting: Halting
         if context.cache is not None:
-            halting = TokenHalting(config, loop, context.cache, loop.context.mask, logits_of_state)
+            halting = TokenHalting(config, loop, context.cache, logits_of_state)
         else:
-            halting = Halting(config, loop, mask, logits_of_state)
-        output = run_iterations(loop, num_iterations, FullGradient(), result.trace, halting)
+            halting = ExampleHalting(config, loop, logits_of_state)
+        output = run_iterations(loop, context.num_iterations, FullGradient(), result.trace, halting)
         result.iterations = halting.iterations
         return output
 
-    def _iterate_to_the_end(
-        self,
-        loop: FeedbackLoop,
-        num_iterations: int,
-        context: ForwardContext,
-        result: LoopResult,
-        mask: torch.Tensor | None,
-    ) -> LayerOutput:
+    def _iterate_to_the_end(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> LayerOutput:
         """All examples take K iterations, with the gradient that the config asks for."""
-        config, trace = self.config, result.trace
+        config, trace, num_iterations = self.config, result.trace, context.num_iterations
         penalizes = config.jacobian_penalty > 0 and num_iterations > 1 and context.is_training
         penalizes = penalizes and torch.is_grad_enabled()
         latest: States = {}
@@ -225,19 +201,21 @@ class LoopRunner:
         each_by_itself = context.predicts_next_token and not context.is_training
         observer = observe if penalizes else trace
         if gradient.finds_fixed_point and not each_by_itself:
-            output = find_fixed_point(loop, num_iterations, gradient, observer, mask)
+            output = find_fixed_point(loop, num_iterations, gradient, observer)
         else:
             output = run_iterations(loop, num_iterations, gradient, observer)
         if penalizes:
-            result.penalty = jacobian_penalty(loop, latest, mask)
+            result.penalty = jacobian_penalty(loop, latest)
         return output
 
     def make_loop(self, record: SegmentRecord, context: ForwardContext) -> FeedbackLoop:
         """The loop over a record, its segment complete."""
+        length = record.entry.shape[1 - (self.layout.batch_dim or 0)]
         return FeedbackLoop(
             record,
             context.feedback,
             self._message_context(context, record.entry),
+            token_mask(context.backbone, context.attention_mask, length),
             (lambda state: self._class_probabilities(context, state)) if context.feedback.reads_classes else None,
             carries=self.config.feedback_state == "carry",
             batch_axes=self.layout.batch_axes,
@@ -276,7 +254,7 @@ class LoopRunner:
         return logits if logits.shape[-1] == 1 else logits.softmax(-1)
 
     def _logits_at(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
-        """`(B, C)`, the logits if the segment ended in `state`."""
+        """`(B, C)`, or `(B, T, V)` where each token is answered: the logits if the segment ended in `state`."""
         halts = self._halts(context)
         if context.compute_logits is None:
             option = f"halting={self.config.halting!r}" if halts else "feedback_context='classes'"
@@ -331,15 +309,14 @@ class LoopRunner:
             yield self.output_from(context, state)
         yield result.output
 
-    def estimate_contraction(self, context: ForwardContext, num_iterations: int, steps: int) -> torch.Tensor:
+    def estimate_contraction(self, context: ForwardContext, steps: int) -> torch.Tensor:
         """By which factor one more iteration shrinks a small difference between states after K iterations, `(B,)`; see
         `stability.estimate_contraction`."""
         estimates: list[torch.Tensor] = []
 
         def on_segment(record: SegmentRecord) -> LayerOutput:
             loop = self.make_loop(record, context)
-            mask = self._token_mask(context, loop)
-            estimates.append(estimate_contraction(loop, num_iterations, steps, mask))
+            estimates.append(estimate_contraction(loop, context.num_iterations, steps))
             return loop.output(loop.initial_states())
 
         with torch.no_grad(), recording(self._make_record(context, on_segment)):

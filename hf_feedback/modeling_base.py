@@ -265,7 +265,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
                 "`output_iterations=True` reads the answer after every iteration, of which a cache, and a token that "
                 f"stops by itself, have but one; call with {cause}."
             )
-        return context, self.runner.run(context, k, keep_trace, batch_iterations)
+        return context, self.runner.run(context, keep_trace, batch_iterations)
 
     @property
     def runner(self) -> LoopRunner:
@@ -308,6 +308,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             feedback=self.feedback,
             forward_arguments=inputs,
             backbone_inputs=arguments,
+            num_iterations=num_iterations,
             compute_logits=self.compute_logits if answers else None,
             segments=segments,
             num_choices=num_choices,
@@ -526,7 +527,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             context = self._make_context(
                 {"output_hidden_states": False, "output_attentions": False, **inputs}, k, False
             )
-            factors = self.runner.estimate_contraction(context, k, steps)
+            factors = self.runner.estimate_contraction(context, steps)
         expanding = factors[factors > 1]  # no number where states are not finite
         if len(expanding):
             logger.warning(

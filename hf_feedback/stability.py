@@ -12,14 +12,13 @@ from .feedback_loop import FeedbackLoop, PackedStates
 from .iteration_trace import States
 
 
-def jacobian_penalty(loop: FeedbackLoop, h: States, mask: torch.Tensor | None = None) -> torch.Tensor:
+def jacobian_penalty(loop: FeedbackLoop, h: States) -> torch.Tensor:
     """`‖εᵀJ‖² / n` with ε ~ N(0, I): an unbiased estimate of `‖J‖²_F / n`, J the loop's Jacobian at the states h and n
     their number of entries, padding left out if it is known. Minimized, it makes the loop contract.
 
     Args:
         loop: the map of one iteration.
         h: states of the last iteration; no gradient flows into them.
-        mask: `(B, T)`, true at real tokens.
 
     Returns:
         Scalar, with a graph for the parameters.
@@ -30,24 +29,22 @@ def jacobian_penalty(loop: FeedbackLoop, h: States, mask: torch.Tensor | None = 
     with sdpa_kernel(SDPBackend.MATH), _without_checkpointing(loop):  # the others have no second derivative
         image = _damped_step(loop, at)
     epsilon = tuple(torch.randn_like(part) for part in image)
-    epsilon = _without_padding(epsilon, mask)
+    epsilon = _without_padding(epsilon, loop.token_mask)
     products = torch.autograd.grad(image, at, epsilon, create_graph=True, materialize_grads=True)
     exact = torch.promote_types(image[0].dtype, torch.float32)
     squares: Any = sum(part.to(exact).square().sum() for part in products)
     return squares / sum((part != 0).sum() for part in epsilon)
 
 
-def estimate_contraction(
-    loop: FeedbackLoop, num_iterations: int, steps: int, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def estimate_contraction(loop: FeedbackLoop, num_iterations: int, steps: int) -> torch.Tensor:
     """Estimates the factor `(B,)` by which one more iteration after K changes a small difference between states: the
     spectral radius of the loop's Jacobian J, by power iteration with products `Jᵀ v`. Below 1 the loop contracts.
+    Differences in padding, which no answer reads, are left out.
 
     Args:
         loop: the map of one iteration.
         num_iterations: K.
         steps: number of steps of the power iteration; the estimate is the geometric mean of the later half.
-        mask: `(B, T)`, true at real tokens; differences in padding, which no answer reads, are left out.
     """
     h = loop.initial_states()
     h = loop.feedback.damp(h, h)
@@ -57,7 +54,7 @@ def estimate_contraction(
     at = tuple(state.detach().requires_grad_() for state in loop.pack(h))
     with torch.enable_grad():
         image = _damped_step(loop, at)
-    segments = loop.context.segments
+    segments, mask = loop.message_context.segments, loop.token_mask
 
     def norm(v: PackedStates) -> torch.Tensor:
         squares: Any = sum(part.double().flatten(1).square().sum(1) for part in v)
