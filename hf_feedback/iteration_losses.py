@@ -34,9 +34,15 @@ class UniformIterationLoss(LastIterationLoss):
     def combine(self, losses: Sequence[torch.Tensor], has_target: Sequence[float | torch.Tensor]) -> torch.Tensor:
         """The weighted mean of the losses; 0 where no iteration has a target."""
         weights = [weight * present for weight, present in zip(self.weights(len(losses)), has_target, strict=True)]
+        losses = [self._finite(loss, present) for loss, present in zip(losses, has_target, strict=True)]
         total: Any = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
         divisor: Any = sum(weights)
         return total / (divisor.clamp_min(1.0) if isinstance(divisor, torch.Tensor) else divisor)
+
+    @staticmethod
+    def _finite(loss: torch.Tensor, present: float | torch.Tensor) -> torch.Tensor:
+        """The loss, 0 where there is no target: the mean over none is not a number, though its gradient is 0."""
+        return torch.where(present > 0, loss, 0.0) if isinstance(present, torch.Tensor) else loss
 
 
 class LinearIterationLoss(UniformIterationLoss):
@@ -65,8 +71,8 @@ def targets_of_iterations(
         num_iterations: K.
 
     Returns:
-        The targets of iterations 1 … K, and for each 1, or 0 where no example has a target (the labels stand in for it,
-        so that every loss is finite, and nothing waits for the device).
+        The targets of iterations 1 … K, and for each 1, or 0 where no example has a target. The labels stand in for
+        targets that are missing, so that nothing waits for the device.
 
     Raises:
         ValueError: the targets are no class numbers, or their shape is not that of the labels.
@@ -98,4 +104,5 @@ def targets_of_iterations(
     has_target = [(target != -100).any() for target in first]
     targets = [torch.where(present, target, labels) for present, target in zip(has_target, first, strict=True)]
     rest = num_iterations - len(first)
-    return [*targets, *[labels] * rest], [*(present.float() for present in has_target), *[1.0] * rest]
+    has_target += [(labels != -100).any()] * rest
+    return [*targets, *[labels] * rest], [present.float() for present in has_target]

@@ -82,6 +82,18 @@ def test_a_call_without_any_target_has_no_loss():
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
+def test_targets_of_tokens_without_any_label_are_trained_on():
+    """The mean over no label is no number, and does not count."""
+    model = without_dropout(speak(fresh("TokenClassification", num_iterations=3, iteration_loss="linear").double()))
+    batch, labels = batch_for("TokenClassification"), targets_for("TokenClassification")["labels"]
+    nothing, targets = torch.full_like(labels, -100), targets_of("TokenClassification", 1)
+    loss = model(**batch, labels=nothing, iteration_targets=targets).loss
+    expected = model(**batch, labels=targets[:, 0], num_iterations=1).loss
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_the_loss_compiles_in_one_graph():
     model = without_dropout(speak(fresh("SequenceClassification", num_iterations=2, iteration_loss="uniform")))
     batch = {**batch_for("SequenceClassification"), **targets_for("SequenceClassification")}
@@ -256,6 +268,34 @@ def test_the_trainer_refuses_targets_that_do_not_suit(case, as_list, tmp_path):
             args=arguments(tmp_path, **training_options),
             train_dataset=data if as_list else Dataset.from_list(data),
         )
+
+
+OF_TOKENS = {
+    "no label": (-100, [[0] * 6, [-100] * 6], {}, "row 3 has targets and no label"),
+    "none in a step": (
+        0, [[-100] * 6, [0] * 6], dict(train_iterations="uniform", min_train_iterations=1),
+        "draws 1 iterations for some steps",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_TOKENS)
+def test_targets_of_tokens_that_do_not_suit_are_refused(case, tmp_path):
+    label, targets, options, error = OF_TOKENS[case]
+    texts = [dict(input_ids=[5] * 6, labels=[0] * 6, iteration_targets=targets) for _ in range(4)]
+    texts[2]["labels"] = [label] * 6
+    model = fresh("TokenClassification", num_iterations=3, iteration_loss="uniform")
+    with pytest.raises(ValueError, match=error):
+        FeedbackTrainer(model=model, args=arguments(tmp_path, **options), train_dataset=Dataset.from_list(texts))
+
+
+@pytest.mark.parametrize("name", ["QuestionAnswering", "CausalLM"])
+def test_models_with_one_target_refuse_those_of_iterations(name, tmp_path):
+    """transformers would drop the column."""
+    data = [{**row, "iteration_targets": [0]} for row in tiny_data(4)]
+    model = fresh(name, num_iterations=2, iteration_loss="uniform")
+    with pytest.raises(ValueError, match=f"are not for FeedbackFor{name}, which has one target for all iterations"):
+        FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
 
 
 def test_halting_after_the_targets_is_allowed(tmp_path):

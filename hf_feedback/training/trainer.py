@@ -151,8 +151,8 @@ class FeedbackTrainer(ResumableTrainer):
                 )
 
     def _check_iteration_targets(self) -> None:
-        config = any_model_in(cast(nn.Module, self.model))[1].config
-        check_iteration_targets(self.train_dataset, config, self.args)
+        core = any_model_in(cast(nn.Module, self.model))[1]
+        check_iteration_targets(self.train_dataset, core, self.args)
 
     def call_model_init(self, trial: Trial = None) -> nn.Module:
         """As in transformers; the new model is frozen as `args.freeze` says, after the trial's options are set."""

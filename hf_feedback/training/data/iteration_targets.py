@@ -1,11 +1,12 @@
 """Targets of single iterations: what each of the first ones is trained to answer, before the labels."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
 
 from ...halting import reads_answers
 from ..arguments import FeedbackTrainingArguments
@@ -71,12 +72,12 @@ def iteration_target_numbers(split: Split, columns: Sequence[str], labels: Label
     return [list(row) for row in zip(*map(numbers_of, columns), strict=True)]
 
 
-def check_iteration_targets(rows: Any, config: PreTrainedConfig, args: FeedbackTrainingArguments) -> None:
+def check_iteration_targets(rows: Any, model: PreTrainedModel, args: FeedbackTrainingArguments) -> None:
     """Refuses targets of iterations that training would not read, or would contradict.
 
     Args:
         rows: training rows; streams, and rows without `iteration_targets`, are not looked at.
-        config: config of the model.
+        model: the feedback model, or a network from scratch.
         args: the training arguments.
 
     Raises:
@@ -87,9 +88,13 @@ def check_iteration_targets(rows: Any, config: PreTrainedConfig, args: FeedbackT
         return
     name = "`iteration_targets` (`--iteration-target-columns`)"
     _check_lists(targets, name)
-    number = len(targets[0])
+    number, config = len(targets[0]), model.config
     if not hasattr(config, "iteration_loss"):
         raise ValueError(f"{name} are for backbones with feedback, and this network has none; leave them out.")
+    if "iteration_targets" not in inspect.signature(type(model).forward).parameters:
+        raise ValueError(
+            f"{name} are not for {type(model).__name__}, which has one target for all iterations; leave them out."
+        )
     if config.iteration_loss == "last":
         raise ValueError(
             f"{name} are read where every iteration has a loss; give the model `iteration_loss` 'uniform' or 'linear' "
@@ -116,7 +121,7 @@ def check_iteration_targets(rows: Any, config: PreTrainedConfig, args: FeedbackT
             f"{name} are of the first {number} iterations, and with {most} iterations in training the labels would be "
             "no target; give more iterations (`num_iterations`) or fewer columns."
         )
-    _check_present([torch.as_tensor(one) for one in targets], fewest, name)
+    _check_present([torch.as_tensor(one) for one in targets], _labels_of(rows), fewest, name)
 
 
 def _targets_of(rows: Any) -> list[Any] | None:
@@ -126,6 +131,17 @@ def _targets_of(rows: Any) -> list[Any] | None:
     if isinstance(rows, list) and rows and isinstance(rows[0], Mapping) and "iteration_targets" in rows[0]:
         return [row.get("iteration_targets") for row in rows]
     return None
+
+
+def _labels_of(rows: Any) -> list[Any]:
+    """The labels of all rows; none where they have no column of that name."""
+    if isinstance(rows, Dataset):
+        return list(rows["labels"]) if "labels" in rows.column_names else []
+    return [row["labels"] for row in rows if "labels" in row]
+
+
+def _has_label(label: Any) -> bool:
+    return bool((torch.as_tensor(label) != IGNORED).any())
 
 
 def _check_lists(targets: list[Any], name: str) -> None:
@@ -139,25 +155,35 @@ def _check_lists(targets: list[Any], name: str) -> None:
             )
 
 
-def _check_present(targets: list[torch.Tensor], fewest: int, name: str) -> None:
-    """Refuses rows of which some have a target in an iteration and others have none, and steps without a target.
+def _check_present(targets: list[torch.Tensor], labels: list[Any], fewest: int, name: str) -> None:
+    """Refuses targets beside no label, rows of which some have a target in an iteration and others have none (of tokens
+    any number has one), and steps without a target.
 
     Args:
         targets: `(J, …)` of each row.
+        labels: of each row.
         fewest: smallest K of a step.
         name: of the targets, for messages.
     """
-    if targets[0].dim() > 1:  # of tokens, of which any number has a label
-        return
-    present = [(target != IGNORED).tolist() for target in targets]
+    of_tokens = targets[0].dim() > 1
+    present = [
+        (target != IGNORED).flatten(1).any(1).tolist() if of_tokens else (target != IGNORED).tolist()
+        for target in targets
+    ]
+    bare = next((row for row, label in enumerate(labels) if any(present[row]) and not _has_label(label)), None)
+    if bare is not None:
+        raise ValueError(
+            f"{name}: {format_rows([bare])} has targets and no label, and batches count by their labels; label it, or "
+            f"give {IGNORED} for its targets."
+        )
     other = next((row for row, one in enumerate(present) if one != present[0]), None)
-    if other is not None:
+    if other is not None and not of_tokens:
         raise ValueError(
             f"{name}: the first row has targets {targets[0].tolist()} and {format_rows([other])} "
             f"{targets[other].tolist()}; {IGNORED}, no target, must stand for the same iterations in all rows. Give "
             "the label where there is nothing to find before it."
         )
-    if fewest <= len(present[0]) and not any(present[0][:fewest]):
+    if fewest <= len(present[0]) and not any(any(one[:fewest]) for one in present):
         raise ValueError(
             f"`train_iterations` draws {fewest} iterations for some steps, none of which has a target in {name}; raise "
             "`min_train_iterations`."
