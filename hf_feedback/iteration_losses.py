@@ -1,9 +1,12 @@
-"""Rules that combine the losses of several iterations in training, one class each."""
+"""Rules that combine the losses of several iterations in training, one class each, and the targets of these."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+
+if TYPE_CHECKING:
+    from .configuration_feedback import FeedbackConfig
 
 
 class LastIterationLoss:
@@ -106,3 +109,56 @@ def targets_of_iterations(
     rest = num_iterations - len(first)
     has_target += [(labels != -100).any()] * rest
     return [*targets, *[labels] * rest], [present.float() for present in has_target]
+
+
+def loss_of_iterations(
+    objective: LastIterationLoss,
+    loss_of: Callable[[torch.Tensor, Any], torch.Tensor],
+    logits: Sequence[torch.Tensor],
+    labels: Any,
+    iteration_targets: torch.Tensor | None,
+) -> torch.Tensor:
+    """The loss of the iterations that count.
+
+    Args:
+        objective: says which these are, and combines their losses.
+        loss_of: logits and targets → the loss of one iteration.
+        logits: of iterations 1 … K, or of the last one alone.
+        labels, iteration_targets: as in `targets_of_iterations`.
+    """
+    if not objective.needs_all_iterations:
+        return loss_of(logits[-1], labels)
+    targets, has_target = targets_of_iterations(labels, iteration_targets, len(logits))
+    losses = [loss_of(one, target) for one, target in zip(logits, targets, strict=True)]
+    marks = [one if isinstance(one, float) else one.to(losses[-1].device) for one in has_target]
+    return objective.combine(losses, marks)
+
+
+def check_targets_are_read(
+    config: "FeedbackConfig", is_training: bool, labels: Any, iteration_targets: torch.Tensor | None
+) -> None:
+    """Refuses targets of iterations that training would not read, or would take for values.
+
+    Args:
+        config: the options.
+        is_training: whether the model is in training mode.
+        labels, iteration_targets: as in `targets_of_iterations`.
+
+    Raises:
+        ValueError: there are targets and no labels, no loss reads them, or the model does not answer with one class.
+    """
+    if iteration_targets is None:
+        return
+    if labels is None:
+        raise ValueError("`iteration_targets` need `labels` too, which later iterations answer; give both.")
+    if is_training and config.iteration_loss == "last":
+        raise ValueError(
+            "`iteration_targets` are read where every iteration has a loss, and `iteration_loss` is 'last'; use "
+            "'uniform' or 'linear', or leave them out."
+        )
+    several = config.problem_type == "multi_label_classification"
+    if several or config.predicts_values:
+        raise ValueError(
+            "`iteration_targets` are class numbers, and the model predicts "
+            f"{'several labels at once' if several else 'values'}; leave them out."
+        )

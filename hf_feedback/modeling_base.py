@@ -1,6 +1,6 @@
 """Base of all feedback models: their parts, one call of `forward`, switches, loading and saving."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import ModelOutput, logging
 
 from .backbone_layout import BackboneLayout, is_decoder, is_sharded, prepare_backbone
@@ -19,19 +18,20 @@ from .built_options import BuiltOptions
 from .collected_states import collected_key
 from .configuration_feedback import AUTO_MAP, FeedbackConfig, HeadOption, PartOption
 from .cutting import Cutting, cut_texts, cutting_of
-from .evaluation_mode import evaluating
+from .extra_losses import extra_losses
 from .feedback_checkpoint import (
     check_adapters_fit,
     push_feedback,
     save_feedback,
     warn_of_adapters_without_folder,
 )
-from .forward_context import ForwardContext, backbone_inputs, without_targets
+from .forward_context import ForwardContext, backbone_inputs
 from .iteration_cache import IterationCache
-from .iteration_losses import ITERATION_LOSSES, LastIterationLoss, targets_of_iterations
+from .iteration_losses import ITERATION_LOSSES, check_targets_are_read, loss_of_iterations
 from .layer_recorder import run_uncompiled
 from .loading import load_pretrained
 from .loop_runner import LoopResult, LoopRunner
+from .model_checks import ModelChecks
 from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput, FeedbackTaskOutput, select_states
 from .operator_code import save_operator_code
@@ -46,11 +46,8 @@ from .validation import MOST_ITERATIONS, Keywords, check_integer
 
 logger = logging.get_logger(__name__)
 
-# What the weight of the balancing loss of a mixture of experts is called in configs of transformers.
-BALANCE_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
 
-
-class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
+class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
     """Base class of all feedback models.
 
     `model.backbone` is the transformers model, its names and keys untouched; `model.feedback` holds the connections;
@@ -175,7 +172,7 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             iteration_targets: targets of the first iterations in training, see `targets_of_iterations`.
             **inputs: everything else that `forward` was given.
         """
-        self._check_targets_are_read(labels, iteration_targets)
+        check_targets_are_read(self.config, self.training, labels, iteration_targets)
         objective = ITERATION_LOSSES[self.config.iteration_loss if self.training and labels is not None else "last"]()
         context, result = self._run(
             inputs, num_iterations, output_iterations or objective.needs_all_iterations, batch_iterations=True
@@ -187,64 +184,10 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         if result.penalty is not None:
             fields["jacobian_penalty"] = result.penalty
         if labels is not None:
-            fields["loss"] = self._combined_loss(objective, logits, labels, iteration_targets)
-            for extra in self._extra_losses(result):
+            fields["loss"] = loss_of_iterations(objective, self._loss, logits, labels, iteration_targets)
+            for extra in extra_losses(self.config, result):
                 fields["loss"] = fields["loss"] + self._batch_weight(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
-
-    def _combined_loss(
-        self,
-        objective: LastIterationLoss,
-        logits: Sequence[torch.Tensor],
-        labels: Any,
-        iteration_targets: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The loss of the iterations that count.
-
-        Args:
-            objective: says which these are, and combines their losses.
-            logits: of iterations 1 … K, or of the last one alone.
-            labels, iteration_targets: as in `_answer`.
-        """
-        if not objective.needs_all_iterations:
-            return self._loss(logits[-1], labels)
-        targets, has_target = targets_of_iterations(labels, iteration_targets, len(logits))
-        losses = [self._loss(one, target) for one, target in zip(logits, targets, strict=True)]
-        marks = [one if isinstance(one, float) else one.to(losses[-1].device) for one in has_target]
-        return objective.combine(losses, marks)
-
-    def _check_targets_are_read(self, labels: Any, iteration_targets: torch.Tensor | None) -> None:
-        """Refuses targets of iterations that training would not read, or would take for values."""
-        if iteration_targets is None:
-            return
-        if labels is None:
-            raise ValueError("`iteration_targets` need `labels` too, which later iterations answer; give both.")
-        if self.training and self.config.iteration_loss == "last":
-            raise ValueError(
-                "`iteration_targets` are read where every iteration has a loss, and `iteration_loss` is 'last'; use "
-                "'uniform' or 'linear', or leave them out."
-            )
-        several = self.config.problem_type == "multi_label_classification"
-        if several or self.config.predicts_values:
-            raise ValueError(
-                "`iteration_targets` are class numbers, and the model predicts "
-                f"{'several labels at once' if several else 'values'}; leave them out."
-            )
-
-    def _extra_losses(self, result: LoopResult) -> Iterator[torch.Tensor]:
-        """Weighted terms that are added to the loss of the task: scalars."""
-        if result.penalty is not None:
-            yield self.config.jacobian_penalty * result.penalty
-        balance = result.output.get("aux_loss")  # of a mixture of experts, with `output_router_logits` in its config
-        if balance is not None:
-            config = self.config.text_config
-            weights = [getattr(config, name) for name in BALANCE_WEIGHTS if hasattr(config, name)]
-            if not weights:
-                raise ValueError(
-                    f"`output_router_logits`: the config of the backbone has no weight for its balancing loss (one of "
-                    f"{', '.join(BALANCE_WEIGHTS)}); set one there, or `output_router_logits` to `False`."
-                )
-            yield weights[0] * balance
 
     def _run(
         self, inputs: Keywords, num_iterations: int | None, keep_trace: bool, batch_iterations: bool = False
@@ -466,77 +409,6 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
         with disable_feedback(self):
             yield
 
-    def check_equivalence(self, batch: Keywords) -> float:
-        """Returns the largest difference from the bare backbone with the same head, in evaluation mode. With trained
-        `"joint"` messages, which act in iteration 1 too, it is not zero for K = 1 either.
-
-        Args:
-            batch: what `forward` takes, such as a tokenizer's output.
-
-        Returns:
-            The largest |Δ| of a logit (for `FeedbackModel`, of a hidden state). Exactly 0.0 for fresh feedback, whose
-            two runs call the same kernels on the same batch; where `halting` sends texts on in a smaller batch, the two
-            are compiled apart, or a text is read token by token (`feedback_shift` with `use_cache=True`), kernels may
-            differ, and with them the last digits.
-        """
-        inputs = without_targets(self._on_device(batch))
-        with evaluating(self):
-            looped = self(**inputs, return_dict=True)
-            with self.feedback_disabled():
-                bare = self(**inputs, return_dict=True)
-        keys = [key for key in looped if key.endswith("logits")] or ["last_hidden_state"]
-        return max((looped[key].double() - bare[key].double()).abs().max().item() for key in keys)
-
-    def estimate_contraction(self, batch: Keywords, num_iterations: int | None = None, steps: int = 12) -> torch.Tensor:
-        """How strongly the loop contracts on a batch: by which factor one more iteration shrinks a small difference
-        between states after K. Above 1 the iterations diverge, with a warning.
-
-        Args:
-            batch: what `forward` takes, such as a tokenizer's output.
-            num_iterations: K; the config's by default.
-            steps: number of steps of the power iteration.
-
-        Returns:
-            `(B,)`, an estimate of the spectral radius of the loop's Jacobian.
-
-        Raises:
-            ValueError: the model is sharded with FSDP, whose weights come together in `forward` alone; `steps` is no
-                integer of at least 1.
-
-        Example:
-
-        ```python
-        >>> import torch
-        >>> from transformers import BertConfig, BertModel
-        >>> from hf_feedback import FeedbackModel
-        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-        >>> model = FeedbackModel.from_backbone(BertModel(tiny))
-        >>> model.estimate_contraction({"input_ids": torch.tensor([[5, 6, 7]])}) < 1  # its messages are zero
-        tensor([True])
-
-        ```
-        """
-        check_integer("steps", steps, 1, "more of them estimate better")
-        if is_fsdp_managed_module(self):
-            raise ValueError(
-                "`estimate_contraction` cannot run on a model that is sharded with FSDP; load it without `fsdp_size`."
-            )
-        inputs = without_targets(self._on_device(batch))
-        k = self._choose_num_iterations(num_iterations)
-        with evaluating(self):
-            context = self._make_context(
-                {"output_hidden_states": False, "output_attentions": False, **inputs}, k, False
-            )
-            factors = self.runner.estimate_contraction(context, steps)
-        expanding = factors[factors > 1]  # no number where states are not finite
-        if len(expanding):
-            logger.warning(
-                f"The loop expands on {len(expanding)} of {len(factors)} inputs (by up to {expanding.max():.2f} an "
-                "iteration): more iterations will not settle. Train with a smaller `feedback_lr` or more weight decay, "
-                "a smaller `feedback_scale`, or `feedback_damping` below 1."
-            )
-        return factors
-
     def feedback_summary(self, length: int = 128) -> str:
         """A table of the feedback edges with parameters and FLOPs, and totals beside the backbone's.
 
@@ -565,9 +437,6 @@ class FeedbackPreTrainedModel(PredictsMixin, PreTrainedModel):
             ValueError: an option is missing, or there is no room in a segment.
         """
         return cutting_of(self.config, self.backbone)
-
-    def _on_device(self, batch: Keywords) -> Keywords:
-        return {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
     # Building, loading and saving
 

@@ -1,6 +1,5 @@
 """The feedback models: the plain one and its heads."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -28,6 +27,7 @@ from .forward_context import ForwardContext, token_mask
 from .generation import FeedbackGenerativeModel
 from .label_options import LABEL_OPTIONS
 from .loading import load_feedback_folder
+from .masked_lm_head import MaskedLMHead
 from .modeling_base import FeedbackPreTrainedModel, classifier_dropout
 from .modeling_outputs import (
     BackboneOutput,
@@ -36,6 +36,7 @@ from .modeling_outputs import (
     FeedbackQuestionAnsweringOutput,
     FeedbackTaskOutput,
 )
+from .next_tokens import NextTokens
 from .passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
 from .segments import Segments
 from .stacked_linear import on_device_of
@@ -373,27 +374,6 @@ class FeedbackForMultipleChoice(FeedbackTextModel):
         return loss_function(logits, labels.to(logits.device))
 
 
-class MaskedLMHead(nn.Module):
-    """`decoder(LayerNorm(gelu(dense(h))))`; the decoder's weight is that of the input embeddings.
-
-    Args:
-        hidden_size: d.
-        embeddings: the input embeddings, V of them.
-
-    Shapes:
-        `(B, T, d)` → `(B, T, V)`.
-    """
-
-    def __init__(self, hidden_size: int, embeddings: nn.Embedding) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, embeddings.embedding_dim)
-        self.norm = nn.LayerNorm(embeddings.embedding_dim)
-        self.decoder = nn.Linear(embeddings.embedding_dim, embeddings.num_embeddings)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(F.gelu(self.dense(on_device_of(self.dense, hidden)))))
-
-
 class FeedbackForMaskedLM(FeedbackTextModel):
     """A backbone with feedback and a masked-language-model head: the backbone's own, its tied embeddings kept.
 
@@ -554,36 +534,16 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_output_embeddings(value)
 
-    def _batch_weight(self, labels: "NextTokens") -> float | torch.Tensor:
+    def _batch_weight(self, labels: NextTokens) -> float | torch.Tensor:
         return labels.batch_weight
 
-    def _loss(self, logits: torch.Tensor, labels: "NextTokens") -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor, labels: NextTokens) -> torch.Tensor:
         return self.loss_function(
             logits, labels.token_ids, vocab_size=logits.shape[-1], num_items_in_batch=labels.num_items_in_batch
         )
 
     def _make_output(self, logits: torch.Tensor, fields: Keywords) -> ModelOutput:
         return FeedbackCausalLMOutput(logits=logits, **fields)
-
-
-@dataclass(frozen=True)
-class NextTokens:
-    """The targets of a language model.
-
-    Args:
-        token_ids: `(B, T)`, −100 where nothing is to be predicted.
-        num_items_in_batch: the number of labels that the loss is divided by; those of this batch by default.
-    """
-
-    token_ids: torch.Tensor
-    num_items_in_batch: int | torch.Tensor | None
-
-    @property
-    def batch_weight(self) -> float | torch.Tensor:
-        """Weight of a mean over this batch in the loss: its share of the labels that the loss is divided by."""
-        if self.num_items_in_batch is None:
-            return 1.0
-        return (self.token_ids[:, 1:] != -100).sum() / self.num_items_in_batch
 
 
 class FeedbackForImageClassification(FeedbackPreTrainedModel):

@@ -452,7 +452,7 @@ def test_the_loss_has_that_of_the_router():
 
 
 def test_a_router_without_a_weight_for_its_loss(monkeypatch):
-    monkeypatch.setattr("hf_feedback.modeling_base.BALANCE_WEIGHTS", ("router_weight",))
+    monkeypatch.setattr("hf_feedback.extra_losses.BALANCE_WEIGHTS", ("router_weight",))
     bare, text = causal_lm("mixtral"), prompts()
     bare.config.output_router_logits = True
     with pytest.raises(ValueError, match=r"`output_router_logits`: .* no weight .*\(one of router_weight\)"):
