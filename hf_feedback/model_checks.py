@@ -1,6 +1,6 @@
 """Checks of a model on a batch: does it equal its backbone, and does its loop contract?"""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers.integrations.fsdp import is_fsdp_managed_module
