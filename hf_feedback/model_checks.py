@@ -13,6 +13,9 @@ from .validation import Keywords, check_integer
 if TYPE_CHECKING:
     pass
 
+if TYPE_CHECKING:
+    from .modeling_base import FeedbackPreTrainedModel
+
 logger = logging.get_logger(__name__)
 
 
