@@ -11,9 +11,6 @@ from .forward_context import without_targets
 from .validation import Keywords, check_integer
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from .modeling_base import FeedbackPreTrainedModel
 
 logger = logging.get_logger(__name__)
