@@ -263,7 +263,10 @@ class FeedbackConfig(OptionsConfig):
         "Solver of 'implicit': plain 'iteration' or 'anderson' acceleration.",
         choices=SOLVERS,
     )
-    fixed_point_tolerance: float = option(1e-4, "Relative residual at which 'implicit' accepts a fixed point.")
+    fixed_point_tolerance: float = option(
+        1e-4,
+        "Relative residual at which 'implicit' accepts a fixed point; of texts in segments, the largest of these.",
+    )
 
     # Task head
     head: HeadOption = option(

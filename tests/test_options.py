@@ -82,6 +82,7 @@ def test_halting_of_a_trained_model_is_its_own_by_default():
 UNKNOWN = {
     "misspelt": ("train --modle m --train-file t.csv", "there is no option --modle (did you mean --model?)"),
     "file of options": ("train --config run.yaml", "no option --config: a file of options is the first argument"),
+    "no such file": ("train gone.yaml", "gone.yaml: there is no such file of options"),
     "no option": ("train run --model m", "'run' does not belong to an option"),
 }
 

@@ -75,6 +75,8 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
     file = arguments[0]
     try:
         values = yaml.load(Path(file).read_text(encoding="utf-8"), OptionLoader)  # JSON is YAML too
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: there is no such file of options.") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read ({error}).") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
