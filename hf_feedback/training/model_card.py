@@ -181,6 +181,8 @@ def _backbone_rows(config: FeedbackConfig, facts: RunFacts) -> dict[str, object]
         "message": f"{config.feedback_type}, {config.feedback_activation}, {rank}",
         "head": "the backbone's own" if config.head == "backbone" else head,
     }
+    if config.iteration_loss != "last":
+        rows["loss at every iteration"] = config.iteration_loss
     if facts.task.labelled:
         rows["labels"] = _list_names((config.id2label or {}).values())
     return rows
