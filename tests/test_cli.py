@@ -149,7 +149,7 @@ def test_training_goes_on_from_a_feedback_model(backbone, tmp_path, capsys):
     assert main(train_command(str(tmp_path / "one"), tmp_path / "y", *later, train=train, validation=None)) == 0
     config = json.loads((tmp_path / "y" / "config.json").read_text())
     assert (config["halting"], config["iteration_loss"], config["num_iterations"]) == ("patience", "uniform", 3)
-    assert "loss at every iteration: uniform" in (tmp_path / "y" / "README.md").read_text()
+    assert "| loss at every iteration | uniform |" in (tmp_path / "y" / "README.md").read_text()
     other = write(tmp_path, "other.csv", [{**row, "label": row["label"].upper()} for row in rows()])
     capsys.readouterr()
     assert main(train_command(str(tmp_path / "one"), tmp_path / "three", train=other, validation=None)) == 2
