@@ -169,12 +169,13 @@ class ArmTrainer:
         args.eval_strategy = args.save_strategy = "no"
         args.load_best_model_at_end = args.push_to_hub = False
         args.report_to, args.disable_tqdm = [], True
-        args.freeze = self.arm.freeze(self.comparison.freeze)
+        args.freeze = self.arm.frozen_parts(self.comparison.freeze)
         for name, value in self.arm.training_options().items():
             setattr(args, name, value)
-        args.num_train_epochs = self.arm.epochs(args.num_train_epochs, budget)
+        factor = self.arm.training_factor(budget)
+        args.num_train_epochs *= factor
         steps = most_steps(args, num_examples, self.comparison.most_steps)
-        args.max_steps = -1 if steps is None else max(1, round(self.arm.epochs(steps, budget)))
+        args.max_steps = -1 if steps is None else max(1, round(steps * factor))
         if self.core.config.num_iterations == 1:
             args.train_iterations, args.agreement_weight = "fixed", 0.0
         if self.prepared.keep_all_columns:

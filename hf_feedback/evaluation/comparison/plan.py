@@ -27,7 +27,7 @@ from ...training.tasks import CausalLM, MaskedLM, PreparedTask, QuestionAnswerin
 from ...training.trainer import FeedbackTrainer
 from ...validation import Keywords
 from .arm_runs import ArmTrainer, Job, most_steps
-from .arms import Budget, Together
+from .arms import Budget, CombinedArm
 from .example_scores import constant_answers
 from .settings import Comparison
 
@@ -108,7 +108,7 @@ def make_plan(comparison: Comparison) -> Plan:
         UnsupportedBackboneError: the backbone cannot be looped exactly.
     """
     first, arm = next((name, arm) for name, arm in comparison.arms.items() if arm.is_feedback)
-    arm = arm.parts[0] if isinstance(arm, Together) else arm
+    arm = arm.parts[0] if isinstance(arm, CombinedArm) else arm
     prepared, model = comparison.prepare(arm, comparison.seeds[0], Budget(0))
     _check_splits(prepared)
     metric = comparison.score_of(prepared)[0]
@@ -147,7 +147,7 @@ def make_plan(comparison: Comparison) -> Plan:
     without = next((measured[name][0].flops for name in ("plain", "plain-longer") if name in measured), reference.flops)
     budget = replace(budget, flops=reference.flops / without)
     costs = {
-        name: replace(cost, examples=comparison.arms[name].epochs(cost.examples, budget))
+        name: replace(cost, examples=cost.examples * comparison.arms[name].training_factor(budget))
         for name, (cost, _) in measured.items()
     }
     return Plan(budget, costs, left_out, seconds / reference.flops, record, constant)
