@@ -24,11 +24,12 @@ from .data.iteration_targets import check_iteration_targets
 from .data_order import EpochOrder
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
+from .freezing import freeze_parameters
 from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .iteration_curves import IterationCurves
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
-from .parameter_groups import format_groups, freeze_parameters, parameter_groups
+from .parameter_groups import format_groups, parameter_groups
 from .resumable_trainer import ResumableTrainer
 from .search import Trial
 from .staging import check_early_stopping, staged
