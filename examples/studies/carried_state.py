@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, get_linear_schedule_with_warmup, set_seed
 
 from hf_feedback import FeedbackForCausalLM
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
 from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))

@@ -34,7 +34,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, cli
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table

@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
 from hf_feedback.training.train_iterations import IterationRange, draw_iterations
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))

@@ -52,7 +52,7 @@ from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cutting import Cutting, PairOption
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
 from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
