@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import feedback_model, tiny_tokenizer
+from comparisons import compare_options, comparison_of
 from families import tiny_backbone, tiny_batch
 from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig, get_peft_model
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer
 
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.connections import MessageContext
-from hf_feedback.evaluation.commands.compare import parse_comparison, read_variants
+from hf_feedback.evaluation.commands.compare import read_variants
 from hf_feedback.evaluation.comparison import arm_runs, arms
 from hf_feedback.evaluation.comparison.arm_registry import ARMS
 from hf_feedback.evaluation.comparison.arm_runs import ArmRun, ArmTrainer, Job
@@ -40,8 +41,6 @@ from hf_feedback.evaluation.comparison.statistics import Difference
 from hf_feedback.segments import Segments
 from hf_feedback.training.data.answers import answer_f1
 from hf_feedback.training.train_iterations import draw_iterations, iteration_range
-
-FAST = "--num-train-epochs 1 --per-device-train-batch-size 8 --feedback-rank 4 --bf16 False --disable-tqdm True".split()
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +63,6 @@ def folders(tmp_path_factory):
         ]
         write(folder, f"{split}.jsonl", tagged)
     return folder
-
-
-def command(folders, output, *more, family="bert", ending="csv"):
-    files = [
-        part
-        for split in ("train", "validation", "test")
-        for part in (f"--{split}-file", str(folders / f"{split}.{ending}"))
-    ]
-    return ["--model", str(folders / family), *files, "--output-dir", str(output), *FAST, *more]
-
-
-def comparison_of(folders, output, *more, **options):
-    return parse_comparison(command(folders, output, *more, **options))[0]
 
 
 def trained_parameters(trainer):
@@ -286,7 +272,7 @@ def test_a_quick_comparison_takes_no_more_steps_than_its_epochs(folders, tmp_pat
 
 def test_a_variant_that_there_cannot_be_is_refused(folders, tmp_path, capsys):
     variants = ["--variants", '{"a": {}, "a+plain": {}}', "--freeze", "backbone"]
-    assert cli.main(["compare", *command(folders, tmp_path, *variants)]) == 2
+    assert cli.main(["compare", *compare_options(folders, tmp_path, *variants)]) == 2
     assert "`variants`: there can be no a+plain, since the backbone is frozen" in capsys.readouterr().err
 
 
@@ -463,7 +449,7 @@ def finished(folders, tmp_path_factory):
     write(folders, "noisy.csv", rows(12, 7))
     options = f"--arms plain lora --seeds 0 1 2 --rate-factors 1 10 --also-test {folders / 'noisy.csv'}".split()
     with contextlib.redirect_stdout(printed):
-        assert cli.main(["compare", *command(folders, output, *options)]) == 0
+        assert cli.main(["compare", *compare_options(folders, output, *options)]) == 0
     return output, printed.getvalue(), options
 
 
@@ -517,7 +503,7 @@ def test_rates_that_are_worse_on_validation_are_not_tested(folders, tmp_path):
 
 def test_rates_that_diverge_are_not_chosen(folders, tmp_path, capsys):
     options = "--arms plain --seeds 0 1 --rate-factors 1 1e30".split()
-    assert cli.main(["compare", *command(folders, tmp_path, *options)]) == 0
+    assert cli.main(["compare", *compare_options(folders, tmp_path, *options)]) == 0
     assert "plain.seed0.rates1e+30: diverged" in capsys.readouterr().out
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert [arm["rates"] for arm in found["arms"].values()] == [1.0, 1.0]
@@ -525,7 +511,7 @@ def test_rates_that_diverge_are_not_chosen(folders, tmp_path, capsys):
     assert tried["plain", 1e30]["validation"] is None
     assert "is nan" in tried["plain", 1e30]["divergence"]
     assert "plain.seed0.rates1e+30 diverged: " in (tmp_path / "comparison.md").read_text()
-    alone = command(folders, tmp_path / "alone", "--arms", "plain", "--rate-factors", "1e30")
+    alone = compare_options(folders, tmp_path / "alone", "--arms", "plain", "--rate-factors", "1e30")
     assert cli.main(["compare", *alone]) == 2
     assert "plain.seed0.rates1e+30: The loss of step" in capsys.readouterr().err
 
@@ -607,12 +593,12 @@ def test_a_second_call_runs_nothing_again_and_a_lost_run_alone(folders, finished
     shutil.copytree(output, again)
     ran, run = [], ArmTrainer.run
     monkeypatch.setattr(ArmTrainer, "run", lambda self, to_beat: ran.append(self.job.name) or run(self, to_beat))
-    assert cli.main(["compare", *command(folders, again, *options)]) == 0
+    assert cli.main(["compare", *compare_options(folders, again, *options)]) == 0
     assert ran == []
     lost = next((again / "runs").glob("lora.seed2*.json"))
     before = json.loads(lost.read_text())["validation"]
     lost.unlink()
-    assert cli.main(["compare", *command(folders, again, *options)]) == 0
+    assert cli.main(["compare", *compare_options(folders, again, *options)]) == 0
     assert ran == [lost.stem]
     assert json.loads(lost.read_text())["validation"] == before
     assert (
@@ -623,13 +609,13 @@ def test_a_second_call_runs_nothing_again_and_a_lost_run_alone(folders, finished
 
 def test_another_comparison_is_not_mixed_with_it(folders, finished, capsys):
     output, _, options = finished
-    assert cli.main(["compare", *command(folders, output, *options, "--feedback-rank", "8")]) == 2
+    assert cli.main(["compare", *compare_options(folders, output, *options, "--feedback-rank", "8")]) == 2
     assert "`feedback_rank` was 4, is 8" in capsys.readouterr().err
-    assert cli.main(["compare", *command(folders, output, *options, "--weight-decay", "0.5")]) == 2
+    assert cli.main(["compare", *compare_options(folders, output, *options, "--weight-decay", "0.5")]) == 2
     assert "`weight_decay`" in capsys.readouterr().err
-    assert cli.main(["compare", *command(folders, output, *options, family="other")]) == 2
+    assert cli.main(["compare", *compare_options(folders, output, *options, family="other")]) == 2
     assert "`weights of the backbone`" in capsys.readouterr().err
-    assert cli.main(["compare", *command(folders, output, *options, "--metrics", "macro_f1")]) == 2
+    assert cli.main(["compare", *compare_options(folders, output, *options, "--metrics", "macro_f1")]) == 2
     assert '`metric` was "accuracy", is "macro_f1"' in capsys.readouterr().err
 
 
@@ -641,13 +627,13 @@ def test_further_test_files_may_have_moved(folders, finished, monkeypatch, tmp_p
     assert settings["also_test"] == ["noisy"]
     (tmp_path / "again" / "settings.json").write_text(json.dumps({**settings, "also_test": ["before/noisy.csv"]}))
     monkeypatch.setattr(ArmTrainer, "run", lambda *_: pytest.fail("a finished run was repeated"))
-    assert cli.main(["compare", *command(folders, tmp_path / "again", *options)]) == 0
+    assert cli.main(["compare", *compare_options(folders, tmp_path / "again", *options)]) == 0
 
 
 def test_settings_that_cannot_be_read(folders, tmp_path, capsys):
     for content, message in (("{", "cannot be read"), ("[]", "holds no settings of a comparison")):
         (tmp_path / "settings.json").write_text(content)
-        assert cli.main(["compare", *command(folders, tmp_path, "--arms", "plain")]) == 2
+        assert cli.main(["compare", *compare_options(folders, tmp_path, "--arms", "plain")]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert str(tmp_path / "settings.json") in error
@@ -656,21 +642,21 @@ def test_settings_that_cannot_be_read(folders, tmp_path, capsys):
 def test_rows_are_not_chosen_and_tested_on(folders, tmp_path, capsys):
     test = str(folders / "test.csv")
     for split in ("train", "validation"):
-        assert cli.main(["compare", *command(folders, tmp_path, f"--{split}-file", test, "--dry-run")]) == 2
+        assert cli.main(["compare", *compare_options(folders, tmp_path, f"--{split}-file", test, "--dry-run")]) == 2
         assert f"`test_file`: these rows are those of {split}" in capsys.readouterr().err
 
 
 def test_parallel_processes_find_the_same(folders, finished, tmp_path):
     output, options = finished[0], "--arms plain --seeds 0 --rate-factors 1 --processes 2".split()
     options += ["--also-test", str(folders / "noisy.csv")]
-    assert cli.main(["compare", *command(folders, tmp_path, *options)]) == 0
+    assert cli.main(["compare", *compare_options(folders, tmp_path, *options)]) == 0
     for file in tmp_path.glob("runs/*.json"):
         mine, theirs = (json.loads(one.read_text()) for one in (file, output / "runs" / file.name))
         assert mine["validation"] == pytest.approx(theirs["validation"], abs=0.05)
 
 
 def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
-    assert cli.main(["compare", *command(folders, tmp_path, "--quick", "--dry-run")]) == 0
+    assert cli.main(["compare", *compare_options(folders, tmp_path, "--quick", "--dry-run")]) == 0
     assert "15 runs: 5 arms" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -697,12 +683,12 @@ def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
     ],
 )
 def test_wrong_options(folders, tmp_path, capsys, options, message):
-    assert cli.main(["compare", *command(folders, tmp_path, *options)]) == 2
+    assert cli.main(["compare", *compare_options(folders, tmp_path, *options)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_comparison_needs_all_three_splits(folders, tmp_path, capsys):
-    arguments = command(folders, tmp_path)
+    arguments = compare_options(folders, tmp_path)
     at = arguments.index("--test-file")
     assert cli.main(["compare", *arguments[:at], *arguments[at + 2 :]]) == 2
     assert "give `test_file` too" in capsys.readouterr().err
@@ -768,7 +754,7 @@ def test_numbers_that_are_not_finite_are_joined(finished, capsys, tmp_path):
 
 
 def test_feedback_alone_is_nothing_to_compare(folders, tmp_path, capsys):
-    assert cli.main(["compare", *command(folders, tmp_path, "--arms", "repeated")]) == 2
+    assert cli.main(["compare", *compare_options(folders, tmp_path, "--arms", "repeated")]) == 2
     assert "`arms`: there is nothing to compare feedback with (no repeated: " in capsys.readouterr().err
 
 

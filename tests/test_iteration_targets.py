@@ -3,9 +3,9 @@
 import pytest
 import torch
 from builders import batch_for, fresh, targets_for, tiny_tokenizer, without_dropout
+from comparisons import comparison_of
 from datasets import Dataset
 from families import speak, tiny_backbone
-from test_compare import comparison_of
 from training_runs import arguments, make, rows, tiny_data, train_command, write
 
 from hf_feedback import FeedbackForSequenceClassification

@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: data, training, results of finished runs, and intervals."""
+"""Shared parts of the benchmarks: data, training, steps, results of finished runs, and intervals."""
 
 import argparse
 import json
@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from scipy import stats
+from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
-from hf_feedback.evaluation.markdown_tables import markdown_table
+from hf_feedback.evaluation.markdown_tables import half_width, markdown_table
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.columns import find_columns
 from hf_feedback.training.data.files import read_file
@@ -173,11 +173,39 @@ class Finished:
         return [first, *(one(first["rate"], seed) for seed in args.seeds[1:])]
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half the width of a 95% interval of the mean (Student's t); infinite for one value."""
-    if len(values) == 1:
-        return float("inf")
-    return float(stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5)
+def runs_of_arms(
+    args: argparse.Namespace,
+    settings: Sequence[str],
+    wanted: str,
+    run: Callable[[str, float, int, argparse.Namespace], dict[str, Any]],
+    **more: Any,
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each arm, one a seed, which stay in the work folder; see `Finished.of_arm`.
+
+    Args:
+        args: has `work`, `arms`, `learning_rates`, `seeds` and the settings.
+        settings: options that make a run the one that it is.
+        wanted: name of something that a finished run has measured.
+        run: trains and measures an arm with a rate and a seed.
+        **more: what else makes a run the one that it is.
+    """
+    finished = Finished(args.work / "results.jsonl")
+    values = {**more, **{name: getattr(args, name) for name in settings}}
+    return {arm: finished.of_arm(arm, args, values, wanted, run) for arm in args.arms}
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says where models and texts go."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    parser.add_argument("--device", default=accelerator.type if accelerator else "cpu", help="default: %(default)s")
+
+
+def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """One clipped step of gradient descent."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
 
 
 def interval(values: Sequence[float], digits: int = 1) -> str:

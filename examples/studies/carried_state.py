@@ -29,17 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from look_ups import add_device
 from torch import nn
 from torch.nn import functional as F
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, get_linear_schedule_with_warmup, set_seed
 
 from hf_feedback import FeedbackForCausalLM
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
+from hf_feedback.summary import count_parameters
 from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import Finished, interval, table
+from common import add_device, interval, runs_of_arms, table, take_step
 from study_card import add_card, check_card, write_card
 
 # The last layer to the first, by full matrices, without a nonlinearity of its own.
@@ -145,11 +145,6 @@ def decoder(transitions: torch.Tensor, args: argparse.Namespace, **options: int 
     return model
 
 
-def num_parameters(model: nn.Module) -> int:
-    """All of them."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def build(arm: str, transitions: torch.Tensor, args: argparse.Namespace) -> nn.Module:
     """The fresh model of an arm."""
     if arm in FEEDBACK:
@@ -162,11 +157,11 @@ def build(arm: str, transitions: torch.Tensor, args: argparse.Namespace) -> nn.M
         "plain, equal parameters": lambda width: decoder(transitions, args, intermediate_size=width),
         "GRU": lambda width: GRU(transitions.shape[1], transitions.shape[0], width),
     }
-    size, builder = num_parameters(build("carried state", transitions, args)), builders[arm]
+    size, builder = count_parameters(build("carried state", transitions, args)), builders[arm]
 
     def distance(width: int) -> int:
         with torch.device("meta"):  # no memory, no numbers: only sizes
-            return abs(num_parameters(builder(width)) - size)
+            return abs(count_parameters(builder(width)) - size)
 
     return builder(min(range(8, 4 * args.hidden_size + 1, 8), key=distance))
 
@@ -191,10 +186,7 @@ def train(model: nn.Module, transitions: torch.Tensor, rate: float, seed: int, a
         tokens, states = (one.to(args.device) for one in draw(transitions, args.batch_size, length, generator))
         logits = logits_of(model, tokens)
         loss = F.cross_entropy(logits.flatten(0, 1), states.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        take_step(loss, model, optimizer)
         scheduler.step()
         last_correct = (logits[:, -1].argmax(-1) == states[:, -1]).float().mean().item()
         limit += length == limit and last_correct > args.threshold
@@ -228,7 +220,7 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
     model = build(arm, transitions, args).to(args.device)
     started = time.perf_counter()
     train(model, transitions, rate, 1000 + seed, args)
-    found: dict[str, Any] = {"seconds": time.perf_counter() - started, "parameters": num_parameters(model)}
+    found: dict[str, Any] = {"seconds": time.perf_counter() - started, "parameters": count_parameters(model)}
     found["machine"] = machine_and_versions()
     found["validation"] = accuracies(model, transitions, args.lengths[1], 1, args)[1]
     found["megaflops"] = megaflops(model, args.lengths[1])
@@ -236,12 +228,6 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
         last, half = accuracies(model, transitions, factor * args.lengths[1], 2, args)
         found |= {f"last {factor}": last, f"half {factor}": half}
     return found
-
-
-def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
-    """The runs of an arm, one a seed; see `Finished.of_arm`."""
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    return finished.of_arm(arm, args, settings, f"half {FACTORS[-1]}", run)
 
 
 def summary(title: str, part: str, runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -281,8 +267,7 @@ def main() -> None:
     add_card(parser)
     args = parser.parse_args()
     check_card(parser, args)
-    finished = Finished(args.work / "results.jsonl")
-    runs = {arm: measure(arm, args, finished) for arm in args.arms}
+    runs = runs_of_arms(args, SETTINGS, f"half {FACTORS[-1]}", run)
     parts = {"last": "last token", "half": "second half"}
     tables = "\n\n".join(summary(f"{args.task}, {words} (%)", part, runs) for part, words in parts.items())
     print(tables)

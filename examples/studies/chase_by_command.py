@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from look_ups import learn_look_ups, make_backbone
 from pointer_chase import CLS, END, FIRST_HOPS, FIRST_SYMBOL, MAX_HOPS, PAD, SEP, Chase
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -34,10 +33,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, cli
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from common import Finished, interval, table
+from look_ups import learn_look_ups, make_backbone
 
 NUM_SYMBOLS, NUM_FACTS, HIDDEN_SIZE, HOPS, PRETRAINING_STEPS = 64, 16, 64, 2, 1500
 WORDS = {PAD: "[PAD]", CLS: "[CLS]", SEP: "[SEP]", END: ";"}
@@ -139,21 +139,13 @@ def measure(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     write_start(folder, seed)
     model, accuracies = train(folder, arm, seed), {}
+    segment_length = Chase(NUM_SYMBOLS, NUM_FACTS).segment_length
     for number, (name, (hops, segments)) in enumerate(TESTS.items()):
         file, output = folder / "test.jsonl", folder / "test.json"
         count = 512 if segments == 8 else 64
         write_texts(file, count, NUM_FACTS, (segments, segments), (hops, hops), 2_000_000 + 10 * seed + number)
-        files = [
-            "--model",
-            model,
-            "--file",
-            file,
-            "--output",
-            output,
-            "--batch-size",
-            TOKENS // (51 * segments),
-            "--force",
-        ]
+        batch_size = TOKENS // ((segment_length - 2) * segments)
+        files = ["--model", model, "--file", file, "--output", output, "--batch-size", batch_size, "--force"]
         if cli.main(["evaluate", *map(str, files)]) != 0:
             sys.exit(f"the test of {arm!r} ended with an error")
         accuracies[name] = 100 * json.loads(output.read_text())["metrics"]["eval_accuracy"]

@@ -34,17 +34,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from look_ups import add_device, learn_look_ups, make_backbone, take_step
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
+from hf_feedback.summary import count_parameters
 from hf_feedback.training.train_iterations import IterationRange, draw_iterations
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import Finished, interval, table
+from common import add_device, interval, runs_of_arms, table, take_step
+from look_ups import learn_look_ups, make_backbone
 from study_card import add_card, check_card, write_card
 
 PAD, CLS, SEP, END, PAUSE, FIRST_SYMBOL = range(6)
@@ -286,18 +287,12 @@ def run(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
     started = time.perf_counter()
     train(model, rate, seed, args)
     found: dict[str, Any] = {"seconds": time.perf_counter() - started, "machine": machine_and_versions()}
-    found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    found["parameters"] = count_parameters(model)
     validation = accuracies(model, TRAINED, TRAINED, 1, args)
     found["validation"] = sum(validation.values()) / len(validation)
     for k in ITERATIONS if ARMS[name].iterates else ITERATIONS[:1]:
         found[f"K = {k}"] = {str(hop): value for hop, value in accuracies(model, LONGEST, k, 2, args).items()}
     return found
-
-
-def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
-    """The runs of an arm, one a seed; see `Finished.of_arm`."""
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    return finished.of_arm(arm, args, settings, f"K = {ITERATIONS[0]}", run)
 
 
 def on_chains(run: dict[str, Any], k: int, hops: range) -> float:
@@ -335,8 +330,7 @@ def main() -> None:
     add_card(parser)
     args = parser.parse_args()
     check_card(parser, args)
-    finished = Finished(args.work / "results.jsonl")
-    runs = {name: measure(name, args, finished) for name in args.arms}
+    runs = runs_of_arms(args, SETTINGS, f"K = {ITERATIONS[0]}", run)
     print(tables := summary(runs))
     if args.card is not None:
         measures = {

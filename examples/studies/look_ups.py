@@ -1,11 +1,11 @@
 """A small backbone that looks up facts "a → b", from which the studies of chains start."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from common import take_step
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertConfig, ModernBertModel
@@ -84,17 +84,3 @@ def learn_look_ups(
     print(f"  look-ups: {step + 1} steps, {facts} facts, {100 * correct:.0f}%{', tied' * is_tied}", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(modules.state_dict(), file)
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that says where models and texts go."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    parser.add_argument("--device", default=accelerator.type if accelerator else "cpu", help="default: %(default)s")
-
-
-def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """One clipped step of gradient descent."""
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()

@@ -44,7 +44,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from look_ups import add_device, learn_look_ups, make_backbone, take_step
 from pointer_chase import MAX_HOPS, PAD, Chase
 from torch import nn
 from torch.nn import functional as F
@@ -52,11 +51,13 @@ from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cutting import Cutting, PairOption
-from hf_feedback.evaluation.comparison.result import machine_and_versions
+from hf_feedback.evaluation.machine import machine_and_versions
+from hf_feedback.summary import count_parameters
 from hf_feedback.training.flops import count_flops
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import Finished, interval, table
+from common import add_device, interval, runs_of_arms, table, take_step
+from look_ups import learn_look_ups, make_backbone
 from study_card import add_card, check_card, write_card
 
 SEGMENTS = (2, 4, 8, 16, 32, 64)
@@ -346,7 +347,7 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
     started = time.perf_counter()
     train(model, rate, seed, args)
     found: dict[str, Any] = {"seconds": time.perf_counter() - started}
-    found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    found["parameters"] = count_parameters(model)
     found["machine"] = machine_and_versions()
     found["validation"] = statistics.mean(
         accuracy(model, segments, hops, 10 * seed + 1, args)
@@ -358,12 +359,6 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
             f"{hops} hops, {s} segments": accuracy(model, s, hops, 10 * seed + 2, args) for s in SEGMENTS if s > hops
         }
     return found | {f"megaflops {s}": megaflops(model, s, args) for s in (8, SEGMENTS[-1])}
-
-
-def measure(arm: str, args: argparse.Namespace, finished: Finished) -> list[dict[str, Any]]:
-    """The runs of an arm, one a seed; see `Finished.of_arm`."""
-    settings = {"protocol": PROTOCOL, **{name: getattr(args, name) for name in SETTINGS}}
-    return finished.of_arm(arm, args, settings, f"megaflops {SEGMENTS[-1]}", run)
 
 
 def summary(hops: int, runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -412,8 +407,7 @@ def main() -> None:
     add_card(parser)
     args = parser.parse_args()
     check_card(parser, args)
-    finished = Finished(args.work / "results.jsonl")
-    runs = {arm: measure(arm, args, finished) for arm in args.arms}
+    runs = runs_of_arms(args, SETTINGS, f"megaflops {SEGMENTS[-1]}", run, protocol=PROTOCOL)
     tables = "\n\n".join(summary(hops, runs) for hops in range(1, args.hops + 1))
     print(tables)
     if args.card is not None:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from common import half_width, interval, table
+from common import interval, table
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_feedback.evaluation.markdown_tables import half_width
 
 Run: TypeAlias = dict[str, Any]
 # By what is measured: the percentage of a run

@@ -1,17 +1,24 @@
 """Tables in Markdown, and the values in them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of Student's 95% interval of the mean; infinite for one value."""
+    if len(values) < 2:
+        return math.inf
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
 def format_values(values: Sequence[float]) -> str:
     """Formats the mean with the half-width of Student's 95% interval."""
     if len(values) < 2:
         return f"{values[0]:z.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):z.1f} ± {half:.1f}"
+    return f"{np.mean(values):z.1f} ± {half_width(values):.1f}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

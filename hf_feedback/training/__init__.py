@@ -2,8 +2,9 @@
 
 from .arguments import FeedbackTrainingArguments
 from .finite_steps import NonFiniteStepError
+from .freezing import freeze_parameters
 from .frozen_layers.frozen_prefix import FrozenPrefix
-from .parameter_groups import freeze_parameters, parameter_groups
+from .parameter_groups import parameter_groups
 from .peft import from_peft, peft_options
 from .search import default_search_space, searched_feedback_options
 from .techniques.adversarial import FGM, PGD, SMART, FreeLB

@@ -1,5 +1,7 @@
 """The parts of a feedback model, wrapped or not, and the parameters of each."""
 
+import re
+
 from torch import nn
 
 from ..modeling_base import FeedbackPreTrainedModel
@@ -76,6 +78,23 @@ def parts_of(model: nn.Module) -> dict[str, str]:
             part = "embeddings" if below or name.startswith(embeddings) else "backbone"
         parts[full_name] = part
     return parts
+
+
+def matches_pattern(option: str, pattern: str, name: str) -> bool:
+    """Returns whether a regular expression is found in the name of a parameter.
+
+    Args:
+        option: name of the option that holds the pattern, for the message of the error.
+        pattern: the regular expression.
+        name: of the parameter.
+
+    Raises:
+        ValueError: the pattern is not a regular expression.
+    """
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"`{option}`: {pattern!r} is not a regular expression ({error}).") from error
 
 
 def _prefix_of_base_model(core: FeedbackPreTrainedModel) -> str:

@@ -1,77 +1,15 @@
-"""Freezing and discriminative learning rates."""
+"""Parameter groups with discriminative learning rates."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from .model_parts import parts_of
+from .model_parts import matches_pattern, parts_of
 
 ParameterGroup: TypeAlias = dict[str, Any]  # `params`, `lr`, `weight_decay` and `name`
-FREEZABLE_PARTS = ("backbone", "embeddings", "feedback", "head")
-
-
-def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> list[str]:
-    """Freezes parameters, until `requires_grad_(True)` unfreezes them.
-
-    Args:
-        model: A feedback model, wrapped or not.
-        freeze: `"backbone"`, `"embeddings"`, `"feedback"`, `"head"`, `"layers:0-3"` (both included), `"layers:2"`, a
-            regular expression that is searched for in parameter names, or a list of these.
-
-    Returns:
-        The names of the parameters that this call freezes.
-
-    Raises:
-        ValueError: an item of `freeze` matches no parameter.
-
-    Example:
-
-    ```python
-    >>> from transformers import BertConfig, BertModel
-    >>> from hf_feedback import FeedbackForSequenceClassification
-    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny))
-    >>> freeze_parameters(model, "head")
-    ['classifier.bias', 'classifier.weight']
-
-    ```
-    """
-    items = [freeze] if isinstance(freeze, str) else list(freeze or [])
-    parts = parts_of(model)
-    frozen: set[str] = set()
-    for item in items:
-        names = {name for name, part in parts.items() if _matches(item, name, part)}
-        if not names:
-            raise ValueError(
-                f"`freeze`: {item!r} matches no parameter. Use one of {', '.join(map(repr, FREEZABLE_PARTS))}, "
-                f"'layers:0-3', or a regular expression over parameter names such as {next(iter(parts))!r}."
-            )
-        frozen |= names
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
-    return sorted(frozen)
-
-
-def _matches(item: str, name: str, part: str) -> bool:
-    if item in FREEZABLE_PARTS:
-        return part == item or (item == "backbone" and (part == "embeddings" or part.startswith("layer ")))
-    layers = re.fullmatch(r"layers:(\d+)(?:-(\d+))?", item)
-    if layers:
-        first, last = int(layers[1]), int(layers[2] or layers[1])
-        return part in {f"layer {i}" for i in range(first, last + 1)}
-    return _search("freeze", item, name)
-
-
-def _search(option: str, pattern: str, name: str) -> bool:
-    try:
-        return re.search(pattern, name) is not None
-    except re.error as error:
-        raise ValueError(f"`{option}`: {pattern!r} is not a regular expression ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -84,7 +22,7 @@ class LearningRates:
         feedback_lr: rate of the feedback.
         head_lr: rate of the head.
         layer_lr_decay: factor in (0, 1] from one layer to the one below.
-        mapping: regular expression over parameter names → rate; the first match counts.
+        learning_rate_mapping: regular expression over parameter names → rate; the first match counts.
 
     Raises:
         ValueError: A rate is not allowed.
@@ -104,11 +42,12 @@ class LearningRates:
     feedback_lr: float | None = None
     head_lr: float | None = None
     layer_lr_decay: float = 1.0
-    mapping: Mapping[str, float] | None = None
+    learning_rate_mapping: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         rates = {name: getattr(self, name) for name in ("learning_rate", "backbone_lr", "feedback_lr", "head_lr")}
-        rates |= {f"learning_rate_mapping[{pattern!r}]": rate for pattern, rate in (self.mapping or {}).items()}
+        mapping = self.learning_rate_mapping or {}
+        rates |= {f"learning_rate_mapping[{pattern!r}]": rate for pattern, rate in mapping.items()}
         for option, rate in rates.items():
             if rate is not None and not (isinstance(rate, int | float) and math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"`{option}` must be a finite number of at least 0, got {rate!r}.")
@@ -123,13 +62,14 @@ class LearningRates:
         Raises:
             ValueError: a pattern matches nothing, or is not a regular expression.
         """
-        for pattern in self.mapping or {}:
-            if not any(_search("learning_rate_mapping", pattern, name) for name in names):
+        for pattern in self.learning_rate_mapping or {}:
+            if not any(matches_pattern("learning_rate_mapping", pattern, name) for name in names):
                 raise ValueError(f"`learning_rate_mapping`: {pattern!r} matches no parameter, e.g. {names[0]!r}.")
 
     def pattern_of(self, name: str) -> str | None:
         """Returns the first pattern of the mapping that matches a parameter, `None` if none does."""
-        return next((p for p in self.mapping or {} if _search("learning_rate_mapping", p, name)), None)
+        patterns = self.learning_rate_mapping or {}
+        return next((p for p in patterns if matches_pattern("learning_rate_mapping", p, name)), None)
 
     def of_part(self, part: str, num_layers: int) -> float:
         """Returns the rate of a part of the model, see `parts_of`."""

@@ -1,7 +1,7 @@
 """`FeedbackTrainer`: the Trainer of transformers for feedback models."""
 
 import shutil
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -14,30 +14,28 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import ParallelMode
-from transformers.utils import logging
 
 from ..modeling_base import FeedbackPreTrainedModel
 from .arguments import FeedbackTrainingArguments
 from .batch_weights import batch_weights
 from .callbacks import EpochCallback
-from .data.iteration_targets import check_iteration_targets
 from .data_order import EpochOrder
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
+from .freezing import freeze_parameters
 from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .iteration_curves import IterationCurves
 from .model_card import RunFacts, write_model_card
 from .model_parts import any_model_in, parts_of
-from .parameter_groups import format_groups, freeze_parameters, parameter_groups
+from .parameter_groups import format_groups, parameter_groups
 from .resumable_trainer import ResumableTrainer
 from .search import Trial
 from .staging import check_early_stopping, staged
-from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS, use_loss
+from .techniques.class_loss_setup import use_loss
 from .techniques.trainer_techniques import TrainerTechniques
 from .train_iterations import draw_iterations, iteration_range
+from .trainer_checks import check_batches, check_loss, check_precision, check_targets
 from .unused_parameters import skip_unused_search
-
-logger = logging.get_logger(__name__)
 
 
 class FeedbackTrainer(ResumableTrainer):
@@ -52,6 +50,8 @@ class FeedbackTrainer(ResumableTrainer):
         card_facts: facts of the run for the model card; `None`: the card of transformers.
         run_record: settings that the training depends on, for the manifest of each checkpoint.
         techniques: adversarial training and auxiliary losses.
+        training_parts: the source and the number of rows of each part of the training data, in order, by which messages
+            name rows; empty: they are named as rows of the encoded training data.
 
     Raises:
         ValueError: a part or pattern matches no parameter, or `compute_loss_func` would replace terms of the model's
@@ -80,7 +80,7 @@ class FeedbackTrainer(ResumableTrainer):
             raise TypeError(f"`args` must be FeedbackTrainingArguments, got {type(args).__name__}.")
         args = FeedbackTrainingArguments(output_dir="tmp_trainer") if args is None else args
         self.card_facts: RunFacts | None = None
-        self.training_parts: Sequence[tuple[str, int]] = ()  # sources and their numbers of rows, if several
+        self.training_parts: Sequence[tuple[str, int]] = ()
         self._paused: list[nn.Parameter] = []
         check_early_stopping(args)
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
@@ -97,31 +97,12 @@ class FeedbackTrainer(ResumableTrainer):
         self._curves = IterationCurves(self) if self.args.report_to else None
         if self._curves is not None:
             self.add_callback(self._curves)
-        self._check_loss()
-        self._check_iteration_targets()
-        self._check_precision()
-        self._check_batches()
-
-    def _check_batches(self) -> None:
-        """Refuses `dataloader_drop_last` where it would leave no batch to train on."""
-        rows, batch = self.train_dataset, self.args.train_batch_size * self.args.world_size
-        if self.args.dataloader_drop_last and isinstance(rows, Sized) and len(rows) < batch:
-            raise ValueError(
-                f"`dataloader_drop_last` leaves out a batch that is not full, and {len(rows)} training examples do not "
-                f"fill one of {batch}: nothing would be trained. Leave it out, or lower `per_device_train_batch_size`."
-            )
-
-    def _check_precision(self) -> None:
-        """Warns where trained weights are in half precision, in which most small steps change nothing."""
-        trained = {
-            p.dtype for p in cast(nn.Module, self.model).parameters() if p.requires_grad and p.dtype.itemsize == 2
-        }
-        if trained and not self.is_deepspeed_enabled:  # which keeps a copy in float32
-            logger.warning_once(
-                f"Weights that are trained are in {', '.join(str(one).removeprefix('torch.') for one in trained)}, in "
-                "which most small steps of the optimizer are lost. Load the model in float32 (`dtype=torch.float32`, "
-                "`--dtype float32`); `bf16=True` computes in bfloat16 all the same."
-            )
+        if self.compute_loss_func is None:
+            self.label_smoother = None  # the model's own loss smooths, at every iteration
+        check_loss(self)
+        check_targets(self)
+        check_precision(self)
+        check_batches(self)
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
         """As in transformers, but `dataloader_drop_last` is for training: an evaluation counts every example."""
@@ -131,28 +112,6 @@ class FeedbackTrainer(ResumableTrainer):
             return super()._get_dataloader(dataset, description, *args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drops
-
-    def _check_loss(self) -> None:
-        """Refuses `compute_loss_func` where it would replace terms of the model's own loss."""
-        if self.compute_loss_func is None:
-            self.label_smoother = None  # the model's own loss smooths, at every iteration
-            return
-        config = any_model_in(cast(nn.Module, self.model))[1].config
-        for name, plain in (("iteration_loss", "last"), ("jacobian_penalty", 0.0)):
-            if getattr(config, name, plain) != plain:
-                raise ValueError(
-                    f"`{name}`={getattr(config, name)!r} is part of the model's own loss, which `compute_loss_func` "
-                    "replaces; leave one out."
-                )
-        for name in CLASS_LOSS_OPTIONS:
-            if getattr(self.args, name):
-                raise ValueError(
-                    f"`{name}` changes the model's own loss, which `compute_loss_func` replaces; leave one out."
-                )
-
-    def _check_iteration_targets(self) -> None:
-        core = any_model_in(cast(nn.Module, self.model))[1]
-        check_iteration_targets(self.train_dataset, core, self.args)
 
     def call_model_init(self, trial: Trial = None) -> nn.Module:
         """As in transformers; the new model is frozen as `args.freeze` says, after the trial's options are set."""
@@ -165,7 +124,7 @@ class FeedbackTrainer(ResumableTrainer):
         """As in transformers, called after the model of a trial is made."""
         super()._hp_search_setup(trial)
         if trial is not None:
-            self._check_iteration_targets()
+            check_targets(self)
             self._freeze(cast(nn.Module, self.model))
 
     def _freeze(self, model: nn.Module) -> None:

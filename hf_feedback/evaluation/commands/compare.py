@@ -18,7 +18,7 @@ from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
 from ..comparison.arm_registry import ARMS
 from ..comparison.arm_runs import CONTROLS
-from ..comparison.arms import Arm, Feedback, Together
+from ..comparison.arms import Arm, CombinedArm, Feedback
 from ..comparison.card import write_comparison_card
 from ..comparison.compare import compare, hide_progress_bars
 from ..comparison.joined_results import join_results, read_results
@@ -148,7 +148,7 @@ def read_variants(text: str | None) -> dict[str, Arm]:
 
 def together(parts: Sequence[Arm]) -> Arm:
     """Returns the only arm, or one that combines several."""
-    return parts[0] if len(parts) == 1 else Together(parts)
+    return parts[0] if len(parts) == 1 else CombinedArm(parts)
 
 
 def find_arms(args: CompareArguments, uses_agreement: bool) -> dict[str, Arm]:

@@ -20,6 +20,7 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_feedback import FeedbackForMultipleChoice
 from ...training.arguments import FeedbackTrainingArguments
 from ...training.data.labels import SINGLE_LABEL, ProblemType
+from ...training.dry_run import count_steps
 from ...training.model_parts import any_model_in
 from ...training.trainer import FeedbackTrainer
 from ...whole_files import finite, whole_file
@@ -32,14 +33,16 @@ CONTROLS = ("silent", "swapped")
 RATES = ("learning_rate", "backbone_lr", "feedback_lr", "head_lr")
 
 
-def most_steps(args: FeedbackTrainingArguments, num_examples: int, limit: int | None) -> int | None:
-    """Returns the number of steps of a run if it is not that of its epochs."""
-    steps = args.max_steps if args.max_steps > 0 else None
-    if limit is None:
-        return steps
-    a_step = args.train_batch_size * args.gradient_accumulation_steps
-    of_epochs = math.ceil(math.ceil(num_examples / a_step) * args.num_train_epochs)
-    return min(limit, of_epochs if steps is None else steps)
+def num_training_steps(args: FeedbackTrainingArguments, num_examples: int, limit: int | None = None) -> int:
+    """Returns the number of steps of a training.
+
+    Args:
+        args: the training arguments.
+        num_examples: number of training examples.
+        limit: maximum number of steps.
+    """
+    steps = count_steps(args, math.ceil(num_examples / args.train_batch_size))
+    return steps if limit is None else min(limit, steps)
 
 
 @dataclass(frozen=True)
@@ -169,12 +172,13 @@ class ArmTrainer:
         args.eval_strategy = args.save_strategy = "no"
         args.load_best_model_at_end = args.push_to_hub = False
         args.report_to, args.disable_tqdm = [], True
-        args.freeze = self.arm.freeze(self.comparison.freeze)
+        args.freeze = self.arm.frozen_parts(self.comparison.freeze)
         for name, value in self.arm.training_options().items():
             setattr(args, name, value)
-        args.num_train_epochs = self.arm.epochs(args.num_train_epochs, budget)
-        steps = most_steps(args, num_examples, self.comparison.most_steps)
-        args.max_steps = -1 if steps is None else max(1, round(self.arm.epochs(steps, budget)))
+        factor = self.arm.training_factor(budget)
+        args.num_train_epochs *= factor
+        steps = num_training_steps(args, num_examples, self.comparison.most_steps)
+        args.max_steps = max(1, round(steps * factor)) if self.comparison.limits_steps else -1
         if self.core.config.num_iterations == 1:
             args.train_iterations, args.agreement_weight = "fixed", 0.0
         if self.prepared.keep_all_columns:

@@ -17,9 +17,9 @@ from transformers.utils import is_peft_available
 from ...backbone_layout import keep_layers, number_layers
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.data.splits import Row
+from ...training.freezing import FREEZABLE_PARTS
 from ...training.model_arguments import Options
 from ...training.model_parts import parts_of
-from ...training.parameter_groups import FREEZABLE_PARTS
 from ...training.peft import peft_options
 from .message_controls import read_bottom_up
 
@@ -62,7 +62,7 @@ class Arm:
         """Feedback options of its model, in addition to those of the command."""
         return {"num_iterations": 1}
 
-    def freeze(self, freeze: list[str]) -> list[str]:
+    def frozen_parts(self, freeze: list[str]) -> list[str]:
         """Frozen parts, given those that the command freezes."""
         return [*freeze, "feedback"]
 
@@ -92,9 +92,9 @@ class Arm:
         """Returns a split, given one as the task encodes it."""
         return data
 
-    def epochs(self, epochs: float, budget: Budget) -> float:
-        """Number of epochs, given that of the command."""
-        return epochs
+    def training_factor(self, budget: Budget) -> float:
+        """Factor on the number of epochs or steps of the command."""
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Feedback(Arm):
     def model_options(self) -> Options:
         return dict(self.options)
 
-    def freeze(self, freeze: list[str]) -> list[str]:
+    def frozen_parts(self, freeze: list[str]) -> list[str]:
         return freeze
 
 
@@ -135,8 +135,8 @@ class PlainLonger(Plain):
 
     description = "plain fine-tuning with the compute of feedback"
 
-    def epochs(self, epochs: float, budget: Budget) -> float:
-        return epochs * budget.flops
+    def training_factor(self, budget: Budget) -> float:
+        return budget.flops
 
 
 class RDrop(Plain):
@@ -158,7 +158,7 @@ class HeadOnly(Arm):
     description = "head only"
     trains_new_parts_only = True
 
-    def freeze(self, freeze: list[str]) -> list[str]:
+    def frozen_parts(self, freeze: list[str]) -> list[str]:
         return ["backbone", "feedback"]
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
@@ -180,7 +180,7 @@ class LoRA(Arm):
     description = "LoRA with as many parameters"
     trains_new_parts_only = True
 
-    def freeze(self, freeze: list[str]) -> list[str]:
+    def frozen_parts(self, freeze: list[str]) -> list[str]:
         return []  # PEFT freezes
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
@@ -208,7 +208,7 @@ class BottomUp(Arm):
 
     description = "the same messages, bottom-up"
 
-    def freeze(self, freeze: list[str]) -> list[str]:
+    def frozen_parts(self, freeze: list[str]) -> list[str]:
         return freeze
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
@@ -268,7 +268,7 @@ def _head_of(model: FeedbackPreTrainedModel) -> list[str]:
     return [name for name, part in parts_of(model).items() if part == "head"]
 
 
-class Together(Arm):
+class CombinedArm(Arm):
     """A combination of arms, such as LoRA in a backbone without its causal mask.
 
     Args:
@@ -277,7 +277,7 @@ class Together(Arm):
 
     def __init__(self, parts: Sequence[Arm]) -> None:
         others = [part for part in parts if not isinstance(part, LoRA)]
-        self.trains_feedback = any("feedback" not in part.freeze([]) for part in others)
+        self.trains_feedback = any("feedback" not in part.frozen_parts([]) for part in others)
         self.parts = [LoRA(self.trains_feedback) if isinstance(part, LoRA) else part for part in parts]
         self.has_lora = any(isinstance(part, LoRA) for part in parts)
         self.description = ", ".join(part.description for part in parts)
@@ -290,10 +290,10 @@ class Together(Arm):
             options |= {} if self.is_feedback and not part.is_feedback else part.model_options()
         return options
 
-    def freeze(self, freeze: list[str]) -> list[str]:
+    def frozen_parts(self, freeze: list[str]) -> list[str]:
         if self.has_lora:
             return []
-        frozen = dict.fromkeys(item for part in self.parts for item in part.freeze(freeze))
+        frozen = dict.fromkeys(item for part in self.parts for item in part.frozen_parts(freeze))
         return [item for item in frozen if item != "feedback" or item in freeze or not self.trains_feedback]
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
@@ -320,5 +320,5 @@ class Together(Arm):
             data = part.adapt_data(data)
         return data
 
-    def epochs(self, epochs: float, budget: Budget) -> float:
-        return max(part.epochs(epochs, budget) for part in self.parts)
+    def training_factor(self, budget: Budget) -> float:
+        return max(part.training_factor(budget) for part in self.parts)

@@ -178,7 +178,7 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
     args, budget = comparison.model_args, plan.budget
     model = {f"--{name}": value for name, value in vars(args).items() if name not in ("model", "revision")}
     arms = {
-        f"arm {name}": [dict(arm.model_options()), arm.epochs(1.0, budget), asdict(budget)]
+        f"arm {name}": [dict(arm.model_options()), arm.training_factor(budget), asdict(budget)]
         for name, arm in comparison.arms.items()
     }
     settings = {name: value for name, value in plan.record.items() if name != "seed"}

@@ -1,6 +1,5 @@
 """The plan of a comparison: its runs and their costs."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +25,8 @@ from ...training.run_record import run_record
 from ...training.tasks import CausalLM, MaskedLM, PreparedTask, QuestionAnswering
 from ...training.trainer import FeedbackTrainer
 from ...validation import Keywords
-from .arm_runs import ArmTrainer, Job, most_steps
-from .arms import Budget, Together
+from .arm_runs import ArmTrainer, Job, num_training_steps
+from .arms import Budget, CombinedArm
 from .example_scores import constant_answers
 from .settings import Comparison
 
@@ -108,11 +107,40 @@ def make_plan(comparison: Comparison) -> Plan:
         UnsupportedBackboneError: the backbone cannot be looped exactly.
     """
     first, arm = next((name, arm) for name, arm in comparison.arms.items() if arm.is_feedback)
-    arm = arm.parts[0] if isinstance(arm, Together) else arm
+    arm = arm.parts[0] if isinstance(arm, CombinedArm) else arm
     prepared, model = comparison.prepare(arm, comparison.seeds[0], Budget(0))
     _check_splits(prepared)
     metric = comparison.score_of(prepared)[0]
-    feedback, row = cast(FeedbackPreTrainedModel, model), _longest_row(prepared)
+    feedback = cast(FeedbackPreTrainedModel, model)
+    left_out = _left_out_arms(comparison, feedback, _longest_row(prepared))
+    if "iteration_targets" in cast(Dataset, prepared.splits["train"].data).column_names:
+        _check_targets_are_read(comparison, feedback.config.iteration_loss)
+    budget = _budget_without_flops(feedback)
+    record = _record_of(comparison, prepared, feedback, metric)
+    constant = _constant_examples(comparison, prepared)
+    del prepared, model, feedback
+    measured = {name: _measure(comparison, name, budget) for name in comparison.arms if name not in left_out}
+    reference, seconds = measured[first]
+    without = next((measured[name][0].flops for name in ("plain", "plain-longer") if name in measured), reference.flops)
+    budget = replace(budget, flops=reference.flops / without)
+    costs = {
+        name: replace(cost, examples=cost.examples * comparison.arms[name].training_factor(budget))
+        for name, (cost, _) in measured.items()
+    }
+    return Plan(budget, costs, left_out, seconds / reference.flops, record, constant)
+
+
+def _left_out_arms(comparison: Comparison, feedback: FeedbackPreTrainedModel, row: Row) -> dict[str, str]:
+    """Returns the reasons why arms cannot be compared, by arm, for those that cannot.
+
+    Args:
+        comparison: the comparison.
+        feedback: the feedback model.
+        row: the longest encoded example.
+
+    Raises:
+        ValueError: a feedback arm cannot be compared, or no other arm can.
+    """
     reasons = {name: arm.why_not(feedback, row, comparison.freeze) for name, arm in comparison.arms.items()}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if not any(name not in left_out for name, arm in comparison.arms.items() if not arm.is_feedback):
@@ -120,37 +148,40 @@ def make_plan(comparison: Comparison) -> Plan:
         raise ValueError(f"`arms`: there is nothing to compare feedback with ({reasons_in_words}); name other arms.")
     if wrong := next((name for name in left_out if comparison.arms[name].is_feedback), None):
         raise ValueError(f"`variants`: there can be no {wrong}, since {left_out[wrong]}; leave it out.")
-    if "iteration_targets" in cast(Dataset, prepared.splits["train"].data).column_names:
-        _check_targets_are_read(comparison, feedback.config.iteration_loss)
+    return left_out
+
+
+def _budget_without_flops(feedback: FeedbackPreTrainedModel) -> Budget:
+    """The resources of the feedback arm that can be read from its model."""
     cutting = feedback.cutting
-    budget = Budget(
+    return Budget(
         parameters=count_parameters(feedback.feedback),
         num_iterations=feedback.config.num_iterations,
         segment_tokens=None if cutting is None else cutting.length,
         text_tokens=None if cutting is None else cutting.longest,
     )
+
+
+def _record_of(
+    comparison: Comparison, prepared: PreparedTask, feedback: FeedbackPreTrainedModel, metric: str
+) -> Record:
+    """What `Plan.record` holds."""
     rows = {name: cast(Dataset, split.data) for name, split in prepared.splits.items()}
     record = run_record(comparison.args, feedback.config, rows, prepared.collator)
+    _check_rows_differ(record)
+    record["weights of the backbone"] = sorted(fingerprint(feedback).values())
+    record["metric"] = metric
+    return record | {name: getattr(comparison.data_args, name) for name in comparison.task.evaluation_options}
+
+
+def _check_rows_differ(record: Record) -> None:
+    """Refuses splits with the rows of another one."""
     for one, other in combinations(("train", "validation", "test"), 2):
         if record[f"rows of {one}"] == record[f"rows of {other}"]:
             raise ValueError(
                 f"`{other}_file`: these rows are those of {one}; what is chosen on rows, or trained on "
                 "them, is not tested on them. Give another file."
             )
-    constant = _constant_examples(comparison, prepared)
-    record["weights of the backbone"] = sorted(fingerprint(feedback).values())
-    record["metric"] = metric
-    record |= {name: getattr(comparison.data_args, name) for name in comparison.task.evaluation_options}
-    del prepared, model, feedback
-    measured = {name: _measure(comparison, name, budget) for name in comparison.arms if name not in left_out}
-    reference, seconds = measured[first]
-    without = next((measured[name][0].flops for name in ("plain", "plain-longer") if name in measured), reference.flops)
-    budget = replace(budget, flops=reference.flops / without)
-    costs = {
-        name: replace(cost, examples=comparison.arms[name].epochs(cost.examples, budget))
-        for name, (cost, _) in measured.items()
-    }
-    return Plan(budget, costs, left_out, seconds / reference.flops, record, constant)
 
 
 def _constant_examples(comparison: Comparison, prepared: PreparedTask) -> np.ndarray | None:
@@ -211,19 +242,17 @@ def _measure(comparison: Comparison, arm: str, budget: Budget) -> tuple[ArmCost,
     seconds = (time.perf_counter() - started) / len(shares)
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     args, number = comparison.args, len(cast(Dataset, trainer.train_dataset))
-    steps = most_steps(args, number, comparison.most_steps)
     a_step = args.train_batch_size * args.gradient_accumulation_steps
-    examples = number * args.num_train_epochs if steps is None else steps * a_step
+    steps = num_training_steps(args, number, comparison.most_steps)
+    examples = steps * a_step if comparison.limits_steps else number * args.num_train_epochs
     return ArmCost(parameters, flops / size, examples), seconds / size
 
 
 def drawn_iterations(trainer: FeedbackTrainer) -> list[int]:
     """The K of every step of a training; nothing where it is the model's own in all."""
-    args, number = trainer.args, len(cast(Dataset, trainer.train_dataset))
-    if args.train_iterations == "fixed":
+    if trainer.args.train_iterations == "fixed":
         return []
-    of_epoch = math.ceil(number / (args.train_batch_size * args.gradient_accumulation_steps))
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(of_epoch * args.num_train_epochs)
+    steps = num_training_steps(trainer.args, len(cast(Dataset, trainer.train_dataset)))
     return [trainer.iterations_of(step, steps) for step in range(steps)]
 
 

@@ -1,7 +1,6 @@
 """Results of a comparison: differences with intervals, a verdict, tables and JSON."""
 
 import json
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,12 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
-import transformers
 
 from ...training.model_card import is_hub_id
-from ...version import HF_FEEDBACK_VERSION
 from ...whole_files import finite, whole_file
+from ..machine import machine_and_versions
 from ..markdown_tables import format_values, markdown_table
 from .arm_runs import CONTROLS, ArmRun
 from .contrasts import Contrast, contrast_table, write_verdict
@@ -301,15 +298,3 @@ class ComparisonResult:
     def _at_edge(self, factor: float) -> bool:
         factors = self.comparison.rate_factors
         return len(factors) > 1 and factor in (min(factors), max(factors))
-
-
-def machine_and_versions() -> dict[str, str]:
-    """Describes the processor and the versions of the packages that train."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "device": device,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "hf_feedback": HF_FEEDBACK_VERSION,
-    }

@@ -58,6 +58,11 @@ class Comparison:
         return list(self.args.freeze or [])
 
     @property
+    def limits_steps(self) -> bool:
+        """Whether the number of steps is given or limited, and not that of the epochs."""
+        return self.args.max_steps > 0 or self.most_steps is not None
+
+    @property
     def pipeline_tag(self) -> str:
         """The task as the Hub names it."""
         return self.task(self.model_args, self.data_args).card.pipeline_tag

@@ -1,0 +1,63 @@
+"""Checks of a `FeedbackTrainer` that was just made."""
+
+from collections.abc import Sized
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+from transformers.utils import logging
+
+from .data.iteration_targets import check_iteration_targets
+from .model_parts import any_model_in
+from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS
+
+if TYPE_CHECKING:
+    from .trainer import FeedbackTrainer
+
+logger = logging.get_logger(__name__)
+
+
+def check_batches(trainer: "FeedbackTrainer") -> None:
+    """Raises `ValueError` where `dataloader_drop_last` would leave no batch to train on."""
+    rows, batch = trainer.train_dataset, trainer.args.train_batch_size * trainer.args.world_size
+    if trainer.args.dataloader_drop_last and isinstance(rows, Sized) and len(rows) < batch:
+        raise ValueError(
+            f"`dataloader_drop_last` leaves out a batch that is not full, and {len(rows)} training examples do not "
+            f"fill one of {batch}: nothing would be trained. Leave it out, or lower `per_device_train_batch_size`."
+        )
+
+
+def check_precision(trainer: "FeedbackTrainer") -> None:
+    """Warns where trained weights are in half precision, in which most small steps change nothing."""
+    trained = {
+        p.dtype for p in cast(nn.Module, trainer.model).parameters() if p.requires_grad and p.dtype.itemsize == 2
+    }
+    if trained and not trainer.is_deepspeed_enabled:  # which keeps a copy in float32
+        logger.warning_once(
+            f"Weights that are trained are in {', '.join(str(one).removeprefix('torch.') for one in trained)}, in "
+            "which most small steps of the optimizer are lost. Load the model in float32 (`dtype=torch.float32`, "
+            "`--dtype float32`); `bf16=True` computes in bfloat16 all the same."
+        )
+
+
+def check_loss(trainer: "FeedbackTrainer") -> None:
+    """Raises `ValueError` where `compute_loss_func` would replace terms of the model's own loss."""
+    if trainer.compute_loss_func is None:
+        return
+    config = any_model_in(cast(nn.Module, trainer.model))[1].config
+    for name, plain in (("iteration_loss", "last"), ("jacobian_penalty", 0.0)):
+        if getattr(config, name, plain) != plain:
+            raise ValueError(
+                f"`{name}`={getattr(config, name)!r} is part of the model's own loss, which `compute_loss_func` "
+                "replaces; leave one out."
+            )
+    for name in CLASS_LOSS_OPTIONS:
+        if getattr(trainer.args, name):
+            raise ValueError(
+                f"`{name}` changes the model's own loss, which `compute_loss_func` replaces; leave one out."
+            )
+
+
+def check_targets(trainer: "FeedbackTrainer") -> None:
+    """Raises `ValueError` where the training data has targets of iterations that training would not read."""
+    core = any_model_in(cast(nn.Module, trainer.model))[1]
+    check_iteration_targets(trainer.train_dataset, core, trainer.args)
