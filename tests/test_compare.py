@@ -176,6 +176,17 @@ def test_what_each_arm_trains(folders, tmp_path):
     }
 
 
+@pytest.mark.parametrize(("most", "expected"), [(None, (-1, -1)), (40, (3, 6)), (2, (2, 4))])
+def test_longer_training_takes_as_many_steps_as_its_cost_allows(most, expected, folders, tmp_path):
+    """24 texts in batches of 8 are three steps, whether they limit the training or not."""
+    comparison = dataclasses.replace(comparison_of(folders, tmp_path), most_steps=most)
+    args = [
+        ArmTrainer(comparison, Job(name, 0, 1.0), Budget(9, 2.0)).trainer.args for name in ("plain", "plain-longer")
+    ]
+    assert tuple(one.max_steps for one in args) == expected
+    assert [one.num_train_epochs for one in args] == [1, 2]
+
+
 def test_what_each_arm_costs(folders, tmp_path):
     plan = make_plan(comparison_of(folders, tmp_path))
     flops = {name: cost.total / plan.costs["plain"].total for name, cost in plan.costs.items()}

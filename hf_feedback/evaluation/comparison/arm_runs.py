@@ -176,9 +176,9 @@ class ArmTrainer:
         for name, value in self.arm.training_options().items():
             setattr(args, name, value)
         factor = self.arm.training_factor(budget)
-        args.num_train_epochs *= factor
         steps = num_training_steps(args, num_examples, self.comparison.most_steps)
         args.max_steps = max(1, round(steps * factor)) if self.comparison.limits_steps else -1
+        args.num_train_epochs *= factor
         if self.core.config.num_iterations == 1:
             args.train_iterations, args.agreement_weight = "fixed", 0.0
         if self.prepared.keep_all_columns:
