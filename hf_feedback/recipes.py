@@ -31,6 +31,15 @@ RECIPES = {
             "feedback_activation": "linear",
         },
     ),
+    "decoder-tagging": Recipe(
+        "a decoder that is trained as a whole to tag words, and whose causal mask has to stay",
+        {
+            "num_iterations": 2,
+            "feedback_type": "temporal",
+            "feedback_topology": "top",
+            "feedback_rank": 64,
+        },
+    ),
     "depth-on-demand": Recipe(
         "a shallow model that takes as many steps as K has iterations; K = 4 in every step of training",
         {

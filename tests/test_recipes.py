@@ -16,6 +16,7 @@ from hf_feedback.training.model_arguments import ModelArguments
 
 FITTING = {
     "carried-state": FeedbackForCausalLM,
+    "decoder-tagging": FeedbackForTokenClassification,
     "depth-on-demand": FeedbackForTokenClassification,
     "segment-memory": FeedbackForSequenceClassification,
 }
@@ -24,6 +25,8 @@ FITTING = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_model_has_the_options_of_its_recipe(name):
     options = FeedbackConfig.recipe(name)
+    if options["feedback_rank"] is not None:
+        options["feedback_rank"] = 8  # the backbone is tiny
     decoder = AutoModelForCausalLM.from_config(tiny_config("llama"))
     backbone = decoder if name == "carried-state" else decoder.model
     # no folder with a tokenizer says which tokens stand around a text
@@ -41,7 +44,7 @@ def test_the_command_line_takes_a_recipe_and_options_beside_it():
     assert edges["feedback_edges"] == [[3, 1]]
     assert edges.keys() & {*EDGE_OPTIONS} == {"feedback_edges"}
     assert edges["feedback_type"] == recipe["feedback_type"]
-    known = "'carried-state', 'depth-on-demand', 'segment-memory'"
+    known = "'carried-state', 'decoder-tagging', 'depth-on-demand', 'segment-memory'"
     with pytest.raises(ValueError, match=f"`recipe` must be one of {known}, got 'magic'"):
         ModelArguments(model="m", recipe="magic").config_options()
 

@@ -7,7 +7,7 @@ from families import tiny_backbone
 from training_runs import arguments
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.training import FeedbackTrainer, trainer
+from hf_feedback.training import FeedbackTrainer
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.model_setup import make_model, set_segments
@@ -83,7 +83,7 @@ def test_weights_are_trained_in_float32_unless_an_option_says_otherwise(half, tm
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_trainer_warns_of_trained_weights_in_half_precision(half, frozen, tmp_path, caplog, monkeypatch):
     """Not of those that are frozen: they do not change."""
-    monkeypatch.setattr(trainer.logger, "warning_once", lambda message: caplog.records.append(message))
+    monkeypatch.setattr(trainer_checks.logger, "warning_once", lambda message: caplog.records.append(message))
     model = make_model(FeedbackForSequenceClassification, ModelArguments(model=half, dtype="auto"), LABELS)
     if frozen:
         model.float()

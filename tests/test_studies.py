@@ -108,6 +108,22 @@ def test_a_smaller_copy_has_every_class(num_classes, tmp_path, monkeypatch):
     assert (found["train"] == at_random) is (num_classes == 2)
 
 
+def test_the_test_may_be_on_training_examples_that_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    study = importlib.import_module("study")
+    for split in study.SPLITS:
+        write(tmp_path, f"{split}.csv", [{"text": f"{split} {i}", "label": f"class {i % 2}"} for i in range(40)])
+    options = "--model m --data d --work w --validation 5 --test-from train".split()
+    parser = study.parser(None)
+    files = study.smaller_copy(tmp_path, tmp_path / "copy", parser.parse_args([*options, "--train", "25"]))
+    found = {split: set(read_file(name)["text"]) for split, name in files.items()}
+    assert len(found["train"]) == 25
+    assert found["train"] | found["test"] == {f"train {i}" for i in range(40)}
+    assert not found["train"] & found["test"]
+    with pytest.raises(ValueError, match="--test-from train: --train 40 leaves no example"):
+        study.smaller_copy(tmp_path, tmp_path / "none", parser.parse_args([*options, "--train", "40"]))
+
+
 @pytest.mark.parametrize("case", RUNS)
 def test_a_study_runs(case, place, tmp_path, monkeypatch, capsys):
     study, (options, *expected) = case.split(",")[0], RUNS[case]
@@ -161,9 +177,9 @@ def test_the_guide_shows_what_is_kept_of_natural_texts(regime, arms):
 def test_the_guide_shows_the_comparisons_that_are_kept():
     guide = GUIDE.read_text(encoding="utf-8")
     files = [
-        f for name in ("later_tokens", "compression") for f in (FOLDER / "results" / name).glob("*/*/comparison.md")
+        f for name in ("later_tokens*", "compression") for f in (FOLDER / "results").glob(f"{name}/*/*/comparison.md")
     ]
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
         assert len(rows) > 10

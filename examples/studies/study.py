@@ -76,7 +76,7 @@ def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> Files:
             order.sort(key=lambda i: i not in firsts)
         first = 0 if source == split else args.train
         data = data.select(sorted(order[first : first + getattr(args, split)]))
-        if not len(data):
+        if not len(data) and source != split:
             raise ValueError(f"--test-from {source}: --train {args.train} leaves no example of {folder} to test on.")
         files[split] = str(work / f"{split}.jsonl")
         data.to_json(files[split])
