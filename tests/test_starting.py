@@ -7,7 +7,7 @@ from families import tiny_backbone
 from training_runs import arguments
 
 from hf_feedback import FeedbackForSequenceClassification
-from hf_feedback.training import FeedbackTrainer
+from hf_feedback.training import FeedbackTrainer, trainer_checks
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.model_arguments import ModelArguments
 from hf_feedback.training.model_setup import make_model, set_segments
