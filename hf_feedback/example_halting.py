@@ -40,6 +40,7 @@ class ExampleHalting(Halting):
         self.leaves = not torch.compiler.is_compiling()  # whether stopped examples leave the batch
 
     def step(self, h: States, before: States) -> States:
+        """As in `Halting`, by a smaller batch where the backbone allows it."""
         if self.leaves and bool(self._rows_stopped().any()):
             rows = (~self._rows_stopped()).nonzero().squeeze(1)
             try:

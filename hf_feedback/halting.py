@@ -1,5 +1,6 @@
 """Halting: rules by which examples, or tokens, stop before the last iteration."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -32,7 +33,7 @@ class IterationFacts:
     num_equal_answers: torch.Tensor
 
 
-class HaltingRule:
+class HaltingRule(ABC):
     """Rule that decides after each iteration which examples, or tokens, may stop. A new one is a subclass and a row in
     `HALTING_RULES`.
 
@@ -47,9 +48,9 @@ class HaltingRule:
     def __init__(self, config: "FeedbackConfig") -> None:
         self.config = config
 
+    @abstractmethod
     def holds(self, facts: IterationFacts) -> torch.Tensor:
         """`(B,)`, true for what may stop."""
-        raise NotImplementedError
 
 
 class Convergence(HaltingRule):
@@ -175,7 +176,7 @@ def confidence_of(logits: torch.Tensor, measure: str, several_labels: bool) -> t
     return first if measure == "probability" else first - second
 
 
-class Halting:
+class Halting(ABC):
     """Stops each example, or each token, by itself, at the first iteration at which its rules hold.
 
     Args:
@@ -242,13 +243,13 @@ class Halting:
                 self.stopped = self.stopped | which_may_stop(self.groups, facts)
         return self.all_stopped
 
+    @abstractmethod
     def residual(self, new: States, old: States) -> torch.Tensor:
         """How far the last iteration moved each example, or each token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def where_stopped(self, state: torch.Tensor) -> torch.Tensor:
         """What has stopped, in a shape that a state can be compared with."""
-        raise NotImplementedError
 
     def _hold(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """The new state, in which what has stopped has its old one."""

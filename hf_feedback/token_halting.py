@@ -52,6 +52,7 @@ class TokenHalting(Halting):
         super().__init__(config, loop, stopped, logits_of_state)
 
     def step(self, h: States, before: States) -> States:
+        """As in `Halting`; where all tokens have stopped, the cache alone is filled."""
         if self.all_stopped:
             self.loop.repeat(h)
             return before
@@ -59,7 +60,7 @@ class TokenHalting(Halting):
         return super().step(h, before)
 
     def finish_iteration(self, k: int, old: States | None, new: States) -> bool:
-        """As above; a cache that is kept is filled by the other iterations, too."""
+        """As in `Halting`; a cache that is kept is filled by all K iterations."""
         return super().finish_iteration(k, old, new) and not self.cache.is_kept
 
     def where_stopped(self, state: torch.Tensor) -> torch.Tensor:
