@@ -342,7 +342,8 @@ def test_no_text_is_repeated_beyond_the_positions_of_the_model(folders, tmp_path
 
 def test_arms_together(folders, tmp_path):
     """LoRA in a backbone with its mask lifted, and beside feedback: each part trains, and nothing else."""
-    options = ["--variants", '{"full+lora": {"num_iterations": 3}}', "--arms", "lora", "lora+unmasked", "repeated+lora"]
+    options = ["--variants", '{"full+lora": {"num_iterations": 3}}', "--arms"]
+    options += ["lora", "lora-double", "lora+unmasked", "repeated+lora"]
     comparison = comparison_of(folders, tmp_path, *options, family="llama")
     budget = Budget(500)
     trainers = {name: ArmTrainer(comparison, Job(name, 0, 1.0), budget).trainer for name in comparison.arms}
@@ -356,8 +357,13 @@ def test_arms_together(folders, tmp_path):
     assert trainers["lora+unmasked"].model.base_model.model.backbone._forward_pre_hooks
     lengths = [len(trainers[name].train_dataset[0]["input_ids"]) for name in ("lora", "repeated+lora")]
     assert lengths[1] == 2 * lengths[0]
+    rank = trainers["lora"].model.peft_config["default"].r
+    assert trainers["full+lora"].model.peft_config["default"].r == rank
+    assert abs(trainers["lora-double"].model.peft_config["default"].r - 2 * rank) <= 1
     with pytest.raises(ValueError, match=r"no lora: .*; no lora.unmasked: "):  # PEFT would train the head
-        make_plan(comparison_of(folders, tmp_path, *options[2:5], "--freeze", "head", family="llama"))
+        make_plan(
+            comparison_of(folders, tmp_path, "--arms", "lora", "lora+unmasked", "--freeze", "head", family="llama")
+        )
 
 
 def test_r_drop_joins_what_it_is_named_with(folders, tmp_path):

@@ -44,7 +44,7 @@ class CompareArguments:
     arms: list[str] | None = option(
         None,
         f"Alternatives to compare with: {', '.join(ARMS)}; several in one, with a plus, as in lora+unmasked (default: "
-        "all that apply; r-drop with `--agreement-weight`).",
+        "all that apply, lora-double if it is named; r-drop with `--agreement-weight`).",
     )
     variants: str | None = option(
         None,

@@ -1,6 +1,6 @@
 """Registry of the arms that feedback can be compared with. A new arm is a class and a row here."""
 
-from .arms import Arm, BottomUp, Duplicated, HeadOnly, LoopOnly, LoRA, Plain, PlainLonger, RDrop
+from .arms import Arm, BottomUp, DoubleLoRA, Duplicated, HeadOnly, LoopOnly, LoRA, Plain, PlainLonger, RDrop
 from .decoder_arms import Repeated, Unmasked
 from .long_text_arms import ToBERT, Truncated, WholeText, Windows
 
@@ -11,6 +11,7 @@ ARMS: dict[str, Arm] = {
     "plain-longer": PlainLonger(),
     "r-drop": RDrop(),
     "lora": LoRA(),
+    "lora-double": DoubleLoRA(),
     "bottom-up": BottomUp(),
     "duplicated": Duplicated(),
     "loop-only": LoopOnly(),

@@ -7,7 +7,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from datasets import Dataset
 from torch import nn
@@ -179,6 +179,7 @@ class LoRA(Arm):
 
     description = "LoRA with as many parameters"
     trains_new_parts_only = True
+    factor: ClassVar[int] = 1  # number of parameters, relative to those of the messages
 
     def frozen_parts(self, freeze: list[str]) -> list[str]:
         return []  # PEFT freezes
@@ -196,8 +197,16 @@ class LoRA(Arm):
             options["modules_to_save"].remove("feedback")
         adapted = [m for name, m in model.named_modules() if re.fullmatch(options["target_modules"], name)]
         per_rank = sum(sum(cast(nn.Linear, module).weight.shape) for module in adapted)
-        rank = max(1, round(budget.parameters / per_rank))
+        rank = max(1, round(self.factor * budget.parameters / per_rank))
         return get_peft_model(cast(PreTrainedModel, model), LoraConfig(r=rank, lora_alpha=2 * rank, **options))
+
+
+class DoubleLoRA(LoRA):
+    """LoRA with as many parameters as messages and LoRA together, beside which it shows what the messages bring."""
+
+    description = "LoRA with twice as many parameters"
+    is_default = False
+    factor = 2
 
 
 class BottomUp(Arm):
@@ -278,7 +287,7 @@ class CombinedArm(Arm):
     def __init__(self, parts: Sequence[Arm]) -> None:
         others = [part for part in parts if not isinstance(part, LoRA)]
         self.trains_feedback = any("feedback" not in part.frozen_parts([]) for part in others)
-        self.parts = [LoRA(self.trains_feedback) if isinstance(part, LoRA) else part for part in parts]
+        self.parts = [type(part)(self.trains_feedback) if isinstance(part, LoRA) else part for part in parts]
         self.has_lora = any(isinstance(part, LoRA) for part in parts)
         self.description = ", ".join(part.description for part in parts)
         self.is_feedback = any(part.is_feedback for part in parts)
