@@ -99,7 +99,7 @@ def print_completion(shell: str) -> int:
         completion = import_module(".command_help.completion", __package__)
         print(completion.completion_script(shell, {name: what for name, (_, what) in COMMANDS.items()}))
     except ImportError:
-        print("error: completion needs shtab: pip install 'hf-feedback[completion]'", file=sys.stderr)
+        print("error: completion needs shtab: pip install -e '.[completion]'", file=sys.stderr)
         return 2
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -388,7 +388,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
 
     @contextmanager
     def feedback_disabled(self) -> Iterator[None]:
-        """Context in which the model is its bare backbone (K = 1), for the current thread alone.
+        """Context in which the model is its bare backbone, for the current thread alone.
 
         Example:
 

@@ -102,7 +102,7 @@ def test_completion_without_shtab(capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "import_module", no_shtab)
     assert main(["--print-completion", "bash"]) == 2
-    assert "pip install 'hf-feedback[completion]'" in capsys.readouterr().err
+    assert "pip install -e '.[completion]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

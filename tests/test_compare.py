@@ -822,12 +822,14 @@ def test_the_verdict_is_about_the_alternative_that_decides():
         "Feedback helps: it is ahead of every alternative, least of lora, by +2.0 points of accuracy [+0.5, +3.5]"
     )
     assert "does not help: lora is better, feedback minus it -1.0" in write_verdict([unclear, behind], "entity_f1", 1.0)
-    assert "no difference that matters: within 1 points of lora" in write_verdict([easy, equal], "entity_f1", 1.0)
-    assert "against plain, -2.0 points of entity_f1 [-9.0, +5.0], 5 seeds; about 7 seeds would see 1 points" in (
-        write_verdict([hard, equal, open_, unclear], "entity_f1", 1.0)
+    assert "no difference that matters: within 1 point of lora" in write_verdict([easy, equal], "entity_f1", 1.0)
+    assert (
+        "against plain, -2.0 points of entity_f1 [-9.0, +5.0], 5 seeds; about 7 seeds are needed to detect a "
+        "difference of 1 point"
+        in (write_verdict([hard, equal, open_, unclear], "entity_f1", 1.0))
     )
     for needed in (None, 5):  # as many as there were
-        assert "more test examples or seeds would see 1 points" in write_verdict(
+        assert "more test examples or seeds are needed to detect a difference of 1 point" in write_verdict(
             [contrast(1, -2, 4, "cannot tell", needed=needed)], "entity_f1", 1
         )
     worse = "lora is better, -1.0 points of perplexity"
@@ -842,7 +844,7 @@ def test_the_verdict_names_a_lead_over_the_plain_model():
     for mean, verdict, end in (
         (-1, "behind", "lora is better, feedback minus it -1.0"),
         (-2, "cannot tell", "cannot be told from lora, -2.0"),
-        (0, "equivalent", "within 1 points of lora, +0.0"),
+        (0, "equivalent", "within 1 point of lora, +0.0"),
     ):
         one = contrast(mean, mean - 1, mean + 1, verdict, "lora")
         assert write_verdict([lead, one], "accuracy", 1.0).startswith(begin + end)

@@ -136,7 +136,7 @@ def that_dies():
 
 REFUSED = {
     "LayerDrop (OPT as it comes)": (with_layerdrop, "config_overrides={'layerdrop': 0.0}"),
-    "DeBERTa-v2's convolution, inside the segment": (with_convolution, "between layers 0 and 1"),
+    "DeBERTa-v2's convolution, between looped layers": (with_convolution, "between layers 0 and 1"),
     "models that are no stack of equal layers (ResNet)": (without_layers, "no `num_hidden_layers`"),
     "models whose layers are not in one list": (without_a_stack, "no list of 4 layers"),
     "models that are not part of transformers": (with_code_of_its_own, "not part of transformers"),

@@ -94,7 +94,9 @@ class FeedbackTrainingArguments(
         "Parts that are not trained: backbone, embeddings, feedback, head, layers:0-3, or regular expressions over "
         "parameter names.",
     )
-    backbone_lr: float | None = option(None, "Learning rate of the backbone (default: --learning-rate).")
+    backbone_lr: float | None = option(
+        None, "Learning rate of the backbone (default: 5e-5 if --learning-rate is left out, else --learning-rate)."
+    )
     feedback_lr: float | None = option(None, "Learning rate of the feedback (default: --learning-rate).")
     head_lr: float | None = option(None, "Learning rate of the head (default: --learning-rate).")
     layer_lr_decay: float = option(

@@ -150,7 +150,9 @@ class HaltingArguments(ConfigArguments):
 class ModelArguments(ConfigArguments):
     """Model. Its options are those of `FeedbackConfig`."""
 
-    default_learning_rate: ClassVar[float] = 5e-5
+    # Parameters that start at random, or at zero, need a larger learning rate than those that are fine-tuned.
+    default_learning_rate: ClassVar[float] = 1e-3
+    default_backbone_lr: ClassVar[float | None] = 5e-5
 
     model: str = field(metadata={"help": "Hub id or folder of a backbone, or of a feedback model to train further."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
@@ -179,8 +181,8 @@ class FNNArguments(ConfigArguments):
     """Network from scratch. Its options are those of `FNNConfig`."""
 
     model: ClassVar[str | None] = None
-    # Parameters that start at random need another learning rate than those that are fine-tuned.
     default_learning_rate: ClassVar[float] = 2e-3
+    default_backbone_lr: ClassVar[float | None] = None
 
     fnn: str = field(
         metadata={"help": "Type of network.", "choices": choices_of(FNNConfig.declared_options()["fnn_type"])}

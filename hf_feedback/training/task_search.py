@@ -171,7 +171,7 @@ def search_task(
 def _check_arguments(args: FeedbackTrainingArguments, folder: Path, n_trials: int) -> None:
     """Refuses training arguments and output folders that a search cannot have."""
     if not is_optuna_available():
-        raise ImportError("`search_trials` needs Optuna; pip install 'hf-feedback[search]'.", name="optuna")
+        raise ImportError("`search_trials` needs Optuna; pip install -e '.[search]'.", name="optuna")
     if args.world_size > 1:
         raise ValueError("`search_trials` works in one process; start it without torchrun or accelerate launch.")
     if args.early_stopping_patience is not None:

@@ -253,6 +253,6 @@ def run(arguments: Sequence[str]) -> int:
     try:
         files.append(plot_comparison(result))
     except ImportError:
-        print("The figures need matplotlib: pip install 'hf-feedback[plots]'", file=sys.stderr)
+        print("The figures need matplotlib: pip install -e '.[plots]'", file=sys.stderr)
     print(f"\n{result.as_markdown()}\n{result.verdict()}\nMore is in {', '.join(map(str, files))}")
     return 0

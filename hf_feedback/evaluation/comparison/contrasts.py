@@ -75,7 +75,7 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, con
         return f"{begin} {one.other} is better, {minus}{numbers_of(one)}, {seeds}."
     if "cannot tell" in by_verdict:
         one = deciding("cannot tell")
-        more = f"{_what_would_tell(one, margin)} would see {margin:g} points"
+        more = f"{_what_would_tell(one, margin)} are needed to detect a difference of {format_points(margin)}"
         if not one.learned:
             more = "neither is shown to be ahead of the same answer for every example"
         begin = f"{ahead}, but cannot be told from" if ahead else "This cannot tell whether feedback helps: against"
@@ -83,7 +83,7 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, con
     if "equivalent" in by_verdict:
         one = deciding("equivalent")
         begin = f"{ahead}, but" if ahead else "Feedback makes no difference that matters:"
-        return f"{begin} within {margin:g} points of {one.other}, {numbers_of(one)}, {seeds}."
+        return f"{begin} within {format_points(margin)} of {one.other}, {numbers_of(one)}, {seeds}."
     one = by_verdict["ahead"][0]
     return f"Feedback helps: it is ahead of every alternative, least of {one.other}, by {numbers_of(one)}, {seeds}."
 
@@ -105,7 +105,12 @@ def contrast_table(contrasts: Sequence[Contrast], margin: float, metric: str) ->
         for contrast in contrasts
     ]  # fmt: skip
     columns = ("minus", "difference") if EXAMPLE_SCORES[metric].greater_is_better else ("beside", "better by")
-    return markdown_table(("feedback", *columns, "p", "verdict", f"seeds to see {margin:g} points"), rows)
+    return markdown_table(("feedback", *columns, "p", "verdict", f"seeds to detect {format_points(margin)}"), rows)
+
+
+def format_points(points: float) -> str:
+    """Formats a difference in points."""
+    return f"{points:g} point{'s' * (points != 1)}"
 
 
 def _what_would_tell(contrast: Contrast, margin: float) -> str:

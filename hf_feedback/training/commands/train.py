@@ -63,6 +63,7 @@ def training_parser(
         report_to=["none"],
         hub_strategy="end",
         learning_rate=task.model_arguments.default_learning_rate,
+        backbone_lr=None if _is_given(arguments, "--learning-rate") else task.model_arguments.default_backbone_lr,
         warmup_steps=0.1,
         logging_steps=50,
         save_strategy="epoch",

@@ -74,14 +74,20 @@ def describe_duplicates(splits: Mapping[str, Split], columns: Mapping[str, Colum
         contradicting = _contradicting_rows(train, texts["train"], columns["train"].label)
         contradiction = f", {len(contradicting)} of them with another label" if contradicting else ""
         rows = format_rows(train.rows_of(contradicting or repeated))
-        lines.append(f"{len(repeated)} texts of train repeat earlier ones{contradiction}, such as {rows}")
+        repeat = (
+            "1 text of train repeats an earlier one"
+            if len(repeated) == 1
+            else f"{len(repeated)} texts of train repeat earlier ones"
+        )
+        lines.append(f"{repeat}{contradiction}, such as {rows}")
     for trained in ("train", UNLABELLED):
         known = set(texts.get(trained, ()))
         for name in [name for name in splits if name not in ("train", trained)]:
             shared = [row for row, text in enumerate(texts[name]) if text in known]
             if shared:
                 rows = format_rows(splits[name].rows_of(shared))
-                lines.append(f"{len(shared)} texts of {name} are in {trained} too, such as {rows}")
+                are = f"1 text of {name} is" if len(shared) == 1 else f"{len(shared)} texts of {name} are"
+                lines.append(f"{are} in {trained} too, such as {rows}")
     return lines
 
 
