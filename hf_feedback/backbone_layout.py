@@ -53,6 +53,8 @@ class BackboneLayout:
             language model has no such cache.
         batch_axes: for each call of the segment, the positions of batch rows in its arguments, see `find_batch_axes`;
             `None` if they cannot be divided.
+        modules_below: names inside the backbone of the modules that run before the first layer.
+        modules_above: the same for those that run after the last layer.
     """
 
     part: str
@@ -67,6 +69,8 @@ class BackboneLayout:
     final_modules: tuple[str, ...] | None = None
     cache_argument: str | None = None
     batch_axes: tuple[Any, ...] | None = None
+    modules_below: tuple[str, ...] = ()
+    modules_above: tuple[str, ...] = ()
 
     def layers(self, backbone: PreTrainedModel) -> list[nn.Module]:
         """The backbone's layers in the order of the calls; a shared layer is repeated for each of its calls."""

@@ -49,9 +49,13 @@ def probe_backbone(
         batch_dim = 0 if cast(torch.Tensor, plain.record.calls[0].hidden).shape[0] == 2 else 1
         answers = part if head == "new" else backbone if predicts_next_token else None
         ends_the_stack = layout.segment[1] == layout.num_layers - 1
+        below, above = _modules_around(part, layers, inputs)
+        prefix = f"{layout.part}." if layout.part else ""
         return replace(
             layout,
             batch_dim=batch_dim,
+            modules_below=tuple(prefix + name for name in below),
+            modules_above=tuple(prefix + name for name in above),
             can_batch_iterations=_can_batch_iterations(backbone, (disturbed, plain), batch_dim, inputs),
             final_modules=_find_final_modules(answers, layers, batch_dim, inputs)
             if answers and ends_the_stack
@@ -210,6 +214,36 @@ def _same_arguments(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):  # some hold keys and values that lower layers write and higher ones read
         return one.keys() == other.keys() and all(_same_arguments(one[key], other[key]) for key in one)
     return type(one) is type(other)
+
+
+# What is around the layers
+
+
+def _modules_around(
+    backbone: PreTrainedModel, layers: list[nn.Module], inputs: Batch
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the modules that finish before the first layer begins, and of those that finish after the last layer
+    and hold no layer."""
+    record = SegmentRecord(layers, (0, len(layers) - 1))
+    finished: dict[str, int] = {}  # the number of layers that had run before
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: LayerArguments, output: Any) -> None:
+            finished.setdefault(name, record.position)
+
+        return hook
+
+    in_layers = {module for layer in layers for module in layer.modules()}
+    around = {name: module for name, module in backbone.named_modules() if in_layers.isdisjoint(module.modules())}
+    handles = [module.register_forward_hook(note(name)) for name, module in around.items()]
+    try:
+        with recording(record):
+            backbone(**inputs, **without_cache(backbone))
+    finally:
+        for handle in handles:
+            handle.remove()
+    below = tuple(name for name, position in finished.items() if position == 0)
+    return below, tuple(name for name, position in finished.items() if position == len(layers))
 
 
 # What follows the segment

@@ -150,6 +150,7 @@ class AttentionConnection(FeedbackConnection):
     """
 
     mixes_tokens = True
+    separates_texts = True
     remembers_tokens = True
 
     def __init__(self, config: "FeedbackConfig", hidden_size: int, num_edges: int, causal: bool = False) -> None:
@@ -234,6 +235,7 @@ class TemporalConnection(FeedbackConnection):
     """
 
     mixes_tokens = True
+    separates_texts = True
     remembers_tokens = True
     left_out_if_causal = "V"
 
@@ -254,9 +256,9 @@ class TemporalConnection(FeedbackConnection):
         m = self.activate(U_h, edge)
         for _ in range(self.num_sweeps - 1):
             m = m if real is None else m * real
-            z = U_h + self.W(F.pad(m, (0, 0, 0, 0, 1, -1)), edge)
+            z = U_h + self.W(context.shift(m, 1), edge)
             if self.V is not None:
-                z = z + self.V(F.pad(m, (0, 0, 0, 0, -1, 1)), edge)
+                z = z + self.V(context.shift(m, -1), edge)
             m = self.activate(z, edge)
         return self.dropout(m[:, -length:])
 
@@ -330,7 +332,8 @@ def _attention_mask(context: MessageContext, length: int, num_read: int, device:
         device: device of the mask.
     """
     past = num_read - length
-    if context.mask is None and not (context.causal and length > 1):
+    texts = context.packed_texts
+    if context.mask is None and texts is None and not (context.causal and length > 1):
         return None
     allowed = torch.ones(1, 1, length, num_read, dtype=torch.bool, device=device)
     itself = allowed.tril(past).triu(past)
@@ -338,6 +341,8 @@ def _attention_mask(context: MessageContext, length: int, num_read: int, device:
         allowed = allowed.tril(past)
     if context.mask is not None:
         allowed = allowed & context.mask[:, None, None, :num_read].to(device)
+    if texts is not None:
+        allowed = allowed & (texts[:, None, :, None] == texts[:, None, None, :]).to(device)
     return allowed | itself
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .activations import ACTIVATIONS, make_activation
 from .iteration_cache import IterationCache
@@ -32,6 +33,7 @@ class MessageContext:
 
     Args:
         mask: `(B, T)`, true at real tokens; `None`: all are.
+        packed_texts: `(B, T)`, the number of the text of each token, where rows hold several texts; `None`: one each.
         causal: whether a message must not inform a token about later ones.
         class_probabilities: `(B, C)`, class probabilities after iteration k − 1, for messages that read them.
         batch_dim: batch dimension of the states; 1 in XLNet.
@@ -40,6 +42,7 @@ class MessageContext:
     """
 
     mask: torch.Tensor | None = None
+    packed_texts: torch.Tensor | None = None
     causal: bool = False
     class_probabilities: torch.Tensor | None = None
     batch_dim: int = 0
@@ -56,6 +59,21 @@ class MessageContext:
             `(B, past + T, n, r)`.
         """
         return tokens if self.cache is None else self.cache.remember(tokens)
+
+    def shift(self, tokens: torch.Tensor, by: int) -> torch.Tensor:
+        """Gives every token t the values of token t − `by`, and 0 where there is none in its text.
+
+        Args:
+            tokens: `(B, T, …)`.
+            by: 1 for the token before, −1 for the one after.
+        """
+        sides = (0, 0) * (tokens.dim() - 2)
+        shifted = F.pad(tokens, (*sides, by, -by))
+        if self.packed_texts is None:
+            return shifted
+        texts = self.packed_texts.to(tokens.device)
+        same = texts == F.pad(texts, (by, -by), value=-1)
+        return shifted * same.view(*same.shape, *(1 for _ in shifted.shape[2:]))
 
 
 class FeedbackConnection(nn.Module):
@@ -81,6 +99,8 @@ class FeedbackConnection(nn.Module):
 
     # Whether a message informs a token about others.
     mixes_tokens: ClassVar[bool] = False
+    # Whether it keeps the texts of a row apart that `context.packed_texts` tells, if it mixes tokens.
+    separates_texts: ClassVar[bool] = False
     # Whether it reads earlier tokens by `context.with_earlier_tokens`, once in each `project_source`, so that texts can
     # be generated token by token.
     remembers_tokens: ClassVar[bool] = False

@@ -124,6 +124,7 @@ class FeedbackLoop:
         context = replace(
             self.message_context,
             mask=part(self.message_context.mask),
+            packed_texts=part(self.message_context.packed_texts),
             segments=None if segments is None else segments.select_rows(rows),
         )
         record = self.record.select_rows(rows, self.batch_axes)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import logging
 
@@ -240,11 +241,28 @@ class LoopRunner:
             )
         return MessageContext(
             mask=real,
+            packed_texts=self._packed_texts(context, entry.shape[batch_dim]),
             causal=self.layout.causal,
             batch_dim=batch_dim,
             segments=context.segments,
             cache=context.cache,
         )
+
+    def _packed_texts(self, context: ForwardContext, num_rows: int) -> torch.Tensor | None:
+        """`(B, T)`, the number of the text of each token, where rows hold several; `None`: one each. As in transformers'
+        masks, positions tell it that do not go on by one, in a call without a mask and without a cache."""
+        given, positions = context.forward_arguments, context.forward_arguments.get("position_ids")
+        is_read = given.get("attention_mask") is None and context.cache is None and context.segments is None
+        if not is_read or positions is None or positions.dim() != 2:
+            return None
+        texts = find_packed_sequence_indices(positions.expand(num_rows, -1))
+        if texts is not None and not context.feedback.separates_texts and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"`position_ids` put several texts into one row, which messages of `feedback_type`="
+                f"{self.config.feedback_type!r} do not keep apart; give each text a row of its own, or use 'additive', "
+                "'gated', 'attention' or 'temporal'."
+            )
+        return texts
 
     def _class_probabilities(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
         """`(B, C)`, the answer if the segment ended in `state`."""

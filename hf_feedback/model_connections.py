@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .connections import CONNECTIONS
 from .feedback_connection import FeedbackConnection, MessageContext, SourceMessage
@@ -35,16 +34,11 @@ def operators_of(config: "FeedbackConfig") -> list[type[FeedbackConnection]]:
     return [CONNECTIONS[name] for name in names]
 
 
-def previous_tokens(h: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """`h_{t−1}` for every token t, 0 for the first one and after padding.
-
-    Args:
-        h: `(B, T, d)`.
-        mask: `(B, T)`, true at real tokens; `None`: all are.
-    """
-    if mask is not None:
-        h = h * mask.to(h.device)[..., None]
-    return F.pad(h[:, :-1], (0, 0, 1, 0))
+def previous_tokens(h: torch.Tensor, context: MessageContext) -> torch.Tensor:
+    """`h_{t−1}` for every token t, `(B, T, d)`, 0 for the first one of a text and after padding."""
+    if context.mask is not None:
+        h = h * context.mask.to(h.device)[..., None]
+    return context.shift(h, 1)
 
 
 class SumConnection(nn.ModuleList):
@@ -96,6 +90,7 @@ class FeedbackConnections(nn.Module):
         operators = operators_of(config)
         self.acts_in_first_iteration = any(operator.acts_in_first_iteration for operator in operators)
         self.mixes_tokens = any(operator.mixes_tokens for operator in operators)
+        self.separates_texts = all(operator.separates_texts or not operator.mixes_tokens for operator in operators)
         self.can_generate = all(operator.remembers_tokens or not operator.mixes_tokens for operator in operators)
         remembered = sum(operator.remembers_tokens for operator in operators)
         # of each iteration: what its messages read of a source, which with the error signal depends on the target too
@@ -122,7 +117,7 @@ class FeedbackConnections(nn.Module):
     def forward(self, h: States, context: MessageContext) -> dict[int, SourceMessage]:
         states = {source: batch_first(h[source], context.batch_dim) for source in h}
         if self.config.feedback_shift:
-            states = {source: previous_tokens(state, context.mask) for source, state in states.items()}
+            states = {source: previous_tokens(state, context) for source, state in states.items()}
         return self.project(states, context)
 
     def project(self, states: States, context: MessageContext) -> dict[int, SourceMessage]:

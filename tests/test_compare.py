@@ -825,8 +825,7 @@ def test_the_verdict_is_about_the_alternative_that_decides():
     assert "no difference that matters: within 1 point of lora" in write_verdict([easy, equal], "entity_f1", 1.0)
     assert (
         "against plain, -2.0 points of entity_f1 [-9.0, +5.0], 5 seeds; about 7 seeds are needed to detect a "
-        "difference of 1 point"
-        in (write_verdict([hard, equal, open_, unclear], "entity_f1", 1.0))
+        "difference of 1 point" in (write_verdict([hard, equal, open_, unclear], "entity_f1", 1.0))
     )
     for needed in (None, 5):  # as many as there were
         assert "more test examples or seeds are needed to detect a difference of 1 point" in write_verdict(

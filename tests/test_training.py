@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import IterableDataset
 from training_runs import arguments, make, tiny_data
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_feedback import FeedbackForImageClassification, FeedbackForSequenceClassification, add_feedback
+from hf_feedback import FeedbackForImageClassification, FeedbackForSequenceClassification, FeedbackModel, add_feedback
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
 from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.parameter_groups import format_groups
@@ -41,6 +49,38 @@ def test_every_parameter_has_the_part_one_expects(family):
         assert {
             part for name, part in parts.items() if name in ("backbone.norm.weight", "backbone.final_norm.weight")
         } == {"backbone"}
+
+
+def bart():
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
+    return BartModel(BartConfig(vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, **heads))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "below", "above"),
+    [
+        (bart, ["layernorm_embedding"], []),
+        (partial(tiny_backbone, "deberta-v2"), ["rel_embeddings", "encoder.LayerNorm"], []),
+        (partial(tiny_backbone, "opt"), ["embed_tokens"], ["decoder.final_layer_norm"]),
+        (partial(tiny_backbone, "t5"), ["embed_tokens"], ["backbone.final_layer_norm"]),
+        (partial(tiny_backbone, "vit"), ["embeddings"], ["backbone.layernorm"]),
+    ],
+)
+def test_parts_follow_the_order_in_which_modules_run(backbone, below, above):
+    """Whatever the order in which they are registered."""
+    parts = parts_of(FeedbackModel.from_backbone(backbone()))
+    for modules, part in ((below, "embeddings"), (above, "backbone")):
+        for module in modules:
+            assert {found for name, found in parts.items() if f"{module}." in name} == {part}, module
+
+
+@pytest.mark.parametrize("operator", ["gated", "joint", "attention", "temporal", "context"])
+def test_biases_and_vectors_do_not_decay(operator):
+    """Also those of several edges, which are one matrix."""
+    decays = rates_by_name(make(feedback_type=operator, feedback_rank=8))
+    for name, (_, decay) in decays.items():
+        is_matrix = name.endswith("weight") and "norm" not in name.lower()
+        assert decay == (0.1 if is_matrix or name.endswith("embeddings") else 0.0), name
 
 
 def rates_by_name(model, **options):

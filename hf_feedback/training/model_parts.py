@@ -66,6 +66,10 @@ def parts_of(model: nn.Module) -> dict[str, str]:
         return {full_name: core.part_of(name) for full_name, name in names.items()}
     layers, base = f"backbone.{core.layout.stack}.", _prefix_of_base_model(core)
     embeddings, numbers = _prefixes_of_embeddings(core, layers), _layer_numbers(core)
+    runs_below, runs_above = (
+        tuple(f"backbone.{module}." for module in modules)
+        for modules in (core.layout.modules_below, core.layout.modules_above)
+    )
     parts, below = {}, True
     for full_name, name in names.items():
         if name.startswith("feedback."):
@@ -74,7 +78,11 @@ def parts_of(model: nn.Module) -> dict[str, str]:
             part, below = f"layer {numbers[int(name.removeprefix(layers).split('.')[0])]}", False
         elif not name.startswith(base) and not core.traits.predicts_next_token:  # a pretrained LM head
             part = "head"
-        else:
+        elif name.startswith(runs_below):
+            part = "embeddings"
+        elif name.startswith(runs_above):
+            part = "backbone"
+        else:  # it is not called itself, such as a parameter of the whole model
             part = "embeddings" if below or name.startswith(embeddings) else "backbone"
         parts[full_name] = part
     return parts

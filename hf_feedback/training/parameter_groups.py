@@ -96,8 +96,8 @@ def parameter_groups(
     """Returns parameter groups for any torch optimizer.
 
     Layer l of L trains at `backbone_lr · layer_lr_decay^(L−1−l)`, the embeddings at `backbone_lr · layer_lr_decay^L`.
-    A frozen parameter is in no group; a rate from `learning_rate_mapping` wins over every other. Vectors (norms,
-    biases, the β of Swish) never decay.
+    A frozen parameter is in no group; a rate from `learning_rate_mapping` wins over every other. Biases and vectors
+    (norms, the β of Swish) never decay.
 
     Args:
         model: A feedback model, wrapped or not.
@@ -143,7 +143,8 @@ def parameter_groups(
         pattern = rates.pattern_of(name)
         rate = rates.of_part(parts[name], num_layers) if pattern is None else mapping[pattern]
         group_name = parts[name] if pattern is None else pattern
-        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        decays = parameter.ndim >= 2 and not name.endswith(".bias")  # biases of several edges are one matrix
+        decay = weight_decay if decays else 0.0
         group = {"params": [], "lr": rate, "weight_decay": decay, "name": group_name}
         groups.setdefault((group_name, rate, decay), group)["params"].append(parameter)
     if not groups:

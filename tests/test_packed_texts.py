@@ -1,0 +1,78 @@
+"""Several texts in one row, told by positions that start anew: what messages read stays within a text."""
+
+import pytest
+import torch
+from closeness import assert_exact, in_float64
+from families import speak, tiny_backbone, tiny_config
+from transformers import LlamaForCausalLM
+
+from hf_feedback import FeedbackForCausalLM, FeedbackForTokenClassification
+
+LENGTHS = (5, 7, 3)
+OPERATORS = {
+    "additive": {},
+    "attention": dict(feedback_type="attention"),
+    "gated+attention": dict(feedback_type="gated+attention"),
+    "error": dict(feedback_type="attention", feedback_signal="error"),
+    "temporal": dict(feedback_type="temporal"),
+    "shift": dict(feedback_type="gated", feedback_shift=1),
+}
+
+
+def texts():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(4, 90, (2, length), generator=generator) for length in LENGTHS]
+
+
+def positions(rows):
+    return torch.cat([torch.arange(length) for length in LENGTHS])[None].expand(rows, -1)
+
+
+def decoder(**options):
+    torch.manual_seed(0)
+    backbone = LlamaForCausalLM(tiny_config("llama", eos_token_id=None, pad_token_id=None))
+    return speak(FeedbackForCausalLM.from_backbone(backbone, num_iterations=3, feedback_rank=8, **options)).eval()
+
+
+@in_float64()
+@pytest.mark.parametrize("rows", [1, 2])  # positions of each row, or one for all
+@pytest.mark.parametrize("case", OPERATORS)
+def test_packed_texts_are_answered_as_if_alone(case, rows):
+    model = decoder(**OPERATORS[case])
+    packed = model(torch.cat(texts(), 1), position_ids=positions(rows), use_cache=False).logits
+    assert_exact(packed, torch.cat([model(text, use_cache=False).logits for text in texts()], 1))
+
+
+@in_float64()
+@pytest.mark.parametrize("case", ["attention", "temporal"])
+def test_packed_texts_whose_tokens_know_of_later_ones(case):
+    """The same where messages inform tokens about later ones, and where some rows stop before others."""
+    model = FeedbackForTokenClassification.from_backbone(
+        tiny_backbone("qwen3"), num_labels=3, num_iterations=4, feedback_rank=8, feedback_future=True, **OPERATORS[case]
+    )
+    model = speak(model).eval()
+    packed = torch.cat(texts(), 1)
+    assert_exact(
+        model(packed, position_ids=positions(2)).logits, torch.cat([model(text).logits for text in texts()], 1)
+    )
+    residuals = model(packed, position_ids=positions(2), output_iterations=True).residuals
+    model.config.set_checked(halting="convergence", halting_threshold=float(residuals[:, :-1].mean()))
+    both = model(packed, position_ids=positions(2))
+    alone = [model(packed[i : i + 1], position_ids=positions(1)) for i in range(2)]
+    assert_exact(both.logits, torch.cat([one.logits for one in alone]))
+
+
+def test_positions_do_not_divide_what_the_backbone_reads_as_one_text():
+    """With a mask transformers' decoders read the row as one text; so do messages."""
+    model, packed = decoder(feedback_type="attention"), torch.cat(texts(), 1)
+    inputs = dict(position_ids=positions(2), attention_mask=torch.ones_like(packed), use_cache=False)
+    first = model(packed, **inputs).logits
+    other = packed.clone()
+    other[:, 0] = (other[:, 0] + 1) % 90
+    assert (model(other, **inputs).logits[:, -1] - first[:, -1]).abs().max() > 1e-6
+
+
+def test_operators_that_cannot_keep_them_apart_are_refused():
+    model = FeedbackForTokenClassification.from_backbone(tiny_backbone("qwen3"), num_labels=3, feedback_type="context")
+    with pytest.raises(ValueError, match="`position_ids` put several texts into one row"):
+        model(torch.cat(texts(), 1), position_ids=positions(2))
