@@ -249,8 +249,8 @@ class LoopRunner:
         )
 
     def _packed_texts(self, context: ForwardContext, num_rows: int) -> torch.Tensor | None:
-        """`(B, T)`, the number of the text of each token, where rows hold several; `None`: one each. As in transformers'
-        masks, positions tell it that do not go on by one, in a call without a mask and without a cache."""
+        """`(B, T)`, the number of the text of each token, where rows hold several; `None`: one each. As in the masks of
+        transformers, a text ends where positions do not go on by one, in calls without a mask and without a cache."""
         given, positions = context.forward_arguments, context.forward_arguments.get("position_ids")
         is_read = given.get("attention_mask") is None and context.cache is None and context.segments is None
         if not is_read or positions is None or positions.dim() != 2:
