@@ -261,7 +261,9 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForQuestionAnswering, has_labels=False, num_own_outputs=2, takes_segments=True)
+    traits = TaskTraits(
+        AutoModelForQuestionAnswering, predicts_config_labels=False, num_own_outputs=2, takes_segments=True
+    )
     predictor = SpanPredictor
 
     @can_return_tuple
@@ -349,7 +351,7 @@ class FeedbackForMultipleChoice(FeedbackTextModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForMultipleChoice, has_labels=False)
+    traits = TaskTraits(AutoModelForMultipleChoice, predicts_config_labels=False)
     predictor = ChoicePredictor
 
     def _make_head(self, config: FeedbackConfig) -> None:
@@ -397,7 +399,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForMaskedLM, has_labels=False, prefers_own_head=True)
+    traits = TaskTraits(AutoModelForMaskedLM, predicts_config_labels=False, prefers_own_head=True)
     predictor = MaskPredictor
 
     def _make_head(self, config: FeedbackConfig) -> None:
@@ -461,7 +463,9 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
     """
 
     accepts_loss_kwargs = True
-    traits = TaskTraits(AutoModelForCausalLM, has_labels=False, sees_whole_texts=False, predicts_next_token=True)
+    traits = TaskTraits(
+        AutoModelForCausalLM, predicts_config_labels=False, sees_whole_texts=False, predicts_next_token=True
+    )
     predictor = ContinuationPredictor
 
     @can_return_tuple

@@ -21,7 +21,8 @@ class TaskTraits:
 
     Args:
         auto_class: the Auto class of transformers' models for the task; `None` for a class without a head.
-        has_labels: whether the head's outputs are the labels of the config.
+        predicts_config_labels: whether the head predicts the labels that the config names (`num_labels`, `id2label`),
+            not choices, tokens or their positions.
         num_own_outputs: number of labels that the backbone's own head must have, if it does not depend on the data.
         answers_once: whether the output is `(B, num_labels)`, one prediction per row of the batch.
         takes_segments: whether it predicts for a text that is cut into segments, or for its tokens.
@@ -34,7 +35,7 @@ class TaskTraits:
     """
 
     auto_class: Any = None
-    has_labels: bool = True
+    predicts_config_labels: bool = True
     num_own_outputs: int | None = None
     answers_once: bool = False
     takes_segments: bool = False
