@@ -162,7 +162,9 @@ def _load_backbone(
     if traits.predicts_config_labels and traits.has_trained_head(backbone_config):
         adopt_labels(config, backbone_config, labels_given)
     else:
-        set_own_outputs(backbone_config, config, traits, keep_trained=traits.has_trained_head(backbone_config))
+        set_backbone_head_outputs(
+            backbone_config, config, traits, keep_trained=traits.has_trained_head(backbone_config)
+        )
     task_model, info = traits.auto_class.from_pretrained(
         name, config=backbone_config, output_loading_info=True, **backbone_kwargs
     )
@@ -170,7 +172,7 @@ def _load_backbone(
     return task_model
 
 
-def set_own_outputs(
+def set_backbone_head_outputs(
     backbone_config: PreTrainedConfig, config: FeedbackConfig, traits: TaskTraits, keep_trained: bool = False
 ) -> None:
     """Gives the backbone's own head the labels, or the number of outputs, that the task needs.
@@ -183,8 +185,8 @@ def set_own_outputs(
     """
     if traits.predicts_config_labels:
         backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
-    elif traits.num_own_outputs and not keep_trained:
-        backbone_config.num_labels = traits.num_own_outputs
+    elif traits.num_backbone_head_outputs and not keep_trained:
+        backbone_config.num_labels = traits.num_backbone_head_outputs
 
 
 def new_backbone(model_class: "type[FeedbackPreTrainedModel]", config: FeedbackConfig) -> PreTrainedModel:
@@ -199,7 +201,7 @@ def new_backbone(model_class: "type[FeedbackPreTrainedModel]", config: FeedbackC
             f"{model_class.__name__} has no head of the backbone's own; `head='backbone'` is for models with a task "
             "head, such as FeedbackForSequenceClassification."
         )
-    set_own_outputs(backbone_config, config, model_class.traits)
+    set_backbone_head_outputs(backbone_config, config, model_class.traits)
     return model_class.traits.auto_class.from_config(backbone_config)
 
 

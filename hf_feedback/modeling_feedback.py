@@ -229,7 +229,7 @@ class FeedbackForTokenClassification(FeedbackTextModel):
     predictor = TagPredictor
     pipeline_class: ClassVar[type[FeedbackTokenClassificationPipeline]] = FeedbackTokenClassificationPipeline
 
-    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def _new_head_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.classifier(self.dropout(on_device_of(self.classifier, hidden)))
 
     def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
@@ -262,7 +262,7 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     """
 
     traits = TaskTraits(
-        AutoModelForQuestionAnswering, predicts_config_labels=False, num_own_outputs=2, takes_segments=True
+        AutoModelForQuestionAnswering, predicts_config_labels=False, num_backbone_head_outputs=2, takes_segments=True
     )
     predictor = SpanPredictor
 
@@ -312,11 +312,11 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     def _make_head(self, config: FeedbackConfig) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
-    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def _new_head_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """`(B, T, 2)`: start and end."""
         return self.qa_outputs(on_device_of(self.qa_outputs, hidden))
 
-    def _own_logits(self, outputs: BackboneOutput) -> torch.Tensor:
+    def _backbone_head_logits(self, outputs: BackboneOutput) -> torch.Tensor:
         return torch.stack((outputs.start_logits, outputs.end_logits), -1)
 
     def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
@@ -399,7 +399,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForMaskedLM, predicts_config_labels=False, prefers_own_head=True)
+    traits = TaskTraits(AutoModelForMaskedLM, predicts_config_labels=False, prefers_backbone_head=True)
     predictor = MaskPredictor
 
     def _make_head(self, config: FeedbackConfig) -> None:
@@ -425,7 +425,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         else:
             self.backbone.set_output_embeddings(value)
 
-    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def _new_head_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.lm_head(hidden)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -193,8 +193,8 @@ class TextClassification(TextTask[TextDataArguments]):
         if args.model is None:
             return False
         model_type = read_config(args.model, args.revision).get("model_type")
-        own_head = getattr(args, "head", None) == "backbone"
-        return own_head or model_type in (FeedbackConfig.model_type, FNNConfig.model_type)
+        uses_backbone_head = getattr(args, "head", None) == "backbone"
+        return uses_backbone_head or model_type in (FeedbackConfig.model_type, FNNConfig.model_type)
 
     def _choose_metrics(self, labels: LabelSet) -> None:
         names = self.data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)
