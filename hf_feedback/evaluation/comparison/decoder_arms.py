@@ -41,7 +41,11 @@ class Repeated(Arm):
     def adapt_data(self, data: Dataset) -> Dataset:
         def repeat(row: Row) -> Row:
             length = len(row["input_ids"])
-            twice = {name: value * 2 for name, value in row.items() if name in self.per_token and _has(value, length)}
+            twice = {
+                name: value * 2
+                for name, value in row.items()
+                if name in self.per_token and _is_list_of_length(value, length)
+            }
             if "labels" in twice:
                 twice["labels"] = [IGNORED] * length + row["labels"]
             return {**row, **twice}
@@ -91,5 +95,5 @@ def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[
     return args, {**kwargs, "attention_mask": added[:, None, None].expand(-1, 1, mask.shape[1], -1)}
 
 
-def _has(value: object, length: int) -> bool:
+def _is_list_of_length(value: object, length: int) -> bool:
     return isinstance(value, list) and len(value) == length

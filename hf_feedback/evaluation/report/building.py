@@ -47,7 +47,7 @@ def make_report(
             "are not finite, or its iterations diverge (train with a smaller `feedback_lr`)."
         )
     changes = _Changes(seen, examples)
-    whole = changes.between(1, k)
+    whole = changes.make_step(1, k)
     f1_name, f1 = f1_scores(seen, examples.label_names)
     return Report(
         model=model_name,
@@ -63,7 +63,7 @@ def make_report(
         f1=f1,
         f1_name=f1_name,
         whole=whole,
-        steps=[changes.between(one, one + 1) for one in range(1, observed)],
+        steps=[changes.make_step(one, one + 1) for one in range(1, observed)],
         residuals=_summarize_residuals(seen.residuals),
         contraction=_estimate_contraction(model, examples, batch_size),
         edges=summarize_edges(model, seen.messages, observed),
@@ -97,7 +97,7 @@ class _Changes:
             label_probabilities=answers.probabilities[:, number, label].tolist(),
         )
 
-    def between(self, first: int, last: int) -> Step:
+    def make_step(self, first: int, last: int) -> Step:
         fixed, broken, others = flips(self.seen.answers, first, last)
         return Step(
             first=first,
