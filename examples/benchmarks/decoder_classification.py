@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.comparison.decoder_arms import lift_causal_mask, repeat_texts
 from hf_feedback.forward_context import ForwardContext
 from hf_feedback.training.data.labels import LabelSet
 
@@ -102,13 +103,6 @@ class Echo(FeedbackForSequenceClassification):
         return mask * (mask.cumsum(1) > mask.sum(1, keepdim=True) // 2)
 
 
-def lift_the_mask(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of the backbone: every token sees every real one."""
-    mask = kwargs["attention_mask"]
-    seen = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
-    return args, {**kwargs, "attention_mask": seen}
-
-
 ROWS: dict[str, dict[str, Any]] = {
     "K = 1": dict(num_iterations=1),
     "K = 2, causal messages": dict(num_iterations=2, feedback_type="attention", feedback_future=False),
@@ -121,11 +115,7 @@ ROWS: dict[str, dict[str, Any]] = {
 def read_twice(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:
     """The encoded splits with each text repeated, and their labels."""
     data, labels = read(folder, tokenizer, max_length)
-
-    def again(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: row[name] * 2 for name in tokenizer.model_input_names if name in row}
-
-    return {split: rows.map(again) for split, rows in data.items()}, labels
+    return {split: repeat_texts(rows, tokenizer.model_input_names) for split, rows in data.items()}, labels
 
 
 def backbone_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -156,7 +146,7 @@ def run(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str
         **causal, **options,
     )  # fmt: skip
     if row == "causal mask lifted":
-        model.backbone.register_forward_pre_hook(lift_the_mask, with_kwargs=True)
+        lift_causal_mask(model)
     trainer = fit(
         model, data, labels, tokenizer, seed, METRICS,
         num_train_epochs=args.num_train_epochs, learning_rate=args.learning_rate, feedback_lr=args.feedback_lr,

@@ -35,6 +35,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
+from hf_feedback.evaluation.comparison.decoder_arms import lift_causal_mask, repeat_texts
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
@@ -59,7 +60,7 @@ class Arm:
 
     Args:
         options: feedback options; those of the plain backbone if left out.
-        copies: how often the text stands in the input; the tags are read in the last copy.
+        copies: how often the text stands in the input, once or twice; the tags are read in the last copy.
         mask_lifted: whether every token sees every other.
         epochs: factor on the number of epochs.
     """
@@ -119,23 +120,6 @@ def read_corpus(folder: Path, args: argparse.Namespace) -> Corpus:
     return Corpus(folder.name, splits, labels, tokenizer)
 
 
-def repeat(data: Dataset, copies: int) -> Dataset:
-    """Repeats the inputs of every sentence; only the last copy has labels."""
-
-    def repeated(row: dict[str, list[int]]) -> dict[str, list[int]]:
-        nothing = [-100] * len(row["labels"]) * (copies - 1)
-        return {name: nothing + ids if name == "labels" else ids * copies for name, ids in row.items()}
-
-    return data.map(repeated) if copies > 1 else data
-
-
-def lift_mask(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of the backbone: every token sees every one that is no padding."""
-    mask = kwargs["attention_mask"]
-    visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
-    return args, {**kwargs, "attention_mask": visible}
-
-
 def make_model(arm: Arm, labels: LabelSet, args: argparse.Namespace) -> FeedbackForTokenClassification:
     """Returns the first layers of the backbone with a new head, and feedback where the arm has it."""
     model = FeedbackForTokenClassification.from_backbone(
@@ -143,7 +127,7 @@ def make_model(arm: Arm, labels: LabelSet, args: argparse.Namespace) -> Feedback
         num_labels=labels.num_labels, feedback_rank=args.rank, **arm.options,
     )  # fmt: skip
     if arm.mask_lifted:
-        model.backbone.register_forward_pre_hook(lift_mask, with_kwargs=True)
+        lift_causal_mask(model)
     return model
 
 
@@ -195,7 +179,7 @@ class Benchmark:
     def __init__(self, corpus: Corpus, finished: Finished, args: argparse.Namespace) -> None:
         self.corpus, self.finished, self.args = corpus, finished, args
         self.data = {
-            copies: {name: repeat(split, copies) for name, split in corpus.splits.items()}
+            copies: {name: repeat_texts(split) if copies > 1 else split for name, split in corpus.splits.items()}
             for copies in {ARMS[name].copies for name in args.arms}
         }
         self.chosen: dict[str, Rates] = {}
