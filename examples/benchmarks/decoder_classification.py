@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Finished, fit, interval, measure, read, table
+from common import Finished, add_arms, fit, interval, measure, read
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -39,6 +39,7 @@ from transformers import (
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.evaluation.comparison.decoder_arms import lift_causal_mask, repeat_texts
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.forward_context import ForwardContext
 from hf_feedback.training.data.labels import LabelSet
 
@@ -169,7 +170,7 @@ def summary(results: list[dict[str, Any]]) -> str:
             mine = [found for found in results if (found["row"], found["data"]) == (row, data)]
             cells.append(interval([100 * f[f"{split}_accuracy"] for f in mine if f"{split}_accuracy" in f]))
         rows.append((row, *cells))
-    return table(("accuracy (%)", *(f"{data}, {split}" for data, split in columns)), rows)
+    return markdown_table(("accuracy (%)", *(f"{data}, {split}" for data, split in columns)), rows)
 
 
 def main() -> None:
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--pooling", default="mean")
     parser.add_argument("--options", type=json.loads, default={}, help="feedback options of K = 2, as JSON")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    add_arms(parser, list(ROWS), "--rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
     args = parser.parse_args()

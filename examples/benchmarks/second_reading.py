@@ -8,7 +8,8 @@ r"""Does feedback inform the tokens of a decoder about later ones, and is that w
 The first layers of a pretrained decoder are fine-tuned to tag words, in the ways of `ARMS`: as they are; with feedback
 by several operators; with the text repeated, tags read in the second copy; with the causal mask lifted; and for twice
 the epochs, which costs about as much as K = 2. The label of a word stands at its last piece, so that every way has read
-the whole word. The embeddings are frozen. All ways see the same sentences in the same order.
+the whole word. The embeddings are frozen. All ways see the same sentences in the same order, and are compared with the
+first of `--arms`.
 
 Every way has its own rates: the same grid is tried with the first seed, and the best entity F1 on validation chooses.
 The test split is read once for each way and seed, with the rates that were chosen; no epoch is chosen. FLOPs are those
@@ -30,12 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SPLITS, Finished, interval, table
+from common import SPLITS, Finished, add_arms, interval
 from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
 from hf_feedback.evaluation.comparison.decoder_arms import lift_causal_mask, repeat_texts
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
@@ -280,7 +282,7 @@ def summary(results: list[dict[str, Any]], corpus: str) -> str:
         f"{corpus}, entity F1 (%)", "validation", "test", "by seed", f"test, minus {next(iter(by_arm))}",
         "FLOPs of training, relative", "GFLOP a sentence", "s a step", "later", "rates",
     )  # fmt: skip
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -288,7 +290,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="hub id or folder of a decoder")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with train.jsonl, … of words")
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="the first is compared with")
+    add_arms(parser, list(ARMS))
     parser.add_argument("--layers", type=int, default=6, help="first layers of the backbone, which are kept")
     parser.add_argument("--rank", type=int, default=64, help="of the messages")
     parser.add_argument("--epochs", type=int, default=2)

@@ -44,7 +44,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from benchmark_parts import add_arms, add_device, interval, runs_of_arms, take_step
+from look_ups import learn_look_ups, make_backbone
 from pointer_chase import MAX_HOPS, PAD, Chase
+from study_card import add_card, check_card, write_card
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertModel, set_seed
@@ -52,13 +55,9 @@ from transformers import ModernBertModel, set_seed
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cutting import Cutting, PairOption
 from hf_feedback.evaluation.machine import machine_and_versions
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.summary import count_parameters
 from hf_feedback.training.flops import count_flops
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import add_device, interval, runs_of_arms, table, take_step
-from look_ups import learn_look_ups, make_backbone
-from study_card import add_card, check_card, write_card
 
 SEGMENTS = (2, 4, 8, 16, 32, 64)
 FEEDBACK: dict[str, dict[str, Any]] = {
@@ -377,13 +376,13 @@ def summary(hops: int, runs: dict[str, list[dict[str, Any]]]) -> str:
         f"{SEGMENTS[-1]}",
         *(f"{s} segments" for s in sizes),
     )
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    add_arms(parser, list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
     parser.add_argument("--num-facts", type=int, default=16, help="N, facts of a segment")
