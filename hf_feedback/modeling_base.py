@@ -42,7 +42,7 @@ from .stacked_linear import on_device_of
 from .summary import summarize
 from .switches import disable_feedback, is_feedback_disabled
 from .task_traits import TaskTraits
-from .validation import MOST_ITERATIONS, Keywords, check_integer
+from .validation import MAX_ITERATIONS, Keywords, check_integer
 
 logger = logging.get_logger(__name__)
 
@@ -226,7 +226,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
             return 1
         if num_iterations is None:
             return self.config.num_iterations
-        check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MOST_ITERATIONS)
+        check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MAX_ITERATIONS)
         return num_iterations
 
     def _make_context(self, inputs: Keywords, num_iterations: int, halts: bool = True) -> ForwardContext:

@@ -283,9 +283,9 @@ def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) ->
     for step in range(args.steps):
         if step >= 3 * args.steps // 4:
             stage = len(stages) - 1
-        facts, most_segments, most_hops = stages[stage]
-        hops = int(torch.randint(1, most_hops + 1, (), generator=generator))
-        segments = int(torch.randint(hops + 1, most_segments + 1, (), generator=generator))
+        facts, max_segments, max_hops = stages[stage]
+        hops = int(torch.randint(1, max_hops + 1, (), generator=generator))
+        segments = int(torch.randint(hops + 1, max_segments + 1, (), generator=generator))
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, (step + 1) / 50, 3 * (1 - step / args.steps))
         chase = chase_of(args, facts)
@@ -294,7 +294,7 @@ def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) ->
         targets = chain[:, -len(answers) :].unbind(1)
         loss = torch.stack([F.cross_entropy(*pair) for pair in zip(answers, targets, strict=True)]).mean()
         take_step(loss, model, optimizer)
-        if hops == most_hops:
+        if hops == max_hops:
             correct = 0.9 * correct + 0.1 * (answers[-1].argmax(-1) == targets[-1]).float().mean().item()
         if step % 50 == 49:
             seconds = time.perf_counter() - started
