@@ -1,6 +1,21 @@
 """Top-down feedback for pretrained transformers.
 
 Nothing is imported before it is used: `__init__.pyi` lists the public names and the modules they come from.
+
+The modules beside this one define the models. They stand in one folder because `save_pretrained` copies them into that
+of the weights, as the code that `trust_remote_code=True` loads; `training/`, `evaluation/` and `command_help/`, which
+use them, never travel. Where to find what:
+
+- configuration: `configuration_*`, checked by `option_checks` and `validation`; edges in `topology`, sets in `recipes`
+- building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `stored_config`
+- the backbone: `backbone_layout`, `backbone_probe`, `layer_recorder`, `segment_record`
+- the loop: `loop_runner`, `feedback_loop`, `one_pass`; fixed points in `solvers`, `gradients`, `stability`
+- messages: `model_connections`, `feedback_connection` and the operators in `connections` and `segment_connections`
+- halting: `halting`, `example_halting`, `token_halting`
+- long texts: `cutting`, `segments`
+- heads, losses and predictions: `modeling_base`, `modeling_feedback`, `task_traits`, `iteration_losses`, `predictor`
+- generation: `generation`, `iteration_cache`
+- networks from scratch, whose folders have code of their own: `modeling_fnn`, `fnn_layers`
 """
 
 from importlib import import_module

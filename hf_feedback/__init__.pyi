@@ -1,3 +1,5 @@
+from .attaching import add_feedback as add_feedback
+from .attaching import load_feedback as load_feedback
 from .backbone_layout import UnsupportedBackboneError as UnsupportedBackboneError
 from .configuration_feedback import FeedbackConfig as FeedbackConfig
 from .configuration_fnn import FNNConfig as FNNConfig
@@ -10,8 +12,6 @@ from .modeling_feedback import FeedbackForQuestionAnswering as FeedbackForQuesti
 from .modeling_feedback import FeedbackForSequenceClassification as FeedbackForSequenceClassification
 from .modeling_feedback import FeedbackForTokenClassification as FeedbackForTokenClassification
 from .modeling_feedback import FeedbackModel as FeedbackModel
-from .modeling_feedback import add_feedback as add_feedback
-from .modeling_feedback import load_feedback as load_feedback
 from .modeling_fnn import FNNForSequenceClassification as FNNForSequenceClassification
 from .modeling_fnn import FNNModel as FNNModel
 from .modeling_outputs import FeedbackCausalLMOutput as FeedbackCausalLMOutput

@@ -127,7 +127,7 @@ def _use_backbone(
     if config.head == "new":
         return select_part(backbone, config.backbone_part)
     check_task_model(model_class, backbone)
-    if model_class.traits.has_labels:
+    if model_class.traits.predicts_config_labels:
         adopt_labels(config, backbone.config, labels_given)
     return backbone
 
@@ -159,10 +159,12 @@ def _load_backbone(
         return select_part(loaded, config.backbone_part)
     if traits.auto_class is None:
         raise ValueError(f"`head='backbone'` needs a class with a task head; {model_class.__name__} has none.")
-    if traits.has_labels and traits.has_trained_head(backbone_config):
+    if traits.predicts_config_labels and traits.has_trained_head(backbone_config):
         adopt_labels(config, backbone_config, labels_given)
     else:
-        set_own_outputs(backbone_config, config, traits, keep_trained=traits.has_trained_head(backbone_config))
+        set_backbone_head_outputs(
+            backbone_config, config, traits, keep_trained=traits.has_trained_head(backbone_config)
+        )
     task_model, info = traits.auto_class.from_pretrained(
         name, config=backbone_config, output_loading_info=True, **backbone_kwargs
     )
@@ -170,7 +172,7 @@ def _load_backbone(
     return task_model
 
 
-def set_own_outputs(
+def set_backbone_head_outputs(
     backbone_config: PreTrainedConfig, config: FeedbackConfig, traits: TaskTraits, keep_trained: bool = False
 ) -> None:
     """Gives the backbone's own head the labels, or the number of outputs, that the task needs.
@@ -181,10 +183,10 @@ def set_own_outputs(
         traits: traits of the task.
         keep_trained: leave the number of outputs of a head that is trained already.
     """
-    if traits.has_labels:
+    if traits.predicts_config_labels:
         backbone_config.id2label, backbone_config.label2id = config.id2label, config.label2id
-    elif traits.num_own_outputs and not keep_trained:
-        backbone_config.num_labels = traits.num_own_outputs
+    elif traits.num_backbone_head_outputs and not keep_trained:
+        backbone_config.num_labels = traits.num_backbone_head_outputs
 
 
 def new_backbone(model_class: "type[FeedbackPreTrainedModel]", config: FeedbackConfig) -> PreTrainedModel:
@@ -199,7 +201,7 @@ def new_backbone(model_class: "type[FeedbackPreTrainedModel]", config: FeedbackC
             f"{model_class.__name__} has no head of the backbone's own; `head='backbone'` is for models with a task "
             "head, such as FeedbackForSequenceClassification."
         )
-    set_own_outputs(backbone_config, config, model_class.traits)
+    set_backbone_head_outputs(backbone_config, config, model_class.traits)
     return model_class.traits.auto_class.from_config(backbone_config)
 
 

@@ -6,11 +6,12 @@ from .configuration_feedback import EDGE_OPTIONS, FeedbackConfig
 
 # What the modules of a model are made of; every other option may be set on the config of a built one.
 BUILT_IN = (
-    *(*EDGE_OPTIONS, "feedback_type", "feedback_heads", "feedback_sweeps", "feedback_context", "feedback_signal"),
-    *("feedback_sharing", "feedback_future", "feedback_span", "feedback_rank", "feedback_activation"),
-    *("segment_summaries", "segment_pooling", "feedback_dropout", "learn_damping"),
-    *("backbone_layers", "backbone_part", "head", "classifier_dropout"),
-    "num_labels",
+    *EDGE_OPTIONS,
+    *(
+        "feedback_type feedback_heads feedback_sweeps feedback_context feedback_signal feedback_sharing "
+        "feedback_future feedback_span feedback_rank feedback_activation segment_summaries segment_pooling "
+        "feedback_dropout learn_damping backbone_layers backbone_part head classifier_dropout num_labels"
+    ).split(),
 )
 
 

@@ -9,7 +9,7 @@ from .label_options import normalize_labels_of
 from .solvers import SOLVERS
 from .stored_config import refuse_attributes
 from .validation import (
-    MOST_ITERATIONS,
+    MAX_ITERATIONS,
     TRANSFORMERS_KEYS,
     check_integer,
     check_problem,
@@ -137,7 +137,7 @@ class FNNConfig(OptionsConfig):
         if self.embedding_size is not None:
             check_integer("embedding_size", self.embedding_size, 1, "`None` means the hidden size")
         hint = "in the first sweep nothing is fed back yet"
-        check_integer("num_iterations", self.num_iterations, 1, hint, MOST_ITERATIONS)
+        check_integer("num_iterations", self.num_iterations, 1, hint, MAX_ITERATIONS)
         for name in ("embedding_dropout", "classifier_dropout"):
             if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be a probability in [0, 1), got {getattr(self, name)!r}.")

@@ -61,7 +61,7 @@ class TemporalLayer(FNNLayer):
         Ux_b = self.U(x)
 
         def sweep(h: torch.Tensor) -> torch.Tensor:
-            rest = Ux_b + self.V(after(h))  # all of z but W h_{t-1}
+            rest = Ux_b + self.V(shift_left(h))  # all of z but W h_{t-1}
             previous, new = torch.zeros_like(h[:, 0]), []
             for t in range(h.shape[1]):
                 previous = self.f(rest[:, t] + self.W(previous)).where(real[:, t], 0.0)
@@ -75,7 +75,7 @@ class TemporalLayer(FNNLayer):
         Ux_b = self.U(x)
 
         def sweep(h: torch.Tensor) -> torch.Tensor:
-            return self.f(Ux_b + self.W(before(h)) + self.V(after(h))).where(real, 0.0)
+            return self.f(Ux_b + self.W(shift_right(h)) + self.V(shift_left(h))).where(real, 0.0)
 
         return sweep
 
@@ -110,11 +110,11 @@ def sweep_upwards(layers: Sequence[nn.Module], h_0: torch.Tensor) -> Map:
     return sweep
 
 
-def before(h: torch.Tensor) -> torch.Tensor:
+def shift_right(h: torch.Tensor) -> torch.Tensor:
     """`h_{t-1}` at every t, `h_0 = 0`: `(B, T, d)` → `(B, T, d)`."""
     return nn.functional.pad(h[:, :-1], (0, 0, 1, 0))
 
 
-def after(h: torch.Tensor) -> torch.Tensor:
+def shift_left(h: torch.Tensor) -> torch.Tensor:
     """`h_{t+1}` at every t, `h_{T+1} = 0`: `(B, T, d)` → `(B, T, d)`."""
     return nn.functional.pad(h[:, 1:], (0, 0, 0, 1))

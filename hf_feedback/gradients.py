@@ -21,10 +21,10 @@ from .solvers import (
     Solver,
     State,
     iterate,
-    like,
+    pack_like,
     relative_residual,
+    select_where,
     tensors_of,
-    where,
 )
 from .validation import Keywords
 
@@ -187,9 +187,9 @@ def _truncated_where_they_stop(f: Map, start: State, steps: int, last: int, **op
     skipped = (solution.iterations - last).clamp_min(0)
     state, states = start, (start, *solution.states)
     for k in range(1, int(skipped.max()) + 1):
-        state = where(skipped == k, states[k], state)
+        state = select_where(skipped == k, states[k], state)
     for k in range(min(last, int(solution.iterations.max()))):
-        state = where(k < solution.iterations - skipped, f(state), state)
+        state = select_where(k < solution.iterations - skipped, f(state), state)
     kept = (*solution.states[:-1], state) if options.get("keep_states") else ()
     return replace(solution, state=state, states=kept)
 
@@ -242,11 +242,11 @@ def implicit(
     if bool(unrolled.any()):
         _warn(
             f"The fixed point was not reached within {steps} iterations: the last one moved the state by up to "
-            f"{_in_words(solution.residuals[unrolled, -1])}, `tolerance` is {tolerance:g}. The gradient of the "
+            f"{_format_residual(solution.residuals[unrolled, -1])}, `tolerance` is {tolerance:g}. The gradient of the "
             "iterations themselves (`gradient='full'`) is used instead. Allow more iterations, ask for less, or make "
-            f"the map contract (smaller feedback weights, weight decay).{_of_half_precision(start)}"
+            f"the map contract (smaller feedback weights, weight decay).{_half_precision_hint(start)}"
         )
-        state = where(unrolled, iterate(f, start, steps, **options).state, state)
+        state = select_where(unrolled, iterate(f, start, steps, **options).state, state)
     return replace(solution, state=state, states=(*solution.states[:-1], state) if keep_states else ())
 
 
@@ -272,7 +272,7 @@ def with_implicit_gradient(
         residual: how a step is measured.
     """
     at = tuple(tensor.detach().requires_grad_() for tensor in tensors_of(state))
-    image, hint = tensors_of(f(like(state, at))), _of_half_precision(state)  # the backward pass has no autocast
+    image, hint = tensors_of(f(pack_like(state, at))), _half_precision_hint(state)  # the backward pass has no autocast
 
     def transposed(g: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # Jᵀ g
         try:
@@ -288,7 +288,7 @@ def with_implicit_gradient(
     def solve(v: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return _solve_adjoint(transposed, v, steps, tolerance, residual, hint)
 
-    return like(state, cast(tuple, _Adjoint.apply(solve, *image)))
+    return pack_like(state, cast(tuple, _Adjoint.apply(solve, *image)))
 
 
 class _Adjoint(torch.autograd.Function):
@@ -319,11 +319,11 @@ def _solve_adjoint(
     if not bool(converged.all()):
         _warn(
             f"The adjoint equation of the fixed point was not solved within {steps} steps (residual up to "
-            f"{_in_words(solution.residuals[:, -1])}, `tolerance` {tolerance:g}): the gradient of "
+            f"{_format_residual(solution.residuals[:, -1])}, `tolerance` {tolerance:g}): the gradient of "
             f"{int((~converged).sum())} of {len(converged)} examples is that of one iteration, and inexact. Allow more "
             f"iterations, or use `gradient='full'`.{hint}"
         )
-    return tensors_of(where(converged, solution.state, v))
+    return tensors_of(select_where(converged, solution.state, v))
 
 
 class SameRandomNumbers:
@@ -348,13 +348,13 @@ class SameRandomNumbers:
             return self.f(state)
 
 
-def _in_words(residuals: torch.Tensor) -> str:
+def _format_residual(residuals: torch.Tensor) -> str:
     """The worst residual up to a power of ten: the warnings of a long run repeat each other and are shown once."""
     worst = float(residuals.nan_to_num(torch.inf, torch.inf).max())
     return f"{10.0 ** math.ceil(math.log10(worst)):.0e}" if 0 < worst < math.inf else f"{worst:g}"
 
 
-def _of_half_precision(state: State) -> str:
+def _half_precision_hint(state: State) -> str:
     """What keeps states from settling in half precision, as the last sentence of a warning."""
     if all(relative_spacing(one) <= torch.finfo(torch.float32).eps for one in tensors_of(state)):
         return ""

@@ -42,7 +42,7 @@ from .stacked_linear import on_device_of
 from .summary import summarize
 from .switches import disable_feedback, is_feedback_disabled
 from .task_traits import TaskTraits
-from .validation import MOST_ITERATIONS, Keywords, check_integer
+from .validation import MAX_ITERATIONS, Keywords, check_integer
 
 logger = logging.get_logger(__name__)
 
@@ -226,7 +226,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
             return 1
         if num_iterations is None:
             return self.config.num_iterations
-        check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MOST_ITERATIONS)
+        check_integer("num_iterations", num_iterations, 1, "1 is the plain backbone", MAX_ITERATIONS)
         return num_iterations
 
     def _make_context(self, inputs: Keywords, num_iterations: int, halts: bool = True) -> ForwardContext:
@@ -297,8 +297,10 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
             outputs: outputs of the backbone, or of its task model with a head of its own.
             context: inputs and settings of the call of `forward`.
         """
-        own = self.config.head == "backbone"
-        logits = self._own_logits(outputs) if own else self._new_logits(outputs.last_hidden_state, context)
+        if self.config.head == "backbone":
+            logits = self._backbone_head_logits(outputs)
+        else:
+            logits = self._new_head_logits(outputs.last_hidden_state, context)
         return logits if context.segments is None else self._join_segments(logits, outputs, context)
 
     def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
@@ -317,11 +319,11 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         if config.segment_pooling == "attention":
             self.segment_pooling = SegmentPooling(config.hidden_size)
 
-    def _own_logits(self, outputs: BackboneOutput) -> torch.Tensor:
+    def _backbone_head_logits(self, outputs: BackboneOutput) -> torch.Tensor:
         """The logits of the backbone's own head."""
         return outputs.logits
 
-    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def _new_head_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """The logits of a new head for the last hidden state `(B, T, d)`."""
         logits = self.classifier(self.dropout(on_device_of(self.classifier, self._pooled(hidden, context))))
         return logits if context.num_choices is None else logits.view(-1, context.num_choices)

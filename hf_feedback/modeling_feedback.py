@@ -1,6 +1,5 @@
 """The feedback models: the plain one and its heads."""
 
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,18 +14,14 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    PreTrainedModel,
 )
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .building import check_option_names
 from .class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from .configuration_feedback import FeedbackConfig
 from .forward_context import ForwardContext, token_mask
 from .generation import FeedbackGenerativeModel
-from .label_options import LABEL_OPTIONS
-from .loading import load_feedback_folder
 from .masked_lm_head import MaskedLMHead
 from .modeling_base import FeedbackPreTrainedModel, classifier_dropout
 from .modeling_outputs import (
@@ -229,7 +224,7 @@ class FeedbackForTokenClassification(FeedbackTextModel):
     predictor = TagPredictor
     pipeline_class: ClassVar[type[FeedbackTokenClassificationPipeline]] = FeedbackTokenClassificationPipeline
 
-    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def _new_head_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.classifier(self.dropout(on_device_of(self.classifier, hidden)))
 
     def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
@@ -261,7 +256,9 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForQuestionAnswering, has_labels=False, num_own_outputs=2, takes_segments=True)
+    traits = TaskTraits(
+        AutoModelForQuestionAnswering, predicts_config_labels=False, num_backbone_head_outputs=2, takes_segments=True
+    )
     predictor = SpanPredictor
 
     @can_return_tuple
@@ -310,11 +307,11 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
     def _make_head(self, config: FeedbackConfig) -> None:
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
-    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def _new_head_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """`(B, T, 2)`: start and end."""
         return self.qa_outputs(on_device_of(self.qa_outputs, hidden))
 
-    def _own_logits(self, outputs: BackboneOutput) -> torch.Tensor:
+    def _backbone_head_logits(self, outputs: BackboneOutput) -> torch.Tensor:
         return torch.stack((outputs.start_logits, outputs.end_logits), -1)
 
     def _join_segments(self, logits: torch.Tensor, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
@@ -349,7 +346,7 @@ class FeedbackForMultipleChoice(FeedbackTextModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForMultipleChoice, has_labels=False)
+    traits = TaskTraits(AutoModelForMultipleChoice, predicts_config_labels=False)
     predictor = ChoicePredictor
 
     def _make_head(self, config: FeedbackConfig) -> None:
@@ -397,7 +394,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
     ```
     """
 
-    traits = TaskTraits(AutoModelForMaskedLM, has_labels=False, prefers_own_head=True)
+    traits = TaskTraits(AutoModelForMaskedLM, predicts_config_labels=False, prefers_backbone_head=True)
     predictor = MaskPredictor
 
     def _make_head(self, config: FeedbackConfig) -> None:
@@ -423,7 +420,7 @@ class FeedbackForMaskedLM(FeedbackTextModel):
         else:
             self.backbone.set_output_embeddings(value)
 
-    def _new_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    def _new_head_logits(self, hidden: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         return self.lm_head(hidden)
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -461,7 +458,9 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
     """
 
     accepts_loss_kwargs = True
-    traits = TaskTraits(AutoModelForCausalLM, has_labels=False, sees_whole_texts=False, predicts_next_token=True)
+    traits = TaskTraits(
+        AutoModelForCausalLM, predicts_config_labels=False, sees_whole_texts=False, predicts_next_token=True
+    )
     predictor = ContinuationPredictor
 
     @can_return_tuple
@@ -676,95 +675,3 @@ HEADS: tuple[type[FeedbackPreTrainedModel], ...] = (
     FeedbackForImageClassification,
     FeedbackForAudioClassification,
 )
-
-
-def add_feedback(
-    task_model: PreTrainedModel, config: FeedbackConfig | None = None, **feedback_options: Any
-) -> FeedbackPreTrainedModel:
-    """Adds fresh feedback to a fine-tuned task model; its head is kept, and it answers exactly as before.
-
-    Args:
-        task_model: a transformers model for sequence, token, image or audio classification, question answering,
-            multiple choice, masked or causal language modelling; it is used as it is, not copied.
-        config: the feedback options, without a `backbone_config`. Labels are the task model's, with which given
-            ones have to agree.
-        **feedback_options: the options of `FeedbackConfig` one by one, instead of `config`.
-
-    Raises:
-        ValueError: the model is for another task, an option contradicts it, or there are a config and options.
-        UnsupportedBackboneError: the model cannot be looped exactly; says why.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> from hf_feedback import add_feedback
-    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    >>> model = add_feedback(BertForSequenceClassification(tiny), num_iterations=3)
-    >>> model.check_equivalence({"input_ids": torch.tensor([[5, 6, 7]])})
-    0.0
-
-    ```
-    """
-    if config is not None and feedback_options:
-        raise ValueError(
-            f"`add_feedback` takes a config or options, got both; set {list(feedback_options)} in the config."
-        )
-    check_option_names(feedback_options)
-    config = config or FeedbackConfig(**feedback_options)
-    if config.backbone_config is not None:
-        raise ValueError(
-            "`add_feedback` takes the feedback options alone; got a config with a `backbone_config`. Leave it out."
-        )
-    options = {name: value for name, value in config.options().items() if name not in ("head", *LABEL_OPTIONS)}
-    default = FeedbackConfig()
-    for name in LABEL_OPTIONS:  # given ones are checked against the labels of the head
-        if name in feedback_options or getattr(config, name) != getattr(default, name):
-            options[name] = getattr(config, name)
-    for head in HEADS:
-        if head.traits.is_task_model(task_model):
-            return head.from_backbone(task_model, head="backbone", **options)
-    kinds = ", ".join(head.__name__.removeprefix("Feedback") for head in HEADS)
-    raise ValueError(
-        f"`task_model` must be a transformers model of one of the kinds {kinds}, got a {type(task_model).__name__}; "
-        "a backbone without a head becomes a feedback model with `from_backbone`."
-    )
-
-
-def load_feedback(
-    name_or_path: str | Path, backbone: str | Path | PreTrainedModel | None = None, **kwargs: Any
-) -> FeedbackPreTrainedModel:
-    """Puts a feedback-only checkpoint on its backbone.
-
-    Several may be put on one backbone: each gives a model of its own, and all share the backbone's weights. They can be
-    used in turn, or at the same time from several threads. What is done to the backbone of one (training, adapters,
-    `.half()`) is done to all; for that, load by name.
-
-    Args:
-        name_or_path: folder or hub id that `save_feedback` or `push_feedback_to_hub` wrote.
-        backbone: a transformers model, or a feedback model whose backbone is meant; it is used by both and not changed.
-            A name: loads that one. Left out: loads the one that the checkpoint names.
-        **kwargs: for loading the checkpoint and the backbone by name: `token`, `dtype`, `device_map`, …
-
-    Raises:
-        ValueError: the backbone is not the one that the feedback was trained on, or the folder holds a whole model.
-        OSError: the folder or repository is missing or damaged.
-
-    Example:
-
-    ```python
-    >>> import tempfile, torch
-    >>> from transformers import BertConfig, BertModel
-    >>> from hf_feedback import FeedbackForSequenceClassification, load_feedback
-    >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
-    >>> bert, batch = BertModel(tiny).eval(), {"input_ids": torch.tensor([[5, 6, 7]])}
-    >>> folder = tempfile.mkdtemp()
-    >>> FeedbackForSequenceClassification.from_backbone(bert, num_labels=3).save_feedback(folder)
-    >>> model = load_feedback(folder, bert)
-    >>> model.get_input_embeddings().weight is bert.get_input_embeddings().weight
-    True
-
-    ```
-    """
-    return load_feedback_folder(FeedbackPreTrainedModel, name_or_path, backbone, kwargs)

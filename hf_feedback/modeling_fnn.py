@@ -19,7 +19,7 @@ from .modeling_outputs import FeedbackModelOutput, FeedbackTaskOutput, select_st
 from .pooling import pool
 from .predictor import PredictsMixin
 from .solvers import Map, Solution, relative_residual
-from .validation import MOST_ITERATIONS, Keywords, check_integer
+from .validation import MAX_ITERATIONS, Keywords, check_integer
 
 
 class FNNPreTrainedModel(PredictsMixin, PreTrainedModel):
@@ -196,7 +196,7 @@ class FNNModel(FNNPreTrainedModel):
         if not torch.compiler.is_compiling():
             self.config.check_options()  # options may have been set since the model was built
         config, steps = self.config, self.config.num_iterations if num_iterations is None else num_iterations
-        check_integer("num_iterations", steps, 1, "in the first sweep nothing is fed back yet", MOST_ITERATIONS)
+        check_integer("num_iterations", steps, 1, "in the first sweep nothing is fed back yet", MAX_ITERATIONS)
         f, start, entry = self.sweep_map(x, real)
         options: Keywords = dict(tolerance=config.tolerance, keep_states=keep_states)
         options["residual"] = relative_residual if measure or config.tolerance is not None else None

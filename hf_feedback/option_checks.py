@@ -7,7 +7,7 @@ from .connections import CONNECTIONS
 from .halting import HALTING_RULES, parse_halting
 from .segment_connections import SEGMENT_CONNECTIONS
 from .stored_config import check_class_references, check_place
-from .validation import MOST_ITERATIONS, check_choice, check_integer, check_problem, is_integer, is_number
+from .validation import MAX_ITERATIONS, check_choice, check_integer, check_problem, is_integer, is_number
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
@@ -22,7 +22,7 @@ def check_feedback_options(config: "FeedbackConfig") -> None:
     check_place(config.backbone_source)
     check_class_references("custom_operators", config.custom_operators)
     hint = "1 is the plain backbone, 2 reads feedback once"
-    check_integer("num_iterations", config.num_iterations, 1, hint, MOST_ITERATIONS)
+    check_integer("num_iterations", config.num_iterations, 1, hint, MAX_ITERATIONS)
     check_operators(config)
     check_segments(config)
     check_dynamics(config)
@@ -69,7 +69,7 @@ def check_operators(config: "FeedbackConfig") -> None:
         )
     check_integer("feedback_heads", config.feedback_heads, 1, "the heads share the rank")
     hint = "one sweep reads no neighbours: use 'additive'"
-    check_integer("feedback_sweeps", config.feedback_sweeps, 2, hint, MOST_ITERATIONS)
+    check_integer("feedback_sweeps", config.feedback_sweeps, 2, hint, MAX_ITERATIONS)
     for name in names:
         registry = CONNECTIONS if config.feedback_span == "token" else SEGMENT_CONNECTIONS
         if name in registry:

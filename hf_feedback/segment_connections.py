@@ -50,7 +50,7 @@ class SegmentConnection(FeedbackConnection):
         h = pool(h, context.mask, "mean")  # (N, d)
         z = self.down(h, edge)
         if context.segments is not None:
-            z = z + self.W(context.segments.before(h), edge) + self.V(context.segments.after(h), edge)
+            z = z + self.W(context.segments.shift_right(h), edge) + self.V(context.segments.shift_left(h), edge)
         return self.dropout(self.activate(z, edge))[:, None]  # (N, 1, n, r)
 
     def flops(self, length: int, num_segments: int = 1) -> tuple[int, int]:

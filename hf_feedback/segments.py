@@ -26,11 +26,11 @@ class Segments:
     num_texts: int
     tokens: torch.Tensor | None = None
 
-    def before(self, x: torch.Tensor) -> torch.Tensor:
+    def shift_right(self, x: torch.Tensor) -> torch.Tensor:
         """x_{t−1} for each segment t, `(N, …)`; 0 for the first of a text."""
         return F.pad(x[:-1] * self._joined(x), (*(0, 0) * (x.dim() - 1), 1, 0))
 
-    def after(self, x: torch.Tensor) -> torch.Tensor:
+    def shift_left(self, x: torch.Tensor) -> torch.Tensor:
         """x_{t+1} for each segment t, `(N, …)`; 0 for the last of a text."""
         return F.pad(x[1:] * self._joined(x), (*(0, 0) * (x.dim() - 1), 0, 1))
 

@@ -214,8 +214,8 @@ class _Progress:
     def step(self, new: State, old: State) -> State:
         """Notes a step; returns the new state, in which examples that have stopped keep their old one."""
         if self.tolerance is not None and self.residuals:
-            new = where(self.stopped, self.latest, new)
-            old = where(self.stopped, self.latest, old)
+            new = select_where(self.stopped, self.latest, new)
+            old = select_where(self.stopped, self.latest, old)
         self.iterations = self.iterations + ~self.stopped
         if self.residual is not None:
             with torch.no_grad():
@@ -249,15 +249,15 @@ def tensors_of(state: State) -> tuple[torch.Tensor, ...]:
     return (state,) if isinstance(state, torch.Tensor) else tuple(state)
 
 
-def like(state: State, tensors: tuple[torch.Tensor, ...]) -> State:
+def pack_like(state: State, tensors: tuple[torch.Tensor, ...]) -> State:
     """Tensors as a state of the same form as another."""
     return tensors[0] if isinstance(state, torch.Tensor) else tensors
 
 
-def where(rows: torch.Tensor, yes: State, no: State) -> State:
+def select_where(rows: torch.Tensor, yes: State, no: State) -> State:
     """`yes` for the examples in which `rows` `(B,)` is true, else `no`."""
     pairs = zip(tensors_of(yes), tensors_of(no), strict=True)
-    return like(no, tuple(torch.where(rows.view(-1, *(1,) * (b.dim() - 1)), a, b) for a, b in pairs))
+    return pack_like(no, tuple(torch.where(rows.view(-1, *(1,) * (b.dim() - 1)), a, b) for a, b in pairs))
 
 
 def flatten(state: State) -> torch.Tensor:
@@ -268,4 +268,4 @@ def flatten(state: State) -> torch.Tensor:
 def _unflatten(flat: torch.Tensor, model: State) -> State:
     tensors = tensors_of(model)
     parts = flat.split([tensor[0].numel() for tensor in tensors], 1)
-    return like(model, tuple(part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)))
+    return pack_like(model, tuple(part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)))

@@ -21,26 +21,27 @@ class TaskTraits:
 
     Args:
         auto_class: the Auto class of transformers' models for the task; `None` for a class without a head.
-        has_labels: whether the head's outputs are the labels of the config.
-        num_own_outputs: number of labels that the backbone's own head must have, if it does not depend on the data.
+        predicts_config_labels: whether the head predicts the labels that the config names (`num_labels`, `id2label`),
+            not choices, tokens or their positions.
+        num_backbone_head_outputs: `num_labels` of the backbone's own head, where that does not depend on the data.
         answers_once: whether the output is `(B, num_labels)`, one prediction per row of the batch.
         takes_segments: whether it predicts for a text that is cut into segments, or for its tokens.
         sees_whole_texts: whether predictions are made for a complete text or its tokens.
         labels_words: whether the labels are those of words, at one of their pieces.
-        prefers_own_head: whether the backbone's own head is used where its family has one.
+        prefers_backbone_head: whether the backbone's own head is used where its family has one.
         predicts_next_token: whether each token is predicted only from those before it, so that text can be generated;
             the head is always the backbone's own.
         auto_pooling: the pooling of `"auto"` for bidirectional backbones.
     """
 
     auto_class: Any = None
-    has_labels: bool = True
-    num_own_outputs: int | None = None
+    predicts_config_labels: bool = True
+    num_backbone_head_outputs: int | None = None
     answers_once: bool = False
     takes_segments: bool = False
     sees_whole_texts: bool = True
     labels_words: bool = False
-    prefers_own_head: bool = False
+    prefers_backbone_head: bool = False
     predicts_next_token: bool = False
     auto_pooling: Pooling = "cls"
 
@@ -63,9 +64,9 @@ class TaskTraits:
     def choose_head(self, head: HeadOption, backbone: PreTrainedModel | PreTrainedConfig) -> HeadOption:
         """The value of `config.head` for a backbone, or a backbone to be loaded by its config."""
         if self.predicts_next_token:
-            self._check_has_own_head(backbone)
+            self._check_has_lm_head(backbone)
             return "backbone"
-        if not self.prefers_own_head:
+        if not self.prefers_backbone_head:
             return head
         if self.is_task_model(backbone):
             return "backbone"
@@ -75,7 +76,7 @@ class TaskTraits:
         )
         return "new"
 
-    def _check_has_own_head(self, backbone: PreTrainedModel | PreTrainedConfig) -> None:
+    def _check_has_lm_head(self, backbone: PreTrainedModel | PreTrainedConfig) -> None:
         if self.is_task_model(backbone):
             return
         models = [] if isinstance(backbone, PreTrainedConfig) else self.task_models(backbone.config)

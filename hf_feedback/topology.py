@@ -19,7 +19,7 @@ def dense(num_layers: int) -> list[tuple[int, int]]:
 
 
 # More than any model has; the edges between so many layers can still be written down.
-MOST_LAYERS = 1000
+MAX_LAYERS = 1000
 TOPOLOGIES = {"adjacent": adjacent, "top": top, "dense": dense}
 DEFAULT_TOPOLOGY = "top"
 
@@ -44,8 +44,8 @@ def resolve_edges(
     Raises:
         ValueError: contradictory options, an edge that is out of range, not downwards or given twice, or no edge.
     """
-    if not 1 <= num_layers <= MOST_LAYERS:
-        raise ValueError(f"The backbone must have 1 to {MOST_LAYERS} layers, got {num_layers}.")
+    if not 1 <= num_layers <= MAX_LAYERS:
+        raise ValueError(f"The backbone must have 1 to {MAX_LAYERS} layers, got {num_layers}.")
     if edges is not None:
         for name, value in (("feedback_topology", topology), ("feedback_layers", layers)):
             if value is not None:

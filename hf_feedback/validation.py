@@ -32,8 +32,8 @@ TRANSFORMERS_KEYS = {
 
 
 # A config that asks for more is a mistake, or meant to stall whoever loads it.
-MOST_ITERATIONS = 1000
-MOST_LABELS = 1_000_000
+MAX_ITERATIONS = 1000
+MAX_LABELS = 1_000_000
 
 TYPE_WORDS = {
     type(None): "None",
@@ -153,7 +153,7 @@ def check_integer(name: str, value: object, least: int, hint: str, most: float =
 def check_num_labels(num_labels: object) -> None:
     """Raises `ValueError` before a dict of so many labels is made."""
     if num_labels is not None:
-        check_integer("num_labels", num_labels, 1, "1 is a value to predict", MOST_LABELS)
+        check_integer("num_labels", num_labels, 1, "1 is a value to predict", MAX_LABELS)
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

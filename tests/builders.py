@@ -136,7 +136,7 @@ def fresh(name, head=None, family=None, **options):
     """A feedback model of the task over a tiny backbone."""
     head = head or first_head(name)
     family = family or REPRESENTATIVE.get(name, "bert")
-    options = {"num_labels": 3} | options if NAMES[name].traits.has_labels else options
+    options = {"num_labels": 3} | options if NAMES[name].traits.predicts_config_labels else options
     options = {"num_iterations": 3, "feedback_rank": 8, **options}
     if head == "new":
         return NAMES[name].from_backbone(tiny_backbone(family), **options)

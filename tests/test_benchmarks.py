@@ -130,7 +130,7 @@ def test_tagging_reads_tags_in_the_last_copy(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     tagging = importlib.import_module("second_reading")
     data = Dataset.from_list([{"input_ids": [5, 6], "attention_mask": [1, 1], "labels": [-100, 1]}])
-    assert tagging.repeat(data, 2)[0] == {
+    assert tagging.repeat_texts(data)[0] == {
         "input_ids": [5, 6, 5, 6], "attention_mask": [1, 1, 1, 1], "labels": [-100, -100, -100, 1]
     }  # fmt: skip
     sys.modules.pop("second_reading", None)

@@ -31,7 +31,7 @@ from hf_feedback.evaluation.comparison.example_scores import EXAMPLE_SCORES, con
 from hf_feedback.evaluation.comparison.message_controls import (
     SilentConnections,
     SwappedConnections,
-    _rows_before,
+    _rows_of_previous_example,
     other_messages,
     read_bottom_up,
 )
@@ -119,8 +119,8 @@ def test_swapped_messages_are_those_of_the_example_before(operator):
 def test_swapped_segments_are_those_of_another_text():
     """A row reads the segment at its place in the text before, counted from the start again where that is shorter."""
     context = MessageContext(segments=Segments(torch.tensor([0, 0, 0, 1, 2, 2]), 3))
-    assert _rows_before(context, 6).tolist() == [4, 5, 4, 0, 3, 3]
-    assert _rows_before(MessageContext(), 3).tolist() == [2, 0, 1]
+    assert _rows_of_previous_example(context, 6).tolist() == [4, 5, 4, 0, 3, 3]
+    assert _rows_of_previous_example(MessageContext(), 3).tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "PEFT"])

@@ -47,7 +47,7 @@ SMALL = FeedbackConfig(num_iterations=3, feedback_rank=8, num_labels=3)
 @pytest.mark.parametrize(("name", "family", "kind"), PAIRS, ids=[f"{n}-{f}" for n, f, _ in PAIRS])
 def test_a_tuned_model_starts_out_as_it_was(name, family, kind):
     torch.manual_seed(0)
-    tuned = kind(tiny_config(family, **({"num_labels": 3} if NAMES[name].traits.has_labels else {}))).eval()
+    tuned = kind(tiny_config(family, **({"num_labels": 3} if NAMES[name].traits.predicts_config_labels else {}))).eval()
     batch = batch_for(name, family)
     expected = answers(tuned(**batch, **without_cache(tuned)))  # a cache has another layout, and so other bits
     model = add_feedback(tuned, SMALL)
@@ -425,6 +425,6 @@ def test_a_subclass_of_any_name_has_the_same_loss(name):
     for kind in (NAMES[name], type("Mine", (NAMES[name],), {})):
         backbone = fresh(name).backbone
         torch.manual_seed(0)
-        options = {"num_labels": 3} if kind.traits.has_labels else {}
+        options = {"num_labels": 3} if kind.traits.predicts_config_labels else {}
         losses.append(kind.from_backbone(backbone, feedback_rank=8, **options)(**batch, **targets).loss)
     assert torch.equal(*losses)

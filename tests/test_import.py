@@ -16,6 +16,7 @@ import pytest
 from fresh_processes import SLOW, run_python
 
 import hf_feedback
+from hf_feedback import configuration_feedback, modeling_feedback
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -119,6 +120,18 @@ def test_names():
     assert all(getattr(hf_feedback, name).__name__ == name for name in names)
     with pytest.raises(AttributeError, match="no_such_name"):
         hf_feedback.no_such_name()
+
+
+def test_every_head_is_registered():
+    """With the public names, with `add_feedback`, and with the Auto classes."""
+    heads = {head.__name__ for head in modeling_feedback.HEADS}
+    assert {name for name in hf_feedback.__all__ if name.startswith("FeedbackFor")} == heads
+    assert {name for name in vars(modeling_feedback) if name.startswith("FeedbackFor")} == heads
+    assert {
+        "AutoConfig": "configuration_feedback.FeedbackConfig",
+        "AutoModel": "modeling_feedback.FeedbackModel",
+        **{head.traits.auto_class.__name__: f"modeling_feedback.{head.__name__}" for head in modeling_feedback.HEADS},
+    } == configuration_feedback.AUTO_MAP
 
 
 @pytest.mark.parametrize("name", ["AutoTokenizer", "AutoImageProcessor", "EncoderDecoderConfig"])

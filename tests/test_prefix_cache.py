@@ -181,7 +181,7 @@ def test_states_of_other_weights_are_not_read(tmp_path):
 def test_a_text_may_differ_between_batches_by_what_the_precision_rounds(difference, allowed, tmp_path):
     """Kernels of other shapes round otherwise: under autocast in bfloat16, also where states are kept in float32."""
     rows = [{"input_ids": [5, 6, 7]}]
-    cache = PrefixCache(tmp_path, rows, depth=1, layers=[0], width=4, most_gigabytes=1)
+    cache = PrefixCache(tmp_path, rows, depth=1, layers=[0], width=4, max_gigabytes=1)
     texts = cache.find({"input_ids": torch.tensor(rows[0]["input_ids"])[None]})
     with torch.autocast("cpu", torch.bfloat16, enabled=difference > 1e-2):
         cache.write(texts, {0: torch.ones(1, 3, 4)})
@@ -215,7 +215,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatc
 
 
 def test_files_of_other_texts_are_no_room(tmp_path, monkeypatch):
-    options = dict(folder=tmp_path, depth=1, layers=[0], width=32, most_gigabytes=1.0)
+    options = dict(folder=tmp_path, depth=1, layers=[0], width=32, max_gigabytes=1.0)
     (tmp_path / "0-float32.states").write_bytes(bytes(10**6))
     full = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)

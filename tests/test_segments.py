@@ -125,12 +125,12 @@ def test_holes_in_the_mask():
 def test_neighbours():
     segments = Segments(torch.tensor([0, 0, 0, 1, 2, 2]), 3)
     x = torch.arange(1.0, 7)[:, None]
-    assert segments.before(x)[:, 0].tolist() == [0, 1, 2, 0, 0, 5]
-    assert segments.after(x)[:, 0].tolist() == [2, 3, 0, 0, 6, 0]
+    assert segments.shift_right(x)[:, 0].tolist() == [0, 1, 2, 0, 0, 5]
+    assert segments.shift_left(x)[:, 0].tolist() == [2, 3, 0, 0, 6, 0]
     assert segments.mean(x)[:, 0].tolist() == [2, 4, 5.5]
     some = segments.select_rows(torch.tensor([0, 1, 2, 4, 5]))
-    assert some.after(x[[0, 1, 2, 4, 5]])[:, 0].tolist() == [2, 3, 0, 6, 0]
-    assert Segments(torch.tensor([0]), 1).before(torch.ones(1, 2)).tolist() == [[0, 0]]
+    assert some.shift_left(x[[0, 1, 2, 4, 5]])[:, 0].tolist() == [2, 3, 0, 6, 0]
+    assert Segments(torch.tensor([0]), 1).shift_right(torch.ones(1, 2)).tolist() == [[0, 0]]
 
 
 # The model

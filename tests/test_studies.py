@@ -96,7 +96,7 @@ def test_a_smaller_copy_has_every_class(num_classes, tmp_path, monkeypatch):
     for split in study.SPLITS:
         file = write(tmp_path, f"{split}.csv", texts)
     options = "--model m --data d --work w --train 25 --validation 5 --test 5".split()
-    files = study.smaller_copy(tmp_path, tmp_path / "copy", study.parser(None).parse_args(options))
+    files = study.smaller_copy(tmp_path, tmp_path / "copy", study.comparison_parser(None).parse_args(options))
     found = {split: read_file(name).to_list() for split, name in files.items()}
     assert {split: len(drawn) for split, drawn in found.items()} == {"train": 25, "validation": 5, "test": 5}
     assert len({row["label"] for row in found["train"]}) == num_classes
@@ -114,7 +114,7 @@ def test_the_test_may_be_on_training_examples_that_are_left_out(tmp_path, monkey
     for split in study.SPLITS:
         write(tmp_path, f"{split}.csv", [{"text": f"{split} {i}", "label": f"class {i % 2}"} for i in range(40)])
     options = "--model m --data d --work w --validation 5 --test-from train".split()
-    parser = study.parser(None)
+    parser = study.comparison_parser(None)
     files = study.smaller_copy(tmp_path, tmp_path / "copy", parser.parse_args([*options, "--train", "25"]))
     found = {split: set(read_file(name)["text"]) for split, name in files.items()}
     assert len(found["train"]) == 25

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import table
 from transformers import AutoTokenizer
 
 from hf_feedback import FeedbackModel
+from hf_feedback.evaluation.markdown_tables import markdown_table
 
 ACTIVATIONS = ("linear", "sigmoid", "tanh", "relu", "gelu", "swish", "mish")
 TEXTS = Path(__file__).parent.parent / "data" / "support_messages" / "train.csv"
@@ -90,7 +90,7 @@ def main() -> None:
             (activation, f"{found.mean():.3f}", f"{found.max():.3f}", f"{cost:.1f}", f"{curves[activation][0]:.1e}")
         )
     head = ("activation", "contraction", "largest", "µs a token and iteration", "gradient left at iteration 1")
-    print(table(head, rows))
+    print(markdown_table(head, rows))
     if args.output:
         from matplotlib import pyplot
 

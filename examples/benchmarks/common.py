@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -14,20 +13,18 @@ from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, set_seed
 
-from hf_feedback.evaluation.markdown_tables import half_width, markdown_table
+from hf_feedback.evaluation.markdown_tables import format_values
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.columns import find_columns
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
-from hf_feedback.training.data.splits import Split
+from hf_feedback.training.data.splits import SPLITS, Split
 from hf_feedback.training.data.texts import encode_texts
 from hf_feedback.training.metrics import make_compute_metrics
 from hf_feedback.training.run import bf16_is_fast
 
-SPLITS = ("train", "validation", "test")
 
-
-def parser(description: str | None, many_folders: bool = False, **defaults: Any) -> argparse.ArgumentParser:
+def fine_tuning_parser(description: str | None, many_folders: bool = False, **defaults: Any) -> argparse.ArgumentParser:
     """The options of a benchmark that fine-tunes a backbone on a folder of data.
 
     Args:
@@ -194,6 +191,21 @@ def runs_of_arms(
     return {arm: finished.of_arm(arm, args, values, wanted, run) for arm in args.arms}
 
 
+def add_arms(parser: argparse.ArgumentParser, arms: Sequence[str], option: str = "--arms") -> None:
+    """Adds the option that names arms, which the end of the help lists.
+
+    Args:
+        parser: of the script.
+        arms: all names, some of which have commas.
+        option: name of the option.
+    """
+    word = option.strip("-").removesuffix("s")
+    parser.add_argument(
+        option, nargs="+", metavar=word.upper(), default=list(arms), choices=arms, help="default: all, listed below"
+    )
+    parser.epilog = "\n".join([f"each {word} is one of:", *(f'  "{arm}"' for arm in arms)])
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds the option that says where models and texts go."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -210,13 +222,4 @@ def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optim
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean with the half-width of a 95% interval (Student's t), and how many there are."""
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:z.{digits}f} (1)"
-    return f"{statistics.mean(values):z.{digits}f} ± {half_width(values):.{digits}f} ({len(values)})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    return markdown_table(head, [[*map(str, row)] for row in rows])
+    return f"{format_values(values, digits)} ({len(values)})" if values else ""

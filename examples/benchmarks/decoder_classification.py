@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Finished, fit, interval, measure, read, table
+from common import Finished, add_arms, fit, interval, measure, read
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -38,6 +38,8 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.comparison.decoder_arms import lift_causal_mask, repeat_texts
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.forward_context import ForwardContext
 from hf_feedback.training.data.labels import LabelSet
 
@@ -102,13 +104,6 @@ class Echo(FeedbackForSequenceClassification):
         return mask * (mask.cumsum(1) > mask.sum(1, keepdim=True) // 2)
 
 
-def lift_the_mask(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of the backbone: every token sees every real one."""
-    mask = kwargs["attention_mask"]
-    seen = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
-    return args, {**kwargs, "attention_mask": seen}
-
-
 ROWS: dict[str, dict[str, Any]] = {
     "K = 1": dict(num_iterations=1),
     "K = 2, causal messages": dict(num_iterations=2, feedback_type="attention", feedback_future=False),
@@ -121,11 +116,7 @@ ROWS: dict[str, dict[str, Any]] = {
 def read_twice(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:
     """The encoded splits with each text repeated, and their labels."""
     data, labels = read(folder, tokenizer, max_length)
-
-    def again(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: row[name] * 2 for name in tokenizer.model_input_names if name in row}
-
-    return {split: rows.map(again) for split, rows in data.items()}, labels
+    return {split: repeat_texts(rows, tokenizer.model_input_names) for split, rows in data.items()}, labels
 
 
 def backbone_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -156,7 +147,7 @@ def run(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str
         **causal, **options,
     )  # fmt: skip
     if row == "causal mask lifted":
-        model.backbone.register_forward_pre_hook(lift_the_mask, with_kwargs=True)
+        lift_causal_mask(model)
     trainer = fit(
         model, data, labels, tokenizer, seed, METRICS,
         num_train_epochs=args.num_train_epochs, learning_rate=args.learning_rate, feedback_lr=args.feedback_lr,
@@ -179,7 +170,7 @@ def summary(results: list[dict[str, Any]]) -> str:
             mine = [found for found in results if (found["row"], found["data"]) == (row, data)]
             cells.append(interval([100 * f[f"{split}_accuracy"] for f in mine if f"{split}_accuracy" in f]))
         rows.append((row, *cells))
-    return table(("accuracy (%)", *(f"{data}, {split}" for data, split in columns)), rows)
+    return markdown_table(("accuracy (%)", *(f"{data}, {split}" for data, split in columns)), rows)
 
 
 def main() -> None:
@@ -196,7 +187,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--pooling", default="mean")
     parser.add_argument("--options", type=json.loads, default={}, help="feedback options of K = 2, as JSON")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    add_arms(parser, list(ROWS), "--rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
     args = parser.parse_args()

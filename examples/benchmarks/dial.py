@@ -12,11 +12,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import Finished, fit, interval, measure, parser, read, table
+from common import Finished, fine_tuning_parser, fit, interval, measure, read
 from matplotlib import pyplot
 from transformers import AutoTokenizer, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.markdown_tables import markdown_table
 
 WAYS = [(loss, drawn) for drawn in ("fixed", "uniform") for loss in ("last", "uniform", "linear")]
 KS = range(1, 7)
@@ -56,7 +57,7 @@ def plot(curves: dict[str, list[float]], file: Path) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = fine_tuning_parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = options.parse_args()
     finished, found = Finished(args.work / "dial.jsonl"), {}
@@ -74,7 +75,7 @@ def main() -> None:
         values = {k: [found[loss, drawn, seed][f"K = {k}"] for seed in args.seeds] for k in KS}
         rows.append((name, *(interval(values[k]) for k in KS)))
         curves[name] = [sum(values[k]) / len(values[k]) for k in KS]
-    print(table((f"{args.data.name}, validation (%)", *(f"K = {k}" for k in KS)), rows))
+    print(markdown_table((f"{args.data.name}, validation (%)", *(f"K = {k}" for k in KS)), rows))
     plot(curves, args.work / "dial.png")
 
 

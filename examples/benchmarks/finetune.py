@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import interval, read, table
+from common import interval, read
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.metrics import default_metrics, make_compute_metrics
@@ -114,7 +115,7 @@ def main() -> None:
     for system in dict.fromkeys(result["system"] for result in results):
         mine = [result for result in results if result["system"] == system]
         rows.append((system, *(interval([result[key] for result in mine], 4) for key in keys)))
-    print(table((args.data.name, *keys), rows))
+    print(markdown_table((args.data.name, *keys), rows))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import interval, table
+from common import interval
 from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 from hf_feedback import FNNConfig, FNNForSequenceClassification
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.pooling import pool
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.columns import Columns
@@ -182,7 +183,7 @@ def main() -> None:
         columns = [interval([result[key] for result in found], 3) for key in ("validation", "test")]
         seconds = f"{statistics.mean(result['seconds'] for result in found):.0f}"
         rows.append((name, f"{found[0]['rest']:,}", *columns, seconds))
-    print(table(("system", "parameters beside embeddings", "validation", "test", "seconds a run"), rows))
+    print(markdown_table(("system", "parameters beside embeddings", "validation", "test", "seconds a run"), rows))
 
 
 if __name__ == "__main__":

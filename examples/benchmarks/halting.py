@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import fit, parser, read, table
+from common import fine_tuning_parser, fit, read
 from transformers import AutoTokenizer, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.markdown_tables import markdown_table
 
 RULES: dict[str, list[dict[str, Any]]] = {
     "convergence": [dict(halting_threshold=t) for t in (0.3, 0.2, 0.1, 0.05, 0.02, 0.01)],
@@ -69,7 +70,7 @@ def answer(
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = fine_tuning_parser(__doc__)
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--repeats", type=int, default=3)
     args = options.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
     rows = []
     for name, values in lines:
         rows.append((name, *(text for a, i, t in values for text in (f"{a:.1f}", f"{i:.2f}", f"{t:.2f}"))))
-    print(table((args.data.name, *head), rows))
+    print(markdown_table((args.data.name, *head), rows))
 
 
 if __name__ == "__main__":

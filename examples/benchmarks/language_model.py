@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Finished, interval, table
+from common import Finished, interval
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from hf_feedback import FeedbackForCausalLM
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.flops import count_flops
 
@@ -142,7 +143,7 @@ def compare(args: argparse.Namespace) -> str:
         runs = [run(seed, chosen) for seed in (args.seeds[:1] if arm == "plain" else args.seeds)]
         first, tests = runs[0], interval([one["test"] for one in runs], 2)
         rows.append([arm, f"{first['parameters']:,}", chosen, tests, f"{first['seconds']:.2f}", first["sample"]])
-    return table(["arm", "trained", "rate", "test perplexity", "seconds a step", "sample"], rows)
+    return markdown_table(["arm", "trained", "rate", "test perplexity", "seconds a step", "sample"], rows)
 
 
 # Speed
@@ -195,7 +196,7 @@ def speed(args: argparse.Namespace) -> str:
         ]
         for name in systems
     ]
-    return table(["", "tokens a second", "time, ratio", "FLOPs, ratio", "bytes read, ratio"], rows)
+    return markdown_table(["", "tokens a second", "time, ratio", "FLOPs, ratio", "bytes read, ratio"], rows)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import read, table
+from common import read
 from datasets import Dataset
 from transformers import (
     AutoTokenizer,
@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.labels import LabelSet
 
@@ -124,7 +125,7 @@ def main() -> None:
         rows.append((case, f"{plain:.2f}", f"{cached:.2f}", f"{plain_loss:.6f}", f"{loss:.6f}", f"{apart:.1e}"))
         print(rows[-1], flush=True)
     head = ("", "s an epoch", "with `cache_prefix`", "validation loss", "with `cache_prefix`", "weights differ by")
-    print(table(head, rows))
+    print(markdown_table(head, rows))
 
 
 if __name__ == "__main__":

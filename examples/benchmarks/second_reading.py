@@ -8,7 +8,8 @@ r"""Does feedback inform the tokens of a decoder about later ones, and is that w
 The first layers of a pretrained decoder are fine-tuned to tag words, in the ways of `ARMS`: as they are; with feedback
 by several operators; with the text repeated, tags read in the second copy; with the causal mask lifted; and for twice
 the epochs, which costs about as much as K = 2. The label of a word stands at its last piece, so that every way has read
-the whole word. The embeddings are frozen. All ways see the same sentences in the same order.
+the whole word. The embeddings are frozen. All ways see the same sentences in the same order, and are compared with the
+first of `--arms`.
 
 Every way has its own rates: the same grid is tried with the first seed, and the best entity F1 on validation chooses.
 The test split is read once for each way and seed, with the rates that were chosen; no epoch is chosen. FLOPs are those
@@ -30,11 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SPLITS, Finished, interval, table
+from common import SPLITS, Finished, add_arms, interval
 from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForTokenClassification, PreTrainedTokenizerBase, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
+from hf_feedback.evaluation.comparison.decoder_arms import lift_causal_mask, repeat_texts
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
@@ -59,7 +62,7 @@ class Arm:
 
     Args:
         options: feedback options; those of the plain backbone if left out.
-        copies: how often the text stands in the input; the tags are read in the last copy.
+        copies: how often the text stands in the input, once or twice; the tags are read in the last copy.
         mask_lifted: whether every token sees every other.
         epochs: factor on the number of epochs.
     """
@@ -119,23 +122,6 @@ def read_corpus(folder: Path, args: argparse.Namespace) -> Corpus:
     return Corpus(folder.name, splits, labels, tokenizer)
 
 
-def repeat(data: Dataset, copies: int) -> Dataset:
-    """Repeats the inputs of every sentence; only the last copy has labels."""
-
-    def repeated(row: dict[str, list[int]]) -> dict[str, list[int]]:
-        nothing = [-100] * len(row["labels"]) * (copies - 1)
-        return {name: nothing + ids if name == "labels" else ids * copies for name, ids in row.items()}
-
-    return data.map(repeated) if copies > 1 else data
-
-
-def lift_mask(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook of the backbone: every token sees every one that is no padding."""
-    mask = kwargs["attention_mask"]
-    visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
-    return args, {**kwargs, "attention_mask": visible}
-
-
 def make_model(arm: Arm, labels: LabelSet, args: argparse.Namespace) -> FeedbackForTokenClassification:
     """Returns the first layers of the backbone with a new head, and feedback where the arm has it."""
     model = FeedbackForTokenClassification.from_backbone(
@@ -143,7 +129,7 @@ def make_model(arm: Arm, labels: LabelSet, args: argparse.Namespace) -> Feedback
         num_labels=labels.num_labels, feedback_rank=args.rank, **arm.options,
     )  # fmt: skip
     if arm.mask_lifted:
-        model.backbone.register_forward_pre_hook(lift_mask, with_kwargs=True)
+        lift_causal_mask(model)
     return model
 
 
@@ -195,7 +181,7 @@ class Benchmark:
     def __init__(self, corpus: Corpus, finished: Finished, args: argparse.Namespace) -> None:
         self.corpus, self.finished, self.args = corpus, finished, args
         self.data = {
-            copies: {name: repeat(split, copies) for name, split in corpus.splits.items()}
+            copies: {name: repeat_texts(split) if copies > 1 else split for name, split in corpus.splits.items()}
             for copies in {ARMS[name].copies for name in args.arms}
         }
         self.chosen: dict[str, Rates] = {}
@@ -296,7 +282,7 @@ def summary(results: list[dict[str, Any]], corpus: str) -> str:
         f"{corpus}, entity F1 (%)", "validation", "test", "by seed", f"test, minus {next(iter(by_arm))}",
         "FLOPs of training, relative", "GFLOP a sentence", "s a step", "later", "rates",
     )  # fmt: skip
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -304,7 +290,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True, help="hub id or folder of a decoder")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with train.jsonl, … of words")
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="the first is compared with")
+    add_arms(parser, list(ARMS))
     parser.add_argument("--layers", type=int, default=6, help="first layers of the backbone, which are kept")
     parser.add_argument("--rank", type=int, default=64, help="of the messages")
     parser.add_argument("--epochs", type=int, default=2)

@@ -14,10 +14,11 @@ import statistics
 from typing import Any
 
 import torch
-from common import Finished, fit, interval, measure, parser, read, table
+from common import Finished, add_arms, fine_tuning_parser, fit, interval, measure, read
 from transformers import AutoTokenizer, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training.flops import count_flops
 
 METRICS = ("accuracy", "macro_f1")
@@ -67,10 +68,10 @@ def run(row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = parser(__doc__, num_train_epochs=3, learning_rate=1e-4, max_length=512)
+    options = fine_tuning_parser(__doc__, num_train_epochs=3, learning_rate=1e-4, max_length=512)
     options.add_argument("--segment-length", type=int, default=64)
     options.add_argument("--pooling", default="auto")
-    options.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    add_arms(options, list(ROWS), "--rows")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--test", action="store_true", help="read the test split too, once all is chosen")
     args = options.parse_args()
@@ -91,7 +92,7 @@ def main() -> None:
             for key in ("validation_accuracy", "test_accuracy")
         ]
         lines.append((row, *accuracies, f"{statistics.mean(one['gflop_a_text'] for one in found):.2f}"))
-    print(table((args.data.name, "validation accuracy (%)", "test accuracy (%)", "GFLOP a text"), lines))
+    print(markdown_table((args.data.name, "validation accuracy (%)", "test accuracy (%)", "GFLOP a text"), lines))
 
 
 if __name__ == "__main__":

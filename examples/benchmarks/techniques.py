@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Finished, fit, interval, measure, parser, read, table
+from common import Finished, fine_tuning_parser, fit, interval, measure, read
 from datasets import Dataset
 from transformers import AutoTokenizer, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.training.data.columns import find_columns
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
@@ -75,7 +76,7 @@ def run(way: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str
 
 
 def main() -> None:
-    options = parser(__doc__, many_folders=True, num_train_epochs=1, max_length=32)
+    options = fine_tuning_parser(__doc__, many_folders=True, num_train_epochs=1, max_length=32)
     options.add_argument("--also-test", type=Path, help="a further file of texts to test on")
     options.add_argument("--train-texts", type=int, default=600, help="0 for all")
     options.add_argument("--test-texts", type=int, default=500, help="0 for all")
@@ -104,7 +105,7 @@ def main() -> None:
             ]
             rows.append((folder.name, way, *cells))
     further = args.also_test.parent.name if args.also_test else "further"
-    print(table(("data", "training", "test (%)", f"{further} (%)", "seconds a step"), rows))
+    print(markdown_table(("data", "training", "test (%)", f"{further} (%)", "seconds a step"), rows))
 
 
 if __name__ == "__main__":

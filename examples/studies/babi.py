@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
-from study import Files, compare_all, finish, kept_layers, parser
+from study import Files, compare_all, comparison_parser, finish, kept_layers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_feedback.training.data.files import read_file
@@ -105,7 +105,7 @@ def study_segments(args: argparse.Namespace) -> list[int]:
 
 
 def main() -> None:
-    made = parser(__doc__, train=2000, max_length=256)
+    made = comparison_parser(__doc__, train=2000, max_length=256)
     made.add_argument("--parts", nargs="+", choices=["depth", "segments"], default=["depth", "segments"])
     made.add_argument(
         "--layers", type=int, nargs="+", default=[2, 3], help="number of first layers that are kept; segments: the most"

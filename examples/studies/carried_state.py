@@ -21,7 +21,6 @@ training length. Finished runs stay in FOLDER/results.jsonl and are not run agai
 import argparse
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from operator import itemgetter
@@ -29,18 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_parts import add_arms, add_device, interval, runs_of_arms, take_step
+from study_card import add_card, check_card, write_card
 from torch import nn
 from torch.nn import functional as F
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, get_linear_schedule_with_warmup, set_seed
 
 from hf_feedback import FeedbackForCausalLM
 from hf_feedback.evaluation.machine import machine_and_versions
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.summary import count_parameters
 from hf_feedback.training.flops import count_flops
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import add_device, interval, runs_of_arms, table, take_step
-from study_card import add_card, check_card, write_card
 
 # The last layer to the first, by full matrices, without a nonlinearity of its own.
 TOP = dict(feedback_topology="top", feedback_layers=[0, 0], feedback_rank=None, feedback_activation="linear")
@@ -245,14 +243,14 @@ def summary(title: str, part: str, runs: dict[str, list[dict[str, Any]]]) -> str
         seconds = f"{statistics.mean(one['seconds'] for one in found):.0f}"
         rows.append((arm, *size, f"{found[0]['rate']:g}", *cells, seconds))
     head = (title, "parameters", "MFLOP a token", "rate", *(f"{factor} ×" for factor in FACTORS), "seconds a run")
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--arms", nargs="+", default=[*FEEDBACK, *OTHERS], choices=[*FEEDBACK, *OTHERS])
+    add_arms(parser, [*FEEDBACK, *OTHERS])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--threshold", type=float, default=0.8, help="last states right, at which texts grow")

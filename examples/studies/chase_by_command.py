@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_parts import Finished, interval
+from look_ups import learn_look_ups, make_backbone
 from pointer_chase import CLS, END, FIRST_HOPS, FIRST_SYMBOL, MAX_HOPS, PAD, SEP, Chase
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -34,10 +36,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation.machine import machine_and_versions
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import Finished, interval, table
-from look_ups import learn_look_ups, make_backbone
+from hf_feedback.evaluation.markdown_tables import markdown_table
 
 NUM_SYMBOLS, NUM_FACTS, HIDDEN_SIZE, HOPS, PRETRAINING_STEPS = 64, 16, 64, 2, 1500
 WORDS = {PAD: "[PAD]", CLS: "[CLS]", SEP: "[SEP]", END: ";"}
@@ -167,7 +166,7 @@ def main() -> None:
             run = partial(measure, args.work / f"{arm} {seed}", arm, seed)
             runs.append(finished.find(settings, list(TESTS)[-1], run))
         rows.append((arm, *(interval([one[name] for one in runs]) for name in TESTS)))
-    print(table(("accuracy (%)", *TESTS), rows))
+    print(markdown_table(("accuracy (%)", *TESTS), rows))
 
 
 if __name__ == "__main__":

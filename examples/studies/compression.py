@@ -7,7 +7,7 @@ the layers repeated but no messages, and with feedback. `all` is the whole backb
 epochs, seeds, and the rates that every arm chooses from on validation.
 """
 
-from study import compare_all, finish, kept_layers, parser
+from study import compare_all, comparison_parser, finish, kept_layers
 
 OPTIONS = (
     "--num-train-epochs 3 --per-device-train-batch-size 16 --weight-decay 0.01 --backbone-lr 1e-4 --learning-rate 1e-3 "
@@ -16,7 +16,7 @@ OPTIONS = (
 
 
 def main() -> None:
-    made = parser(__doc__)
+    made = comparison_parser(__doc__)
     made.add_argument("--kept", nargs="+", default=["0 2 4", "all"], help="numbers of the layers that are kept, or all")
     args = made.parse_args()
     finish(

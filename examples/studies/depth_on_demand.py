@@ -24,7 +24,6 @@ and are not run again.
 """
 
 import argparse
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -34,19 +33,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_parts import add_arms, add_device, interval, runs_of_arms, take_step
+from look_ups import learn_look_ups, make_backbone
+from study_card import add_card, check_card, write_card
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertModel, set_seed
 
 from hf_feedback import FeedbackForTokenClassification
 from hf_feedback.evaluation.machine import machine_and_versions
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.summary import count_parameters
 from hf_feedback.training.train_iterations import IterationRange, draw_iterations
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import add_device, interval, runs_of_arms, table, take_step
-from look_ups import learn_look_ups, make_backbone
-from study_card import add_card, check_card, write_card
 
 PAD, CLS, SEP, END, PAUSE, FIRST_SYMBOL = range(6)
 TRAINED, LONGEST = 4, 12  # hops
@@ -310,13 +308,13 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> str:
                 cells = [interval([on_chains(one, k, hops) for one in found]) for hops in GROUPS.values()]
                 shown = str(k) if ARMS[name].iterates else "1"
                 rows.append((name, shown, f"{found[0]['rate']:g}", f"{found[0]['parameters']:,}", *cells))
-    return table(("accuracy (%)", "K", "rate", "parameters", *GROUPS), rows)
+    return markdown_table(("accuracy (%)", "K", "rate", "parameters", *GROUPS), rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    add_arms(parser, list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--num-facts", type=int, default=16, help="N, facts of a text")

@@ -16,7 +16,7 @@ not listed here go to `hf-feedback compare` and replace those of the regimes, su
 `--rate-factors` and `--bf16`.
 """
 
-from study import compare_all, finish, kept_layers, parser
+from study import compare_all, comparison_parser, finish, kept_layers
 
 FEEDBACK = "--feedback-type attention --num-iterations 2".split()
 SHARED = (
@@ -32,7 +32,7 @@ REGIMES = {
 
 
 def main() -> None:
-    made = parser(__doc__)
+    made = comparison_parser(__doc__)
     made.add_argument("--layers", type=int, default=6, help="first layers of the backbone, which are kept")
     made.add_argument("--rank", type=int, default=64, help="of the messages")
     made.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))

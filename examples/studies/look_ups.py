@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from common import take_step
+from benchmark_parts import take_step
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertConfig, ModernBertModel

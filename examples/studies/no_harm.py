@@ -8,7 +8,7 @@ whether it costs accuracy: the expected verdict is "equivalent", within one poin
 before it is run: sizes, epochs, seeds, and the rates that every arm chooses from.
 """
 
-from study import add_backbone_layers, compare_all, finish, kept_layers, parser
+from study import add_backbone_layers, compare_all, comparison_parser, finish, kept_layers
 
 SHARED = "--per-device-train-batch-size 16 --weight-decay 0.01 --margin 1".split()
 REGIMES = {
@@ -18,7 +18,7 @@ REGIMES = {
 
 
 def main() -> None:
-    made = parser(__doc__)
+    made = comparison_parser(__doc__)
     add_backbone_layers(made)
     made.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     args = made.parse_args()

@@ -10,7 +10,7 @@ the second. Fixed before it is run: sizes, epochs, seeds, and the rates that eve
 import argparse
 from pathlib import Path
 
-from study import add_backbone_layers, compare_files, finish, kept_layers, parser, smaller_copy
+from study import add_backbone_layers, compare_files, comparison_parser, finish, kept_layers, smaller_copy
 
 from hf_feedback import cli
 
@@ -54,7 +54,7 @@ def backbone_of(folder: Path) -> str:
 
 
 def main() -> None:
-    made = parser(__doc__)
+    made = comparison_parser(__doc__)
     add_backbone_layers(made)
     args = made.parse_args()
     source, target = args.data

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from datasets import Dataset
-from study import add_backbone_layers, compare_files, finish, kept_layers, parser, smaller_copy
+from study import add_backbone_layers, compare_files, comparison_parser, finish, kept_layers, smaller_copy
 
 from hf_feedback.evaluation.comparison.contrasts import format_difference
 from hf_feedback.evaluation.comparison.joined_results import read_results
@@ -91,7 +91,7 @@ def summary(work: Path) -> str:
 
 
 def main() -> None:
-    made = parser(__doc__)
+    made = comparison_parser(__doc__)
     add_backbone_layers(made)
     made.add_argument("--strengths", type=float, nargs="+", default=[0.1, 0.2, 0.4], help="shares of the words")
     made.add_argument("--adversarial", nargs="+", help="further test files")

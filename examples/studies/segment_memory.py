@@ -44,7 +44,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from benchmark_parts import add_arms, add_device, interval, runs_of_arms, take_step
+from look_ups import learn_look_ups, make_backbone
 from pointer_chase import MAX_HOPS, PAD, Chase
+from study_card import add_card, check_card, write_card
 from torch import nn
 from torch.nn import functional as F
 from transformers import ModernBertModel, set_seed
@@ -52,13 +55,9 @@ from transformers import ModernBertModel, set_seed
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.cutting import Cutting, PairOption
 from hf_feedback.evaluation.machine import machine_and_versions
+from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.summary import count_parameters
 from hf_feedback.training.flops import count_flops
-
-sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import add_device, interval, runs_of_arms, table, take_step
-from look_ups import learn_look_ups, make_backbone
-from study_card import add_card, check_card, write_card
 
 SEGMENTS = (2, 4, 8, 16, 32, 64)
 FEEDBACK: dict[str, dict[str, Any]] = {
@@ -284,9 +283,9 @@ def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) ->
     for step in range(args.steps):
         if step >= 3 * args.steps // 4:
             stage = len(stages) - 1
-        facts, most_segments, most_hops = stages[stage]
-        hops = int(torch.randint(1, most_hops + 1, (), generator=generator))
-        segments = int(torch.randint(hops + 1, most_segments + 1, (), generator=generator))
+        facts, max_segments, max_hops = stages[stage]
+        hops = int(torch.randint(1, max_hops + 1, (), generator=generator))
+        segments = int(torch.randint(hops + 1, max_segments + 1, (), generator=generator))
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, (step + 1) / 50, 3 * (1 - step / args.steps))
         chase = chase_of(args, facts)
@@ -295,7 +294,7 @@ def train(model: nn.Module, rate: float, seed: int, args: argparse.Namespace) ->
         targets = chain[:, -len(answers) :].unbind(1)
         loss = torch.stack([F.cross_entropy(*pair) for pair in zip(answers, targets, strict=True)]).mean()
         take_step(loss, model, optimizer)
-        if hops == most_hops:
+        if hops == max_hops:
             correct = 0.9 * correct + 0.1 * (answers[-1].argmax(-1) == targets[-1]).float().mean().item()
         if step % 50 == 49:
             seconds = time.perf_counter() - started
@@ -377,13 +376,13 @@ def summary(hops: int, runs: dict[str, list[dict[str, Any]]]) -> str:
         f"{SEGMENTS[-1]}",
         *(f"{s} segments" for s in sizes),
     )
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    add_arms(parser, list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
     parser.add_argument("--num-facts", type=int, default=16, help="N, facts of a segment")

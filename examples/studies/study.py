@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 from hf_feedback import cli
 from hf_feedback.training.data.files import read_file
+from hf_feedback.training.data.splits import SPLITS
 
-SPLITS = ("train", "validation", "test")
 Files: TypeAlias = dict[str, str]  # by split
 
 
-def parser(description: str | None, **defaults: object) -> argparse.ArgumentParser:
+def comparison_parser(description: str | None, **defaults: object) -> argparse.ArgumentParser:
     """The options of a study that compares ways to train on several data sets.
 
     Args:
@@ -62,7 +62,7 @@ def smaller_copy(folder: Path, work: Path, args: argparse.Namespace) -> Files:
     Args:
         folder: of the data set.
         work: where the copy goes.
-        args: options of `parser`.
+        args: options of `comparison_parser`.
     """
     files = {}
     work.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def compare_files(
     Args:
         files: by split.
         output: folder of the comparison.
-        args: options of `parser`.
+        args: options of `comparison_parser`.
         options: those of `hf-feedback compare`, but for model, files, seeds and folder.
         model: another one than that of the options.
     """
@@ -115,7 +115,7 @@ def compare_all(
 
     Args:
         name: of the comparison.
-        args: options of `parser`.
+        args: options of `comparison_parser`.
         options: as in `compare_files`.
         prepare: takes the files of a data set and a folder for others, and returns those to compare on.
     """

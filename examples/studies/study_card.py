@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from common import interval, table
+from benchmark_parts import interval
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_feedback.evaluation.markdown_tables import half_width
+from hf_feedback.evaluation.markdown_tables import half_width, markdown_table
 
 Run: TypeAlias = dict[str, Any]
 # By what is measured: the percentage of a run
@@ -43,7 +43,7 @@ def differences(runs: dict[str, Sequence[Run]], measures: Measures) -> tuple[str
         mean, half = sum(values) / len(values), half_width(values)
         found["ahead of" if mean > half else "behind" if -mean > half else "not told apart from"].append(arm)
     parts = [f"{word} {'; '.join(arms)}" for word, arms in found.items() if arms]
-    return f"{next(iter(measures))}: “{feedback}” is {', and '.join(parts)}.", table(
+    return f"{next(iter(measures))}: “{feedback}” is {', and '.join(parts)}.", markdown_table(
         (f"{feedback} minus", *measures), rows
     )
 
@@ -102,7 +102,7 @@ def write_card(
         "## Test",
         tables,
         "## How",
-        table(("option", "value"), [(name, first[0][name]) for name in settings if name in first[0]]),
+        markdown_table(("option", "value"), [(name, first[0][name]) for name in settings if name in first[0]]),
         f"Seeds {', '.join(str(run['seed']) for run in first)}; "
         + ", ".join(f"{name} {version}" for name, version in first[0]["machine"].items())
         + ".",

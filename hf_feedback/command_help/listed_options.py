@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 LIST_FILE = Path(__file__).with_name("listed_options.json")
-MOST_CHOICES_SHOWN = 8
+MAX_CHOICES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ListedOption:
         """Adds the option to a parser or an argument group, for display only."""
         settings: dict[str, Any] = {"action": "store_true"}
         if self.nargs != 0:
-            few = 0 < len(self.choices) <= MOST_CHOICES_SHOWN
+            few = 0 < len(self.choices) <= MAX_CHOICES_SHOWN
             settings = {
                 "metavar": None if few else self.metavar,
                 "nargs": self.nargs,

@@ -6,6 +6,8 @@ from .comparison.result import ComparisonResult
 from .comparison.settings import Comparison
 from .comparison.statistics import Difference, compare_paired, holm, seeds_needed
 from .noise import add_noise
+from .report.building import make_report
+from .report.labelled_examples import load_examples
 from .report.trainer_figures import IterationFigures
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "compare",
     "compare_paired",
     "holm",
+    "load_examples",
     "make_plan",
+    "make_report",
     "seeds_needed",
 ]

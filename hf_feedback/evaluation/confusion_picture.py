@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-MOST_NUMBERS = 30  # maximum number of classes for which cells show their counts
+MAX_NUMBERS = 30  # maximum number of classes for which cells show their counts
 
 
 def check_picture(file: str) -> None:
@@ -47,7 +47,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], file: 
     axes.set_xticks(ticks, shown, rotation=90, parse_math=False)  # a $ in a label is one
     axes.set_yticks(ticks, shown, parse_math=False)
     axes.set(xlabel="answer", ylabel="label")
-    if len(names) <= MOST_NUMBERS:
+    if len(names) <= MAX_NUMBERS:
         for (row, column), count in np.ndenumerate(matrix):
             color = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color)

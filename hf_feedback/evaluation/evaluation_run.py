@@ -81,7 +81,7 @@ def _make_trainer(
 ) -> FeedbackTrainer:
     preprocess = task.preprocess_logits()
     if isinstance(task, TokenClassification) and compute_metrics is not None:
-        preprocess, compute_metrics = tags_with_confidence, _of_tags(compute_metrics)
+        preprocess, compute_metrics = tags_with_confidence, _metrics_of_tags(compute_metrics)
     args = FeedbackTrainingArguments(
         output_dir=tempfile.gettempdir(),
         per_device_eval_batch_size=trained.batch_size,
@@ -108,7 +108,7 @@ def tags_with_confidence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return torch.stack((tags.float(), confidence), -1)
 
 
-def _of_tags(
+def _metrics_of_tags(
     compute_metrics: Callable[[EvalPrediction], dict[str, float]],
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """The metrics of tags without their confidence."""

@@ -14,14 +14,19 @@ def half_width(values: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
-def format_values(values: Sequence[float]) -> str:
-    """Formats the mean with the half-width of Student's 95% interval."""
+def format_values(values: Sequence[float], digits: int = 1) -> str:
+    """Formats the mean with the half-width of Student's 95% interval.
+
+    Args:
+        values: one or more.
+        digits: those after the point.
+    """
     if len(values) < 2:
-        return f"{values[0]:z.1f}"
-    return f"{np.mean(values):z.1f} ± {half_width(values):.1f}"
+        return f"{values[0]:z.{digits}f}"
+    return f"{np.mean(values):z.{digits}f} ± {half_width(values):.{digits}f}"
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from .checkpoints import checkpoints_in
 from .data_order import rows_of_batch
 
-MOST_ROWS = 64  # named in a message
+MAX_ROWS = 64  # named in a message
 NOT_IN_WEIGHTS = "Nothing of this step is in the weights, and"
 
 
@@ -75,12 +75,12 @@ def _describe_rows(trainer: Trainer, rows: Sequence[int]) -> str:
         return " (which rows it read is not known)"
     shown, begin = [], 0
     for source, count in getattr(trainer, "training_parts", ()) or [("the encoded training data", sys.maxsize)]:
-        own = [row - begin + 1 for row in rows[:MOST_ROWS] if begin <= row < begin + count]
+        own = [row - begin + 1 for row in rows[:MAX_ROWS] if begin <= row < begin + count]
         if own:
             shown.append((source, own))
         begin += count
     named = " and ".join(f"rows {', '.join(map(str, own))} of {source}" for source, own in shown)
-    more, text = ", …" if len(rows) > MOST_ROWS else "", _beginning(trainer, rows[0])
+    more, text = ", …" if len(rows) > MAX_ROWS else "", _beginning(trainer, rows[0])
     begins = f"; row {shown[0][1][0]} begins {text!r}" if text else ""
     return f" ({named}{more}, counted from 1{begins})"
 

@@ -99,7 +99,7 @@ class IterationCurves(TrainerCallback):
         self.trainer = trainer
         self.batch: Batch | None = None
 
-    def of_edges(self) -> dict[str, float]:
+    def edge_values(self) -> dict[str, float]:
         """Returns the values by edge, for a log of training; every process must call it."""
         model = any_model_in(cast(nn.Module, self.trainer.model))[1]
         if self.batch is None or not isinstance(model, FeedbackPreTrainedModel):

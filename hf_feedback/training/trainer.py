@@ -201,7 +201,7 @@ class FeedbackTrainer(ResumableTrainer):
         """As in transformers; adds the parts of the loss, without their weights, and the curves of the edges."""
         parts = self.techniques.log.read(self.accelerator) if "loss" in logs else {}
         if self._curves is not None and "loss" in logs:
-            parts |= self._curves.of_edges()
+            parts |= self._curves.edge_values()
         super().log({**logs, **parts}, start_time)
 
     @property

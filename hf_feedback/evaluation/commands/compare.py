@@ -141,12 +141,12 @@ def read_variants(text: str | None) -> dict[str, Arm]:
             raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is not an option of FeedbackConfig.")
     none_as_text = {n: {o: "none" if v is None else v for o, v in options.items()} for n, options in variants.items()}
     return {
-        name: together([Feedback(options), *(ARMS[part] for part in name.split("+")[1:])])
+        name: combine_arms([Feedback(options), *(ARMS[part] for part in name.split("+")[1:])])
         for name, options in none_as_text.items()
     }
 
 
-def together(parts: Sequence[Arm]) -> Arm:
+def combine_arms(parts: Sequence[Arm]) -> Arm:
     """Returns the only arm, or one that combines several."""
     return parts[0] if len(parts) == 1 else CombinedArm(parts)
 
@@ -162,7 +162,7 @@ def find_arms(args: CompareArguments, uses_agreement: bool) -> dict[str, Arm]:
     default = QUICK_ARMS if args.quick else applicable
     names = args.arms or default
     return {
-        **{name: together([ARMS[part] for part in name.split("+")]) for name in names},
+        **{name: combine_arms([ARMS[part] for part in name.split("+")]) for name in names},
         **read_variants(args.variants),
     }
 

@@ -239,7 +239,7 @@ class ArmTrainer:
         if self._can_swap():
             with other_messages(self.core, SwappedConnections):  # files may be sorted by label
                 examples["swapped"] = self._measure("test", in_random_order=True)
-        return replace(run, examples=examples, facts={**run.facts, "by_iteration": self._by_iteration()})
+        return replace(run, examples=examples, facts={**run.facts, "by_iteration": self._metric_by_iteration()})
 
     def _can_swap(self) -> bool:
         """Whether every row is preceded by a row of another example."""
@@ -276,7 +276,7 @@ class ArmTrainer:
             return examples
         return examples[: len(data)][np.argsort(order[: len(data)])]
 
-    def _by_iteration(self) -> list[float]:
+    def _metric_by_iteration(self) -> list[float]:
         """The metric on validation for 1 to K + 1 iterations."""
         num_iterations, values = self.core.config.num_iterations, []
         for k in range(1, num_iterations + 2):

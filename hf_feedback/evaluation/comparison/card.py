@@ -6,13 +6,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ...training.data.splits import SPLITS
 from ...training.model_card import escape_name, is_hub_id, short_name
 from ...whole_files import whole_file
 from ..markdown_tables import markdown_table
 from .contrasts import write_verdict
 from .joined_results import contrasts_of, float_of, join_results
 
-SPLITS = ("train", "validation", "test")
 # Feedback options that a card lists.
 SHOWN_OPTIONS = (
     *("backbone_layers", "num_iterations", "feedback_type", "feedback_edges", "feedback_topology", "feedback_rank"),

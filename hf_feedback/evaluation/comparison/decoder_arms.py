@@ -1,6 +1,7 @@
 """The ways to train decoders whose early tokens are to read later ones, as those of feedback do."""
 
-from typing import Any, ClassVar, cast
+from collections.abc import Collection
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -15,6 +16,8 @@ from ...training.data.labels import IGNORED
 from ...training.data.splits import Row
 from .arms import Arm, Budget
 
+PER_TOKEN = ("input_ids", "attention_mask", "labels")
+
 
 class Repeated(Arm):
     """The input is repeated, and the prediction is made from the second copy, which can read the first.
@@ -23,12 +26,11 @@ class Repeated(Arm):
     """
 
     description = "the input repeated"
-    per_token: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "labels")
 
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         if not _reads_causally(model) or model.traits.predicts_next_token:
             return "the backbone reads both directions, or predicts the next token"
-        if more := row.keys() - {*self.per_token, "label"}:
+        if more := row.keys() - {*PER_TOKEN, "label"}:
             return f"the task's {min(more)} cannot be repeated"
         labels_words = model.traits.labels_words
         if not labels_words and (isinstance(row.get("labels"), list) or model._pooling() != "last"):
@@ -39,14 +41,7 @@ class Repeated(Arm):
         return None
 
     def adapt_data(self, data: Dataset) -> Dataset:
-        def repeat(row: Row) -> Row:
-            length = len(row["input_ids"])
-            twice = {name: value * 2 for name, value in row.items() if name in self.per_token and _has(value, length)}
-            if "labels" in twice:
-                twice["labels"] = [IGNORED] * length + row["labels"]
-            return {**row, **twice}
-
-        return data.map(repeat)
+        return repeat_texts(data)
 
 
 class Unmasked(Arm):
@@ -60,19 +55,41 @@ class Unmasked(Arm):
     def why_not(self, model: FeedbackPreTrainedModel, row: Row, freeze: list[str]) -> str | None:
         if not _reads_causally(model) or model.traits.predicts_next_token or "input_ids" not in row:
             return "the backbone reads both directions, or predicts the next token"
-        hook = self._lift(model)
+        hook = lift_causal_mask(model)
         try:
             return "the mask of this family cannot be lifted" if _reads_causally(model) else None
         finally:
             hook.remove()
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
-        self._lift(model)
+        lift_causal_mask(model)
         return model
 
-    def _lift(self, model: FeedbackPreTrainedModel) -> RemovableHandle:
-        part = model.layout.looped_model(model.backbone)
-        return part.register_forward_pre_hook(_lift_mask, with_kwargs=True)
+
+def repeat_texts(data: Dataset, columns: Collection[str] = PER_TOKEN) -> Dataset:
+    """Repeats the tokens of every text; only those of the second copy have labels.
+
+    Args:
+        data: encoded texts.
+        columns: those that have a value for each token.
+    """
+
+    def repeat(row: Row) -> Row:
+        length = len(row["input_ids"])
+        repeated = {
+            name: value * 2 for name, value in row.items() if name in columns and _is_list_of_length(value, length)
+        }
+        if "labels" in repeated:
+            repeated["labels"] = [IGNORED] * length + row["labels"]
+        return {**row, **repeated}
+
+    return data.map(repeat)
+
+
+def lift_causal_mask(model: FeedbackPreTrainedModel) -> RemovableHandle:
+    """Lets every token of a causal backbone attend to all tokens except padding; returns the hook that does so."""
+    part = model.layout.looped_model(model.backbone)
+    return part.register_forward_pre_hook(_lift_mask, with_kwargs=True)
 
 
 def _reads_causally(model: FeedbackPreTrainedModel) -> bool:
@@ -91,5 +108,5 @@ def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[
     return args, {**kwargs, "attention_mask": added[:, None, None].expand(-1, 1, mask.shape[1], -1)}
 
 
-def _has(value: object, length: int) -> bool:
+def _is_list_of_length(value: object, length: int) -> bool:
     return isinstance(value, list) and len(value) == length

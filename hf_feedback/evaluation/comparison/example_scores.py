@@ -177,13 +177,13 @@ def _token_losses(answers: SplitAnswers) -> np.ndarray:
     return np.stack(((losses * labelled).sum(-1), labelled.sum(-1)), -1)
 
 
-def _of_texts(score: Callable[[str, str], float]) -> Callable[[SplitAnswers], np.ndarray]:
-    def of_examples(answers: SplitAnswers) -> np.ndarray:
+def _make_text_score(score: Callable[[str, str], float]) -> Callable[[SplitAnswers], np.ndarray]:
+    def score_examples(answers: SplitAnswers) -> np.ndarray:
         references, texts = answers.texts or ((), ())
         best = [max(score(one, text) for one in right or [""]) for right, text in zip(references, texts, strict=True)]
         return np.stack((best, np.ones(len(best))), -1)
 
-    return of_examples
+    return score_examples
 
 
 # By the name of the metric.
@@ -195,9 +195,9 @@ EXAMPLE_SCORES = {
     "spearman": ExampleScore(lambda answers: _moments(answers, ranked=True), _correlation),
     "entity_f1": ExampleScore(_entities, _f1),
     "token_accuracy": ExampleScore(_labelled_tokens, _ratio),
-    "f1": ExampleScore(_of_texts(answer_f1), _ratio),
+    "f1": ExampleScore(_make_text_score(answer_f1), _ratio),
     "exact_match": ExampleScore(
-        _of_texts(lambda right, text: float(normalize_answer(right) == normalize_answer(text))), _ratio
+        _make_text_score(lambda right, text: float(normalize_answer(right) == normalize_answer(text))), _ratio
     ),
     "perplexity": ExampleScore(_token_losses, lambda sums: np.exp(_ratio(sums)), greater_is_better=False),
 }

@@ -109,7 +109,7 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
     for (feedback, other), contrasts in pairs.items():
         if len(contrasts) < len(results):
             continue
-        adjusted = _adjusted(list(contrasts.values()))
+        adjusted = _format_adjusted(list(contrasts.values()))
         rows = [
             (
                 escape_name(data), format_difference(contrast.difference), str(contrast.difference.num_seeds), p_value,
@@ -125,7 +125,7 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join(tables)
 
 
-def _adjusted(contrasts: Sequence[Contrast]) -> list[str]:
+def _format_adjusted(contrasts: Sequence[Contrast]) -> list[str]:
     """Formats the adjusted p-values."""
     values = [contrast.difference.p_value for contrast in contrasts]
     least = [contrast.difference.least_p_value * len(contrasts) for contrast in contrasts]

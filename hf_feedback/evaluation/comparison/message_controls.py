@@ -40,13 +40,13 @@ class SwappedConnections(FeedbackConnections):
     """
 
     def forward(self, h: States, context: MessageContext) -> dict[int, SourceMessage]:
-        states = {source: _of_the_one_before(state, context) for source, state in h.items()}
+        states = {source: _states_of_previous_example(state, context) for source, state in h.items()}
         classes = context.class_probabilities
         swapped = replace(context, class_probabilities=None if classes is None else classes.roll(1, 0))
         return super().forward(states, swapped)
 
 
-def _rows_before(context: MessageContext, count: int) -> torch.Tensor:
+def _rows_of_previous_example(context: MessageContext, count: int) -> torch.Tensor:
     """For each row the row of the previous example, `(N,)`."""
     if context.segments is None:
         return torch.arange(count).roll(1)
@@ -56,9 +56,9 @@ def _rows_before(context: MessageContext, count: int) -> torch.Tensor:
     return first[other] + (torch.arange(count) - first[text]) % counts[other]
 
 
-def _of_the_one_before(state: torch.Tensor, context: MessageContext) -> torch.Tensor:
+def _states_of_previous_example(state: torch.Tensor, context: MessageContext) -> torch.Tensor:
     h = batch_first(state, context.batch_dim)
-    rows = _rows_before(context, len(h)).to(h.device)
+    rows = _rows_of_previous_example(context, len(h)).to(h.device)
     h = h[rows]
     if context.mask is None:
         return batch_first(h, context.batch_dim)

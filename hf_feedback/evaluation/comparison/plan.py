@@ -19,7 +19,7 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...summary import count_parameters
 from ...training.checkpoints import Record
 from ...training.data.labels import REGRESSION, SINGLE_LABEL, ProblemType
-from ...training.data.splits import Row
+from ...training.data.splits import SPLITS, Row
 from ...training.flops import count_flops
 from ...training.run_record import run_record
 from ...training.tasks import CausalLM, MaskedLM, PreparedTask, QuestionAnswering
@@ -176,7 +176,7 @@ def _record_of(
 
 def _check_rows_differ(record: Record) -> None:
     """Refuses splits with the rows of another one."""
-    for one, other in combinations(("train", "validation", "test"), 2):
+    for one, other in combinations(SPLITS, 2):
         if record[f"rows of {one}"] == record[f"rows of {other}"]:
             raise ValueError(
                 f"`{other}_file`: these rows are those of {one}; what is chosen on rows, or trained on "

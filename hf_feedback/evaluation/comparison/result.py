@@ -240,7 +240,7 @@ class ComparisonResult:
         arms = [
             (
                 name, f"{plan.costs[name].parameters:,}", f"{plan.costs[name].total / base.total:.2f}",
-                f"{runs[0].job.factor:g}{' (edge)' if self._at_edge(runs[0].job.factor) else ''}",
+                f"{runs[0].job.factor:g}{' (edge)' if self._is_at_edge(runs[0].job.factor) else ''}",
                 *(format_values([percent * value for value in values]) for values in
                   ([run.validation for run in runs], [run.test_value() for run in runs])),
                 ", ".join(f"{percent * run.test_value():.1f}" for run in runs),
@@ -295,6 +295,6 @@ class ComparisonResult:
                 tables.append(f"How much less feedback loses from test to {file} (above 0: it loses less):\n\n{table}")
         return ["The same models on further test files.", markdown_table(("arm", "test", *files), rows), *tables]
 
-    def _at_edge(self, factor: float) -> bool:
+    def _is_at_edge(self, factor: float) -> bool:
         factors = self.comparison.rate_factors
         return len(factors) > 1 and factor in (min(factors), max(factors))

@@ -13,7 +13,7 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...training.data.tags import entity_scores, is_bio
 from ...training.message_recorder import MessageRecord, swish_betas
 from ...training.metrics import METRICS
-from ...validation import MOST_ITERATIONS
+from ...validation import MAX_ITERATIONS
 from ..diagnostics import calibration, confusion, confusion_changes, flips, mcnemar
 from .labelled_examples import LabelledExamples
 from .observation import Observation, observe, without_halting
@@ -22,7 +22,7 @@ from .token_traces import trace_tokens
 
 FURTHER_ITERATIONS = 2  # observed after the model's own K
 CONTRACTION_EXAMPLES = 32  # for the estimate of the contraction
-MOST_TOKENS = 200  # of a picture
+MAX_TOKENS = 200  # of a picture
 
 
 def make_report(
@@ -39,7 +39,7 @@ def make_report(
     """
     model = examples.model
     k = model.config.num_iterations
-    observed = min(k + FURTHER_ITERATIONS, MOST_ITERATIONS)
+    observed = min(k + FURTHER_ITERATIONS, MAX_ITERATIONS)
     seen = observe(model, examples.batches(batch_size), observed)
     if unknown := int(np.isnan(seen.answers.probabilities[:k]).any((0, 2)).sum()):
         raise ValueError(
@@ -47,7 +47,7 @@ def make_report(
             "are not finite, or its iterations diverge (train with a smaller `feedback_lr`)."
         )
     changes = _Changes(seen, examples)
-    whole = changes.between(1, k)
+    whole = changes.make_step(1, k)
     f1_name, f1 = f1_scores(seen, examples.label_names)
     return Report(
         model=model_name,
@@ -63,7 +63,7 @@ def make_report(
         f1=f1,
         f1_name=f1_name,
         whole=whole,
-        steps=[changes.between(one, one + 1) for one in range(1, observed)],
+        steps=[changes.make_step(one, one + 1) for one in range(1, observed)],
         residuals=_summarize_residuals(seen.residuals),
         contraction=_estimate_contraction(model, examples, batch_size),
         edges=summarize_edges(model, seen.messages, observed),
@@ -97,7 +97,7 @@ class _Changes:
             label_probabilities=answers.probabilities[:, number, label].tolist(),
         )
 
-    def between(self, first: int, last: int) -> Step:
+    def make_step(self, first: int, last: int) -> Step:
         fixed, broken, others = flips(self.seen.answers, first, last)
         return Step(
             first=first,
@@ -203,7 +203,7 @@ def _draw_picture(examples: LabelledExamples, item: ItemChange, num_iterations: 
     trace = trace_tokens(examples.model, inputs, num_iterations)
     if trace is None or not isinstance(examples.processor, PreTrainedTokenizerBase):
         return None
-    numbers = inputs["input_ids"][0, :MOST_TOKENS].tolist()
+    numbers = inputs["input_ids"][0, :MAX_TOKENS].tolist()
     tokens = [cast(str, examples.processor.decode([number])).strip() or "␣" for number in numbers]
     most_moved = trace.movement[:, : len(tokens)].argmax(1).tolist()
     attended = [

@@ -14,6 +14,7 @@ from .held_out import SamplingArguments, held_out_rows
 from .row_encoder import EncodingArguments
 from .text_files import TextFormatArguments
 
+SPLITS = ("train", "validation", "test")
 Row: TypeAlias = dict[str, Any]
 Batch: TypeAlias = dict[str, list[Any]]
 

@@ -17,7 +17,7 @@ from ...validation import Keywords
 # Inputs of the backbone besides flags; any other could change the states.
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 TOLERANCE = 1e-3  # relative to the largest state, between batches of different shapes
-MOST_SPACINGS = 4  # or so many `relative_spacing`s: in half precision those of MiniLM differ by 0.6 of one
+MAX_SPACINGS = 4  # or so many `relative_spacing`s: in half precision those of MiniLM differ by 0.6 of one
 BYTES_OF_A_NUMBER = 4
 BYTES_OF_A_BLOCK = 512  # of `st_blocks`, on any disk
 
@@ -61,7 +61,7 @@ class PrefixCache:
         depth: number of layers, from below, that are read instead of run.
         layers: the layers whose states are stored.
         width: d, width of the states.
-        most_gigabytes: maximum size of the files.
+        max_gigabytes: maximum size of the files.
 
     Raises:
         ValueError: the rows are not texts, or the files would exceed the limit or the free disk space.
@@ -74,7 +74,7 @@ class PrefixCache:
         depth: int,
         layers: Sequence[int],
         width: int,
-        most_gigabytes: float,
+        max_gigabytes: float,
     ) -> None:
         self.folder, self.depth, self.layers, self.width = folder, depth, list(layers), width
         self._numbers: dict[bytes, int] = {}
@@ -93,7 +93,7 @@ class PrefixCache:
                 lengths.append(length)
         self._starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         self._name = blake2b(b"".join(self._numbers), digest_size=8).hexdigest()
-        self._check_size(most_gigabytes)
+        self._check_size(max_gigabytes)
         self._states: torch.Tensor | None = None
         self._is_written = torch.zeros(0, dtype=torch.uint8)
 
@@ -107,14 +107,14 @@ class PrefixCache:
         """Size of the files, in float32."""
         return self.num_tokens * len(self.layers) * self.width * BYTES_OF_A_NUMBER
 
-    def _check_size(self, most_gigabytes: float) -> None:
+    def _check_size(self, max_gigabytes: float) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         own = sum(file.stat().st_blocks * BYTES_OF_A_BLOCK for file in self.folder.glob(f"{self._name}-*"))
         free = shutil.disk_usage(self.folder).free + own
-        if self.num_bytes > min(most_gigabytes * 1e9, free):
+        if self.num_bytes > min(max_gigabytes * 1e9, free):
             raise ValueError(
                 f"`cache_prefix` would keep {self.num_tokens:,} tokens × {len(self.layers)} layers × {self.width} "
-                f"numbers = {self.num_bytes / 1e9:.3g} GB; `cache_prefix_gigabytes` allows {most_gigabytes:g}, and "
+                f"numbers = {self.num_bytes / 1e9:.3g} GB; `cache_prefix_gigabytes` allows {max_gigabytes:g}, and "
                 f"{free / 1e9:.3g} are free at {self.folder}. Raise it, freeze otherwise, or leave `cache_prefix` out."
             )
 
@@ -196,7 +196,7 @@ class PrefixCache:
 
 def _tolerance(state: torch.Tensor) -> float:
     """By how much a state may differ between batches, relative to the largest: by what the precision rounds."""
-    return max(TOLERANCE, MOST_SPACINGS * relative_spacing(state))
+    return max(TOLERANCE, MAX_SPACINGS * relative_spacing(state))
 
 
 def _map_file(file: Path, size: int, dtype: torch.dtype) -> torch.Tensor:

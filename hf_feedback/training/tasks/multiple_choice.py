@@ -72,9 +72,9 @@ def tokenize_choices(
         encoding = tokenizer(*pairs, truncation=True, max_length=max_length)
         lengths = whole_lengths(encoding["input_ids"], max_length, lambda *some: tokenizer(*some, verbose=False), pairs)
         return {
-            **{name: _by_row(encoding[name], groups) for name in encoding},
+            **{name: _group_by_row(encoding[name], groups) for name in encoding},
             "labels": [int(label_name(label)) for label in batch["label"]],
-            NUM_TOKENS: list(map(max, _by_row(lengths, groups))),
+            NUM_TOKENS: list(map(max, _group_by_row(lengths, groups))),
         }
 
     options = {"max_length": max_length, "space": space}
@@ -83,7 +83,7 @@ def tokenize_choices(
     return EncodedTexts(encoded.remove_columns(NUM_TOKENS), lengths)
 
 
-def _by_row(values: Iterable[T], groups: Sequence[Sequence[str]]) -> list[list[T]]:
+def _group_by_row(values: Iterable[T], groups: Sequence[Sequence[str]]) -> list[list[T]]:
     """Groups values of all choices by row."""
     remaining = iter(values)
     return [[next(remaining) for _ in choices] for choices in groups]

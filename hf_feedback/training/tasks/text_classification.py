@@ -22,7 +22,7 @@ from ..data.columns import Columns, find_columns
 from ..data.iteration_targets import NO_TARGET, check_target_columns, iteration_target_numbers
 from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, label_numbers, row_classes
 from ..data.overview import UNLABELLED, describe_duplicates, describe_rows
-from ..data.splits import FileArguments, Split, load_hub_splits
+from ..data.splits import SPLITS, FileArguments, Split, load_hub_splits
 from ..data.texts import tokenize_texts, with_labels
 from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics
 from ..model_arguments import FNNArguments
@@ -145,7 +145,7 @@ class TextClassification(TextTask[TextDataArguments]):
             raise ValueError("`dataset_name` and files exclude each other; give one or the other.")
         else:
             loaded = load_hub_splits(args.dataset_name, args.dataset_config_name)
-            splits = {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
+            splits = {name: loaded[name] for name in SPLITS if name in loaded}
         if args.unlabelled_file is not None:
             splits[UNLABELLED] = Split(self.read(args.unlabelled_file), args.unlabelled_file)
         return splits
@@ -193,8 +193,8 @@ class TextClassification(TextTask[TextDataArguments]):
         if args.model is None:
             return False
         model_type = read_config(args.model, args.revision).get("model_type")
-        own_head = getattr(args, "head", None) == "backbone"
-        return own_head or model_type in (FeedbackConfig.model_type, FNNConfig.model_type)
+        uses_backbone_head = getattr(args, "head", None) == "backbone"
+        return uses_backbone_head or model_type in (FeedbackConfig.model_type, FNNConfig.model_type)
 
     def _choose_metrics(self, labels: LabelSet) -> None:
         names = self.data_args.metrics or default_metrics(labels.problem_type, labels.num_labels)

@@ -59,7 +59,7 @@ class Passes:
         Args:
             weight: weight of the loss in the backward pass.
         """
-        with self._not_last():
+        with self._not_last_pass():
             result = self.forward()
             self._backward(weight * result.loss)
         return result
@@ -70,7 +70,7 @@ class Passes:
         Args:
             compute_loss: the forward pass; that of the loss if left out.
         """
-        with self._not_last():
+        with self._not_last_pass():
             loss = self.forward().loss if compute_loss is None else compute_loss()
             self._backward(loss, inputs=[self.perturbation.vectors])
         return loss.detach()
@@ -88,14 +88,14 @@ class Passes:
     def clean(self) -> BatchLoss:
         """The forward pass of the texts as they are; its backward pass is that of the last pass. Without labels, the
         loss is 0."""
-        with self._not_last():
+        with self._not_last_pass():
             if has_targets(self.inputs):
                 return self._compute_loss(self.model, self.inputs)
             outputs = self.model(**without_targets(self.inputs), return_dict=True)
         return BatchLoss(final_logits(outputs).new_zeros(()), outputs)
 
     @contextmanager
-    def _not_last(self) -> Iterator[None]:
+    def _not_last_pass(self) -> Iterator[None]:
         """Context of a pass that others follow: nothing is synchronized, and random numbers are drawn again."""
         with keep_random_state(self._device), without_sync(self.model):
             yield
