@@ -245,8 +245,12 @@ def load_feedback_only(
         logger.warning(f"{name}: {', '.join(info['mismatched_keys'])} have another size and are new; train them.")
         info["mismatched_keys"] = []
     same = saved_by is model_class and config.head == saved.head
-    if same and (wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]):
-        raise OSError(f"The weights in {name} do not belong to the config beside them, e.g. {wrong[0]}.")
+    # another head may be new or left out, feedback may not
+    if wrong := [key for keys in info.values() for key in keys if same or key.startswith("feedback.")]:
+        raise OSError(
+            f"The weights in {name} do not belong to the config beside them, e.g. {wrong[0]}. Load the folder with the "
+            "options it was saved with, or start anew with `from_backbone`."
+        )
     if info["missing_keys"]:
         logger.warning(f"{name} has no head for this task: {', '.join(info['missing_keys'][:3])} are new; train them.")
     return (model, info) if wants_info else model

@@ -301,6 +301,31 @@ def test_a_backbone_without_a_name_has_to_be_passed(tmp_path):
         load_feedback(tmp_path)
 
 
+OTHER_FEEDBACK = {  # options with which tensors of trained feedback would be left out, or new
+    "left out": dict(feedback_type="additive"),
+    "new": dict(feedback_type="context"),
+    "of another size": dict(feedback_rank=4),
+}
+
+
+@pytest.mark.parametrize(
+    "model_class", [FeedbackForSequenceClassification, FeedbackForTokenClassification, FeedbackModel]
+)
+@pytest.mark.parametrize("case", OTHER_FEEDBACK)
+def test_trained_feedback_is_loaded_whole_or_refused(bert, tmp_path, case, model_class):
+    model = make(bert, feedback_type="gated")
+    model.save_feedback(tmp_path / "feedback")
+    model.save_pretrained(tmp_path / "whole")
+    for name in ("feedback", "whole"):
+        with pytest.raises((OSError, RuntimeError)) as caught:
+            model_class.from_pretrained(tmp_path / name, **OTHER_FEEDBACK[case])
+        if (name, case) != ("whole", "of another size"):  # which transformers itself refuses
+            assert "Load the folder with the options it was saved with, or start anew" in str(caught.value)
+        loaded = model_class.from_pretrained(tmp_path / name, num_iterations=4, halting="convergence")
+        for key, tensor in model.feedback.state_dict().items():
+            assert torch.equal(loaded.feedback.state_dict()[key], tensor)
+
+
 def test_what_is_missing_or_damaged(bert, tmp_path):
     model = make(bert)
     model.save_feedback(tmp_path / "out")
