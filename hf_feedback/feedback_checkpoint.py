@@ -1,17 +1,19 @@
 """Feedback-only checkpoints: feedback and head without the backbone, which is identified by its name and fingerprint.
 
-A folder holds `config.json`, `feedback.safetensors` and the code files. The backbone is its base model without a
-pooler; everything else (feedback, a new head, the head of a task model) is saved.
+A folder holds `config.json`, `feedback.safetensors`, the code files and, of a model that generates,
+`generation_config.json`. The backbone is its base model without a pooler; everything else (feedback, a new head, the
+head of a task model) is saved.
 """
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import load_state_dict, safe_save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, PushToHubMixin, cached_file, logging
@@ -63,6 +65,8 @@ def write_feedback(model: "FeedbackPreTrainedModel", folder: str | Path) -> None
     tensors = {name: tensor.contiguous().cpu() for name, tensor in _untied(ours)}
     with whole_file(folder / WEIGHTS_NAME) as partial:
         safe_save_file(tensors, partial, metadata={"format": "pt"})
+    if model.can_generate():
+        cast(Any, model).generation_config.save_pretrained(folder)
     config.save_pretrained(folder)
 
 
@@ -235,6 +239,8 @@ def load_feedback_only(
         config.head = model_class.traits.choose_head("new", cast(PreTrainedConfig, config.backbone_config))
     model = wrap_backbone(model_class, _backbone_for(model_class, config, backbone, name, hub_kwargs, rest), config)
     _check_fingerprint(model, expected, name)
+    if model.can_generate() and "generation_config" not in kwargs:
+        _load_generation_config(model, name, here)
     tensors = read_feedback_tensors(name, **here)
     if not same_head and config.head == "new":  # what is called the same is still another head
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("feedback.")}
@@ -245,11 +251,22 @@ def load_feedback_only(
         logger.warning(f"{name}: {', '.join(info['mismatched_keys'])} have another size and are new; train them.")
         info["mismatched_keys"] = []
     same = saved_by is model_class and config.head == saved.head
-    if same and (wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]):
-        raise OSError(f"The weights in {name} do not belong to the config beside them, e.g. {wrong[0]}.")
+    # another head may be new or left out, feedback may not
+    if wrong := [key for keys in info.values() for key in keys if same or key.startswith("feedback.")]:
+        raise OSError(
+            f"The weights in {name} do not belong to the config beside them, e.g. {wrong[0]}. Load the folder with the "
+            "options it was saved with, or start anew with `from_backbone`."
+        )
     if info["missing_keys"]:
         logger.warning(f"{name} has no head for this task: {', '.join(info['missing_keys'][:3])} are new; train them.")
     return (model, info) if wants_info else model
+
+
+def _load_generation_config(model: "FeedbackPreTrainedModel", name: str | Path, hub_kwargs: Keywords) -> None:
+    """Gives the model the generation config beside its feedback, read as of a whole model; without one it keeps that of
+    the backbone."""
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(name, **hub_kwargs)
 
 
 def has_same_head(model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]") -> bool:

@@ -1,7 +1,7 @@
 """Text generation with K iterations: the cache of a call, and the methods that `generate` calls."""
 
 import copy
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
@@ -62,6 +62,17 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         if isinstance(prompt, torch.Tensor) and kwargs.get("inputs_embeds") is None:
             self._check_prompt(prompt, kwargs)
         return cast(Any, super()).generate(inputs, *args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused; `generate_batch` of transformers and its other ways to batch continuously begin with it.
+
+        Raises:
+            ValueError: always: texts share one cache there, which has no keys and values of further iterations.
+        """
+        raise ValueError(
+            "`generate_batch`: continuous batching has one cache for all texts, without the keys and values of further "
+            f"iterations, and a {type(self).__name__} cannot use it; call `generate` with a padded batch."
+        )
 
     def _check_prompt(self, prompt: torch.Tensor, kwargs: Keywords) -> None:
         if prompt.shape[-1] == 0:

@@ -3,7 +3,7 @@
 import copy
 import re
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -104,7 +104,7 @@ def _load_whole(
         ) from error
     if "key_mapping" in other_head:  # the model is saved under its own keys, not those of the folder
         model._weight_conversions = None
-    _check_weights(name, model, info["missing_keys"], other_task=bool(other_head))
+    _check_weights(name, model, info, other_task=bool(other_head))
     if is_new:
         _replace_head(model, info, name, allows_mismatches)
     if not is_fsdp_managed_module(model):  # else its weights come together in the first call alone
@@ -127,13 +127,19 @@ def _check_answers(
         )
 
 
-def _check_weights(
-    name: str | Path, model: "FeedbackPreTrainedModel", missing_keys: Iterable[str], other_task: bool
-) -> None:
-    """Raises `OSError` where the folder lacks weights that are not to be new."""
+def _check_weights(name: str | Path, model: "FeedbackPreTrainedModel", info: dict[str, Any], other_task: bool) -> None:
+    """Raises `OSError` where the folder lacks weights that are not to be new, or has feedback that the model has not.
+
+    Args:
+        name: the folder.
+        model: the loaded model.
+        info: what transformers reports of the loading.
+        other_task: whether the folder holds another head.
+    """
     # of a task model of another kind, everything but the layers may be new
     needed = f"backbone.{model.layout.stack}." if other_task and model.config.head != "new" else "backbone."
-    missing = sorted(key for key in missing_keys if key.startswith((needed, "feedback.")))
+    missing = sorted(key for key in info["missing_keys"] if key.startswith((needed, "feedback.")))
+    left_out = sorted(key for key in info["unexpected_keys"] if key.startswith("feedback."))
     adapters = getattr(model, "peft_config", {})  # where a folder of adapters was loaded, and this one for it
     if missing and not adapters.keys().isdisjoint(missing[0].split(".")):
         raise OSError(
@@ -141,12 +147,13 @@ def _check_weights(
             f"among them {missing[0]}; it does so with DoRA. Load the model first, and then "
             "`PeftModel.from_pretrained(model, folder)`."
         )
-    if missing:
-        raise OSError(
-            f"The weights in {name} do not belong to the config beside them: {len(missing)} tensors are missing, among "
-            f"them {missing[0]}. Load the folder with the options it was saved with, or start anew with "
-            "`from_backbone`."
-        )
+    for keys, fault in ((missing, "are missing"), (left_out, "have no place in the model")):
+        if keys:
+            raise OSError(
+                f"The weights in {name} do not belong to the config beside them: {len(keys)} tensors {fault}, among "
+                f"them {keys[0]}. Load the folder with the options it was saved with, or start anew with "
+                "`from_backbone`."
+            )
 
 
 def _replace_head(

@@ -133,7 +133,8 @@ class MaskPredictor(TokenPredictor):
 
 
 class ContinuationPredictor(TokenPredictor):
-    """Reads texts; answers with the most probable `continuation` of each, token by token.
+    """Reads texts; answers with the most probable `continuation` of each, token by token, up to an end token of the
+    model's generation config or the tokenizer.
 
     Args:
         model, processor, batch_size: as in `Predictor`.
@@ -175,6 +176,14 @@ class ContinuationPredictor(TokenPredictor):
     def padding_side(self) -> str:
         return "left"  # a continuation stands at the right
 
+    @property
+    def end_tokens(self) -> list[int] | None:
+        """The tokens that end a text: those of the model's generation config and that of the tokenizer, by which
+        training ends one."""
+        of_model = cast(Any, self.model).generation_config.eos_token_id
+        tokens = [*(of_model if isinstance(of_model, list) else [of_model]), self.tokenizer.eos_token_id]
+        return sorted({token for token in tokens if token is not None}) or None
+
     def check(self, examples: Sequence[Any]) -> None:
         check_examples(examples, lambda example: is_text(example) and bool(example.strip()), "a text that has words")
 
@@ -187,7 +196,7 @@ class ContinuationPredictor(TokenPredictor):
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self.end_tokens,
         )
         return list(tokens[:, batch["input_ids"].shape[1] :].cpu())
 

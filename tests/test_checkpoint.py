@@ -8,9 +8,17 @@ from builders import REPRESENTATIVE, answers, batch_for, fresh, headed, run_with
 from closeness import PROBABILITY, assert_exact, in_float64
 from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    pipeline,
+)
 
 from hf_feedback import (
+    FeedbackForCausalLM,
     FeedbackForMaskedLM,
     FeedbackForSequenceClassification,
     FeedbackForTokenClassification,
@@ -299,6 +307,50 @@ def test_a_backbone_without_a_name_has_to_be_passed(tmp_path):
     model.save_feedback(tmp_path)
     with pytest.raises(ValueError, match="without a name; pass it as `backbone`"):
         load_feedback(tmp_path)
+
+
+def test_generation_settings_are_those_of_the_whole_model(tmp_path):
+    """Also with a backbone that is given, which keeps its own; without a file they are those of the backbone."""
+    backbone = AutoModelForCausalLM.from_config(tiny_config("llama", eos_token_id=2))
+    backbone.save_pretrained(tmp_path / "llama")
+    model = FeedbackForCausalLM.from_backbone(tmp_path / "llama", feedback_rank=8)
+    model.generation_config.update(eos_token_id=[3, 5], temperature=0.3, do_sample=True)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_feedback(tmp_path / "feedback")
+    expected = FeedbackForCausalLM.from_pretrained(tmp_path / "whole").generation_config.to_dict()
+    assert expected["eos_token_id"] == [3, 5]
+    for loaded in (load_feedback(tmp_path / "feedback"), load_feedback(tmp_path / "feedback", backbone)):
+        assert loaded.generation_config.to_dict() == expected
+    assert backbone.generation_config.eos_token_id == 2
+    given = GenerationConfig(eos_token_id=7)
+    assert load_feedback(tmp_path / "feedback", generation_config=given).generation_config.eos_token_id == 7
+    (tmp_path / "feedback" / "generation_config.json").unlink()
+    assert load_feedback(tmp_path / "feedback").generation_config.eos_token_id == 2
+
+
+OTHER_FEEDBACK = {  # options with which tensors of trained feedback would be left out, or new
+    "left out": dict(feedback_type="additive"),
+    "new": dict(feedback_type="context"),
+    "of another size": dict(feedback_rank=4),
+}
+
+
+@pytest.mark.parametrize(
+    "model_class", [FeedbackForSequenceClassification, FeedbackForTokenClassification, FeedbackModel]
+)
+@pytest.mark.parametrize("case", OTHER_FEEDBACK)
+def test_trained_feedback_is_loaded_whole_or_refused(bert, tmp_path, case, model_class):
+    model = make(bert, feedback_type="gated")
+    model.save_feedback(tmp_path / "feedback")
+    model.save_pretrained(tmp_path / "whole")
+    for name in ("feedback", "whole"):
+        with pytest.raises((OSError, RuntimeError)) as caught:
+            model_class.from_pretrained(tmp_path / name, **OTHER_FEEDBACK[case])
+        if (name, case) != ("whole", "of another size"):  # which transformers itself refuses
+            assert "Load the folder with the options it was saved with, or start anew" in str(caught.value)
+        loaded = model_class.from_pretrained(tmp_path / name, num_iterations=4, halting="convergence")
+        for key, tensor in model.feedback.state_dict().items():
+            assert torch.equal(loaded.feedback.state_dict()[key], tensor)
 
 
 def test_what_is_missing_or_damaged(bert, tmp_path):

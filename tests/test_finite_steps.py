@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from builders import fresh
 from training_runs import arguments, make, rows, tiny_data, train_command, write
 from transformers import TrainerCallback
 
@@ -102,6 +103,21 @@ def test_a_batch_without_labels_counts_nothing(tmp_path, accumulation):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert (losses[1] == 0) == (accumulation == 1)
     assert losses[0] > 0.5
+
+
+def test_answers_beyond_their_texts_count_nothing(tmp_path):
+    rows = [
+        {**{name: row[name] for name in ("input_ids", "attention_mask")}, "start_positions": 50, "end_positions": 50}
+        for row in tiny_data(8)
+    ]
+    rows[0]["start_positions"] = rows[0]["end_positions"] = 1
+    options = dict(train_sampling_strategy="sequential", max_steps=2)
+    trainer = FeedbackTrainer(model=fresh("QuestionAnswering"), args=arguments(tmp_path, **options), train_dataset=rows)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses[0] > 0.5
+    assert losses[1] == 0
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
 def test_deepspeed_has_made_the_step(tmp_path):

@@ -524,6 +524,13 @@ def test_what_generation_refuses(tmp_path):
         for one in (model, feedback_lm("gpt2")):  # one with numbered positions
             with pytest.raises(TypeError, match="must be a Cache of transformers with layers"):
                 one(ids, past_key_values=wrong)
+    refusal = "`generate_batch`: continuous batching has one cache .*FeedbackForCausalLM cannot use it; call `generate`"
+    with pytest.raises(ValueError, match=refusal):
+        model.generate_batch(ids.tolist(), max_new_tokens=2)
+    with pytest.raises(ValueError, match=refusal):
+        model.init_continuous_batching()
+    with pytest.raises(ValueError, match=refusal), model.continuous_batching_context_manager():
+        pass
     offloaded = DynamicCache()
     offloaded.offloading = True
     with pytest.raises(ValueError, match="loads one layer ahead"):

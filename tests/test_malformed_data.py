@@ -190,12 +190,16 @@ def test_options_of_the_command(backbone, tmp_path, capsys):
 
 def test_several_labels_in_a_cell():
     """A list of its own stays one; a gap is refused as everywhere."""
-    data = Dataset.from_dict({"label": ["late; lost", "late", ";", "lost;"]})
+    data = Dataset.from_dict({"label": ["late; lost", "late", ";", "lost;", "[]", " [ ] "]})
     labels = LabelSet.of(data, "label", "here", separator=";")
     assert (labels.problem_type, labels.names) == ("multi_label_classification", ("late", "lost"))
-    assert label_numbers(Split(data, "here"), "label", labels, ";") == [[1, 1], [1, 0], [0, 0], [0, 1]]
-    with pytest.raises(ValueError, match="the label is missing in column 'label', row 2"):
-        LabelSet.of(Dataset.from_dict({"label": ["late;lost", ""]}), "label", "here", separator=";")
+    numbers = [[1, 1], [1, 0], [0, 0], [0, 1], [0, 0], [0, 0]]
+    assert label_numbers(Split(data, "here"), "label", labels, ";") == numbers
+    gap = Split(Dataset.from_dict({"label": ["late;lost", ""]}), "here")
+    with pytest.raises(ValueError, match=r"missing in column 'label', row 2; .*; write \[\] where"):
+        label_numbers(gap, "label", labels, ";")
+    with pytest.raises(ValueError, match=r"the label is missing in column 'label', row 2; .*; write \[\] where"):
+        LabelSet.of(gap.data, "label", "here", separator=";")
 
 
 def test_the_separator_is_kept_with_the_model():

@@ -122,6 +122,32 @@ def test_a_wrong_option_removes_nothing(trained):
     assert contents(out) == before
 
 
+READ = {  # option → what it names, in the output folder
+    "model": "checkpoint-1",
+    "train_file": "checkpoint-1/more/train.csv",
+    "model of the folder": ".",
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_new_run_does_not_remove_what_it_reads(trained, tmp_path, capsys, case):
+    command, out = trained
+    option, named = case.split()[0], out / READ[case]
+    if option == "train_file":
+        named.parent.mkdir(exist_ok=True)
+        write(named.parent, named.name, rows(9))
+    before, more = contents(out), [f"--{option.replace('_', '-')}", str(named)]
+    for overwrite in (["--overwrite-output-dir"], []):
+        assert main([*command, *more, *overwrite]) == 2
+        error = capsys.readouterr().err
+        assert f"`output_dir`: {out} holds {named}, which `{option}` names" in error
+        assert "name another `--output-dir`" in error
+    assert contents(out) == before
+    elsewhere = [str(tmp_path) if part == str(out) else part for part in command]
+    assert main([*elsewhere, *more]) == 0
+    assert contents(out) == before
+
+
 def test_a_run_that_is_overwritten_leaves_no_checkpoint(trained, capsys):
     command, out = trained
     before = contents(out)

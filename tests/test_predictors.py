@@ -1,6 +1,7 @@
 """`model.predict`: the answers of every head to examples of any length, in their order."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,14 @@ import torch
 from builders import fnn_model, fresh, labelled_model, signs, tiny_tokenizer
 from families import tiny_config
 from PIL import Image
-from transformers import AutoTokenizer, GPT2LMHeadModel, ViTImageProcessorPil, Wav2Vec2FeatureExtractor, pipeline
+from transformers import (
+    AutoTokenizer,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    ViTImageProcessorPil,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
 
 from hf_feedback import (
     FeedbackForCausalLM,
@@ -174,6 +182,25 @@ def test_continuations():
         prompt = tokenizer(text, return_tensors="pt")["input_ids"]
         tokens = model.generate(prompt, max_new_tokens=3, do_sample=False, eos_token_id=tokenizer.eos_token_id)
         assert answer["continuation"] == tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
+
+
+def test_continuations_end_as_those_of_the_pipeline():
+    """At any end token of the generation config; at the tokenizer's too, by which training ends a text."""
+    tokenizer, prompt, options = signs(), "where is it", {"max_new_tokens": 8}
+    tokenizer.padding_side = "left"
+    backbone = LlamaForCausalLM(tiny_config("llama", vocab_size=len(tokenizer), eos_token_id=None))
+    model = FeedbackForCausalLM.from_backbone(backbone, feedback_rank=8).eval()
+    answer = partial(model.predict, [prompt], tokenizer, **options)
+    tokens = tokenizer(answer()[0]["continuation"])["input_ids"]
+    end = next(i for i, token in enumerate(tokens) if i and token not in tokens[:i])
+    for ends in (tokens[end], [tokenizer.eos_token_id, tokens[end], tokens[-1]]):
+        model.generation_config.eos_token_id = ends
+        generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+        (expected,) = generate(prompt, do_sample=False, return_full_text=False, **options)
+        assert answer() == [{"continuation": expected["generated_text"]}]
+        assert expected["generated_text"] == tokenizer.decode(tokens[: end + 1])
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokens[0])
+    assert answer() == [{"continuation": tokenizer.eos_token}]
 
 
 def test_a_prompt_leaves_positions_for_its_continuation():

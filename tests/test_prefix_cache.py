@@ -7,9 +7,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from families import speak
+from families import speak, tiny_backbone
 from training_runs import arguments, make, rows, train_command, write
 
+from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, FrozenPrefix, freeze_parameters
 from hf_feedback.training.frozen_layers.prefix_cache import PrefixCache
@@ -175,6 +176,24 @@ def test_states_of_other_weights_are_not_read(tmp_path):
     calls = Calls(second, layer=1)
     train(tmp_path, second)
     assert calls.count == 2
+
+
+def test_states_of_other_heads_are_not_read(tmp_path):
+    """The same weights make others of a text where attention has another number of heads."""
+    first, *rest = (
+        FeedbackForSequenceClassification.from_backbone(
+            tiny_backbone("bert", num_attention_heads=heads), num_labels=3, feedback_rank=8, feedback_edges=[[3, 2]]
+        )
+        for heads in (4, 2, 2)
+    )
+    counts = []
+    for model in (first, *rest):
+        assert all(map(torch.equal, model.layers[1].parameters(), first.layers[1].parameters()))
+        model.backbone.config.name_or_path = f"place {len(counts)}"
+        calls = Calls(model, layer=1)
+        train(tmp_path, model)
+        counts.append(calls.count)
+    assert counts == [2, 2, 1]
 
 
 @pytest.mark.parametrize(("difference", "allowed"), [(2e-3, False), (2e-2, True), (2e-1, False)])

@@ -1,14 +1,19 @@
 """Files, columns and labels."""
 
 import gzip
+import json
+from io import BytesIO, TextIOWrapper
 
 import pytest
+from datasets import Value
 
 from hf_feedback.training.data.columns import find_columns
 from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import load_hub_splits
-from hf_feedback.training.data.streams import stream_rows
+from hf_feedback.training.data.streams import stream_rows, stream_standard_input
+from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.tasks.masked_lm import MaskedLM, MaskingArguments
 
 
 def test_words_that_look_like_gaps_are_texts(tmp_path):
@@ -128,6 +133,49 @@ def test_json(tmp_path, case):
     for name in ("t.json", "t.jsonl"):
         (tmp_path / name).write_text(content, encoding="utf-8")
         assert list(read_file(tmp_path / name)["text"]) == texts
+
+
+KINDS = {
+    "numbers among texts": [404, '"Great phone!"', "null", "007", "1e3", None],
+    "truth values among texts": [True, "true", "007"],
+    "truth values among numbers": [2.5, True, 1],
+    "lists among texts": [["a", "007"], "b", "007"],
+    "lists of texts and numbers": [["a", 1], ["007", "null"]],
+    "objects of texts and numbers": [{"a": "007"}, {"a": 1}],
+    "after many rows": ["007"] * 3000 + [1],
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_cells_of_several_kinds_are_as_written(tmp_path, case):
+    """Also where a text is JSON itself, and as in a stream."""
+    rows = [{"text": cell, "label": "x"} for cell in KINDS[case]]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = [row["text"] for row in read_and_stream(tmp_path / "t.jsonl")]
+    assert list(map(repr, found)) == list(map(repr, KINDS[case]))
+    assert read_file(tmp_path / "t.jsonl")["text"][:] == KINDS[case]
+
+
+def test_labels_of_several_kinds_keep_their_names(tmp_path):
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"label": cell}) for cell in (1, "01", "null", 1.0)))
+    assert set(LabelSet.of(read_file(tmp_path / "t.jsonl"), "label", "here").names) == {"1", "01", "null"}
+
+
+def test_whole_numbers_among_others_are_numbers(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"label": 1}\n{"label": 2.5}')
+    assert read_file(tmp_path / "t.jsonl").features["label"] == Value("float64")
+
+
+def test_a_line_ends_where_files_of_texts_have_their_ends(tmp_path, monkeypatch):
+    """And nowhere else: a form feed, a separator of Unicode or a control character is part of a text."""
+    texts = ["a\x0cb", "c\x85d", "e\u2028f\u2029g", "h\x1ci\x1dj\x1ek\x0bl", "  m ", "n"]
+    file, content = tmp_path / "t.txt", "\n".join(texts[:3]) + "\r\n\r\n" + "\r".join(texts[3:]) + "\n"
+    file.write_bytes(content.encode())
+    task = MaskedLM(ModelArguments(model="none"), MaskingArguments(train_file=str(file)))
+    assert task.read(str(file))["text"][:] == texts
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(content.encode())))
+    rows = [{"text": text} for text in texts]
+    assert list(stream_rows(str(file))) == list(stream_standard_input()) == rows
 
 
 FAULTS = {

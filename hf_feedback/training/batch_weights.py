@@ -10,23 +10,39 @@ from .data.labels import IGNORED
 
 
 def count_items(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Returns the number of items of a batch in the mean of its loss: labels that count, or else rows.
+    """Returns the number of items of a batch in the mean of its loss: labels that count, answers in the text, or rows.
 
     Example:
 
     ```python
     >>> count_items({"labels": torch.tensor([[3, 4, -100], [5, -100, -100]])})
     tensor(3)
-    >>> count_items({"input_ids": torch.ones(2, 7), "start_positions": torch.tensor([1, 4])})
+    >>> count_items({"input_ids": torch.ones(2, 7), "labels": torch.tensor([0.5, 1.5])})
     tensor(2)
+    >>> start, end = torch.tensor([1, 7]), torch.tensor([2, 7])
+    >>> count_items({"input_ids": torch.ones(2, 7), "start_positions": start, "end_positions": end})
+    tensor(1)
 
     ```
     """
     labels = batch.get("labels")
     if isinstance(labels, torch.Tensor) and not labels.is_floating_point():
         return (labels != IGNORED).sum()
+    answered = has_answer(batch)
+    if answered is not None:
+        return answered.sum()
     tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
     return torch.tensor(len(tensors[0]) if tensors else 1)
+
+
+def has_answer(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """Whether the answer of each row lies in its text, `(B,)`, others being left out of the loss; `None` if the batch
+    has no answers to questions."""
+    start, end = batch.get("start_positions"), batch.get("end_positions")
+    text = batch.get("inputs_embeds") if batch.get("input_ids") is None else batch["input_ids"]
+    if start is None or end is None or text is None:
+        return None
+    return (torch.stack((start.flatten(), end.flatten())) < text.shape[1]).all(0)
 
 
 def batch_weights(trainer: Trainer, batches: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:

@@ -1,12 +1,15 @@
 """Fingerprints of rows, files and weights by their contents."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import torch
 from datasets import Dataset
+from transformers import PreTrainedConfig
 
 
 def fingerprint_rows(data: Dataset) -> str:
@@ -57,3 +60,17 @@ def fingerprint_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def fingerprint_config(config: PreTrainedConfig) -> str:
+    """Returns a fingerprint of a model's config without names, paths and versions."""
+    values = json.dumps(_described(config.to_dict()), sort_keys=True, default=str)
+    return hashlib.blake2b(values.encode(), digest_size=8).hexdigest()
+
+
+def _described(value: Any) -> Any:
+    """What describes a model in a part of its config."""
+    if not isinstance(value, dict):
+        return value
+    left_out = ("transformers_version", "architectures", "name_or_path")
+    return {str(key): _described(one) for key, one in value.items() if str(key).removeprefix("_") not in left_out}

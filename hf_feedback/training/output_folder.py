@@ -3,7 +3,7 @@
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,28 @@ def check_nothing_is_lost(folder: Path, checkpoints: bool = True) -> None:
         f"`output_dir`: {folder} holds {name} already; {resume}overwrite it (`--overwrite-output-dir`), or choose "
         "another folder."
     )
+
+
+def check_sources_are_kept(folder: Path, sources: Mapping[str, object]) -> None:
+    """Refuses a new run that reads what it removes or overwrites: checkpoints in its output folder, or the model there.
+
+    Args:
+        folder: output folder.
+        sources: options of the run by name, of which some are paths.
+
+    Raises:
+        ValueError: there is such a file or folder.
+    """
+    removed = {checkpoint.resolve() for checkpoint in checkpoints_in(folder)}
+    for option, value in sources.items():
+        if not isinstance(value, str):
+            continue
+        path = Path(value).resolve()
+        if removed & {path, *path.parents} or (option == "model" and path == folder.resolve()):
+            raise ValueError(
+                f"`output_dir`: {folder} holds {value}, which `{option}` names and a new run in that folder would "
+                "remove or overwrite; name another `--output-dir`."
+            )
 
 
 def remove_checkpoints(folder: Path) -> None:

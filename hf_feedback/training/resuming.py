@@ -1,5 +1,6 @@
 """Choice and check of the checkpoint that a run resumes from."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .checkpoints import (
     newest_checkpoint,
     read_manifest,
 )
-from .output_folder import UNFINISHED, check_nothing_is_lost, check_writable
+from .output_folder import UNFINISHED, check_nothing_is_lost, check_sources_are_kept, check_writable
 from .run_record import RESUMABLE_CHANGES, describe_differences, model_options
 
 logger = logging.get_logger(__name__)
@@ -40,14 +41,15 @@ def named_checkpoint(args: FeedbackTrainingArguments) -> Path | None:
     return None if requested is None or str(requested).lower() in ("true", "false") else Path(requested)
 
 
-def prepare_run(args: FeedbackTrainingArguments) -> None:
+def prepare_run(args: FeedbackTrainingArguments, sources: Mapping[str, object]) -> None:
     """Checks the output folder and sets the seed, before data and model are loaded.
 
     Args:
         args: the training arguments.
+        sources: other options of the run by name, of which some are paths of what it reads.
 
     Raises:
-        ValueError: the folder cannot be written to, or a new run would overwrite files.
+        ValueError: the folder cannot be written to, or a new run would overwrite files or what it reads.
     """
     folder = Path(str(args.output_dir))
     check_writable(str(folder))
@@ -56,8 +58,10 @@ def prepare_run(args: FeedbackTrainingArguments) -> None:
         begun = bool(checkpoints_in(folder)) or (folder / MANIFEST_NAME).is_file()
     else:
         begun = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
-    if not (args.overwrite_output_dir or begun):
-        check_nothing_is_lost(folder)
+    if not begun:
+        check_sources_are_kept(folder, sources)
+        if not args.overwrite_output_dir:
+            check_nothing_is_lost(folder)
     set_seed(args.seed)
 
 

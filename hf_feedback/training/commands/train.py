@@ -114,7 +114,7 @@ def run_training(
         return 0
     if search_args.search_trials:
         return _search(task, args, search_args.search_trials, arguments)
-    prepare_run(args)
+    prepare_run(args, {**vars(model_args), **vars(data_args)})
     prepared = task.prepare(announce=args.process_index == 0)
     metrics = run_task(prepared, base_model, args)
     if args.process_index == 0:

@@ -7,7 +7,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Json, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowException, parquet
 
@@ -90,7 +90,7 @@ def _read_json(path: Path, text_format: TextFormat) -> Dataset:
         raise ValueError(f'{path}: row {wrong + 1} must be an object such as {{"text": "…"}}, got {rows[wrong]!r:.80}.')
     names = dict.fromkeys(name for row in rows for name in row)
     try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}, on_mixed_types="use_json")
+        return _dataset_of({name: [row.get(name) for row in rows] for name in names})
     except UnicodeEncodeError as error:
         row = next(i for i, row in enumerate(rows) if not _is_encodable(row))
         raise ValueError(
@@ -98,6 +98,35 @@ def _read_json(path: Path, text_format: TextFormat) -> Dataset:
         ) from error
     except ArrowException as error:
         raise ValueError(f"{path}: cannot be read as json ({root_cause(error)}).") from error
+
+
+def _dataset_of(columns: dict[str, list[Any]]) -> Dataset:
+    """Returns the rows of columns; cells of a column that holds several kinds are kept as they are.
+
+    Such a column is stored as JSON, in which `datasets` takes a text that reads as JSON for the value: each is encoded.
+    """
+    data = Dataset.from_dict(columns, on_mixed_types="use_json")
+    mixed = [
+        name
+        for name, cells in columns.items()
+        if _holds_json(data.features[name]) or {bool, float} <= set(map(type, cells))
+    ]
+    if not mixed:
+        return data
+    encoded = {name: [_encode_cell(cell) for cell in columns[name]] for name in mixed}
+    features = Features({**data.features, **{name: Json() for name in mixed}})
+    return Dataset.from_dict({**columns, **encoded}, features=features)
+
+
+def _holds_json(feature: Any) -> bool:
+    """Whether `datasets` stores a column, or a part of its cells, as JSON."""
+    if isinstance(feature, dict):
+        return any(map(_holds_json, feature.values()))
+    return isinstance(feature, Json) or _holds_json(getattr(feature, "feature", {}))
+
+
+def _encode_cell(cell: object) -> str | None:
+    return None if cell is None else json.dumps(cell, ensure_ascii=False)
 
 
 def _is_encodable(row: object) -> bool:

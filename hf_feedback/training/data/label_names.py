@@ -13,6 +13,7 @@ from .files import format_rows
 
 WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
 LIST = re.compile(r"\s*\[(.*)\]\s*", re.DOTALL)
+NO_LABELS = re.compile(r"\s*\[\s*\]\s*")
 LISTS_OF_LABELS = 'lists of labels such as ["late", "lost"]'
 
 RowLabels: TypeAlias = str | list[str | None] | None
@@ -113,19 +114,22 @@ def class_label_of(data: Dataset, column: str) -> ClassLabel | None:
 
 
 def split_labels(cell: object, separator: str) -> object:
-    """Splits the labels of a cell; a cell with only the separator has no labels, an empty cell is missing.
+    """Splits the labels of a cell; `[]`, as without a separator, and a cell with only the separator have no labels, an
+    empty cell is missing.
 
     Example:
 
     ```python
-    >>> split_labels("late; lost", ";"), split_labels(";", ";"), split_labels("", ";")
-    (['late', 'lost'], [], None)
+    >>> split_labels("late; lost", ";"), split_labels("[]", ";"), split_labels(";", ";"), split_labels("", ";")
+    (['late', 'lost'], [], [], None)
 
     ```
     """
     if isinstance(cell, list | tuple | dict | bytes) or cell is None:
         return cell
     parts = [part.strip() for part in str(cell).split(separator)]
+    if NO_LABELS.fullmatch(str(cell)):
+        return []
     return None if parts == [""] else [part for part in parts if part]
 
 
@@ -161,8 +165,14 @@ def label_cells(data: Dataset, column: str, separator: str | None = None) -> lis
     return [name_of(value) for value in data[column]]
 
 
-def check_no_label_missing(labels: Sequence[RowLabels], column: str, source: str) -> None:
+def check_no_label_missing(labels: Sequence[RowLabels], column: str, source: str, may_have_none: bool = False) -> None:
     """Refuses rows without a label.
+
+    Args:
+        labels: labels of the rows.
+        column: their column, for messages.
+        source: data set, for messages.
+        may_have_none: whether a text may have none of the labels, which is then an empty list.
 
     Raises:
         ValueError: a label is `None`; the message names the rows.
@@ -170,5 +180,6 @@ def check_no_label_missing(labels: Sequence[RowLabels], column: str, source: str
     missing = [i for i, value in enumerate(labels) if value is None or (isinstance(value, list) and None in value)]
     if missing:
         raise ValueError(
-            f"{source}: the label is missing in column {column!r}, {format_rows(missing)}; fill or drop them."
+            f"{source}: the label is missing in column {column!r}, {format_rows(missing)}; fill or drop them"
+            f"{may_have_none * '; write [] where a text has none of the labels'}."
         )

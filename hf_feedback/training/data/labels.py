@@ -121,7 +121,8 @@ class LabelSet:
         """
         allow_lists = problem_type in (None, MULTI_LABEL)
         values = normalize_labels(label_cells(data, column, separator), column, source, allow_lists)
-        check_no_label_missing(values, column, source)
+        several = any(isinstance(value, list) for value in values)
+        check_no_label_missing(values, column, source, may_have_none=several)
         if problem_type != REGRESSION:
             _check_not_multi_hot(data[column], values, column, source)
         _check_same_shape(values, column, source, problem_type)
@@ -158,7 +159,7 @@ class LabelSet:
         """
         several = self.problem_type == MULTI_LABEL
         labels = normalize_labels(values, column, source, several)
-        check_no_label_missing(labels, column, source)
+        check_no_label_missing(labels, column, source, may_have_none=several)
         if self.problem_type == REGRESSION:
             return _encode_values(labels, column, source)
         wrong = [i for i, label in enumerate(labels) if isinstance(label, list) != several]

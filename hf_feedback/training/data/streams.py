@@ -80,7 +80,7 @@ def stream_standard_input(text_format: TextFormat = DEFAULT_FORMAT) -> Iterator[
             sys.stdin.reconfigure(encoding=text_format.codec)  # not that of the locale
         lines = (line for line in sys.stdin if line.strip())
         first = next(lines, "")
-        read = _json_rows if first.lstrip().startswith("{") else _text_rows
+        read = _json_rows if first.lstrip().startswith("{") else text_rows
         for row in read(line for part in ([first] if first else [], lines) for line in part):
             count += 1
             yield row
@@ -108,7 +108,8 @@ def open_text(path: Path, text_format: TextFormat, newline: str | None = None) -
     return path.open(encoding=text_format.codec, newline=newline)
 
 
-def _text_rows(lines: Iterable[str]) -> Iterator[Row]:
+def text_rows(lines: Iterable[str]) -> Iterator[Row]:
+    """Returns a row for each line with words."""
     return ({"text": line.rstrip("\n")} for line in lines if line.strip())
 
 
@@ -123,7 +124,7 @@ def _json_rows(lines: Iterable[str]) -> Iterator[Row]:
 
 def _stream_lines(path: Path, text_format: TextFormat) -> Iterator[Row]:
     with open_text(path, text_format) as lines:
-        yield from _text_rows(lines)
+        yield from text_rows(lines)
 
 
 def _stream_json(path: Path, text_format: TextFormat) -> Iterator[Row]:

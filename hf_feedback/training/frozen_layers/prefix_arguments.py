@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...validation import is_number, option
-from ..fingerprints import fingerprint_weights
+from ..fingerprints import fingerprint_config, fingerprint_weights
 from ..model_parts import any_model_in, parts_of
 from .frozen_prefix import FrozenPrefix
 from .prefix_cache import TEXT_INPUTS, PrefixCache
@@ -96,7 +96,8 @@ def _make_cache(
     parts = parts_of(model)
     below = {"embeddings", *(f"layer {layer}" for layer in range(depth))}
     weights = fingerprint_weights((name, p) for name, p in model.named_parameters() if parts[name] in below)
-    name = f"{weights}-{'-'.join(map(str, layers))}-{trainer.accelerator.mixed_precision}"
+    config = fingerprint_config(core.backbone.config)  # the same weights with other heads give other states
+    name = f"{weights}-{config}-{'-'.join(map(str, layers))}-{trainer.accelerator.mixed_precision}"
     folder = Path(str(trainer.args.output_dir)) / PREFIX_FOLDER / name
     names = TEXT_INPUTS & core.layout.arguments
     rows = ({name: row[name] for name in names & row.keys()} for row in _rows_of(trainer))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from ..data.columns import Columns, find_columns
 from ..data.files import read_file
 from ..data.labels import IGNORED, LabelSet
 from ..data.splits import FileArguments, Row, Split, read_splits
-from ..data.streams import stream_rows
+from ..data.streams import stream_rows, text_rows
 from ..data.text_files import TextFormat, read_text
 from ..data.texts import texts_of
 from ..metrics import MetricInfo
@@ -101,10 +102,11 @@ class PlainTextTask(TextTask[Arguments]):
         """Reads a file as `read_file`, or a .txt file with one text per line."""
         if Path(file).suffix.lower() != ".txt" or not Path(file).is_file():
             return read_file(file, self.data_args.text_format)
-        lines = [line for line in read_text(Path(file), self.data_args.text_format).splitlines() if line.strip()]
-        if not lines:
+        lines = StringIO(read_text(Path(file), self.data_args.text_format), newline=None)  # as those of an open file
+        texts = [row["text"] for row in text_rows(lines)]
+        if not texts:
             raise ValueError(f"{file}: the file has no texts.")
-        return Dataset.from_dict({"text": lines})
+        return Dataset.from_dict({"text": texts})
 
     def read_splits(self) -> dict[str, Split]:
         """Reads all splits; of a streamed training file only the first row."""

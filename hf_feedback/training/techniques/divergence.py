@@ -15,6 +15,7 @@ from ...modeling_feedback import (
     FeedbackForQuestionAnswering,
     FeedbackForTokenClassification,
 )
+from ..batch_weights import has_answer
 from ..data.labels import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from ..model_parts import any_model_in
 from .batch_loss import Inputs
@@ -97,6 +98,8 @@ def answers_in(logits: torch.Tensor, model: nn.Module, inputs: Inputs) -> torch.
     if isinstance(core, FeedbackForQuestionAnswering):
         if mask is not None:
             logits = logits.masked_fill((mask == 0)[..., None], PADDING_LOGIT)
+        answered = has_answer(inputs)
+        logits = logits if answered is None else logits[answered]
         return logits.transpose(1, 2).flatten(0, 1)
     if not isinstance(core, FeedbackForTokenClassification | FeedbackForMaskedLM | FeedbackForCausalLM):
         has_classes = labels is not None and labels.shape == logits.shape[:1] and not labels.is_floating_point()
