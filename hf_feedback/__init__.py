@@ -2,9 +2,9 @@
 
 Nothing is imported before it is used: `__init__.pyi` lists the public names and the modules they come from.
 
-The modules beside this one define the models. They stand in one folder because `save_pretrained` copies them into that
-of the weights, as the code that `trust_remote_code=True` loads; `training/`, `evaluation/` and `command_help/`, which
-use them, never travel. Where to find what:
+The modules beside this one define the models. They stand in one folder because `save_pretrained` copies those that a
+model needs into that of the weights, as the code that `trust_remote_code=True` loads. Those that use the models never
+travel: `attaching`, `registration`, `cli`, `training/`, `evaluation/` and `command_help/`. Where to find what:
 
 - configuration: `configuration_*`, checked by `option_checks` and `validation`; edges in `topology`, sets in `recipes`
 - building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `stored_config`

@@ -53,6 +53,8 @@ class BackboneLayout:
             language model has no such cache.
         batch_axes: for each call of the segment, the positions of batch rows in its arguments, see `find_batch_axes`;
             `None` if they cannot be divided.
+        packing_positions: number of dimensions of the `position_ids` by which the backbone keeps texts of a row apart:
+            2, or 3 where they are (4, B, T); `None` if it does not.
         modules_below: names inside the backbone of the modules that run before the first layer.
         modules_above: the same for those that run after the last layer.
     """
@@ -69,6 +71,7 @@ class BackboneLayout:
     final_modules: tuple[str, ...] | None = None
     cache_argument: str | None = None
     batch_axes: tuple[Any, ...] | None = None
+    packing_positions: int | None = None
     modules_below: tuple[str, ...] = ()
     modules_above: tuple[str, ...] = ()
 

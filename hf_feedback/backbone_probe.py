@@ -54,6 +54,7 @@ def probe_backbone(
         return replace(
             layout,
             batch_dim=batch_dim,
+            packing_positions=_find_packing_positions(part, inputs),
             modules_below=tuple(prefix + name for name in below),
             modules_above=tuple(prefix + name for name in above),
             can_batch_iterations=_can_batch_iterations(backbone, (disturbed, plain), batch_dim, inputs),
@@ -214,6 +215,31 @@ def _same_arguments(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):  # some hold keys and values that lower layers write and higher ones read
         return one.keys() == other.keys() and all(_same_arguments(one[key], other[key]) for key in one)
     return type(one) is type(other)
+
+
+# Texts in one row
+
+
+def _find_packing_positions(backbone: PreTrainedModel, inputs: Batch) -> int | None:
+    """See `BackboneLayout.packing_positions`; tried out with two texts in a row, of which the first is changed."""
+    if "input_ids" not in inputs or "position_ids" not in forward_arguments(backbone):
+        return None
+    ids = inputs["input_ids"][:1]
+    other = ids.clone()
+    other[0, 0] = ids[0, -1] if ids[0, 0] != ids[0, -1] else ids[0, 1]
+    half = ids.shape[1] // 2
+    positions = torch.cat((torch.arange(half), torch.arange(ids.shape[1] - half)))[None].to(ids.device)
+    for given in (positions, positions.expand(4, 1, -1)):
+        try:
+            found, expected = (
+                backbone(input_ids=one, position_ids=given, **without_cache(backbone)).last_hidden_state[:, half:]
+                for one in (ids, other)
+            )
+        except Exception:  # whatever it is: it does not read such positions
+            continue
+        if torch.allclose(found, expected, rtol=1e-5, atol=1e-6):
+            return given.dim()
+    return None
 
 
 # What is around the layers

@@ -250,12 +250,12 @@ class LoopRunner:
 
     def _packed_texts(self, context: ForwardContext, num_rows: int) -> torch.Tensor | None:
         """`(B, T)`, the number of the text of each token, where rows hold several; `None`: one each. As in the masks of
-        transformers, a text ends where positions do not go on by one, in calls without a mask and without a cache."""
+        transformers' decoders, a text ends where positions do not go on by one, in calls without a mask or a cache."""
         given, positions = context.forward_arguments, context.forward_arguments.get("position_ids")
         is_read = given.get("attention_mask") is None and context.cache is None and context.segments is None
-        if not is_read or positions is None or positions.dim() != 2:
+        if not is_read or positions is None or positions.dim() != self.layout.packing_positions:
             return None
-        texts = find_packed_sequence_indices(positions.expand(num_rows, -1))
+        texts = find_packed_sequence_indices((positions if positions.dim() == 2 else positions[0]).expand(num_rows, -1))
         if texts is not None and not context.feedback.separates_texts and not torch.compiler.is_compiling():
             raise ValueError(
                 f"`position_ids` put several texts into one row, which messages of `feedback_type`="

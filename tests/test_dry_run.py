@@ -7,6 +7,7 @@ import torch
 from builders import fresh
 from families import tiny_batch
 from training_runs import arguments, rows, tiny_data, train_command, write
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer
@@ -33,6 +34,34 @@ def test_it_prints_and_writes_nothing(backbone, tmp_path, capsys):
     found = re.search(r"parameters: (.*), of which (.*) train", printed)
     count, trained = (int(one.replace(",", "")) for one in found.groups())
     assert 0 < trained < count
+
+
+@pytest.mark.parametrize(
+    ("given", "head", "expected"),
+    [
+        ([], "new", {"layer 0": "5e-05", "feedback": "0.001", "head": "0.001"}),
+        (["--learning-rate", "2e-4"], "new", {"layer 0": "5e-05", "feedback": "0.0002", "head": "0.0002"}),
+        (["--backbone-lr", "1e-4"], "new", {"layer 0": "0.0001", "feedback": "0.001", "head": "0.001"}),
+        ([], "backbone", {"layer 0": "5e-05", "feedback": "0.001", "head": "5e-05"}),
+        (["--head-lr", "1e-2"], "backbone", {"layer 0": "5e-05", "feedback": "0.001", "head": "0.01"}),
+    ],
+)
+def test_new_parts_have_a_larger_rate_than_trained_ones(given, head, expected, backbone, tmp_path, capsys):
+    """Also a trained head counts as trained."""
+    train, folder = write(tmp_path, "train.csv", rows()), backbone
+    if head == "backbone":
+        folder = tmp_path / "tuned"
+        names = dict(enumerate(("fine", "late", "lost")))
+        tuned = AutoModelForSequenceClassification.from_pretrained(backbone, id2label=names)
+        tuned.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(backbone).save_pretrained(folder)
+    more = ["--dry-run", "--head", head, *given]
+    command = train_command(str(folder), tmp_path / "out", *more, train=train, validation=None)
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    for part, rate in expected.items():
+        rates = {line.split()[-2] for line in printed.splitlines() if line.startswith(part)}
+        assert rates == {rate}, part
 
 
 def test_what_is_wrong_is_said_before_a_run(backbone, tmp_path, capsys):

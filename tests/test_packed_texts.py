@@ -5,6 +5,7 @@ import torch
 from closeness import assert_exact, in_float64
 from families import speak, tiny_backbone, tiny_config
 from transformers import LlamaForCausalLM
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextConfig, Qwen2VLTextModel
 
 from hf_feedback import FeedbackForCausalLM, FeedbackForTokenClassification
 
@@ -70,6 +71,34 @@ def test_positions_do_not_divide_what_the_backbone_reads_as_one_text():
     other = packed.clone()
     other[:, 0] = (other[:, 0] + 1) % 90
     assert (model(other, **inputs).logits[:, -1] - first[:, -1]).abs().max() > 1e-6
+
+
+@in_float64()
+@pytest.mark.parametrize("family", ["bert", "modernbert", "bloom", "opt", "xlnet"])
+@pytest.mark.parametrize("operator", ["attention", "temporal", "context"])
+def test_positions_do_not_divide_what_the_backbone_does_not_keep_apart(family, operator):
+    """Encoders, and decoders whose masks do not read positions: messages do as the backbone, and none is refused."""
+    model = FeedbackForTokenClassification.from_backbone(
+        tiny_backbone(family), num_labels=3, num_iterations=3, feedback_rank=8, feedback_type=operator
+    )
+    model, packed = speak(model).eval(), torch.cat(texts(), 1)
+    found = model(packed, position_ids=positions(2)).logits
+    assert_exact(found, model(packed, position_ids=positions(2), attention_mask=torch.ones_like(packed)).logits)
+
+
+@in_float64()
+def test_positions_with_several_coordinates():
+    """Text models that also place pictures read the number of the token from the first of four coordinates."""
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)
+    sizes = dict(vocab_size=99, hidden_size=32, intermediate_size=37, num_hidden_layers=3, **heads)
+    sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    torch.manual_seed(0)
+    backbone = Qwen2VLTextModel(Qwen2VLTextConfig(**sizes)).eval()
+    options = dict(num_labels=3, num_iterations=3, feedback_rank=8, feedback_type="attention")
+    model = speak(FeedbackForTokenClassification.from_backbone(backbone, **options)).eval()
+    assert model.layout.packing_positions == 3
+    found = model(torch.cat(texts(), 1), position_ids=positions(2).expand(4, 2, -1)).logits
+    assert_exact(found, torch.cat([model(text).logits for text in texts()], 1))
 
 
 def test_operators_that_cannot_keep_them_apart_are_refused():

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate import DistributedDataParallelKwargs
-from families import TEXT_FAMILIES, tiny_backbone, tiny_batch
+from families import TEXT_FAMILIES, tiny_backbone, tiny_batch, tiny_config
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -20,6 +20,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    WhisperForAudioClassification,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -72,6 +73,13 @@ def test_parts_follow_the_order_in_which_modules_run(backbone, below, above):
     for modules, part in ((below, "embeddings"), (above, "backbone")):
         for module in modules:
             assert {found for name, found in parts.items() if f"{module}." in name} == {part}, module
+
+
+def test_head_of_a_task_model_that_names_no_model_inside_it():
+    parts = parts_of(add_feedback(WhisperForAudioClassification(tiny_config("whisper"))))
+    found = {name: part for name, part in parts.items() if "classifier" in name or "projector" in name}
+    assert len(found) == 4
+    assert set(found.values()) == {"head"}
 
 
 @pytest.mark.parametrize("operator", ["gated", "joint", "attention", "temporal", "context"])

@@ -94,11 +94,11 @@ class FeedbackTrainingArguments(
         "Parts that are not trained: backbone, embeddings, feedback, head, layers:0-3, or regular expressions over "
         "parameter names.",
     )
-    backbone_lr: float | None = option(
-        None, "Learning rate of the backbone (default: 5e-5 if --learning-rate is left out, else --learning-rate)."
-    )
+    backbone_lr: float | None = option(None, "Learning rate of the backbone.")
     feedback_lr: float | None = option(None, "Learning rate of the feedback (default: --learning-rate).")
-    head_lr: float | None = option(None, "Learning rate of the head (default: --learning-rate).")
+    head_lr: float | None = option(
+        None, "Learning rate of the head (default: --learning-rate; for a trained head of the backbone --backbone-lr)."
+    )
     layer_lr_decay: float = option(
         1.0, "Factor from the learning rate of a layer to that of the layer below, at most 1."
     )

@@ -1,8 +1,10 @@
 """The parts of a feedback model, wrapped or not, and the parameters of each."""
 
 import re
+from typing import cast
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_fnn import FNNPreTrainedModel
@@ -88,6 +90,14 @@ def parts_of(model: nn.Module) -> dict[str, str]:
     return parts
 
 
+def has_trained_backbone_head(model: nn.Module) -> bool:
+    """Returns whether the head of a feedback model is one of the backbone's own that was trained with it."""
+    core = any_model_in(model)[1]
+    if isinstance(core, FNNPreTrainedModel) or core.config.head != "backbone":
+        return False
+    return core.traits.has_trained_head(cast(PreTrainedConfig, core.config.backbone_config))
+
+
 def matches_pattern(option: str, pattern: str, name: str) -> bool:
     """Returns whether a regular expression is found in the name of a parameter.
 
@@ -108,6 +118,8 @@ def matches_pattern(option: str, pattern: str, name: str) -> bool:
 def _prefix_of_base_model(core: FeedbackPreTrainedModel) -> str:
     base_model = core.backbone.base_model
     name = next(name for name, module in core.backbone.named_modules() if module is base_model)
+    if not name and core.config.head == "backbone":  # a task model that names no model inside it
+        name = core.layout.part
     return f"backbone.{name}." if name else "backbone."
 
 

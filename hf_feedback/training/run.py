@@ -17,6 +17,7 @@ from .fingerprints import fingerprint_file
 from .frozen_layers.prefix_arguments import PREFIX_FOLDER
 from .metrics import MetricInfo
 from .model_card import RunFacts
+from .model_parts import has_trained_backbone_head
 from .output_folder import mark_unfinished, remove_checkpoints
 from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_in_first_process
 from .run_record import run_record
@@ -99,6 +100,8 @@ def make_trainer(
     validation = task.splits.get("validation")
     if task.keep_all_columns:
         args.remove_unused_columns = False
+    if model_init is None and args.head_lr is None and has_trained_backbone_head(task.model):
+        args.head_lr = args.backbone_lr
     trainer = FeedbackTrainer(
         model=None if model_init else task.model,
         model_init=model_init,

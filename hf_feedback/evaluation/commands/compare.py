@@ -177,7 +177,7 @@ def make_parser(arguments: Sequence[str]) -> OptionParser:
         return OptionParser((JoinArguments,), "hf-feedback compare", DESCRIPTION)
     task = TASK_NAMES[_task_of(arguments)]
     parser = training_parser(arguments, task, "hf-feedback compare", DESCRIPTION, (CompareArguments,))
-    parser.set_defaults(learning_rate=1e-3, backbone_lr=5e-5, logging_strategy="no", eval_strategy="no")
+    parser.set_defaults(logging_strategy="no", eval_strategy="no")
     parser.set_defaults(load_best_model_at_end=False)  # every arm is measured after its last step
     return parser
 

@@ -63,7 +63,7 @@ def training_parser(
         report_to=["none"],
         hub_strategy="end",
         learning_rate=task.model_arguments.default_learning_rate,
-        backbone_lr=None if _is_given(arguments, "--learning-rate") else task.model_arguments.default_backbone_lr,
+        backbone_lr=task.model_arguments.default_backbone_lr,
         warmup_steps=0.1,
         logging_steps=50,
         save_strategy="epoch",
@@ -71,6 +71,8 @@ def training_parser(
         per_device_train_batch_size=16,
         per_device_eval_batch_size=32,
     )
+    if task.model_arguments.default_backbone_lr is None:
+        parser.describe_default("backbone_lr", "--learning-rate")
     parser.describe_default("bf16", "where the machine is fast at it")
     parser.describe_default("use_cpu", "where there is no accelerator")
     parser.describe_default("load_best_model_at_end", "with validation data, if saved and evaluated by epoch")
