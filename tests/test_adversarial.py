@@ -518,7 +518,7 @@ def test_texts_without_labels_are_a_split_of_the_training_data(backbone, tmp_pat
     printed = capsys.readouterr().out
     for line in (
         f"unlabelled: 3 rows from {more}\n",
-        "1 texts of validation are in unlabelled too",
+        "1 text of validation is in unlabelled too",
         "unlabelled: tokens:",
     ):
         assert line in printed

@@ -58,7 +58,7 @@ def test_from_text_to_predictions(backbone, tmp_path, capsys, ending):
     train = write(tmp_path, f"train.{ending}", rows(48))
     validation = write(tmp_path, f"validation.{ending}", rows(12, seed=1))
     out = tmp_path / "out"
-    more = ["--test-file", validation, "--learning-rate", "1e-2", "--num-train-epochs", "6"]
+    more = ["--test-file", validation, "--learning-rate", "1e-2", "--backbone-lr", "1e-2", "--num-train-epochs", "6"]
     assert main(train_command(backbone, out, *more, train=train, validation=validation)) == 0
     printed = capsys.readouterr().out
     assert "layer 3" in printed  # the groups
@@ -271,7 +271,7 @@ def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog):
 def test_options_from_a_file_and_k_at_evaluation(backbone, tmp_path, capsys):
     train = write(tmp_path, "train.csv", rows())
     options = dict(
-        model=backbone, train_file=train, output_dir=str(tmp_path / "out"), num_train_epochs=3, learning_rate=1e-2,
+        model=backbone, train_file=train, output_dir=str(tmp_path / "out"), num_train_epochs=3, learning_rate=1e-2, backbone_lr=1e-2,
         feedback_rank=4, feedback_edges=[[3, 0], [2, 1]], freeze=["embeddings", "layers:0"], bf16=False,
         disable_tqdm=True, num_iterations=3,
     )  # fmt: skip

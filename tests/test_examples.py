@@ -793,8 +793,19 @@ def test_two_processes(name, backbones, tmp_path):
     assert found.stdout.count("and model card are in") == 1
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     (tmp_path / "again").mkdir()
-    again = ["--model", str(tmp_path / "out"), "--train-file", rows, "--validation-file", rows, "--learning-rate", "0"]
-    more = ["--output-dir", str(tmp_path / "again"), "--max-steps", "1", "--bf16", "False"]
+    again = ["--model", str(tmp_path / "out"), "--train-file", rows, "--validation-file", rows]
+    more = [
+        "--learning-rate",
+        "0",
+        "--backbone-lr",
+        "0",
+        "--output-dir",
+        str(tmp_path / "again"),
+        "--max-steps",
+        "1",
+        "--bf16",
+        "False",
+    ]
     assert script(name).main([*again, *more]) == 0
     alone = json.loads((tmp_path / "again" / "all_results.json").read_text())
     for metric in case.metrics:

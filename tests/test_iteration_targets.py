@@ -163,7 +163,7 @@ def test_checks_of_a_model_read_a_batch_with_its_targets(name):
 
 def test_a_trained_model_answers_each_iterations_target(files, backbone):
     """From the columns of a file: the first iteration learns one answer, the last another one."""
-    options = [*OPTIONS, *"--num-train-epochs 30 --learning-rate 1e-2 --feedback-rank 16".split()]
+    options = [*OPTIONS, *"--num-train-epochs 30 --learning-rate 1e-2 --backbone-lr 1e-2 --feedback-rank 16".split()]
     assert main(train_command(backbone, files / "out", *options)) == 0
     model = FeedbackForSequenceClassification.from_pretrained(files / "out").eval()
     data_args = TextDataArguments(train_file="train.csv", iteration_target_columns=["first"])

@@ -67,12 +67,12 @@ def test_results_are_not_lost_where_there_is_no_checkpoint_to_go_on_from(backbon
     assert main(command) == 0
     before = contents(out)
     assert main(command) == 0  # it is finished
-    assert main([*command, "--learning-rate", "1e-3"]) == 2
+    assert main([*command, "--learning-rate", "2e-3"]) == 2
     assert f"`output_dir`: {out} holds config.json already; overwrite it" in capsys.readouterr().err
     assert contents(out) == before
     (out / ".unfinished").touch()  # as if it had been killed while it wrote them
     assert main(command) == 0
-    assert main([*command, "--learning-rate", "1e-3", "--overwrite-output-dir"]) == 0
+    assert main([*command, "--learning-rate", "2e-3", "--overwrite-output-dir"]) == 0
 
 
 def test_checkpoints_that_are_not_complete_protect_nothing_else(backbone, tmp_path, capsys):

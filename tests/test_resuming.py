@@ -319,7 +319,7 @@ def test_the_data_are_gone(copied, capsys, tmp_path):
 # Changed options
 
 CHANGED = {
-    "learning rate": ("--learning-rate 1e-3", "`learning_rate` was 5e-05, is 0.001"),
+    "learning rate": ("--learning-rate 2e-3", "`learning_rate` was 0.001, is 0.002"),
     "rate of a part": ("--head-lr 1e-3", "`head_lr` was null, is 0.001"),
     "frozen parts": ("--freeze embeddings", '`freeze` was null, is ["embeddings"]'),
     "optimizer": ("--optim adamw_torch", "`optim` was"),
