@@ -272,8 +272,8 @@ def test_options_from_a_file_and_k_at_evaluation(backbone, tmp_path, capsys):
     train = write(tmp_path, "train.csv", rows())
     options = dict(
         model=backbone, train_file=train, output_dir=str(tmp_path / "out"), num_train_epochs=3, learning_rate=1e-2,
-        backbone_lr=1e-2, feedback_rank=4, feedback_edges=[[3, 0], [2, 1]], freeze=["embeddings", "layers:0"], bf16=False,
-        disable_tqdm=True, num_iterations=3,
+        backbone_lr=1e-2, feedback_rank=4, feedback_edges=[[3, 0], [2, 1]], freeze=["embeddings", "layers:0"],
+        bf16=False, disable_tqdm=True, num_iterations=3,
     )  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(options))
     assert main(["train", str(tmp_path / "run.yaml"), "--num-train-epochs", "2"]) == 0
