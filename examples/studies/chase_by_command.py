@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from benchmark_parts import Finished, interval
 from look_ups import learn_look_ups, make_backbone
-from pointer_chase import CLS, END, FIRST_HOPS, FIRST_SYMBOL, MAX_HOPS, PAD, SEP, Chase
+from pointer_chase import CLS, END, FIRST_HOPS, FIRST_SYMBOL, MAX_HOPS, PAD, SEP, Chase, test_name
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -45,7 +45,7 @@ WORDS |= {FIRST_SYMBOL + i: f"s{i}" for i in range(NUM_SYMBOLS)}
 # Texts, epochs, facts a segment, most segments and batch size of each run
 RUNS = ((12800, 2, 4, 3, 32), (9600, 1, NUM_FACTS, 3, 32), (12800, 1, NUM_FACTS, 8, 16))
 RATES = "--learning-rate 5e-3 --backbone-lr 2e-3 --adam-beta2 0.98 --weight-decay 0.01 --warmup-steps 50"
-TESTS = {f"{hops} hops, {size} segments": (hops, size) for hops in range(1, HOPS + 1) for size in (8, 64)}
+TESTS = {test_name(hops, size): (hops, size) for hops in range(1, HOPS + 1) for size in (8, 64)}
 TOKENS = 4096  # of a batch in evaluation, about
 ARMS = {
     "targets": "--iteration-loss uniform --iteration-target-columns none first_step".split(),

@@ -12,6 +12,11 @@ PAD, CLS, SEP, END, FIRST_HOPS, FIRST_SYMBOL = 0, 1, 2, 3, 4, 8
 MAX_HOPS = FIRST_SYMBOL - FIRST_HOPS
 
 
+def test_name(hops: int, num_segments: int) -> str:
+    """What results call the test on texts of so many hops and segments."""
+    return f"{hops} {'hop' if hops == 1 else 'hops'}, {num_segments} segments"
+
+
 @dataclass(frozen=True)
 class Chase:
     """How texts are drawn.

@@ -46,7 +46,7 @@ from typing import Any, TypeAlias
 import torch
 from benchmark_parts import add_arms, add_device, interval, runs_of_arms, take_step
 from look_ups import learn_look_ups, make_backbone
-from pointer_chase import MAX_HOPS, PAD, Chase
+from pointer_chase import MAX_HOPS, PAD, Chase, test_name
 from study_card import add_card, check_card, write_card
 from torch import nn
 from torch.nn import functional as F
@@ -354,9 +354,7 @@ def run(arm: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str,
         for hops in range(1, args.hops + 1)
     )
     for hops in range(1, args.hops + 1):
-        found |= {
-            f"{hops} hops, {s} segments": accuracy(model, s, hops, 10 * seed + 2, args) for s in SEGMENTS if s > hops
-        }
+        found |= {test_name(hops, s): accuracy(model, s, hops, 10 * seed + 2, args) for s in SEGMENTS if s > hops}
     return found | {f"megaflops {s}": megaflops(model, s, args) for s in (8, SEGMENTS[-1])}
 
 
@@ -365,7 +363,7 @@ def summary(hops: int, runs: dict[str, list[dict[str, Any]]]) -> str:
     sizes = [s for s in SEGMENTS if s > hops]
     rows = []
     for arm, found in runs.items():
-        cells = [interval([one[f"{hops} hops, {s} segments"] for one in found]) for s in sizes]
+        cells = [interval([one[test_name(hops, s)] for one in found]) for s in sizes]
         cost = [f"{found[0][f'megaflops {s}']:.2f}" for s in (8, SEGMENTS[-1])]
         rows.append((arm, f"{found[0]['rate']:g}", f"{found[0]['parameters']:,}", *cost, *cells))
     head = (
@@ -410,7 +408,7 @@ def main() -> None:
     tables = "\n\n".join(summary(hops, runs) for hops in range(1, args.hops + 1))
     print(tables)
     if args.card is not None:
-        names = [f"{hops} hops, {size} segments" for hops in range(args.hops, 0, -1) for size in (8, SEGMENTS[-1])]
+        names = [test_name(hops, size) for hops in range(args.hops, 0, -1) for size in (8, SEGMENTS[-1])]
         measures = {name: itemgetter(name) for name in names}
         write_card(
             args.card, "a chase through segments", "text-classification", runs, measures, tables, SETTINGS, LIMITS
