@@ -7,7 +7,7 @@ model needs into that of the weights, as the code that `trust_remote_code=True` 
 travel: `attaching`, `registration`, `cli`, `training/`, `evaluation/` and `command_help/`. Where to find what:
 
 - configuration: `configuration_*`, checked by `option_checks` and `validation`; edges in `topology`, sets in `recipes`
-- building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `stored_config`
+- building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `stored_config`, `adapter_checks`
 - the backbone: `backbone_layout`, `backbone_probe`, `layer_recorder`, `segment_record`
 - the loop: `loop_runner`, `feedback_loop`, `one_pass`; fixed points in `solvers`, `gradients`, `stability`
 - messages: `model_connections`, `feedback_connection` and the operators in `connections` and `segment_connections`

@@ -21,8 +21,8 @@ def add_feedback(
     Args:
         task_model: a transformers model for sequence, token, image or audio classification, question answering,
             multiple choice, masked or causal language modelling; it is used as it is, not copied.
-        config: the feedback options, without a `backbone_config`. Labels are the task model's, with which given
-            ones have to agree.
+        config: the feedback options, without a `backbone_config`. The labels are those of the task model; labels that
+            are given here have to agree with them.
         **feedback_options: the options of `FeedbackConfig` one by one, instead of `config`.
 
     Raises:

@@ -98,12 +98,13 @@ def check_option_names(options: Keywords) -> None:
     Raises:
         ValueError: names the option that was probably meant.
     """
-    for key in options.keys() - FeedbackConfig.option_names() - {"num_labels"}:
-        near = nearest_option(key)
+    for key in options.keys() - FeedbackConfig.accepted_keywords():
+        near = None if key == "torch_dtype" else nearest_option(key)
+        keyword = key.removeprefix("torch_")  # `torch_dtype` is now `dtype`
         hint = (
             f"did you mean `{near}`?"
             if near
-            else f"if it is for loading the backbone, pass `backbone_kwargs={{{key!r}: …}}`; the options are: "
+            else f"if it is for loading the backbone, pass `backbone_kwargs={{{keyword!r}: …}}`; the options are: "
             f"{', '.join(sorted(FeedbackConfig.option_names()))}."
         )
         raise ValueError(f"`{key}` is not an option of `from_backbone`; {hint}")
@@ -125,6 +126,8 @@ def _use_backbone(
         )
     config.head = model_class.traits.choose_head(config.head, backbone)
     if config.head == "new":
+        if model_class.traits.is_task_model(backbone):
+            _warn_of_head_left_out(type(backbone).__name__)
         return select_part(backbone, config.backbone_part)
     check_task_model(model_class, backbone)
     if model_class.traits.predicts_config_labels:
@@ -153,6 +156,8 @@ def _load_backbone(
     backbone_kwargs = with_unpacking(backbone_kwargs)
     config.head = traits.choose_head(config.head, backbone_config)
     if config.head == "new":
+        if traits.has_trained_head(backbone_config):
+            _warn_of_head_left_out(name)
         if config.pooling == "auto":
             config.pooling = find_pooling(name, **hub_kwargs) or "auto"
         loaded = AutoModel.from_pretrained(name, config=backbone_config, **backbone_kwargs)
@@ -251,7 +256,7 @@ def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, tra
         )
     if config.feedback_future == "auto":
         whole_config = cast(PreTrainedConfig, config.backbone_config)
-        causal = not traits.sees_whole_texts and reads_causally(backbone_part, whole_config, config.backbone_part)
+        causal = not traits.may_read_later_tokens and reads_causally(backbone_part, whole_config, config.backbone_part)
         if traits.predicts_next_token and not causal:
             raise ValueError(
                 "FeedbackForCausalLM needs a backbone that reads from left to right, and "
@@ -299,6 +304,13 @@ def warn_if_offloaded(model: PreTrainedModel) -> None:
             "Some layers are offloaded: their weights are loaded anew in every iteration, which is slow. Keep the "
             "looped layers on one device (`device_map`), or loop fewer of them (`feedback_edges`)."
         )
+
+
+def _warn_of_head_left_out(name: str | Path) -> None:
+    logger.warning(
+        f"{name} has a head for this task, which is left out: `head='new'` makes another one, which is not trained. "
+        "Use `head='backbone'` to keep it."
+    )
 
 
 def _warn_of_new_head(name: str | Path, task_model: PreTrainedModel, missing: Collection[str]) -> None:

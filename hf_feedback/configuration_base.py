@@ -28,6 +28,11 @@ class OptionsConfig(PreTrainedConfig):
         """The names of all options that are ours or about labels."""
         return {*cls.declared_options(), *LABEL_OPTIONS} - {"num_labels"}
 
+    @classmethod
+    def accepted_keywords(cls) -> set[str]:
+        """`option_names`, and `num_labels`, which stands for labels without names."""
+        return cls.option_names() | {"num_labels"}
+
     def options(self) -> Keywords:
         """The values of all options in `option_names`."""
         return {name: getattr(self, name) for name in sorted(self.option_names())}

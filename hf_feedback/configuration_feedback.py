@@ -265,7 +265,8 @@ class FeedbackConfig(OptionsConfig):
     )
     fixed_point_tolerance: float = option(
         1e-4,
-        "Relative residual at which 'implicit' accepts a fixed point; of texts in segments, the largest of these.",
+        "Relative residual at which 'implicit' accepts a fixed point; of a text in segments, that of the segment that "
+        "moves most.",
     )
 
     # Task head
@@ -308,7 +309,10 @@ class FeedbackConfig(OptionsConfig):
         """Options that were measured to help on the texts that they are for, as keywords of `from_backbone`.
 
         Args:
-            name: what they are for, such as `"depth-on-demand"`.
+            name: `"decoder-tagging"`, a decoder that tags words, its causal mask kept; `"segment-memory"`, a question
+                in one segment of a text and its facts in others; `"depth-on-demand"`, tasks that take more steps than
+                the backbone has layers; `"carried-state"`, a state that every token changes. `RECIPES` in
+                `hf_feedback.recipes` holds them.
 
         Raises:
             ValueError: there is no recipe of that name.
@@ -454,7 +458,7 @@ class FeedbackConfig(OptionsConfig):
 
     def _check_unknown_keys(self, kwargs: dict) -> dict:
         """Refuses near-misses of our names; drops, with a warning, what a newer hf_feedback wrote."""
-        ours = self.option_names() | {"backbone_config", "num_labels"}
+        ours = self.accepted_keywords() | {"backbone_config"}
         refuse_attributes(type(self), kwargs, "FeedbackConfig")
         unknown = [key for key in kwargs if key not in TRANSFORMERS_KEYS and not key.startswith("_")]
         if is_newer(self.hf_feedback_version):
@@ -485,7 +489,7 @@ class FeedbackConfig(OptionsConfig):
 
 def nearest_option(key: str) -> str | None:
     """The option that a misspelt or shortened name (`num_iteration`, `rank`) seems to mean, if any."""
-    names = {name: name for name in FeedbackConfig.option_names() | {"backbone_config", "num_labels"}}
+    names = {name: name for name in FeedbackConfig.accepted_keywords() | {"backbone_config"}}
     short = {name.removeprefix("feedback_"): name for name in names if name.startswith("feedback_")}
     near = get_close_matches(key, names, n=1, cutoff=0.85)
     return near[0] if near else {**short, "iterations": "num_iterations"}.get(key)

@@ -117,9 +117,12 @@ class FNNConfig(OptionsConfig):
         if key in TRANSFORMERS_KEYS or key.startswith("_"):
             return
         shorter = {"iterations": "num_iterations", "layers": "num_layers", "dropout": "classifier_dropout"}
+        own = key.removeprefix("feedback_").removeprefix("fixed_point_")  # such as `feedback_activation`
+        if key.startswith(FEEDBACK_ALONE) and own in cls.option_names():
+            raise ValueError(f"`{key}` is an option of FeedbackConfig; that of FNNConfig is `{own}`.")
         if key.startswith(FEEDBACK_ALONE):
             raise ValueError(f"`{key}` is not an option of FNNConfig but of FeedbackConfig; leave it out.")
-        near = get_close_matches(key, cls.option_names() | {"num_labels"}, n=1, cutoff=0.8)
+        near = get_close_matches(key, cls.accepted_keywords(), n=1, cutoff=0.8)
         if meant := shorter.get(key) or (near[0] if near else None):
             raise ValueError(f"`{key}` is not an option of FNNConfig; did you mean `{meant}`?")
 

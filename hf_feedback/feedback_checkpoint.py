@@ -219,7 +219,7 @@ def load_feedback_only(
         saved_by: the class that wrote it.
         hub_kwargs, kwargs: as `from_pretrained` was given them.
     """
-    options = {key: kwargs.pop(key) for key in [*kwargs] if key in FeedbackConfig.option_names() | {"num_labels"}}
+    options = {key: kwargs.pop(key) for key in [*kwargs] if key in FeedbackConfig.accepted_keywords()}
     rest = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
     given_config, backbone, wants_info, ignore_mismatched = (
         rest.pop(key, None) for key in ("config", "backbone", "output_loading_info", "ignore_mismatched_sizes")
@@ -367,39 +367,3 @@ def _other_backbone(name: str | Path, config: FeedbackConfig, reason: str) -> st
         f"({config.text_config.model_type}, {config.num_backbone_layers} layers of width {config.hidden_size}), and "
         f"this is another: {reason}. Load that backbone, or train new feedback for this one."
     )
-
-
-# PEFT's adapters, which are saved without the feedback options
-
-
-def warn_of_adapters_without_folder(model: "FeedbackPreTrainedModel") -> None:
-    """Warns, where a model's state is saved, of adapters to a model that was not loaded from a folder."""
-    adapters = getattr(model, "peft_config", {}).values()
-    if adapters and not (model.name_or_path or all(adapter.base_model_name_or_path for adapter in adapters)):
-        logger.warning_once(
-            "These adapters belong to a feedback model that was not loaded from a folder: what PEFT saves of them "
-            "names no model and holds no feedback options. Keep the options, to build the model again with "
-            "`from_backbone`; or merge the adapters (`merge_and_unload`) and save the whole model."
-        )
-
-
-def check_adapters_fit(model: "FeedbackPreTrainedModel", state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-    """Raises `ValueError` where adapters were saved with other feedback: PEFT is not strict, and would load what fits.
-
-    Args:
-        model: which the state is loaded into.
-        state_dict: all that is loaded.
-        prefix: prefix of the model's names in it.
-    """
-    if not hasattr(model, "peft_config"):
-        return
-    own = {name: tensor.shape for name, tensor in model.feedback.state_dict(prefix=f"{prefix}feedback.").items()}
-    loaded = {name: tensor.shape for name, tensor in state_dict.items() if name.startswith(f"{prefix}feedback.")}
-    if other := sorted(name for name, shape in loaded.items() if own.get(name) != shape):
-        config = model.config
-        raise ValueError(
-            f"These adapters were saved with other feedback than that of this model, which has `feedback_type`="
-            f"{config.feedback_type!r}, `feedback_rank`={config.feedback_rank!r} and the edges {config.edges()}: "
-            f"{other[0].removeprefix(prefix)} {tuple(loaded[other[0]])} does not fit. Build the model with the options "
-            "that it had when they were saved."
-        )

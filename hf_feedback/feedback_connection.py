@@ -180,6 +180,6 @@ class FeedbackConnection(nn.Module):
             num_segments: S, if texts are cut.
 
         Returns:
-            Of the projected source, once for each set of weights, and of each edge.
+            Those of projecting the source, which are paid once for each set of weights, and those of each edge.
         """
         return 2 * self.hidden_size * self.rank, 2 * self.hidden_size * self.rank

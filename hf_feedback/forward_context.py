@@ -111,8 +111,11 @@ def backbone_inputs(
         )
     unknown = [key for key in inputs if key not in layout.arguments and key not in COMMON_ARGUMENTS]
     for key in unknown:
+        if key == "iteration_targets":
+            raise TypeError(f"`iteration_targets`: {model_name}.forward takes none; leave them out.")
         if key not in ("token_type_ids", "position_ids"):
-            valid = sorted({"num_iterations", "output_iterations", *layout.arguments} - {"kwargs", "labels"})
+            not_taken = {"kwargs", "labels", "past_key_values", "use_cache", "cache_position"}
+            valid = sorted({"num_iterations", "output_iterations", *layout.arguments} - not_taken)
             near = get_close_matches(key, valid, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"the backbone takes: {', '.join(valid)}."
             raise TypeError(f"{model_name}.forward got an unexpected argument `{key}`; {hint}")

@@ -4,7 +4,6 @@ import copy
 from typing import Any, NoReturn, cast
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, GenerationMode
@@ -16,6 +15,7 @@ from .forward_context import COMMON_ARGUMENTS, ForwardContext
 from .gradients import GRADIENTS
 from .iteration_cache import IterationCache, check_cache_type, check_size, num_tokens
 from .loop_runner import LoopResult
+from .max_length import num_learned_positions
 from .modeling_base import FeedbackPreTrainedModel
 from .validation import Keywords
 
@@ -275,14 +275,3 @@ def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: C
             f"`input_ids`: {past + length} tokens, and {type(backbone).__name__} has learned {most} positions; shorten "
             "the prompt (the tokenizer's `truncation=True`), or lower `max_new_tokens`."
         )
-
-
-def num_learned_positions(backbone: PreTrainedModel) -> int | None:
-    """The number of the backbone's learned positions; `None` if it has no position embeddings."""
-    most = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
-    if most is None:
-        return None
-    words = backbone.get_input_embeddings()
-    tables = [one for one in backbone.modules() if isinstance(one, nn.Embedding) and one is not words]
-    # some families have two more rows, for padding
-    return most if any(most <= table.num_embeddings <= most + 2 for table in tables) else None

@@ -74,8 +74,8 @@ def targets_of_iterations(
         num_iterations: K.
 
     Returns:
-        The targets of iterations 1 … K, and for each 1, or 0 where no example has a target. The labels stand in for
-        targets that are missing, so that nothing waits for the device.
+        The targets of iterations 1 … K, and a weight of each: 0 where no example has a target, else 1. An iteration
+        without targets gets the labels in their place, so that no value has to be read from the device.
 
     Raises:
         ValueError: the targets are no class numbers, or their shape is not that of the labels.

@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import logging
 
+from .adapter_checks import check_adapters_are_whole
 from .backbone_layout import name_of_part, select_part
 from .building import file_kwargs_of, hub_kwargs_of, settle_label_piece, warn_if_offloaded
 from .configuration_feedback import FeedbackConfig, nearest_option
@@ -55,18 +56,15 @@ def load_pretrained(
             "that they belong to, and then `PeftModel.from_pretrained(model, …)`."
         )
     if stored["model_type"] != FeedbackConfig.model_type:
-        logger.warning(
-            f"{name} is a plain {stored['model_type']} model: adding fresh feedback. A task head of its own is left "
-            "out unless `head='backbone'`."
-        )
+        logger.warning(f"{name} is a plain {stored['model_type']} model: adding fresh feedback.")
         return _load_plain(model_class, name, hub_kwargs, kwargs)
-    options = FeedbackConfig.option_names() - TIED_TO_WEIGHTS | {"num_labels"}
+    options = FeedbackConfig.accepted_keywords() - TIED_TO_WEIGHTS
     options_given = {key: kwargs[key] for key in kwargs if key in options}
     config = FeedbackConfig.from_dict(copy.deepcopy(stored), **options_given)  # errors name the option
     load_operator_code(config, name, hub_kwargs)
     saved_by = find_model_class(root_of(model_class), config.architectures) or model_class
     _check_answers(model_class, saved_by, name)
-    for key in kwargs.keys() - FeedbackConfig.option_names() - {"num_labels", "backbone"}:
+    for key in kwargs.keys() - FeedbackConfig.accepted_keywords() - {"backbone"}:
         if near := nearest_option(key):
             raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
     if is_feedback_only(config):
@@ -140,13 +138,7 @@ def _check_weights(name: str | Path, model: "FeedbackPreTrainedModel", info: dic
     needed = f"backbone.{model.layout.stack}." if other_task and model.config.head != "new" else "backbone."
     missing = sorted(key for key in info["missing_keys"] if key.startswith((needed, "feedback.")))
     left_out = sorted(key for key in info["unexpected_keys"] if key.startswith("feedback."))
-    adapters = getattr(model, "peft_config", {})  # where a folder of adapters was loaded, and this one for it
-    if missing and not adapters.keys().isdisjoint(missing[0].split(".")):
-        raise OSError(
-            f"transformers has not loaded these adapters of {name} whole: {len(missing)} of their tensors are missing, "
-            f"among them {missing[0]}; it does so with DoRA. Load the model first, and then "
-            "`PeftModel.from_pretrained(model, folder)`."
-        )
+    check_adapters_are_whole(model, missing, name)
     for keys, fault in ((missing, "are missing"), (left_out, "have no place in the model")):
         if keys:
             raise OSError(
@@ -252,7 +244,7 @@ def _load_plain(
     model_class: "type[FeedbackPreTrainedModel]", name: str | Path, hub_kwargs: Keywords, kwargs: Keywords
 ) -> "FeedbackPreTrainedModel":
     """Calls `from_backbone` with the arguments of `from_pretrained`."""
-    options = FeedbackConfig.option_names() | {"num_labels", "config_overrides"}
+    options = FeedbackConfig.accepted_keywords() | {"config_overrides"}
     if kwargs.pop("output_loading_info", False):
         raise ValueError("`output_loading_info` is for saved feedback models; this folder holds a plain backbone.")
     mine = {key: value for key, value in kwargs.items() if key in options}

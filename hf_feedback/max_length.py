@@ -18,6 +18,18 @@ def max_positions(model: nn.Module, config: PreTrainedConfig | None) -> float:
     return positions if positions > 0 else math.inf  # XLNet has -1
 
 
+def num_learned_positions(backbone: PreTrainedModel) -> int | None:
+    """The number of positions beyond which the backbone has no embedding; `None` if it has learned none, as with rotary
+    positions, and may generate on."""
+    most = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    if most is None:
+        return None
+    words = backbone.get_input_embeddings()
+    tables = [one for one in backbone.modules() if isinstance(one, nn.Embedding) and one is not words]
+    # some families have two more rows, for padding
+    return most if any(most <= table.num_embeddings <= most + 2 for table in tables) else None
+
+
 def resolve_max_length(requested: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """Returns the maximum number of tokens of a text.
 

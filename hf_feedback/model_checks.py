@@ -38,8 +38,8 @@ class ModelChecks:
             looped = model(**inputs, return_dict=True)
             with model.feedback_disabled():
                 bare = model(**inputs, return_dict=True)
-        keys = [key for key in looped if key.endswith("logits")] or ["last_hidden_state"]
-        return max((looped[key].double() - bare[key].double()).abs().max().item() for key in keys)
+        keys = [key for key in ("logits", "start_logits", "end_logits") if key in looped] or ["last_hidden_state"]
+        return torch.stack([(looped[key].double() - bare[key].double()).abs().max() for key in keys]).max().item()
 
     def estimate_contraction(self, batch: Keywords, num_iterations: int | None = None, steps: int = 12) -> torch.Tensor:
         """How strongly the loop contracts on a batch: by which factor one more iteration shrinks a small difference

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
+from .adapter_checks import check_adapters_fit, warn_of_adapters_without_folder, warn_of_frozen_feedback
 from .backbone_layout import BackboneLayout, is_decoder, is_sharded, prepare_backbone
 from .backbone_probe import probe_backbone
 from .building import build_from_backbone, check_option_names, new_backbone, settle_causality
@@ -19,13 +20,9 @@ from .collected_states import collected_key
 from .configuration_feedback import AUTO_MAP, FeedbackConfig, HeadOption, PartOption
 from .cutting import Cutting, cut_texts, cutting_of
 from .extra_losses import extra_losses
-from .feedback_checkpoint import (
-    check_adapters_fit,
-    push_feedback,
-    save_feedback,
-    warn_of_adapters_without_folder,
-)
+from .feedback_checkpoint import push_feedback, save_feedback
 from .forward_context import ForwardContext, backbone_inputs
+from .halting import reads_answers
 from .iteration_cache import IterationCache
 from .iteration_losses import ITERATION_LOSSES, check_targets_are_read, loss_of_iterations
 from .layer_recorder import run_uncompiled
@@ -51,7 +48,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
     """Base class of all feedback models.
 
     `model.backbone` is the transformers model, its names and keys untouched; `model.feedback` holds the connections;
-    `model.layout` describes the backbone. The iterations of a call are run by a `LoopRunner`.
+    `model.layout` describes the backbone. (`model.base_model` is, by transformers' rules, the whole model: freeze the
+    backbone with `model.backbone.requires_grad_(False)`.) The iterations of a call are run by a `LoopRunner`.
 
     Args:
         config: the options, with a `backbone_config`.
@@ -104,6 +102,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         if task := next((task for task in tasks if task.startswith("For")), None):
             self.loss_type = self.loss_type or task
         self._built_options = BuiltOptions(config)
+        self.model_tags = ["hf_feedback"]  # of its card on the Hub
         self.probe_backbone()
         self.post_init()
 
@@ -131,6 +130,11 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
             raise ValueError(
                 f"`feedback_context='classes'` needs a model with one answer for each text or image; "
                 f"{type(self).__name__} gives none. Use `feedback_context='state'`."
+            )
+        if reads_answers(config.halting) and not (self.traits.answers_once or self.traits.predicts_next_token):
+            raise ValueError(
+                f"`halting`={config.halting!r} needs a model with classes, one answer for each text or image; "
+                f"{type(self).__name__} gives none. Use `halting='convergence'`."
             )
         if config.feedback_span == "segment" and "attention_mask" not in self.layout.arguments:
             raise ValueError(
@@ -201,6 +205,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
             if self.layout.batch_dim is None:  # weights came after the model was built
                 self.probe_backbone()
         k = self._choose_num_iterations(num_iterations)
+        if self.training and k > 1 and not torch.compiler.is_compiling():
+            warn_of_frozen_feedback(self)
         context = self._make_context(inputs, k)
         if keep_trace and context.cache is not None:
             cause = "`use_cache=False` and without `past_key_values`" if context.cache.is_kept else "`halting='none'`"
@@ -456,8 +462,9 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         """Adds fresh feedback to a pretrained backbone. In evaluation mode the result equals the backbone exactly.
 
         Args:
-            backbone: a hub id, a local folder, or a transformers model, which is used as it is, not copied: with
-                `head="new"` it loses its pooler and task head, with `backbone_layers` some of its layers.
+            backbone: a hub id, a local folder, or a transformers model, which is used as it is, not copied: it is put
+                into evaluation mode and keeps the hooks that record its layers; with `head="new"` it loses its pooler
+                and task head, with `backbone_layers` some of its layers. Pass a copy to go on using it by itself.
             head: `"new"` for a new pooling and classifier, `"backbone"` for the family's own task head.
             backbone_kwargs: passed to the backbone's `from_pretrained`: `dtype`, `attn_implementation`, `revision`, …
             config_overrides: options of the backbone's own config to change, such as `{"layerdrop": 0.0}`.
@@ -497,8 +504,23 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
                 checkpoint, `backbone` as in `load_feedback`.
 
         Raises:
+            ValueError: an option is not allowed.
             OSError: the weights are missing, damaged or belong to another model.
             RuntimeError: they do not fit the options that were given.
+
+        Example:
+
+        ```python
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackModel
+        >>> tiny = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     FeedbackModel.from_backbone(BertModel(tiny), num_iterations=3).save_pretrained(folder)
+        ...     FeedbackModel.from_pretrained(folder).config.num_iterations
+        3
+
+        ```
         """
         if pretrained_model_name_or_path is None:  # config and state_dict given instead
             return super().from_pretrained(None, *args, **kwargs)

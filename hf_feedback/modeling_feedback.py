@@ -57,7 +57,7 @@ class FeedbackModel(FeedbackPreTrainedModel):
     ```
     """
 
-    traits = TaskTraits(sees_whole_texts=False)
+    traits = TaskTraits(may_read_later_tokens=False)
 
     def _make_head(self, config: FeedbackConfig) -> None:
         pass
@@ -459,7 +459,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
 
     accepts_loss_kwargs = True
     traits = TaskTraits(
-        AutoModelForCausalLM, predicts_config_labels=False, sees_whole_texts=False, predicts_next_token=True
+        AutoModelForCausalLM, predicts_config_labels=False, may_read_later_tokens=False, predicts_next_token=True
     )
     predictor = ContinuationPredictor
 
@@ -492,7 +492,8 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
             labels: `(B, T)`, see the class docstring.
             padding_mask: `(B, past + T)`, 0 at padding, if `attention_mask` has another shape, as for a static cache.
             past_key_values: a cache of transformers, in which every iteration gets slots of its own.
-            use_cache: return a cache; by default if one is given.
+            use_cache: return a cache; by default only if one is given, unlike transformers: training needs none, and
+                `generate` gives one.
             logits_to_keep: number of last tokens to predict from, or their places; 0: all.
             num_iterations: K for this call; the config's by default.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`; not with a cache.

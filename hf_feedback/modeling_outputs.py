@@ -12,8 +12,8 @@ from transformers.utils.output_capturing import selected_hidden_states
 def select_states(
     states: tuple[torch.Tensor, ...], output_hidden_states: bool | int | list[int] | None
 ) -> tuple[torch.Tensor | None, ...]:
-    """As in transformers: `None` in place of the states that a list of numbers, which count from the end where they are
-    negative, does not select."""
+    """The states that `output_hidden_states` selects, as in transformers: all, or those of the numbers in a list (which
+    count from the end where they are negative), with `None` in the places of the others."""
     selected = selected_hidden_states(output_hidden_states)
     if selected is None:
         return states

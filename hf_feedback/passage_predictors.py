@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .generation import num_learned_positions
+from .max_length import num_learned_positions
 from .predictor import Answer, TokenPredictor, check_examples, is_pair, is_text
 from .validation import Keywords, check_integer
 from .windows import best_span, encode_windows, span_scores
@@ -133,8 +133,8 @@ class MaskPredictor(TokenPredictor):
 
 
 class ContinuationPredictor(TokenPredictor):
-    """Reads texts; answers with the most probable `continuation` of each, token by token, up to an end token of the
-    model's generation config or the tokenizer.
+    """Reads texts; answers with the greedy `continuation` of each, the most probable next token each time, up to an end
+    token of the model's generation config or the tokenizer.
 
     Args:
         model, processor, batch_size: as in `Predictor`.

@@ -80,7 +80,7 @@ class Segments:
         return rows.masked_fill(number >= counts[self.text, None], -1), distance
 
     def select_rows(self, rows: torch.Tensor) -> "Segments":
-        """Those rows alone; of a text all or none."""
+        """Those rows alone, of a text all or none; without the places of their tokens, which whole batches have."""
         return Segments(self.text[rows.to(self.text.device)], self.num_texts)
 
 

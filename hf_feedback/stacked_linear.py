@@ -45,9 +45,18 @@ class StackedLinear(nn.Module):
         bias = None if self.bias is None else self.bias[rows]
         return F.linear(x, self.weight[rows], bias).unflatten(-1, (-1, self.rank))
 
+    def extra_repr(self) -> str:
+        edges = len(self.weight) // self.rank
+        return f"in_features={self.in_features}, num_edges={edges}, out_features={self.rank}"
+
 
 class ZeroLinear(nn.Module):
-    """The up-projections of all edges of one source, exactly zero at the start.
+    """The maps r → d of all n edges of one source, without a bias and exactly zero at the start.
+
+    Args:
+        in_features: r.
+        num_edges: n.
+        out_features: d.
 
     Shapes:
         `(..., r)` → `(..., d)`, of edge number `edge`.
@@ -58,11 +67,15 @@ class ZeroLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_edges, out_features, in_features))
 
     def init_feedback_weights(self) -> None:
-        """Makes every message zero."""
+        """Makes every output zero."""
         init.zeros_(self.weight)
 
     def forward(self, x: torch.Tensor, edge: int) -> torch.Tensor:
         return F.linear(x, self.weight[edge])
+
+    def extra_repr(self) -> str:
+        edges, out_features, in_features = self.weight.shape
+        return f"in_features={in_features}, num_edges={edges}, out_features={out_features}"
 
 
 class Gate(nn.Module):

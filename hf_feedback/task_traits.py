@@ -26,7 +26,8 @@ class TaskTraits:
         num_backbone_head_outputs: `num_labels` of the backbone's own head, where that does not depend on the data.
         answers_once: whether the output is `(B, num_labels)`, one prediction per row of the batch.
         takes_segments: whether it predicts for a text that is cut into segments, or for its tokens.
-        sees_whole_texts: whether predictions are made for a complete text or its tokens.
+        may_read_later_tokens: whether what it returns of a token may depend on later tokens, since it predicts for a
+            complete text or its tokens.
         labels_words: whether the labels are those of words, at one of their pieces.
         prefers_backbone_head: whether the backbone's own head is used where its family has one.
         predicts_next_token: whether each token is predicted only from those before it, so that text can be generated;
@@ -39,7 +40,7 @@ class TaskTraits:
     num_backbone_head_outputs: int | None = None
     answers_once: bool = False
     takes_segments: bool = False
-    sees_whole_texts: bool = True
+    may_read_later_tokens: bool = True
     labels_words: bool = False
     prefers_backbone_head: bool = False
     predicts_next_token: bool = False

@@ -3,6 +3,7 @@
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, field, fields
+from difflib import get_close_matches
 from reprlib import repr as shortened
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -160,7 +161,9 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raises `ValueError` where an option has none of the allowed values."""
     allowed = tuple(allowed)
     if not isinstance(value, str | None) or value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {shortened(value)}.")
+        near = get_close_matches(str(value), [one for one in allowed if isinstance(one, str)], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {shortened(value)}{hint}")
 
 
 def check_problem(config: PreTrainedConfig) -> None:

@@ -425,6 +425,11 @@ REFUSED = {
     "solver without implicit": (dict(solver="anderson"), "`solver`='anderson' is for gradient='implicit'"),
     "dropout of one": (dict(embedding_dropout=1.0), "`embedding_dropout` must be a probability"),
     "halting": (dict(halting="patience"), "`halting` is not an option of FNNConfig but of FeedbackConfig"),
+    "name with a prefix": (
+        dict(feedback_activation="relu"),
+        "that of FNNConfig is `activation`",
+    ),
+    "solver with a prefix": (dict(fixed_point_solver="anderson"), "that of FNNConfig is `solver`"),
     "iteration loss": (dict(iteration_loss="uniform"), "`iteration_loss` is not an option of FNNConfig"),
     "no labels": (dict(num_labels=0), "`num_labels` must be an integer of at least 1"),
     "misspelt": (dict(num_iteration=3), "`num_iteration` is not an option of FNNConfig; did you mean `num_iterations`"),

@@ -330,8 +330,12 @@ def test_several_labels_and_one_value():
     yes_or_no = make_sure(num_labels=1, problem_type="multi_label_classification", halting="confidence")
     assert yes_or_no(**some_texts()).iterations.shape == (12,)
     for cls in (FeedbackModel, FeedbackForTokenClassification):
+        with pytest.raises(ValueError, match="`halting`='patience' needs a model with classes, one answer for each"):
+            feedback_model(cls, halting="patience", num_iterations=3)
+        model = feedback_model(cls, num_iterations=3)
+        model.config.halting = "patience"
         with pytest.raises(ValueError, match="`halting='patience'` needs a model with classes, one answer for each"):
-            feedback_model(cls, halting="patience", num_iterations=3)(**tiny_batch())
+            model(**tiny_batch())
     choices = {name: value[None] for name, value in tiny_batch().items()}
     with pytest.raises(ValueError, match="FeedbackForMultipleChoice gives none"):
         feedback_model(FeedbackForMultipleChoice, halting="patience", num_iterations=3)(**choices)

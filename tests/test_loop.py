@@ -254,6 +254,8 @@ def test_wrong_k_for_one_call(value):
 def test_misspelt_argument_is_refused():
     with pytest.raises(TypeError, match="did you mean `num_iterations`"):
         make()(**tiny_batch(), num_iteration=3)
+    with pytest.raises(TypeError, match=r"`iteration_targets`: FeedbackModel\.forward takes none"):
+        make()(**tiny_batch(), iteration_targets=torch.zeros(2, 1))
 
 
 def test_set_num_iterations():

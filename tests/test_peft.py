@@ -360,6 +360,20 @@ def test_adapters_of_a_model_from_no_folder(from_folder, tmp_path, caplog):
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("with_feedback", [False, True])
+def test_adapters_that_freeze_the_feedback(with_feedback, caplog):
+    """The usual config trains no feedback, whose messages would stay zero."""
+    logging.Logger.warning_once.cache_clear()
+    model = make()
+    options = peft_options(model) if with_feedback else dict(target_modules=["query"], task_type="SEQ_CLS")
+    tuned = get_peft_model(model, LoraConfig(r=2, **options))
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        tuned.eval()(**tiny_batch())
+        assert caplog.text == ""
+        tuned.train()(**tiny_batch())
+    assert ("These adapters freeze the feedback" in caplog.text) != with_feedback
+
+
 OTHER_FEEDBACK = {
     "rank": (dict(feedback_rank=4), {}),
     "edges": (dict(feedback_edges=[[3, 0]]), {}),

@@ -125,6 +125,19 @@ def test_plain_backbone_folder_loads_with_fresh_feedback(tmp_path, caplog):
     assert with_config.config.num_iterations == 7
 
 
+def test_a_trained_head_that_is_left_out_is_told_of(tmp_path, caplog):
+    task_model = AutoModelForSequenceClassification.from_config(tiny_config("bert"))
+    task_model.save_pretrained(tmp_path)
+    for backbone in (tmp_path, task_model):
+        with caplog.at_level("WARNING", logger="hf_feedback"):
+            FeedbackForSequenceClassification.from_backbone(backbone, head="backbone", feedback_rank=8)
+            FeedbackModel.from_backbone(tmp_path, feedback_rank=8)
+            assert "left out" not in caplog.text
+            FeedbackForSequenceClassification.from_backbone(backbone, feedback_rank=8)
+        assert "has a head for this task, which is left out" in caplog.text
+        caplog.clear()
+
+
 def test_config_overrides(tmp_path):
     tiny_backbone("bert").save_pretrained(tmp_path)
     model = FeedbackModel.from_backbone(tmp_path, config_overrides={"hidden_dropout_prob": 0.0}, feedback_rank=8)

@@ -1,6 +1,7 @@
 """Freezing, discriminative rates, and training runs against plain ones."""
 
 import copy
+import logging
 import pickle
 import re
 from functools import partial
@@ -241,6 +242,25 @@ def test_feedback_starts_to_speak(tmp_path):
     FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data()).train()
     assert model.check_equivalence(tiny_batch()) > 0
     assert all(connection.up.weight.abs().max() > 0 for connection in model.feedback.sources.values())
+
+
+@pytest.mark.parametrize(
+    ("rates", "warns"),
+    [({}, True), ({"learning_rate": 1e-3, "backbone_lr": 5e-5}, False), ({"feedback_lr": 1e-3}, False)],
+)
+def test_a_rate_at_which_new_feedback_hardly_moves(rates, warns, tmp_path, caplog):
+    logging.Logger.warning_once.cache_clear()
+    model = make()
+    args = FeedbackTrainingArguments(str(tmp_path), use_cpu=True, **rates)
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        FeedbackTrainer(model=model, args=args, train_dataset=tiny_data())
+    assert ("`learning_rate`=5e-05 is a rate for pretrained weights" in caplog.text) == warns
+    for connection in model.feedback.sources.values():  # trained feedback may go on at any rate
+        torch.nn.init.ones_(connection.up.weight)
+    logging.Logger.warning_once.cache_clear()
+    caplog.clear()
+    FeedbackTrainer(model=model, args=args, train_dataset=tiny_data())
+    assert "rate for pretrained weights" not in caplog.text
 
 
 # Evaluation changes nothing

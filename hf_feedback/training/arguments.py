@@ -62,6 +62,9 @@ class FeedbackTrainingArguments(
     `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments`, `PrefixArguments`, `ResumeArguments` and
     `IterationLogArguments`.
 
+    New feedback and a new head need a larger learning rate than a pretrained backbone. The default of transformers,
+    5e-5 for everything, hardly trains them; `hf-feedback train` has `learning_rate=1e-3` with `backbone_lr=5e-5`.
+
     Args:
         freeze: parts, layers or regular expressions over parameter names that are not trained.
         backbone_lr: learning rate of the backbone; `learning_rate` by default.
@@ -82,9 +85,9 @@ class FeedbackTrainingArguments(
 
     ```python
     >>> from hf_feedback.training import FeedbackTrainingArguments
-    >>> args = FeedbackTrainingArguments("out", freeze=["embeddings"], learning_rate_mapping='{"LayerNorm": 1e-5}')
-    >>> args.learning_rate_mapping
-    {'LayerNorm': 1e-05}
+    >>> args = FeedbackTrainingArguments("out", freeze=["embeddings"], learning_rate=1e-3, backbone_lr=5e-5)
+    >>> args.backbone_lr
+    5e-05
 
     ```
     """

@@ -183,7 +183,7 @@ def _adapt_config(config: Any, new_names: dict[str, str], options: dict[str, Any
 
 def _check_convertible(config: Any, inner: nn.Module, options: dict[str, Any]) -> None:
     """Refuses an adapter or options that cannot work, before the model is taken apart."""
-    known = FeedbackConfig.option_names() | {"num_labels"}
+    known = FeedbackConfig.accepted_keywords()
     FeedbackConfig(
         backbone_config=copy.deepcopy(cast(PreTrainedConfig, inner.config)),
         **{k: v for k, v in options.items() if k in known},

@@ -34,7 +34,7 @@ from .staging import check_early_stopping, staged
 from .techniques.class_loss_setup import use_loss
 from .techniques.trainer_techniques import TrainerTechniques
 from .train_iterations import draw_iterations, iteration_range
-from .trainer_checks import check_batches, check_loss, check_precision, check_targets
+from .trainer_checks import check_batches, check_loss, check_precision, check_rates, check_targets
 from .unused_parameters import skip_unused_search
 
 
@@ -102,6 +102,7 @@ class FeedbackTrainer(ResumableTrainer):
         check_loss(self)
         check_targets(self)
         check_precision(self)
+        check_rates(self)
         check_batches(self)
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:

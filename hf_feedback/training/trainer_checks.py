@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 from transformers.utils import logging
 
+from ..modeling_base import FeedbackPreTrainedModel
+from ..stacked_linear import ZeroLinear
 from .data.iteration_targets import check_iteration_targets
 from .model_parts import any_model_in
 from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from .trainer import FeedbackTrainer
 
 logger = logging.get_logger(__name__)
+
+LARGEST_BACKBONE_RATE = 1e-4  # as pretrained weights are fine-tuned with
 
 
 def check_batches(trainer: "FeedbackTrainer") -> None:
@@ -36,6 +40,21 @@ def check_precision(trainer: "FeedbackTrainer") -> None:
             f"Weights that are trained are in {', '.join(str(one).removeprefix('torch.') for one in trained)}, in "
             "which most small steps of the optimizer are lost. Load the model in float32 (`dtype=torch.float32`, "
             "`--dtype float32`); `bf16=True` computes in bfloat16 all the same."
+        )
+
+
+def check_rates(trainer: "FeedbackTrainer") -> None:
+    """Warns where new feedback is to be trained at a rate for pretrained weights, at which it hardly moves."""
+    args, core = trainer.args, any_model_in(cast(nn.Module, trainer.model))[1]
+    if not isinstance(core, FeedbackPreTrainedModel) or core.config.num_iterations == 1:
+        return
+    rates_differ = args.feedback_lr is not None or args.learning_rate_mapping
+    is_new = not any(one.weight.any() for one in core.feedback.modules() if isinstance(one, ZeroLinear))
+    trains = any(one.requires_grad for one in core.feedback.parameters())
+    if args.learning_rate <= LARGEST_BACKBONE_RATE and not rates_differ and is_new and trains:
+        logger.warning_once(
+            f"`learning_rate`={args.learning_rate:g} is a rate for pretrained weights, at which new feedback hardly "
+            "moves away from zero; the defaults of `hf-feedback train` are `learning_rate=1e-3` and `backbone_lr=5e-5`."
         )
 
 

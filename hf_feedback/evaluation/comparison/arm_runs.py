@@ -24,6 +24,7 @@ from ...training.dry_run import count_steps
 from ...training.model_parts import any_model_in
 from ...training.trainer import FeedbackTrainer
 from ...whole_files import finite, whole_file
+from ..machine import machine_and_versions
 from .arms import Budget
 from .example_scores import EXAMPLE_SCORES, ExampleScore, SplitAnswers
 from .message_controls import SilentConnections, SwappedConnections, other_messages
@@ -204,6 +205,7 @@ class ArmTrainer:
         facts: dict[str, Any] = {
             "seconds": time.perf_counter() - started,
             "processor_seconds": time.process_time() - processor,
+            "machine": machine_and_versions(),
             "steps": self.trainer.state.global_step,
             "epochs": self.trainer.args.num_train_epochs,
             "rates": {name: getattr(self.trainer.args, name) for name in RATES},

@@ -218,8 +218,14 @@ class ComparisonResult:
             "controls": [asdict(contrast) for contrast in self.controls],
             "left_out": dict(self.plan.left_out),
             "settings": self.plan.record,
-            "machine": machine_and_versions(),
+            "machine": self._machines(),
         }
+
+    def _machines(self) -> dict[str, str]:
+        """The machines and versions of the runs; of this process where runs of earlier versions do not tell theirs."""
+        of_runs = [run.facts.get("machine") for runs in self.by_arm.values() for run in runs]
+        found = [one for one in of_runs if isinstance(one, dict)] or [machine_and_versions()]
+        return {name: ", ".join(dict.fromkeys(str(one[name]) for one in found if name in one)) for name in found[0]}
 
     def save(self) -> list[Path]:
         """Writes `comparison.json` and `comparison.md` into the output folder; returns both."""
