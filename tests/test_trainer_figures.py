@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import default_data_collator
 from transformers.integrations import TrackioCallback
 
+from hf_feedback.evaluation.diagnostics import confusion
 from hf_feedback.evaluation.report import trainer_figures
 from hf_feedback.evaluation.report.building import summarize_edges
 from hf_feedback.evaluation.report.observation import observe
@@ -55,6 +56,7 @@ def test_tensorboard_gets_curves_and_a_figure_at_every_evaluation(tmp_path, monk
     events = accumulator.EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 9}).Reload()
     names = {f"iterations/{what}_{k}" for what in ("accuracy", "calibration_error") for k in range(1, 6)}
     names |= {f"iterations/{what}_{k}" for what in ("residual", "fixed", "broken") for k in range(2, 6)}
+    names.add("iterations/contraction")
     scalars = events.Tags()["scalars"]
     assert names <= set(scalars)
     assert {event.step for event in events.Scalars("iterations/accuracy_3")} >= {1, 2}
@@ -62,6 +64,17 @@ def test_tensorboard_gets_curves_and_a_figure_at_every_evaluation(tmp_path, monk
     assert events.Scalars("iterations/accuracy_3")[-1].value == pytest.approx(
         observed(trainer.model, 5).answers.accuracy[2]
     )
+    factors = trainer.model.estimate_contraction({"input_ids": torch.tensor(rows()["input_ids"])})
+    assert events.Scalars("iterations/contraction")[-1].value == pytest.approx(factors.median().item(), rel=1e-4)
+
+
+def test_the_figure_shows_what_iterations_change_in_the_confusion_matrix():
+    model = labelled_model()
+    seen = observed(model, 5)
+    last = draw_figure(seen, summarize_edges(model, seen.messages, 5), 3).axes[3]
+    shown = last.images[0].get_array()
+    assert shown.sum() == 0  # every item is counted once before and once after
+    assert (shown == confusion(seen.answers, 3) - confusion(seen.answers, 1)).all()
 
 
 def test_curves_count_what_an_iteration_changes():

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from ...training.data.labels import SINGLE_LABEL, LabelSet
 from ...training.iteration_curves import evaluated_split
 from ...training.model_parts import feedback_model_in
 from ...training.tasks import MultipleChoice
-from ..diagnostics import calibration, flips
+from ..diagnostics import calibration, confusion, flips
 from .building import FURTHER_ITERATIONS, summarize_edges
 from .labelled_examples import SUPPORTED
-from .observation import Observation, observe
+from .observation import Observation, observe, without_halting
 from .report import EdgeSummary
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ class IterationFigures(TrainerCallback):
     """Callback that sends figures of the iterations to TensorBoard and trackio after every evaluation.
 
     Curves over training: accuracy and calibration error of each iteration, up to two beyond the model's K; its
-    residual, and the shares of items that it fixes and breaks. A figure at each evaluation: accuracy and residuals by
-    iteration, messages by edge and iteration, and β of Swish. (`FeedbackTrainer` itself logs the size of messages, β,
-    and the accuracy of iterations 1 … K.) Several evaluation sets have curves of their own, `iterations/<data>/…`.
+    residual, the shares of items that it fixes and breaks, and the contraction of the loop (median of the first batch,
+    except in sharded models). A figure at each evaluation: accuracy and residuals by iteration, messages by edge and
+    iteration, β of Swish, and what K iterations change in the confusion matrix of the first. (`FeedbackTrainer` itself
+    logs the size of messages, β, and the accuracy of iterations 1 … K.) Several evaluation sets have curves of their
+    own, `iterations/<data>/…`.
 
     Args:
         trainer: a trainer with `report_to` `"tensorboard"`, `"trackio"` or both.
@@ -85,14 +88,18 @@ class IterationFigures(TrainerCallback):
         split, _, name = evaluated_split(kwargs["metrics"]).partition("_")
         if split != "eval":
             return  # test, whose values would continue the curves of validation
-        batches = islice(kwargs["eval_dataloader"], self.most_batches)
+        batches = list(islice(kwargs["eval_dataloader"], self.most_batches))
         with torch.random.fork_rng(devices=[]), self.trainer.compute_loss_context_manager():
             seen = observe(model, batches, k + FURTHER_ITERATIONS)
+            values = curves(seen)
+            if not is_fsdp_managed_module(model):
+                with without_halting(model):
+                    values["contraction"] = model.estimate_contraction(batches[0]).median().item()
         if state.is_world_process_zero:
             edges = summarize_edges(model, seen.messages, k + FURTHER_ITERATIONS)
             figure = draw_figure(seen, edges, k)
             for receiver in self._receivers():
-                send(receiver, curves(seen), figure, state.global_step, name)
+                send(receiver, values, figure, state.global_step, name)
 
 
 def curves(seen: Observation) -> dict[str, float]:
@@ -115,11 +122,12 @@ def curves(seen: Observation) -> dict[str, float]:
 
 
 def draw_figure(seen: Observation, edges: list[EdgeSummary], num_iterations: int) -> "Figure":
-    """Draws accuracy and residuals by iteration, and the size of messages by edge and iteration."""
+    """Draws accuracy and residuals by iteration, the size of messages by edge and iteration, and what iteration K
+    changes in the confusion matrix of the first."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure = Figure(figsize=(17, 3.6), layout="constrained")
+    left, middle, right, last = figure.subplots(1, 4)
     iterations = range(1, len(seen.answers.accuracy) + 1)
     left.plot(iterations, seen.answers.accuracy, marker="o", label="accuracy")
     left.plot(iterations, seen.answers.oracle_accuracy, "--", color="grey", label="best iteration so far")
@@ -144,6 +152,11 @@ def draw_figure(seen: Observation, edges: list[EdgeSummary], num_iterations: int
         title="size of messages / input",
     )
     figure.colorbar(image, ax=right)
+    changes = confusion(seen.answers, num_iterations) - confusion(seen.answers, 1)
+    most = max(1, abs(changes).max())
+    image = last.imshow(changes, cmap="RdBu", vmin=-most, vmax=most)
+    last.set(xlabel="predicted class", ylabel="class", title=f"iteration {num_iterations} minus iteration 1, items")
+    figure.colorbar(image, ax=last)
     return figure
 
 
