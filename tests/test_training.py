@@ -583,7 +583,7 @@ def test_the_optimizer_of_other_parameters_is_refused(optimizer, tmp_path):
     options = dict(optim=optimizer, optim_args="momentum=0.9" if optimizer == "sgd" else None)
     checkpoint = checkpoint_of(tmp_path, make(), **options)
     more = arguments(tmp_path, max_steps=2, **options)
-    with pytest.raises(ValueError, match="of other parameters.* has the shape"):
+    with pytest.raises(ValueError, match=r"of other parameters.* has the shape"):
         FeedbackTrainer(model=make("roberta"), args=more, train_dataset=tiny_data()).train(checkpoint)
 
 
