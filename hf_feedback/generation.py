@@ -41,7 +41,8 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             self.layout = probe_cache(self.backbone, self.layout)
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with K iterations for every token; all but custom decoding methods work.
+        """As in transformers, with K iterations for every token; all but custom decoding methods and drafts of the
+        first layers (`assistant_early_exit`) work.
 
         With `use_cache=True`, the default, iterations have keys and values of their own, and the result is that of the
         whole text without a cache. `num_iterations` may be given for one call.
@@ -51,12 +52,20 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             *args, **kwargs: as in transformers.
 
         Raises:
-            ValueError: the prompt is empty, or padded without a mask that shows it; the cache does not fit.
+            ValueError: the prompt is empty, or padded without a mask that shows it; the cache does not fit; an option
+                is for plain models.
         """
         if kwargs.get("assistant_model") is not None and kwargs.get("num_iterations") is not None:
             raise ValueError(
                 f"`num_iterations`={kwargs['num_iterations']!r} would go to the assistant too; leave it out, and call "
                 "`model.set_num_iterations(…)` before."
+            )
+        config = kwargs.get("generation_config") or self.generation_config
+        early_exit = kwargs.get("assistant_early_exit", getattr(config, "assistant_early_exit", None))
+        if early_exit is not None:
+            raise ValueError(
+                f"`assistant_early_exit`={early_exit!r} drafts tokens with the first layers alone, which feedback from "
+                "higher ones goes into; leave it out, or draft with `assistant_model` or `prompt_lookup_num_tokens`."
             )
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if isinstance(prompt, torch.Tensor) and kwargs.get("inputs_embeds") is None:

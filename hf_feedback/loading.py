@@ -67,6 +67,12 @@ def load_pretrained(
     for key in kwargs.keys() - FeedbackConfig.accepted_keywords() - {"backbone"}:
         if near := nearest_option(key):
             raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
+    if given := [key for key in ("config_overrides", "backbone_kwargs") if kwargs.get(key)]:
+        raise ValueError(
+            f"`{given[0]}` is for adding feedback to a plain backbone; {name} holds a feedback model. Load "
+            "`FeedbackConfig.from_pretrained(…)`, change its `backbone_config`, and pass it as `config`; keywords of "
+            "loading, such as `dtype`, stand by themselves."
+        )
     if is_feedback_only(config):
         return load_feedback_only(model_class, name, saved_by, hub_kwargs, kwargs)
     if kwargs.pop("backbone", None) is not None:

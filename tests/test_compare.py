@@ -694,6 +694,7 @@ def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
         (["--variants", "[]"], "`variants` must be JSON such as"),
         (["--variants", '{"plain": {}}'], "not the name of an arm"),
         (["--variants", '{"a/b": {}}'], "must be letters, digits"),
+        (["--variants", '{"a": {}, "a": {"feedback_rank": 4}}'], "`variants` gives 'a' several values"),
         (["--num-iterations", "1"], "`num_iterations`=1 is the plain backbone"),
         (["--variants", '{"a": {"magic": 1}}'], "'magic' of 'a' is not an option of FeedbackConfig"),
         (["--variants", '{"a": {"feedback_type": "magic"}}'], "'magic'"),

@@ -13,6 +13,7 @@ from transformers import (
     BertLMHeadModel,
     DynamicCache,
     EncoderDecoderCache,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -542,6 +543,9 @@ def test_what_generation_refuses(tmp_path):
             one(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
     with pytest.raises(ValueError, match="`num_iterations`=2 would go to the assistant too"):
         model.generate(ids[:1], assistant_model=causal_lm("llama"), num_iterations=2, **GREEDY)
+    for early in (dict(assistant_early_exit=2), dict(generation_config=GenerationConfig(assistant_early_exit=2))):
+        with pytest.raises(ValueError, match="`assistant_early_exit`=2 drafts tokens with the first layers alone"):
+            model.generate(ids[:1], **early)
     with pytest.raises(ValueError, match="have but one; call with `use_cache=False`"):
         model(ids, use_cache=True, output_iterations=True)
     with pytest.raises(ValueError, match="have but one; call with `halting='none'`"):

@@ -6,7 +6,7 @@ import pytest
 
 from hf_feedback import FeedbackConfig, FNNConfig
 from hf_feedback.cli import main
-from hf_feedback.training.commands.options import OptionParser
+from hf_feedback.training.commands.options import OptionParser, options_from_file
 from hf_feedback.training.model_arguments import FNNArguments, HaltingArguments, ModelArguments
 
 DERIVED = {
@@ -92,3 +92,26 @@ def test_what_is_unknown_is_named_before_what_is_missing(case, capsys):
     arguments, words = UNKNOWN[case]
     assert main(arguments.split()) == 2
     assert words in capsys.readouterr().err
+
+
+TWICE = {
+    "in YAML": ("seed: 1\nmodel: m\nseed: 2\n", "run.yaml: cannot be read (`seed` is given twice, in lines 1 and 3;"),
+    "with dashes": ("save_steps: 1\nsave-steps: 2\n", "run.yaml: `save_steps` is given twice, once with dashes"),
+    "within an option": ("learning_rate_mapping: {a-b: 1, a_b: 1, a-b: 2}", "(`a-b` is given twice, in lines 1 and 1;"),
+    "in JSON": ('learning_rate_mapping: \'{"norm": 1, "norm": 2}\'', "gives 'norm' several values; keep one"),
+}
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_of_two_values_for_one_name_neither_is_chosen(case, tmp_path, capsys):
+    text, words = TWICE[case]
+    (tmp_path / "run.yaml").write_text(text)
+    assert main(["train", str(tmp_path / "run.yaml"), "--model", "m", "--train-file", "t", "--output-dir", "o"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_names_that_differ_in_a_dash_are_two(tmp_path):
+    (tmp_path / "run.yaml").write_text("base: &base {x: 1}\nlearning_rate_mapping: {<<: *base, a-b: 1, a_b: 2, x: 3}")
+    assert options_from_file([str(tmp_path / "run.yaml")])[-1] == (
+        '--learning_rate_mapping={"x": 3, "a-b": 1, "a_b": 2}'
+    )

@@ -262,6 +262,8 @@ def test_options_of_a_saved_model_are_checked(tmp_path):
         (dict(pooling="avg"), "`pooling` must be one of"),
         (dict(feedback_topology="tops"), "`feedback_topology` must be one of"),
         (dict(num_iteration=3), "did you mean `num_iterations`"),
+        (dict(config_overrides={"hidden_dropout_prob": 0.5}), "`config_overrides` is for adding feedback to a plain"),
+        (dict(backbone_kwargs={"dtype": "float16"}), "`backbone_kwargs` is for adding feedback to a plain backbone"),
     ):
         with pytest.raises(ValueError, match=words):
             FeedbackForSequenceClassification.from_pretrained(tmp_path, **options)

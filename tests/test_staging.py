@@ -302,6 +302,17 @@ def test_a_resumed_run_ends_early_where_the_uninterrupted_one_does(tmp_path):
     assert not resumed.load_finished(str(tmp_path / "checkpoint-3"))
 
 
+@pytest.mark.parametrize("resume", [True, "checkpoint-4"])
+def test_a_run_that_stopped_early_is_not_trained_further(resume, tmp_path):
+    """A fifth step would be better, and then there would be a sixth."""
+    whole = stopping(tmp_path, 2)
+    resumed = stopping(tmp_path, 2, resume if resume is True else str(tmp_path / resume))
+    assert resumed.state.global_step == 4
+    assert resumed.state.best_metric == 0.6
+    assert all(torch.equal(weight, weights(resumed.model)[name]) for name, weight in weights(whole.model).items())
+    assert stopping(tmp_path, 3, str(tmp_path / "checkpoint-4")).state.global_step == 6
+
+
 def test_a_second_run_counts_anew(tmp_path):
     trainer = stopping(tmp_path, 2, runs=2)
     assert trainer.state.global_step == 4

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import DistributedDataParallelKwargs
 from families import TEXT_FAMILIES, tiny_backbone, tiny_batch, tiny_config
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -26,7 +27,13 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_feedback import FeedbackForImageClassification, FeedbackForSequenceClassification, FeedbackModel, add_feedback
-from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, freeze_parameters, parameter_groups
+from hf_feedback.training import (
+    FeedbackTrainer,
+    FeedbackTrainingArguments,
+    freeze_parameters,
+    parameter_groups,
+    peft_options,
+)
 from hf_feedback.training.model_parts import parts_of
 from hf_feedback.training.parameter_groups import format_groups
 from hf_feedback.training.train_iterations import IterationRange, draw_iterations
@@ -580,6 +587,45 @@ def test_checkpoints_are_read_by_the_names_that_they_were_written_with(family, t
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, {"format": "pt"})
     with pytest.raises(ValueError, match=f"does not hold 1 of the tensors of the model, such as {re.escape(lost)}"):
         new_run(family, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def checkpoint_of(folder, model, **options):
+    """The checkpoint of one step of training."""
+    args = arguments(folder, max_steps=1, save_strategy="steps", save_steps=1, **options)
+    FeedbackTrainer(model=model, args=args, train_dataset=tiny_data()).train()
+    return str(folder / "checkpoint-1")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "sgd"])
+def test_the_optimizer_of_other_parameters_is_refused(optimizer, tmp_path):
+    """Parameters of RoBERTa have the names and sizes of BERT's, in another order: of its averages those of one would be
+    written into the memory of another."""
+    options = dict(optim=optimizer, optim_args="momentum=0.9" if optimizer == "sgd" else None)
+    checkpoint = checkpoint_of(tmp_path, make(), **options)
+    more = arguments(tmp_path, max_steps=2, **options)
+    with pytest.raises(ValueError, match=r"of other parameters.* has the shape"):
+        FeedbackTrainer(model=make("roberta"), args=more, train_dataset=tiny_data()).train(checkpoint)
+
+
+def test_the_optimizer_of_other_layers_is_refused(tmp_path):
+    checkpoint = checkpoint_of(tmp_path, make(), freeze=["embeddings", "layers:0-1"])
+    for freeze, message in {
+        "layers:2-3": "there the group of 'layer 0' is of 'layer 2'",
+        "layers:0-2": "different number of parameter groups",
+    }.items():
+        args = arguments(tmp_path, max_steps=2, freeze=["embeddings", freeze])
+        with pytest.raises(ValueError, match=f"of other parameters.*{message}"):
+            FeedbackTrainer(model=make(), args=args, train_dataset=tiny_data()).train(checkpoint)
+
+
+def test_what_is_no_checkpoint_of_the_model_is_named(tmp_path):
+    adapted = get_peft_model(make(), LoraConfig(r=4, **peft_options(make())))
+    checkpoint = checkpoint_of(tmp_path, adapted)
+    make().save_feedback(tmp_path / "feedback")
+    for folder, message in {checkpoint: "PEFT adapters", tmp_path / "feedback": "feedback alone"}.items():
+        trainer = FeedbackTrainer(model=make(), args=arguments(tmp_path), train_dataset=tiny_data())
+        with pytest.raises(ValueError, match=f"`resume_from_checkpoint`: .* holds {message}"):
+            trainer.train(str(folder))
 
 
 def test_wrong_arguments_class(tmp_path):

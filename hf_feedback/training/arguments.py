@@ -31,7 +31,7 @@ def read_json(option: str, text: str, example: str) -> Any:
         example: a valid text, for the message.
 
     Raises:
-        ValueError: the text is not valid JSON.
+        ValueError: the text is not valid JSON, or gives one name several values.
 
     Example:
 
@@ -41,8 +41,16 @@ def read_json(option: str, text: str, example: str) -> Any:
 
     ```
     """
+
+    def with_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice = next(name for name in values if [other for other, _ in pairs].count(name) > 1)
+            raise ValueError(f"`{option}` gives {twice!r} several values; keep one, or name the others otherwise.")
+        return values
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=with_different_names)
     except (json.JSONDecodeError, RecursionError) as error:
         shown = text if len(text) <= 60 else f"{text[:60]}…"
         raise ValueError(f"`{option}` must be JSON such as {example}, got {shown!r} ({error}).") from error

@@ -1,16 +1,18 @@
 """A Trainer whose runs resume exactly: complete checkpoints, and the order of the data."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
 
+from ..feedback_checkpoint import WEIGHTS_NAME as FEEDBACK_WEIGHTS
 from .arguments import FeedbackTrainingArguments
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
 from .data_order import SeededLengthGroups, stream_position
@@ -18,6 +20,12 @@ from .output_folder import name_folder_in_errors
 from .restarts import TrainingStart
 from .search import SearchTrainer, Trial
 from .staging import has_stopped_early
+
+# Files of a whole model; `global_step*` and `pytorch_model*` are also folders, of DeepSpeed and FSDP.
+WHOLE_WEIGHTS = ("model*.safetensors*", "pytorch_model*", "global_step*")
+ADAPTER_CONFIG = "adapter_config.json"
+# Tensors that the optimizers of torch keep for each parameter, of its shape.
+SHAPED_LIKE_PARAMETERS = {"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
 
 
 @contextmanager
@@ -30,6 +38,29 @@ def _names_as_in_memory(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model._weight_conversions = conversions  # type: ignore[assignment]
+
+
+def check_optimizer_state(optimizer: Optimizer, names: Sequence[str | None]) -> None:
+    """Checks that a state that was loaded is of the parameters of an optimizer.
+
+    Args:
+        optimizer: after its state was loaded.
+        names: of its groups before that, `None` where a group has none.
+
+    Raises:
+        ValueError: it is of others.
+    """
+    for name, group in zip(names, optimizer.param_groups, strict=True):
+        if None not in (name, group.get("name")) and name != group["name"]:
+            raise ValueError(f"there the group of {name!r} is of {group['name']!r}")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for key in SHAPED_LIKE_PARAMETERS & state.keys():
+                if state[key].shape != parameter.shape:
+                    raise ValueError(
+                        f"there one in the group of {name!r} has the shape {tuple(state[key].shape)}, not "
+                        f"{tuple(parameter.shape)}"
+                    )
 
 
 class ResumableTrainer(SearchTrainer):
@@ -46,10 +77,11 @@ class ResumableTrainer(SearchTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; `resume_from_checkpoint=True` takes the newest complete checkpoint.
 
-        By default `args.resume` applies, except in a search; of a finished run only the state is loaded.
+        By default `args.resume` applies, except in a search; of a finished run only the state is loaded, and so it is
+        of one that stopped early, however it is named.
 
         Raises:
-            ValueError: no checkpoint is complete.
+            ValueError: no checkpoint is complete, or it is not one of this model and its optimizer.
         """
         if resume_from_checkpoint is None and self.args.resume is not None and self.hp_search_backend is None:
             resume_from_checkpoint = self.args.resume
@@ -61,8 +93,15 @@ class ResumableTrainer(SearchTrainer):
             resume_from_checkpoint = self._newest_checkpoint()
             if resume_from_checkpoint is None:
                 raise ValueError(f"`resume_from_checkpoint`: {self.args.output_dir} has no complete checkpoint.")
+        if resume_from_checkpoint and self._stopped_early_at(resume_from_checkpoint):
+            self.load_finished(resume_from_checkpoint)  # a further interval would be one more than it was trained for
+            return TrainOutput(self.state.global_step, 0.0, {})
         self._start = None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _stopped_early_at(self, checkpoint: str) -> bool:
+        file = Path(checkpoint) / "trainer_state.json"
+        return file.is_file() and has_stopped_early(TrainerState.load_from_json(str(file)), self.args)
 
     def _newest_checkpoint(self) -> str | None:
         folder, args = Path(str(self.args.output_dir)), self.args
@@ -110,6 +149,48 @@ class ResumableTrainer(SearchTrainer):
             with name_folder_in_errors(folder):
                 write_manifest(folder, self.run_record)
             rotate_checkpoints(run_folder, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As in transformers; folders that hold a part of a model alone are named as such.
+
+        Raises:
+            ValueError: there is no checkpoint of the model.
+        """
+        folder, model = Path(resume_from_checkpoint), cast(nn.Module, self.model if model is None else model)
+        if not any(True for pattern in WHOLE_WEIGHTS for _ in folder.glob(pattern)):
+            if (folder / FEEDBACK_WEIGHTS).is_file():
+                raise ValueError(
+                    f"`resume_from_checkpoint`: {folder} holds feedback alone, as `save_feedback` writes it, and no "
+                    "state of a training; load it with `from_pretrained` and train that model in a new run."
+                )
+            if (folder / ADAPTER_CONFIG).is_file() and not hasattr(model, "peft_config"):
+                raise ValueError(
+                    f"`resume_from_checkpoint`: {folder} holds PEFT adapters, and the model to train is a "
+                    f"{type(model).__name__} without any; wrap it (`get_peft_model`) as in the run that wrote them."
+                )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in transformers, but the state of an optimizer of other parameters is refused: torch compares only how
+        many they are, and then averages that do not fit are written beyond their memory.
+
+        Raises:
+            ValueError: the parameters are others.
+        """
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # states by their names
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer = cast(Optimizer, self.optimizer)
+        names = [group.get("name") for group in optimizer.param_groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            check_optimizer_state(optimizer, names)
+        except ValueError as error:
+            raise ValueError(
+                f"`resume_from_checkpoint`: the optimizer in {checkpoint} is of other parameters than those that are "
+                f"trained now ({error}). Use the model, `freeze` and learning rates of the run that wrote it; to go on "
+                "with others, load its weights with `from_pretrained` and start a new run."
+            ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """As in transformers, but a checkpoint that lacks weights of the model is refused.

@@ -35,7 +35,21 @@ class SpelledFloat(float):
 
 
 class OptionLoader(yaml.SafeLoader):
-    """Loads YAML with the numbers of YAML 1.2 and JSON, such as `1e-6`."""
+    """Loads YAML with the numbers of YAML 1.2 and JSON, such as `1e-6`; a name may not stand twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in PyYAML, which keeps the last of several values for one name.
+
+        Raises:
+            yaml.YAMLError: there are several.
+        """
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise yaml.YAMLError(f"`{name}` is given twice, in lines {lines[name]} and {line}; keep one")
+            lines[name] = line
+        return cast(dict[Any, Any], super().construct_mapping(node, deep))
 
 
 OptionLoader.add_implicit_resolver(
@@ -56,7 +70,7 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
         The options of the file, and all other arguments after them.
 
     Raises:
-        ValueError: the file cannot be read, or does not hold options.
+        ValueError: the file cannot be read, does not hold options, or holds one twice.
 
     Example:
 
@@ -81,7 +95,10 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
         raise ValueError(f"{file}: cannot be read ({error}).") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{file}: must map option names to values.")
-    options = [_as_arguments(key.replace("-", "_"), value) for key, value in values.items()]
+    names = [key.replace("-", "_") for key in values]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{file}: `{twice[0]}` is given twice, once with dashes; keep one.")
+    options = [_as_arguments(name, value) for name, value in zip(names, values.values(), strict=True)]
     return [*(argument for option in options for argument in option), *arguments[1:]]
 
 
