@@ -19,7 +19,7 @@ from .backbone_layout import (
 from .batch_rows import find_batch_axes
 from .evaluation_mode import evaluating
 from .layer_recorder import first_argument, recording
-from .modeling_outputs import ANSWERS, split_iterations
+from .modeling_outputs import OUTPUT_FIELDS, split_iterations
 from .probe_inputs import Batch, probe_inputs
 from .segment_record import LayerArguments, LayerOutput, OutOfOrderError, SegmentRecord, hidden_of
 from .validation import Keywords
@@ -229,16 +229,16 @@ def _find_packing_positions(backbone: PreTrainedModel, inputs: Batch) -> int | N
     other[0, 0] = ids[0, -1] if ids[0, 0] != ids[0, -1] else ids[0, 1]
     half = ids.shape[1] // 2
     positions = torch.cat((torch.arange(half), torch.arange(ids.shape[1] - half)))[None].to(ids.device)
-    for given in (positions, positions.expand(4, 1, -1)):
+    for position_ids in (positions, positions.expand(4, 1, -1)):
         try:
-            found, expected = (
-                backbone(input_ids=one, position_ids=given, **without_cache(backbone)).last_hidden_state[:, half:]
+            outputs = [
+                backbone(input_ids=one, position_ids=position_ids, **without_cache(backbone)).last_hidden_state
                 for one in (ids, other)
-            )
+            ]
         except Exception:  # whatever it is: it does not read such positions
             continue
-        if torch.allclose(found, expected, rtol=1e-5, atol=1e-6):
-            return given.dim()
+        if torch.allclose(outputs[0][:, half:], outputs[1][:, half:], rtol=1e-5, atol=1e-6):
+            return position_ids.dim()
     return None
 
 
@@ -306,7 +306,7 @@ def _can_batch_iterations(model: PreTrainedModel, runs: tuple[_Run, _Run], batch
     pairs = [
         (getattr(one, name), expected.get(name))
         for one, expected in zip(batched, singly, strict=True)
-        for name in ANSWERS
+        for name in OUTPUT_FIELDS
         if getattr(one, name) is not None
     ]
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)

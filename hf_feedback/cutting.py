@@ -64,18 +64,18 @@ class Cutting:
     pair: PairOption = "first"
 
     @property
-    def stride(self) -> int:
+    def step(self) -> int:
         """The distance in tokens between the starts of consecutive segments."""
         return self.length - sum(self.special_tokens) - self.overlap
 
     @property
     def longest(self) -> int:
         """Tokens of the longest text that fits into `max_segments`; of a pair fewer fit if `pair` is `"every"`."""
-        return self.length + (self.max_segments - 1) * self.stride
+        return self.length + (self.max_segments - 1) * self.step
 
     def num_segments(self, num_tokens: int) -> int:
         """Of one text; of a pair more if `pair` is `"every"`."""
-        return 1 + -(-max(0, num_tokens - self.length) // self.stride)
+        return 1 + -(-max(0, num_tokens - self.length) // self.step)
 
     def cut(self, inputs: Keywords) -> tuple[Keywords, Segments]:
         """Texts → their segments.
@@ -134,8 +134,8 @@ class Cutting:
         front = self._front(tensors, tokens, order)
         inner = (tokens - front - back).clamp_min(0)  # without those that stand around
         room = self.length - front - back
-        stride = room - self.overlap
-        counts = 1 + ((inner - room).clamp_min(0) + stride - 1) // stride
+        step = room - self.overlap
+        counts = 1 + ((inner - room).clamp_min(0) + step - 1) // step
         if (most := int(counts.max())) > self.max_segments:
             raise ValueError(
                 f"A text of {int(tokens[counts.argmax()])} tokens makes {most} segments of {self.length}, more than "
@@ -145,7 +145,7 @@ class Cutting:
         text = torch.repeat_interleave(counts)
         number = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts)[text]
         inner, tokens, front, room = (one[text, None] for one in (inner, tokens, front, room))
-        offset = number[:, None] * stride[text, None]
+        offset = number[:, None] * step[text, None]
         size = torch.minimum(inner - offset, room)
         j = torch.arange(min(self.length, real.shape[1]), device=text.device)[None]
         place = torch.where(j < front, j, torch.where(j < front + size, offset + j, inner + j - size))
@@ -197,17 +197,17 @@ def end_of_first_text(
     """
     front, back = special_tokens
     place = torch.arange(order.shape[1], device=order.device)
-    found = torch.full_like(tokens, -1)
+    num_before = torch.full_like(tokens, -1)
     if "input_ids" in tensors and back:
         ids = tensors["input_ids"].gather(1, order)
         last = ids.gather(1, (tokens - back).clamp_min(0)[:, None])
         is_separator = (ids == last) & (place >= front) & (place < tokens[:, None] - back)
         is_after = is_separator.cumsum(1).bool() & ~is_separator
-        found = torch.where(is_separator.any(1), is_after.int().argmax(1), found)
+        num_before = torch.where(is_separator.any(1), is_after.int().argmax(1), num_before)
     if "token_type_ids" in tensors:
         is_second = (tensors["token_type_ids"].gather(1, order) == 1) & (place < tokens[:, None])
-        found = torch.where(is_second.any(1), is_second.int().argmax(1), found)
-    return found
+        num_before = torch.where(is_second.any(1), is_second.int().argmax(1), num_before)
+    return num_before
 
 
 def cutting_of(config: "FeedbackConfig", backbone: PreTrainedModel) -> Cutting | None:
@@ -237,7 +237,7 @@ def cutting_of(config: "FeedbackConfig", backbone: PreTrainedModel) -> Cutting |
     cutting = Cutting(
         int(length), overlap, (front, back), config.max_segments, config.pad_token_id or 0, config.segment_pair
     )
-    if cutting.stride < 1:
+    if cutting.step < 1:
         raise ValueError(
             f"`segment_length`={length} leaves no room beside {front + back} special tokens and an overlap of "
             f"{overlap}; raise it, or lower `segment_overlap`."

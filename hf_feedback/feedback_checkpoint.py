@@ -53,8 +53,9 @@ def write_feedback(model: "FeedbackPreTrainedModel", folder: str | Path) -> None
     """Writes config, code and tensors of a feedback-only checkpoint."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state, core = model.state_dict(keep_vars=True), backbone_tensor_names(model)
-    of_backbone = {id(state[name]) for name in core}  # a decoder that is tied to the embeddings is not saved either
+    state, backbone_names = model.state_dict(keep_vars=True), backbone_tensor_names(model)
+    # a decoder that is tied to the embeddings is not saved either
+    of_backbone = {id(state[name]) for name in backbone_names}
     ours = {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in of_backbone}
     config = copy.deepcopy(model.config)
     config.backbone_source = {**(config.backbone_source or {}), "fingerprint": fingerprint(model)}
@@ -97,11 +98,11 @@ def assign_feedback_tensors(model: "FeedbackPreTrainedModel", tensors: dict[str,
     Returns:
         As the loading info of transformers: `missing_keys`, `unexpected_keys` and `mismatched_keys`.
     """
-    state, core = model.state_dict(keep_vars=True), backbone_tensor_names(model)
+    state, backbone_names = model.state_dict(keep_vars=True), backbone_tensor_names(model)
     aliases: dict[int, list[str]] = {}
     for name, tensor in state.items():
         aliases.setdefault(id(tensor), []).append(name)
-    waiting = {name for name in state if not core.keys() & aliases[id(state[name])]}
+    waiting = {name for name in state if not backbone_names.keys() & aliases[id(state[name])]}
     mismatched = [name for name, tensor in tensors.items() if name in waiting and state[name].shape != tensor.shape]
     for name in tensors.keys() & waiting - set(mismatched):
         old = state[name]
@@ -220,16 +221,17 @@ def load_feedback_only(
         hub_kwargs, kwargs: as `from_pretrained` was given them.
     """
     options = {key: kwargs.pop(key) for key in [*kwargs] if key in FeedbackConfig.accepted_keywords()}
-    rest = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
+    loading_kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
     given_config, backbone, wants_info, ignore_mismatched = (
-        rest.pop(key, None) for key in ("config", "backbone", "output_loading_info", "ignore_mismatched_sizes")
+        loading_kwargs.pop(key, None)
+        for key in ("config", "backbone", "output_loading_info", "ignore_mismatched_sizes")
     )
     if given_config is not None and options:
         raise ValueError(f"`{next(iter(options))}`: `config` is given too; set the option there.")
     for key in ("use_safetensors", "adapter_kwargs"):  # they are about the feedback's own folder
-        rest.pop(key, None)
-    here = {key: value for key, value in hub_kwargs.items() if key != "trust_remote_code"}
-    saved = FeedbackConfig.from_pretrained(name, **here, **options)
+        loading_kwargs.pop(key, None)
+    folder_kwargs = {key: value for key, value in hub_kwargs.items() if key != "trust_remote_code"}
+    saved = FeedbackConfig.from_pretrained(name, **folder_kwargs, **options)
     config = copy.deepcopy(given_config) or saved
     source = cast(Keywords, saved.backbone_source).copy()
     expected = source.pop("fingerprint")
@@ -237,11 +239,12 @@ def load_feedback_only(
     same_head = has_same_head(model_class, saved_by)
     if not same_head and "head" not in options:
         config.head = model_class.traits.choose_head("new", cast(PreTrainedConfig, config.backbone_config))
-    model = wrap_backbone(model_class, _backbone_for(model_class, config, backbone, name, hub_kwargs, rest), config)
+    loaded = _backbone_for(model_class, config, backbone, name, hub_kwargs, loading_kwargs)
+    model = wrap_backbone(model_class, loaded, config)
     _check_fingerprint(model, expected, name)
     if model.can_generate() and "generation_config" not in kwargs:
-        _load_generation_config(model, name, here)
-    tensors = read_feedback_tensors(name, **here)
+        _load_generation_config(model, name, folder_kwargs)
+    tensors = read_feedback_tensors(name, **folder_kwargs)
     if not same_head and config.head == "new":  # what is called the same is still another head
         tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("feedback.")}
     if not same_head:
@@ -282,7 +285,7 @@ def _backbone_for(
     backbone: Any,
     name: str | Path,
     hub_kwargs: Keywords,
-    rest: Keywords,
+    loading_kwargs: Keywords,
 ) -> PreTrainedModel:
     """The backbone that was passed, or named, or that the checkpoint names."""
     if backbone is not None and not isinstance(backbone, str | Path | PreTrainedModel):
@@ -292,9 +295,11 @@ def _backbone_for(
     if not isinstance(backbone, PreTrainedModel):
         names = ("token", "cache_dir", "local_files_only")
         shared: Keywords = {key: hub_kwargs[key] for key in names if key in hub_kwargs}
-        return load_named_backbone(model_class, config, backbone, {**shared, **rest})
-    if rest:
-        raise ValueError(f"`{next(iter(rest))}` is for loading a backbone; it has no use with one that is given.")
+        return load_named_backbone(model_class, config, backbone, {**shared, **loading_kwargs})
+    if loading_kwargs:
+        raise ValueError(
+            f"`{next(iter(loading_kwargs))}` is for loading a backbone; it has no use with one that is given."
+        )
     return _share_backbone(model_class, backbone, config, name)
 
 
@@ -325,10 +330,10 @@ def _share_backbone(
         check_task_model(model_class, backbone)
     else:
         backbone = select_part(backbone, config.backbone_part)
-    mine, theirs = config.text_config, backbone.config.get_text_config()
+    trained_on, offered = config.text_config, backbone.config.get_text_config()
     for key in ("model_type", "hidden_size", "num_hidden_layers"):
-        if getattr(mine, key) != getattr(theirs, key, None):
-            raise ValueError(_other_backbone(name, config, f"it has `{key}` {getattr(theirs, key, None)!r}"))
+        if getattr(trained_on, key) != getattr(offered, key, None):
+            raise ValueError(_other_backbone(name, config, f"it has `{key}` {getattr(offered, key, None)!r}"))
     return share_weights(backbone)
 
 

@@ -33,18 +33,18 @@ def normalize_label_options(options: Keywords) -> Keywords:
     names = _names_by_number("id2label", _dict_of("id2label", options).items())
     other = _names_by_number("label2id", [(number, name) for name, number in _dict_of("label2id", options).items()])
     same = set(names.values()) == set(other.values()) and other.items() <= names.items()
-    given = "id2label"
+    option = "id2label"
     if not names or (_are_made_up(names) and not _are_made_up(other)):
-        names, given = other, "label2id"
+        names, option = other, "label2id"
     elif not (same or _are_made_up(other)):
         raise ValueError(f"`label2id` contradicts `id2label`: {shortened(other)}, {shortened(names)}; leave one out.")
     if not names:
         return options
     if list(names) != list(range(len(names))):
-        raise ValueError(f"`{given}` must number the labels from 0 on without a gap, got {shortened(list(names))}.")
+        raise ValueError(f"`{option}` must number the labels from 0 on without a gap, got {shortened(list(names))}.")
     if count not in (None, len(names)):
         raise ValueError(
-            f"`num_labels`={count!r} contradicts `{given}`, which names {len(names)} labels; leave one out."
+            f"`num_labels`={count!r} contradicts `{option}`, which names {len(names)} labels; leave one out."
         )
     return {**options, "id2label": names, "label2id": numbers_by_name(names)}
 

@@ -253,9 +253,9 @@ def _load_plain(
     options = FeedbackConfig.accepted_keywords() | {"config_overrides"}
     if kwargs.pop("output_loading_info", False):
         raise ValueError("`output_loading_info` is for saved feedback models; this folder holds a plain backbone.")
-    mine = {key: value for key, value in kwargs.items() if key in options}
-    rest = {key: value for key, value in kwargs.items() if key not in options}
-    config = rest.pop("config", None)
+    feedback_options = {key: value for key, value in kwargs.items() if key in options}
+    backbone_kwargs = {key: value for key, value in kwargs.items() if key not in options}
+    config = backbone_kwargs.pop("config", None)
     if config is not None and not isinstance(config, FeedbackConfig):
         raise ValueError(
             f"`config` must be a FeedbackConfig, got a {type(config).__name__}; change options of the backbone's own "
@@ -265,9 +265,9 @@ def _load_plain(
         options_of_config = config.options()
         if options_of_config["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:  # names that transformers makes up
             del options_of_config["id2label"], options_of_config["label2id"]
-        mine = {**options_of_config, **mine}
-    rest.update(rest.pop("backbone_kwargs", None) or {})
-    return model_class.from_backbone(name, backbone_kwargs={**rest, **hub_kwargs}, **mine)
+        feedback_options = {**options_of_config, **feedback_options}
+    backbone_kwargs |= backbone_kwargs.pop("backbone_kwargs", None) or {}
+    return model_class.from_backbone(name, backbone_kwargs={**backbone_kwargs, **hub_kwargs}, **feedback_options)
 
 
 def load_feedback_folder(

@@ -251,8 +251,8 @@ class LoopRunner:
     def _packed_texts(self, context: ForwardContext, num_rows: int) -> torch.Tensor | None:
         """`(B, T)`, the number of the text of each token, where rows hold several; `None`: one each. As in the masks of
         transformers' decoders, a text ends where positions do not go on by one, in calls without a mask or a cache."""
-        given, positions = context.forward_arguments, context.forward_arguments.get("position_ids")
-        is_read = given.get("attention_mask") is None and context.cache is None and context.segments is None
+        arguments, positions = context.forward_arguments, context.forward_arguments.get("position_ids")
+        is_read = arguments.get("attention_mask") is None and context.cache is None and context.segments is None
         if not is_read or positions is None or positions.dim() != self.layout.packing_positions:
             return None
         texts = find_packed_sequence_indices((positions if positions.dim() == 2 else positions[0]).expand(num_rows, -1))

@@ -158,7 +158,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
 
     # One call: inputs → context → K iterations → logits → output
 
-    def _answer(
+    def _forward(
         self,
         labels: Any,
         num_iterations: int | None,

@@ -146,7 +146,7 @@ class FeedbackTextModel(FeedbackPreTrainedModel):
         """
         return cast(
             FeedbackTaskOutput,
-            self._answer(
+            self._forward(
                 labels,
                 num_iterations,
                 output_iterations,
@@ -288,7 +288,7 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
         labels = None if start_positions is None or end_positions is None else (start_positions, end_positions)
         return cast(
             FeedbackQuestionAnsweringOutput,
-            self._answer(
+            self._forward(
                 labels,
                 num_iterations,
                 output_iterations,
@@ -503,7 +503,7 @@ class FeedbackForCausalLM(FeedbackGenerativeModel):
         """
         output = cast(
             FeedbackCausalLMOutput,
-            self._answer(
+            self._forward(
                 None if labels is None else NextTokens(labels, num_items_in_batch),
                 num_iterations,
                 output_iterations,
@@ -589,7 +589,7 @@ class FeedbackForImageClassification(FeedbackPreTrainedModel):
         """
         return cast(
             FeedbackTaskOutput,
-            self._answer(
+            self._forward(
                 labels,
                 num_iterations,
                 output_iterations,
@@ -648,7 +648,7 @@ class FeedbackForAudioClassification(FeedbackPreTrainedModel):
         """
         return cast(
             FeedbackTaskOutput,
-            self._answer(
+            self._forward(
                 labels,
                 num_iterations,
                 output_iterations,

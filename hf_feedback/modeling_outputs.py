@@ -107,7 +107,7 @@ class FeedbackQuestionAnsweringOutput(ModelOutput):
 
 
 # The fields of a backbone's output that are logits, or that a head reads.
-ANSWERS = ("last_hidden_state", "logits", "start_logits", "end_logits")
+OUTPUT_FIELDS = ("last_hidden_state", "logits", "start_logits", "end_logits")
 
 
 class BackboneOutput(Protocol):
@@ -127,12 +127,12 @@ class IterationOutput:
     start_logits: torch.Tensor
     end_logits: torch.Tensor
 
-    def __init__(self, answers: dict[str, torch.Tensor]) -> None:
-        for name in ANSWERS:
-            setattr(self, name, answers.get(name))
+    def __init__(self, fields: dict[str, torch.Tensor]) -> None:
+        for name in OUTPUT_FIELDS:
+            setattr(self, name, fields.get(name))
 
 
 def split_iterations(outputs: ModelOutput, num_iterations: int) -> list[IterationOutput]:
     """The outputs of several iterations that went through as one larger batch, the first iteration first."""
-    chunks = {name: outputs[name].chunk(num_iterations) for name in ANSWERS if outputs.get(name) is not None}
+    chunks = {name: outputs[name].chunk(num_iterations) for name in OUTPUT_FIELDS if outputs.get(name) is not None}
     return [IterationOutput({name: chunk[i] for name, chunk in chunks.items()}) for i in range(num_iterations)]

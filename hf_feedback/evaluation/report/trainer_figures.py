@@ -88,8 +88,8 @@ class IterationFigures(TrainerCallback):
         split, _, name = evaluated_split(kwargs["metrics"]).partition("_")
         if split != "eval":
             return  # test, whose values would continue the curves of validation
-        batches = list(islice(kwargs["eval_dataloader"], self.most_batches))
         with torch.random.fork_rng(devices=[]), self.trainer.compute_loss_context_manager():
+            batches = list(islice(kwargs["eval_dataloader"], self.most_batches))  # which draws random numbers too
             seen = observe(model, batches, k + FURTHER_ITERATIONS)
             values = curves(seen)
             if not is_fsdp_managed_module(model):
