@@ -309,10 +309,8 @@ class FeedbackConfig(OptionsConfig):
         """Options that were measured to help on the texts that they are for, as keywords of `from_backbone`.
 
         Args:
-            name: `"decoder-tagging"`, a decoder that tags words, its causal mask kept; `"segment-memory"`, a question
-                in one segment of a text and its facts in others; `"depth-on-demand"`, tasks that take more steps than
-                the backbone has layers; `"carried-state"`, a state that every token changes. `RECIPES` in
-                `hf_feedback.recipes` holds them.
+            name: `"carried-state"`, `"decoder-tagging"`, `"depth-on-demand"` or `"segment-memory"`; `hf-feedback train
+                --help` says what each is for.
 
         Raises:
             ValueError: there is no recipe of that name.

@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, get_linear_schedule_with_warmup, set_seed
 
-from hf_feedback import FeedbackForCausalLM
+from hf_feedback import FeedbackConfig, FeedbackForCausalLM
 from hf_feedback.evaluation.machine import machine_and_versions
 from hf_feedback.evaluation.markdown_tables import markdown_table
 from hf_feedback.summary import count_parameters
@@ -42,7 +42,7 @@ from hf_feedback.training.flops import count_flops
 
 # The last layer to the first, by full matrices, without a nonlinearity of its own.
 TOP = dict(feedback_topology="top", feedback_layers=[0, 0], feedback_rank=None, feedback_activation="linear")
-CARRIED = dict(num_iterations=2, feedback_shift=1, feedback_type="gated", **TOP)
+CARRIED = FeedbackConfig.recipe("carried-state")
 FEEDBACK: dict[str, dict[str, Any]] = {
     "carried state": CARRIED,
     "carried state, window of 4": CARRIED,

@@ -158,8 +158,9 @@ class ModelArguments(ConfigArguments):
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
     recipe: str | None = option(
         None,
-        f"Named options, each measured on the texts that it is for: {', '.join(RECIPES)}; other options given take "
-        "precedence.",
+        "Named options, each measured on what it is for: "
+        f"{'; '.join(f'{name} ({recipe.purpose})' for name, recipe in RECIPES.items())}. "
+        "Other options given take precedence.",
     )
     dtype: str = option(
         "float32",
