@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .adapter_checks import check_adapters_are_whole
 from .backbone_layout import name_of_part, select_part
 from .building import file_kwargs_of, hub_kwargs_of, settle_label_piece, warn_if_offloaded
-from .configuration_feedback import FeedbackConfig, nearest_option
+from .configuration_feedback import EDGE_OPTIONS, FeedbackConfig, nearest_option
 from .feedback_checkpoint import has_same_head, is_feedback_only, load_feedback_only
 from .operator_code import load_operator_code
 from .validation import Keywords
@@ -61,6 +61,8 @@ def load_pretrained(
     options = FeedbackConfig.accepted_keywords() - TIED_TO_WEIGHTS
     options_given = {key: kwargs[key] for key in kwargs if key in options}
     config = FeedbackConfig.from_dict(copy.deepcopy(stored), **options_given)  # errors name the option
+    if options_given.keys() & {*EDGE_OPTIONS}:
+        _check_edges(name, FeedbackConfig.from_dict(copy.deepcopy(stored)), config)
     load_operator_code(config, name, hub_kwargs)
     saved_by = find_model_class(root_of(model_class), config.architectures) or model_class
     _check_answers(model_class, saved_by, name)
@@ -78,6 +80,16 @@ def load_pretrained(
     if kwargs.pop("backbone", None) is not None:
         raise ValueError(f"`backbone` is for feedback-only checkpoints; {name} holds a whole model.")
     return _load_whole(model_class, load, name, args, kwargs, saved_by, config)
+
+
+def _check_edges(name: str | Path, saved: FeedbackConfig, config: FeedbackConfig) -> None:
+    """Raises `ValueError` where the messages that a folder holds would go along other edges, as many of which have
+    tensors of the same shapes."""
+    if config.edges() != saved.edges():
+        raise ValueError(
+            f"`{'`, `'.join(EDGE_OPTIONS)}`: the feedback in {name} has the edges {saved.edges()}, not "
+            f"{config.edges()}; leave these options out, or add new feedback to its backbone."
+        )
 
 
 def _load_whole(

@@ -366,7 +366,7 @@ def test_what_is_missing_or_damaged(bert, tmp_path):
         load_feedback(tmp_path / "out")
     file.write_bytes(whole)
     with pytest.raises(OSError, match="do not belong to the config beside them"):
-        load_feedback(tmp_path / "out", feedback_topology="dense")
+        load_feedback(tmp_path / "out", feedback_rank=4)
     model.save_pretrained(tmp_path / "whole")
     with pytest.raises(ValueError, match="holds no feedback-only checkpoint"):
         load_feedback(tmp_path / "whole")

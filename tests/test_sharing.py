@@ -125,6 +125,22 @@ def test_plain_backbone_folder_loads_with_fresh_feedback(tmp_path, caplog):
     assert with_config.config.num_iterations == 7
 
 
+def test_messages_of_other_edges_are_refused(tmp_path):
+    """They have the same shapes, and would be loaded."""
+    edges = [[2, 0], [2, 1]]
+    options = dict(feedback_edges=edges, feedback_rank=8)
+    model = FeedbackModel.from_backbone(tiny_backbone("bert", num_hidden_layers=4), **options)
+    model.backbone.save_pretrained(tmp_path / "backbone")
+    model.save_pretrained(tmp_path / "whole")
+    FeedbackModel.from_backbone(tmp_path / "backbone", **options).save_feedback(tmp_path / "alone")
+    for folder in (tmp_path / "whole", tmp_path / "alone"):
+        assert FeedbackModel.from_pretrained(folder, feedback_edges=edges[::-1]).config.edges() == [(2, 0), (2, 1)]
+        with pytest.raises(ValueError, match=r"has the edges \[\(2, 0\), \(2, 1\)\], not \[\(3, 0\), \(3, 1\)\]"):
+            FeedbackModel.from_pretrained(folder, feedback_edges=[[3, 0], [3, 1]])
+        with pytest.raises(ValueError, match="has the edges"):
+            FeedbackModel.from_pretrained(folder, feedback_edges=None, feedback_topology="dense")
+
+
 def test_a_trained_head_that_is_left_out_is_told_of(tmp_path, caplog):
     task_model = AutoModelForSequenceClassification.from_config(tiny_config("bert"))
     task_model.save_pretrained(tmp_path)
