@@ -82,7 +82,8 @@ def models(minilm, tmp_path_factory):
     tokenizer.eos_token = tokenizer.sep_token
     sizes = dict(vocab_size=len(tokenizer), num_hidden_layers=6, pad_token_id=0)
     tiny_backbone("bert", **sizes).save_pretrained(folder / "encoder")
-    AutoModelForCausalLM.from_config(tiny_config("qwen3", **sizes)).save_pretrained(folder / "decoder")
+    wide = tiny_config("qwen3", hidden_size=64, **sizes)  # the rank of the recipe
+    AutoModelForCausalLM.from_config(wide).save_pretrained(folder / "decoder")
     for kind in ("encoder", "decoder"):
         tokenizer.save_pretrained(folder / kind)
     tiny_backbone("vit").save_pretrained(folder / "image")
