@@ -179,7 +179,7 @@ def test_the_guide_shows_the_comparisons_that_are_kept():
     files = [
         f for name in ("later_tokens*", "compression") for f in (FOLDER / "results").glob(f"{name}/*/*/comparison.md")
     ]
-    assert len(files) == 10
+    assert len(files) == 9
     for file in files:
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
         assert len(rows) > 10

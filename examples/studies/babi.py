@@ -13,12 +13,15 @@ The texts are those of bAbI (Weston et al. 2015, arXiv 1502.05698), which end in
   question in every one. `feedback_type="memory"`, also with the question in the first segment alone, beside segments
   without messages, a transformer over them, the start of the text, and the whole text where the backbone reads it.
 
-Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
+Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation. Options that are
+not listed here go to `hf-feedback compare` and replace those of both parts, such as `--arms`, `--rate-factors` and
+`--bf16`.
 """
 
 import argparse
 import random
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -91,15 +94,15 @@ def write_long(files: Files, folder: Path, between: Path, num_tokens: int, token
     return files
 
 
-def study_segments(args: argparse.Namespace) -> list[int]:
-    """Texts of all lengths; returns the exit statuses."""
+def study_segments(args: argparse.Namespace, others: Sequence[str]) -> list[int]:
+    """Texts of all lengths, with other options of `hf-feedback compare`; returns the exit statuses."""
     tokenizer, statuses = AutoTokenizer.from_pretrained(args.model), []
     for num_tokens in args.tokens:
         args.max_length = num_tokens
         prepare = partial(write_long, between=args.between, num_tokens=num_tokens, tokenizer=tokenizer)
         most = -(-num_tokens // (args.segment_length - QUESTION_TOKENS))
         sizes = ["--segment-length", str(args.segment_length), "--max-segments", str(most)]
-        options = [*RATES, *SEGMENTS, *sizes, *kept_layers(range(max(args.layers)))]
+        options = [*RATES, *SEGMENTS, *sizes, *kept_layers(range(max(args.layers))), *others]
         statuses.append(compare_all(f"{num_tokens} tokens", args, options, prepare))
     return statuses
 
@@ -113,16 +116,15 @@ def main() -> None:
     made.add_argument("--between", type=Path, help="segments: folder of texts whose sentences stand between the facts")
     made.add_argument("--tokens", type=int, nargs="+", default=[360, 1024, 2048, 4096], help="segments: of a text")
     made.add_argument("--segment-length", type=int, default=64, help="segments: tokens of each")
-    args = made.parse_args()
+    args, others = made.parse_known_args()
     if "segments" in args.parts and args.between is None:
         made.error("--between: the part 'segments' takes a folder of texts, such as DIR/ag_news")
     statuses = []
     if "depth" in args.parts:
         for count in args.layers:
-            statuses.append(
-                compare_all(f"{count} layers", args, [*RATES, *DEPTH, *kept_layers(range(count))], write_pairs)
-            )
-    finish(statuses + (study_segments(args) if "segments" in args.parts else []))
+            options = [*RATES, *DEPTH, *kept_layers(range(count)), *others]
+            statuses.append(compare_all(f"{count} layers", args, options, write_pairs))
+    finish(statuses + (study_segments(args, others) if "segments" in args.parts else []))
 
 
 if __name__ == "__main__":
