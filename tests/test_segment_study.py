@@ -143,7 +143,8 @@ def test_chains_are_answered_by_following_them(module, longest):
 
 
 def test_the_guide_and_the_card_show_the_chains_that_are_kept(module, tmp_path, monkeypatch, capsys):
-    study, guide = module("depth_on_demand"), (FOLDER.parent / "guides" / "does_it_help.md").read_text(encoding="utf-8")
+    guide = (FOLDER.parent / "guides" / "measured" / "many_steps.md").read_text(encoding="utf-8")
+    study = module("depth_on_demand")
     arms = ["feedback", "feedback, answer last, K = 4", "eight layers", "sixteen layers", "carried state, normed"]
     kept = ["--work", str(FOLDER / "results" / "depth_on_demand"), "--seeds", *"01234", "--arms", *arms]
     card = tmp_path / "depth_on_demand.md"

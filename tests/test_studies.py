@@ -157,12 +157,14 @@ def test_a_card_of_one_arm_is_refused(study, arm, more, tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
-GUIDE = FOLDER.parent / "guides" / "does_it_help.md"
+def measured(page: str) -> str:
+    """A page of measurements in the guides."""
+    return (FOLDER.parent / "guides" / "measured" / f"{page}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("regime", "arms"), [("frozen", ("head-only", "lora")), ("full", ("plain", "lora"))])
 def test_the_guide_shows_what_is_kept_of_natural_texts(regime, arms):
-    guide, folders = GUIDE.read_text(encoding="utf-8"), (FOLDER / "results" / "no_harm" / regime).iterdir()
+    guide, folders = measured("short_texts"), (FOLDER / "results" / "no_harm" / regime).iterdir()
     results = read_results([str(folder) for folder in folders])
     for data, result in results.items():
         tests = {name: format_values([100 * value for value in arm["test"]]) for name, arm in result["arms"].items()}
@@ -175,7 +177,7 @@ def test_the_guide_shows_what_is_kept_of_natural_texts(regime, arms):
 
 
 def test_the_guide_shows_the_comparisons_that_are_kept():
-    guide = GUIDE.read_text(encoding="utf-8")
+    guide = measured("decoders") + measured("short_texts")
     files = [
         f for name in ("later_tokens*", "compression") for f in (FOLDER / "results").glob(f"{name}/*/*/comparison.md")
     ]
@@ -187,7 +189,7 @@ def test_the_guide_shows_the_comparisons_that_are_kept():
 
 
 def test_the_guide_shows_the_other_domains_that_are_kept():
-    guide = GUIDE.read_text(encoding="utf-8")
+    guide = measured("short_texts")
     files = sorted((FOLDER / "results" / "other_domain").glob("*/*/comparison.json"))
     assert len(files) == 4
     for file in files:
@@ -210,7 +212,7 @@ def test_the_guide_shows_the_noisy_texts_that_are_kept(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     table = importlib.import_module("robustness").summary(FOLDER / "results" / "robustness" / "sst2")
     assert len(table.splitlines()) == 2 + 1 + 5 * 3 + 1
-    assert table in GUIDE.read_text(encoding="utf-8")
+    assert table in measured("short_texts")
 
 
 def test_the_chase_is_learned_by_commands(tmp_path, monkeypatch, capsys):
