@@ -152,3 +152,28 @@ def test_tagging_is_compared_by_seed(monkeypatch):
         "| causal, twice the epochs | 30.0 ± 0.0 (2) | 47.0 ± 50.8 (2) | 43.0, 51.0 | 2.0 ± 12.7 (2) | 2.00 | 0.50 "
         "| 1.00 | no | 0.0002 / 0.001 |"
     )
+
+
+def test_what_is_finished_outlives_a_kill(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    common = importlib.import_module("common")
+    file = tmp_path / "results.jsonl"
+    common.Finished(file).find({"arm": "a"}, "accuracy", lambda: {"accuracy": 1.0})
+    with file.open("a") as stream:
+        stream.write('{"arm": "b", "acc')
+    finished = common.Finished(file)
+    assert finished.find({"arm": "a"}, "accuracy", lambda: pytest.fail("it is run again"))["accuracy"] == 1.0
+    assert finished.find({"arm": "b"}, "accuracy", lambda: {"accuracy": 0.5})["accuracy"] == 0.5
+    assert len(common.Finished(file).runs) == 2
+
+
+def test_a_model_of_other_options_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    common = importlib.import_module("common")
+    folder = tmp_path / "work" / "model"
+    assert not common.is_made(folder, Namespace(model="a"), ["model"])
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert common.is_made(folder, Namespace(model="a"), ["model"])
+    with pytest.raises(SystemExit, match="was made with other options; name another folder"):
+        common.is_made(folder, Namespace(model="b"), ["model"])

@@ -530,7 +530,11 @@ def test_rates_that_diverge_are_not_chosen(folders, tmp_path, capsys):
     assert "plain.seed0.rates1e+30 diverged: " in (tmp_path / "comparison.md").read_text()
     alone = compare_options(folders, tmp_path / "alone", "--arms", "plain", "--rate-factors", "1e30")
     assert cli.main(["compare", *alone]) == 2
-    assert "plain.seed0.rates1e+30: The loss of step" in capsys.readouterr().err
+    printed, errors = capsys.readouterr()
+    assert "plain.seed0.rates1e+30: The loss of step" in errors
+    assert "feedback.seed4.rates1e+30: The loss of step" in errors  # the others were run first
+    assert "leave out the arm (`--arms`, `--variants`) or the seed" in errors
+    assert printed.count(": diverged") == 2 * (1 + 5)  # seed 0 once more, as the best of one rate
 
 
 @pytest.mark.parametrize(
@@ -698,6 +702,12 @@ def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
         (["--num-iterations", "1"], "`num_iterations`=1 is the plain backbone"),
         (["--variants", '{"a": {"magic": 1}}'], "'magic' of 'a' is not an option of FeedbackConfig"),
         (["--variants", '{"a": {"feedback_type": "magic"}}'], "'magic'"),
+        (["--variants", '{"silent": {}}'], "not the name of an arm or of a check"),
+        (["--variants", '{"a": {"num_iterations": 1}}'], "'a' has `num_iterations`=1, the plain backbone"),
+        (["--seed", "7"], "`seed` has no effect on a comparison: its runs have the seeds of `seeds`"),
+        (["--early-stopping-patience", "2"], "`early_stopping_patience` has no effect on a comparison"),
+        (["--push-to-hub"], "`push_to_hub` has no effect on a comparison"),
+        (["--save-strategy", "steps"], "`save_strategy` has no effect on a comparison"),
     ],
 )
 def test_wrong_options(folders, tmp_path, capsys, options, message):
@@ -710,6 +720,9 @@ def test_a_comparison_needs_all_three_splits(folders, tmp_path, capsys):
     at = arguments.index("--test-file")
     assert cli.main(["compare", *arguments[:at], *arguments[at + 2 :]]) == 2
     assert "give `test_file` too" in capsys.readouterr().err
+    unlabelled = write(tmp_path, "unlabelled.csv", [{**row, "label": ""} for row in rows(3)])
+    assert cli.main(["compare", *arguments[: at + 1], str(unlabelled), *arguments[at + 2 :]]) == 2
+    assert f"`test_file`: {unlabelled} has no labels; a comparison needs them." in capsys.readouterr().err
 
 
 def test_comparisons_side_by_side(finished, capsys, tmp_path):
@@ -769,6 +782,11 @@ def test_numbers_that_are_not_finite_are_joined(finished, capsys, tmp_path):
     (tmp_path / "comparison.json").write_text(json.dumps(found))
     assert cli.main(["compare", "--join", str(tmp_path)]) == 0
     assert "+nan [" in capsys.readouterr().out
+    found["differences"][0]["difference"]["by_seed"][0] = found["differences"][0]["difference"]["p_value"] = None
+    (tmp_path / "comparison.json").write_text(json.dumps(found))
+    assert cli.main(["compare", "--join", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert (printed.count("| not finite |"), printed.count("| too few seeds |")) == (1, 1)
 
 
 def test_feedback_alone_is_nothing_to_compare(folders, tmp_path, capsys):

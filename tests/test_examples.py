@@ -48,7 +48,7 @@ from hf_feedback.training.data.media import check_media, read_media, read_wave
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.tags import entity_scores, is_bio, tag_set
 from hf_feedback.training.model_arguments import ModelArguments
-from hf_feedback.training.tasks import TASKS, MultipleChoice, Task, TokenClassification
+from hf_feedback.training.tasks import TASKS, MultipleChoice, Task, TokenClassification, masked_lm
 from hf_feedback.training.tasks.masked_lm import MaskingCollator, PieceEncoder, with_fixed_masks
 from hf_feedback.training.tasks.multiple_choice import tokenize_choices
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses, token_losses
@@ -517,12 +517,15 @@ def test_questions_without_answers(backbones, tmp_path):
 # Masks
 
 
-def test_evaluation_masks_stay_and_training_masks_change():
+def test_evaluation_masks_stay_and_training_masks_change(monkeypatch):
     tokenizer = letters()
     texts = ["where is my red fan", "it is late", "a"]
     data = Dataset.from_dict(dict(tokenizer(texts, return_special_tokens_mask=True)))
     once, again = (with_fixed_masks(data, tokenizer, 0.3) for _ in range(2))
     assert once[:] == again[:]
+    monkeypatch.setattr(masked_lm, "MOST_DRAWS", 9)
+    with pytest.raises(ValueError, match=r"`mlm_probability`=1e-09 masks nothing in 9 draws"):
+        with_fixed_masks(data, tokenizer, 1e-9)
     for row, plain in zip(once, data, strict=True):
         chosen = [label != -100 for label in row["labels"]]
         assert any(chosen)
@@ -670,7 +673,7 @@ def test_answers_for_tokens_of_texts_in_segments(name, backbones, tmp_path):
 # Images and recordings
 
 
-def test_folders_of_images(backbones, tmp_path):
+def test_folders_of_images(backbones, tmp_path, capsys):
     from PIL import Image
 
     for kind, colour in (("dark", 10), ("light", 240)):
@@ -681,6 +684,11 @@ def test_folders_of_images(backbones, tmp_path):
     assert run("run_image_classification", backbones, tmp_path, "--validation-file", folder, train=folder) == 0
     classify = pipeline("image-classification", str(tmp_path / "out"))
     assert {answer["label"] for answer in classify(Image.new("RGB", (20, 20)))} == {"dark", "light"}
+    Image.effect_noise((64, 64), 90).save(picture := tmp_path / "images" / "dark" / "half.jpg")
+    picture.write_bytes(picture.read_bytes()[:900])
+    more = ["--validation-file", folder, "--overwrite-output-dir", "True"]
+    assert run("run_image_classification", backbones, tmp_path, *more, train=folder) == 2
+    assert "image file is truncated" in capsys.readouterr().err
 
 
 def test_folders_of_one_class(backbones, tmp_path, capsys):

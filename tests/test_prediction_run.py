@@ -62,7 +62,7 @@ def test_rows_are_written_with_the_answers_of_the_model(folders, tmp_path, name,
     assert {*tmp_path.iterdir()} == {file, output}
 
 
-def test_images_and_recordings(folders, tmp_path):
+def test_images_and_recordings(folders, tmp_path, capsys):
     (tmp_path / "images" / "red").mkdir(parents=True)
     for i in range(3):
         Image.new("RGB", (9, 9), (90 * i, 0, 0)).save(tmp_path / "images" / "red" / f"{i}.png")
@@ -76,6 +76,15 @@ def test_images_and_recordings(folders, tmp_path):
     assert lines(tmp_path / "p.jsonl")[0] == {"id": "7", **found[2]}
     (tmp_path / "paths.csv").write_text("id,image\n7,images/red/9.png\n")
     assert predict("--model", model, "--file", tmp_path / "paths.csv", "--output", tmp_path / "q.jsonl") == 2
+
+    (tmp_path / "images" / "metadata.csv").write_text("file_name\n")
+    assert predict("--model", model, "--file", tmp_path / "images", "--output", tmp_path / "m.jsonl") == 0
+    assert lines(tmp_path / "m.jsonl") == found
+    Image.effect_noise((64, 64), 90).convert("RGB").save(picture := tmp_path / "images" / "red" / "9.jpg")
+    picture.write_bytes(picture.read_bytes()[:900])
+    capsys.readouterr()
+    assert predict("--model", model, "--file", tmp_path / "images", "--output", tmp_path / "t.jsonl") == 2
+    assert "row 4: `image` 'images/red/9.jpg' cannot be read (image file is truncated" in capsys.readouterr().err
 
     wavfile.write(tmp_path / "a.wav", 16000, np.sin(np.arange(3000) / 9).astype(np.float32))
     (tmp_path / "waves.csv").write_text("sound\na.wav\n")
@@ -261,6 +270,8 @@ def test_what_was_begun_otherwise_begins_anew_by_force_alone(folders, many, tmp_
     many.write_text(many.read_text().replace("help", "a"))
     assert predict(*command) == 2
     assert "was written with other settings (`file` was " in capsys.readouterr().err
+    assert predict(*command[:2], "--text", "hello", "--output", output) == 2
+    assert "has the first rows of a run that was stopped" in capsys.readouterr().err
     assert predict(*command, "--force") == 0
     assert len(lines(output)) == 12
 

@@ -13,6 +13,7 @@ from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import load_hub_splits
 from hf_feedback.training.data.streams import stream_rows, stream_standard_input
 from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.tasks import text_classification
 from hf_feedback.training.tasks.masked_lm import MaskedLM, MaskingArguments
 
 
@@ -301,3 +302,14 @@ def test_what_is_wrong_with_a_data_set_is_said(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,x\nb,y,z\n")
     with pytest.raises(ValueError, match=r"`dataset_name`: .* cannot be read \(.*Expected 2 fields in line 3, saw 3"):
         load_hub_splits(str(tmp_path), None)
+
+
+def test_splits_of_other_names_are_named(monkeypatch, caplog):
+    """Such as those of MNLI, without which nothing is evaluated."""
+    names = ["train", "validation_matched", "validation_mismatched"]
+    monkeypatch.setattr(text_classification, "load_hub_splits", lambda *_: dict.fromkeys(names))
+    arguments = text_classification.TextDataArguments(dataset_name="me/rows")
+    task = text_classification.TextClassification(ModelArguments(model="no/model"), arguments)
+    with caplog.at_level("WARNING", logger=text_classification.__name__):
+        assert task.read_splits().keys() == {"train"}
+    assert "no split named validation, and validation_matched, validation_mismatched are left out" in caplog.text

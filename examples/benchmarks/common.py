@@ -80,7 +80,6 @@ def fit(
     """
     set_seed(seed)
     defaults: dict[str, Any] = dict(
-        output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
         weight_decay=0.01,
@@ -96,16 +95,17 @@ def fit(
         disable_tqdm=True,
         logging_steps=200,
     )
-    trainer = FeedbackTrainer(
-        model=model,
-        args=FeedbackTrainingArguments(seed=seed, **{**defaults, **options}),
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=make_compute_metrics(labels.problem_type, list(metrics)),
-    )
-    trainer.train()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = FeedbackTrainer(
+            model=model,
+            args=FeedbackTrainingArguments(output_dir=folder, seed=seed, **{**defaults, **options}),
+            train_dataset=data["train"],
+            eval_dataset=data["validation"],
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=make_compute_metrics(labels.problem_type, list(metrics)),
+        )
+        trainer.train()
     return trainer
 
 
@@ -118,6 +118,27 @@ def measure(trainer: FeedbackTrainer, data: dict[str, Dataset], splits: Sequence
     return found
 
 
+def is_made(folder: Path, args: argparse.Namespace, names: Sequence[str]) -> bool:
+    """Whether a folder holds the model of these options, so that it need not be trained again.
+
+    Args:
+        folder: of a model; the options are noted in a file beside it.
+        args: options of the benchmark.
+        names: those that the model depends on.
+
+    Raises:
+        SystemExit: it holds the model of other options.
+    """
+    options, file = {name: str(getattr(args, name)) for name in names}, folder.with_suffix(".json")
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(options))
+        return False
+    if not file.is_file() or json.loads(file.read_text()) != options:
+        raise SystemExit(f"--work: {folder} was made with other options; name another folder.")
+    return True
+
+
 class Finished:
     """Finished runs, one JSON line each, so that a benchmark that was stopped goes on where it was.
 
@@ -127,7 +148,10 @@ class Finished:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.runs = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        if lines and not lines[-1].endswith("\n"):  # it was stopped while it wrote
+            file.write_text("".join(lines := lines[:-1]))
+        self.runs = [json.loads(line) for line in lines]
 
     def find(self, settings: dict[str, Any], wanted: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The run of these settings that measured what is wanted; made now if there is none."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Finished, add_arms, fit, interval, measure, read
+from common import Finished, add_arms, fit, interval, is_made, measure, read
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -129,7 +129,7 @@ def backbone_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def settings(row: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """The settings that identify a run."""
     options = {**ROWS[row], **(args.options if "K = 2" in row else {})}
-    names = ("model", "backbone_layers", "pooling", "num_train_epochs", "learning_rate", "feedback_lr")
+    names = ("model", "backbone_layers", "pooling", "num_train_epochs", "learning_rate", "feedback_lr", "max_length")
     return dict(row=row, data=folder.name, seed=seed, options=options, **{name: getattr(args, name) for name in names})
 
 
@@ -194,7 +194,7 @@ def main() -> None:
     if not (args.corpus or args.model):
         parser.error("give --corpus, to train a decoder on, or --model, an encoder to read with a causal mask")
     decoder, finished = args.work / "decoder", Finished(args.work / "results.jsonl")
-    if args.model is None and not (decoder / "config.json").is_file():
+    if args.model is None and not is_made(decoder, args, ["corpus", "pretraining_epochs"]):
         pretrain(args, decoder)
     wanted, mine = f"{'test' if args.test else 'validation'}_accuracy", []
     for seed in args.seeds:

@@ -61,7 +61,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = options.parse_args()
     finished, found = Finished(args.work / "dial.jsonl"), {}
-    names = ("backbone_layers", "num_train_epochs", "learning_rate", "feedback_lr", "max_length")
+    names = ("model", "backbone_layers", "num_train_epochs", "learning_rate", "feedback_lr", "max_length")
     for seed in args.seeds:
         for loss, drawn in WAYS:
             settings = dict(loss=loss, drawn=drawn, data=args.data.name, seed=seed)

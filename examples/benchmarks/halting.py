@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import fine_tuning_parser, fit, read
+from common import fine_tuning_parser, fit, is_made, read
 from transformers import AutoTokenizer, set_seed
 
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.evaluation.markdown_tables import markdown_table
 
+# Options that the trained model depends on.
+MADE_OF = ("model", "data", "backbone_layers", "num_train_epochs", "learning_rate", "feedback_lr", "max_length")
 RULES: dict[str, list[dict[str, Any]]] = {
     "convergence": [dict(halting_threshold=t) for t in (0.3, 0.2, 0.1, 0.05, 0.02, 0.01)],
     "confidence": [dict(halting_confidence=c) for c in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)],
@@ -76,7 +78,7 @@ def main() -> None:
     args = options.parse_args()
     torch.set_num_threads(1)
     tokenizer, folder = AutoTokenizer.from_pretrained(args.model), args.work / "halting_model"
-    if not (folder / "config.json").is_file():
+    if not is_made(folder, args, MADE_OF):
         train(args, folder, tokenizer)
     model = FeedbackForSequenceClassification.from_pretrained(folder).eval()
     data, _ = read(args.data, tokenizer, args.max_length)

@@ -130,7 +130,7 @@ def compare(args: argparse.Namespace) -> str:
     splits = {name: blocks_of(args.data, name, tokenizer, args.tokens, n) for name, n in numbers.items()}
     finished = Finished(args.work / "results.jsonl")
     sizes = ("tokens", "train_blocks", "test_blocks", "batch_size", "epochs", "lowest_target", "feedback_rank")
-    shared = {name: getattr(args, name) for name in (*sizes, "feedback_type")}
+    shared = {name: getattr(args, name) for name in (*sizes, "feedback_type", "model", "prompt")}
     rows = []
     for arm in args.arms:
 

@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--train-texts", type=int, help="all by default")
     args = parser.parse_args()
+    if args.num_train_epochs < 2:
+        parser.error("--num-train-epochs: the first epoch fills the cache and is not timed; give 2 or more")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     data, labels = read(args.data, tokenizer, args.max_length)
     data["train"] = data["train"].take(args.train_texts or len(data["train"]))

@@ -77,7 +77,8 @@ def main() -> None:
     args = options.parse_args()
     finished, mine = Finished(args.work / "segments.jsonl"), []
     names = (
-        "segment_length", "max_length", "backbone_layers", "pooling", "num_train_epochs", "learning_rate", "feedback_lr"
+        "model", "backbone_layers", "pooling", "segment_length", "max_length",
+        "num_train_epochs", "learning_rate", "feedback_lr",
     )  # fmt: skip
     for seed in args.seeds:
         for row in args.rows:

@@ -34,6 +34,20 @@ the backbone. `hf-feedback compare --join FOLDER …` shows finished comparisons
 FEEDBACK = "feedback"
 QUICK_ARMS = ("head-only", "plain", "lora", "bottom-up")
 QUICK_STEPS = 40
+# Options of training that a comparison sets itself.
+WITHOUT_EFFECT = {
+    "seed": "its runs have the seeds of `seeds`",
+    "data_seed": "its runs have the seeds of `seeds`",
+    "eval_strategy": "every arm is measured after its last step",
+    "save_strategy": "the models of its runs are not kept",
+    "early_stopping_patience": "every arm is measured after its last step",
+    "load_best_model_at_end": "every arm is measured after its last step",
+    "push_to_hub": "the models of its runs are not kept",
+    "report_to": "the output of its runs is in the folder `runs`",
+    "resume_from_checkpoint": "finished runs are found in `output_dir`",
+    "overwrite_output_dir": "it goes on in a folder of its own, and refuses others",
+    "prompt_file": "nothing is generated",
+}
 
 
 @dataclass
@@ -133,12 +147,20 @@ def read_variants(text: str | None) -> dict[str, Arm]:
         raise ValueError(f"`variants` must be JSON such as {example}, got {text!r:.60}.")
     for name, options in variants.items():
         own, *others = name.split("+")
-        if own in ARMS or not own.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"`variants`: {own!r} must be letters, digits and dashes, and not the name of an arm.")
+        if own in (*ARMS, *CONTROLS) or not own.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(
+                f"`variants`: {own!r} must be letters, digits and dashes, and not the name of an arm or of a check "
+                f"({', '.join(CONTROLS)})."
+            )
         for other in others:
             check_choice("variants", other, ARMS)
         if unknown := sorted(options.keys() - FeedbackConfig.declared_options().keys()):
             raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is not an option of FeedbackConfig.")
+        if options.get("num_iterations") == 1:
+            raise ValueError(
+                f"`variants`: {name!r} has `num_iterations`=1, the plain backbone; give 2 or more, or compare with the "
+                "arm 'plain'."
+            )
     none_as_text = {n: {o: "none" if v is None else v for o, v in options.items()} for n, options in variants.items()}
     return {
         name: combine_arms([Feedback(options), *(ARMS[part] for part in name.split("+")[1:])])
@@ -195,7 +217,12 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
     Raises:
         ValueError: an option is unknown, missing or has a wrong value.
     """
-    model_args, data_args, args, compare_args = make_parser(arguments).parse(arguments)
+    parser = make_parser(arguments)
+    model_args, data_args, args, compare_args = parser.parse(arguments)
+    given = parser.parse_known_args(arguments)[0]
+    for name, reason in WITHOUT_EFFECT.items():
+        if getattr(given, name, default := parser.get_default(name)) != default:
+            raise ValueError(f"`{name}` has no effect on a comparison: {reason}; leave it out.")
     if model_args.num_iterations == 1:
         raise ValueError(
             "`num_iterations`=1 is the plain backbone, of which there is nothing to compare; give 2 or more."
@@ -250,9 +277,10 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     result = compare(comparison, plan, args.processes)
     files = result.save()
+    print(f"\n{result.as_markdown()}\n{result.verdict()}")
     try:
         files.append(plot_comparison(result))
     except ImportError:
         print("The figures need matplotlib: pip install -e '.[plots]'", file=sys.stderr)
-    print(f"\n{result.as_markdown()}\n{result.verdict()}\nMore is in {', '.join(map(str, files))}")
+    print(f"More is in {', '.join(map(str, files))}")
     return 0

@@ -93,12 +93,18 @@ class JobRunner:
         folder = runs_folder(self.comparison)
         found = {job: ArmRun.load(folder, job) for job in jobs}
         open_jobs = [job for job, run in found.items() if run is None or (are_chosen and not run.examples)]
+        self.failures: list[NonFiniteStepError] = []
         for number, job in enumerate(self._finish(open_jobs, are_chosen), 1):
             self.finished_flops += self.plan.costs[job.arm].total
             left = [*open_jobs[number:], *(job for job in later if ArmRun.load(folder, job) is None)]
             run = ArmRun.load(folder, job)
-            ending = "done" if run is None or run.divergence is None else "diverged"
+            ending = "done" if run is not None and run.divergence is None else "diverged"
             print(f"{job.name}: {ending}, {self._time_left(left)} for {len(left)} more runs", flush=True)
+        if self.failures:
+            raise NonFiniteStepError(
+                f"{'; '.join(map(str, self.failures))} All other runs are finished: leave out the arm (`--arms`, "
+                "`--variants`) or the seed (`--seeds`) to see them, or give smaller rates and another folder."
+            )
         runs = [ArmRun.load(folder, job) for job in jobs]
         return [run for run in runs if run is not None]
 
@@ -106,7 +112,8 @@ class JobRunner:
         """Runs jobs; yields each when it is done."""
         if self.num_processes == 1 or len(jobs) < 2:
             for job in jobs:
-                run_job(self.comparison, job, self.plan.budget, are_chosen)
+                with self._failing_later():
+                    run_job(self.comparison, job, self.plan.budget, are_chosen)
                 yield job
             return
         context = multiprocessing.get_context("spawn")
@@ -121,7 +128,8 @@ class JobRunner:
             running = {pool.submit(run_job, self.comparison, job, self.plan.budget, are_chosen): job for job in jobs}
             try:
                 for future in as_completed(running):
-                    future.result()
+                    with self._failing_later():
+                        future.result()
                     yield running[future]
             except BaseException:
                 processes = list((pool._processes or {}).values())
@@ -130,6 +138,14 @@ class JobRunner:
                 for process in processes:
                     process.terminate()
                 raise
+
+    @contextlib.contextmanager
+    def _failing_later(self) -> Iterator[None]:
+        """Context in which a run may diverge whose rates are chosen: the others are run first."""
+        try:
+            yield
+        except NonFiniteStepError as error:
+            self.failures.append(error)
 
     def _time_left(self, jobs: Sequence[Job]) -> str:
         flops = sum(self.plan.costs[job.arm].total for job in jobs)
@@ -184,6 +200,7 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
     settings = {name: value for name, value in plan.record.items() if name != "seed"}
     now: Record = {**settings, **model, **arms, "also_test": [name_of_test_file(file) for file in comparison.also_test]}
     now["most_steps"] = comparison.most_steps
+    now = json.loads(json.dumps(now))  # as the file has it: lists in the place of tuples
     before = _read_settings(file) if file.is_file() else {}
     if differences := describe_differences(before, now):
         raise ValueError(

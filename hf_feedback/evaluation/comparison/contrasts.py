@@ -10,6 +10,7 @@ from .example_scores import EXAMPLE_SCORES
 from .statistics import Difference
 
 TOO_FEW_SEEDS = "too few seeds"  # for a p-value that could be small
+NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ def format_difference(difference: Difference) -> str:
 
 
 def format_p_value(difference: Difference) -> str:
-    """Formats the p-value of the permutation test, or that there are too few seeds for one."""
+    """Formats the p-value of the permutation test, or the reason why there is none."""
+    if not difference.is_finite:
+        return NOT_FINITE
     if difference.p_value is None or difference.least_p_value > 0.05:
         return TOO_FEW_SEEDS
     return f"{difference.p_value:.2g}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...training.model_card import escape_name
 from ..markdown_tables import markdown_table
-from .contrasts import TOO_FEW_SEEDS, Contrast, format_difference
+from .contrasts import NOT_FINITE, TOO_FEW_SEEDS, Contrast, format_difference
 from .example_scores import EXAMPLE_SCORES
 from .statistics import MIN_SEEDS, VERDICTS, Difference, holm
 
@@ -127,9 +127,14 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
 
 def _format_adjusted(contrasts: Sequence[Contrast]) -> list[str]:
     """Formats the adjusted p-values."""
-    values = [contrast.difference.p_value for contrast in contrasts]
-    least = [contrast.difference.least_p_value * len(contrasts) for contrast in contrasts]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or min(contrast.difference.num_seeds for contrast in contrasts) < MIN_SEEDS:
-        return [TOO_FEW_SEEDS] * len(values)
-    return [f"{p:.2g}" if lowest <= 0.05 else TOO_FEW_SEEDS for p, lowest in zip(holm(known), least, strict=True)]
+    differences = [contrast.difference for contrast in contrasts]
+    has_seeds = min(difference.num_seeds for difference in differences) >= MIN_SEEDS
+    adjusted = holm([1.0 if difference.p_value is None else difference.p_value for difference in differences])
+
+    def shown(difference: Difference, p_value: float) -> str:
+        if not difference.is_finite:
+            return NOT_FINITE
+        speaks = has_seeds and difference.least_p_value * len(differences) <= 0.05
+        return f"{p_value:.2g}" if speaks else TOO_FEW_SEEDS
+
+    return [shown(*pair) for pair in zip(differences, adjusted, strict=True)]

@@ -109,7 +109,7 @@ def make_plan(comparison: Comparison) -> Plan:
     first, arm = next((name, arm) for name, arm in comparison.arms.items() if arm.is_feedback)
     arm = arm.parts[0] if isinstance(arm, CombinedArm) else arm
     prepared, model = comparison.prepare(arm, comparison.seeds[0], Budget(0))
-    _check_splits(prepared)
+    _check_splits(comparison, prepared)
     metric = comparison.score_of(prepared)[0]
     feedback = cast(FeedbackPreTrainedModel, model)
     left_out = _left_out_arms(comparison, feedback, _longest_row(prepared))
@@ -209,10 +209,12 @@ def _check_targets_are_read(comparison: Comparison, trained_rule: str) -> None:
         )
 
 
-def _check_splits(prepared: PreparedTask) -> None:
+def _check_splits(comparison: Comparison, prepared: PreparedTask) -> None:
     """Refuses data without validation and test splits of known length."""
     for split in ("validation", "test"):
         if split not in prepared.splits:
+            if file := getattr(comparison.data_args, f"{split}_file", None):
+                raise ValueError(f"`{split}_file`: {file} has no labels; a comparison needs them.")
             raise ValueError(f"Rates are chosen on validation and results are read on test: give `{split}_file` too.")
     if not isinstance(prepared.splits["train"].data, Dataset):
         raise ValueError("`streaming`: a comparison needs to know how many examples there are; leave it out.")

@@ -70,7 +70,7 @@ def _plot_compute(axes: "Axes", result: ComparisonResult) -> None:
 def _plot_iterations(axes: "Axes", result: ComparisonResult) -> None:
     for name, runs in result.by_arm.items():
         if result.comparison.arms[name].is_feedback:
-            values = abs(result.unit) * np.array([run.facts["by_iteration"] for run in runs])
+            values = abs(result.unit) * np.array([run.facts["by_iteration"] for run in runs], float)  # None: not finite
             axes.plot(range(1, values.shape[1] + 1), values.mean(0), "o-", label=name)
             axes.set_xticks(range(1, values.shape[1] + 1))
     axes.legend(frameon=False)

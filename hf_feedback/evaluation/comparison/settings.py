@@ -12,7 +12,7 @@ from transformers import set_seed
 from ...loading import draw_head
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.arguments import FeedbackTrainingArguments
-from ...training.data.splits import FileArguments, Split
+from ...training.data.splits import FileArguments, Split, draw_rows
 from ...training.model_arguments import ModelArguments
 from ...training.model_sources import read_config
 from ...training.tasks import Task
@@ -75,8 +75,10 @@ class Comparison:
         task.check_training(self.args)
         prepared = task.prepare(announce=False)
         more = {}
+        sampling = replace(self.data_args, validation_split=None)
         for file in self.also_test:
-            split = task.encode("test", task.check_split(Split(task.read(file), file)))
+            further = draw_rows({"test": task.check_split(Split(task.read(file), file))}, sampling, None)
+            split = task.encode("test", further["test"])
             if split is None:
                 raise ValueError(f"`also_test`: {file} has no labels.")
             more[name_of_test_file(file)] = split

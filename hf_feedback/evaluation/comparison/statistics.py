@@ -47,6 +47,11 @@ class Difference:
     def num_seeds(self) -> int:
         return len(self.by_seed)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the metric was finite with every seed."""
+        return bool(np.isfinite(self.by_seed).all())
+
     def needs_more_examples(self, margin: float) -> bool:
         """Whether the test examples are too few to see a difference of the margin with any number of seeds."""
         return max(FOR_POWER * self.of_examples, self.resolution) >= margin

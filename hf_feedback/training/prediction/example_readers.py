@@ -2,11 +2,13 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
+from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers import PreTrainedConfig
 
 from ...class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
@@ -170,6 +172,7 @@ class MediaReader(ExampleReader):
     """Reads files of images or recordings: their bytes, or paths relative to the folder of the file of rows."""
 
     column_option: ClassVar[str]
+    extensions: ClassVar[Collection[str]]  # of the files of a folder that are read
 
     def find_columns(self, config: PreTrainedConfig) -> None:
         self.column = self.options.get(self.column_option, self.column_option.removesuffix("_column"))
@@ -205,11 +208,14 @@ class ImageReader(MediaReader):
 
     options_read = ("image_column",)
     column_option = "image_column"
+    extensions = ImageFolder.EXTENSIONS
 
     def decode(self, content: bytes) -> Any:
         from PIL import Image  # an extra
 
-        return Image.open(BytesIO(content))
+        image = Image.open(BytesIO(content))
+        image.load()
+        return image
 
 
 class AudioReader(MediaReader):
@@ -217,6 +223,7 @@ class AudioReader(MediaReader):
 
     options_read = ("audio_column", "max_seconds")
     column_option = "audio_column"
+    extensions = AudioFolder.EXTENSIONS
 
     def decode(self, content: bytes) -> Any:
         rate = self.processor.sampling_rate  # type: ignore[union-attr]

@@ -1,9 +1,11 @@
 """Rows to predict for: those of a file, a folder of files, standard input, or texts."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from transformers.utils import logging
 
 from ..checkpoints import Record
 from ..data.files import read_file
@@ -11,6 +13,7 @@ from ..data.splits import Row
 from ..data.streams import READERS, file_type, stream_rows, stream_standard_input
 from ..data.text_files import DEFAULT_FORMAT, TextFormat
 
+logger = logging.get_logger(__name__)
 STANDARD_INPUT = "-"
 LIST_TYPE = ".json"
 
@@ -76,14 +79,22 @@ class PredictionRows:
             else stream_rows(str(self.file), self.text_format)
         )
 
-    def files_of_folder(self, column: str) -> Iterator[Row] | None:
-        """Returns a row for each file of a folder, in order, with its path in a column; `None` if it is not a
-        folder."""
+    def files_of_folder(self, column: str, extensions: Collection[str]) -> Iterator[Row] | None:
+        """Returns a row for each file of a folder, in order, with its path in a column; `None` if it is not a folder.
+
+        Args:
+            column: name of the column.
+            extensions: those of the files that are wanted; others are left out with a warning, unless there are only
+                others.
+        """
         folder = Path(str(self.file))
         if self.file in (None, STANDARD_INPUT) or not folder.is_dir():
             return None
-        files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
-        return ({column: str(file.relative_to(folder.parent))} for file in files)
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        wanted = [file for file in files if file.suffix.lower() in extensions] or files
+        if others := [file.name for file in files if file not in {*wanted}]:
+            logger.warning(f"{folder}: {len(others)} other files are left out, such as {others[0]}.")
+        return ({column: str(file.relative_to(folder.parent))} for file in wanted)
 
     def fingerprint(self) -> Record | None:
         """Returns a fingerprint of the rows; `None` if they cannot be read a second time."""

@@ -119,7 +119,7 @@ class PredictionRun:
     def _read(self, reader_class: type[ExampleReader]) -> Iterator[Row]:
         if issubclass(reader_class, MediaReader):
             column = self.options.get(reader_class.column_option, reader_class.column_option.removesuffix("_column"))
-            files = self.rows.files_of_folder(column)
+            files = self.rows.files_of_folder(column, reader_class.extensions)
             if files is not None:
                 return files
         if self.rows.file is not None and Path(self.rows.file).is_dir():

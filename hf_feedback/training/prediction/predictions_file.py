@@ -189,6 +189,11 @@ class PredictionsFile:
         """Truncates an incomplete file after its last complete row, or removes it."""
         begun = None if self.force or self.record is None else self._read_record()
         if begun is None:
+            if not self.force and self.partial.is_file() and self._read_record() is not None:
+                raise ValueError(
+                    f"`output`: {self.partial} has the first rows of a run that was stopped, and these rows cannot go "
+                    "on with it; name another file, or start again (`--force`)."
+                )
             self.partial.unlink(missing_ok=True)
             self.record_file.unlink(missing_ok=True)
             return

@@ -82,7 +82,7 @@ class ImageClassification(MediaClassification[ImageArguments]):
     def decode(content: bytes) -> None:
         from PIL import Image as PILImage  # Pillow is an extra
 
-        PILImage.open(BytesIO(content)).verify()
+        PILImage.open(BytesIO(content)).convert("RGB")  # `verify` accepts half of a file
 
     def load(self) -> tuple[BaseImageProcessor, Model]:
         args = self.model_args

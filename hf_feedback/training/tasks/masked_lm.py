@@ -30,6 +30,7 @@ from .task import Collator, EncodedSplit, PreprocessLogits
 Masker: TypeAlias = DataCollatorForLanguageModeling
 
 TEXTS_AT_ONCE = 1000  # are tokenized together, where they are read while training
+MOST_DRAWS = 10_000  # of the masks of a text
 EVALUATION_SEED = 0  # the same masks in every run, so that runs can be compared
 
 
@@ -85,9 +86,12 @@ def with_fixed_masks(
     generator = torch.Generator().manual_seed(EVALUATION_SEED)
 
     def mask(row: Row) -> Row:
-        while not has_target(masked := mask_row(masker, row, generator)):
-            pass
-        return masked
+        for _ in range(MOST_DRAWS):
+            if has_target(masked := mask_row(masker, row, generator)):
+                return masked
+        raise ValueError(
+            f"`mlm_probability`={probability:g} masks nothing in {MOST_DRAWS} draws of a text; give a larger one."
+        )
 
     return data.map(mask, remove_columns=data.column_names, load_from_cache_file=False)
 

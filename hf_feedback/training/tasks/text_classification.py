@@ -146,6 +146,13 @@ class TextClassification(TextTask[TextDataArguments]):
         else:
             loaded = load_hub_splits(args.dataset_name, args.dataset_config_name)
             splits = {name: loaded[name] for name in SPLITS if name in loaded}
+            others = sorted(loaded.keys() - splits.keys())
+            if others and "validation" not in splits:
+                logger.warning(
+                    f"{args.dataset_name} has no split named validation, and {', '.join(others)} are left out. To "
+                    "evaluate after every epoch, give files (--train-file, --validation-file), or hold out training "
+                    "rows (--validation-split 0.1)."
+                )
         if args.unlabelled_file is not None:
             splits[UNLABELLED] = Split(self.read(args.unlabelled_file), args.unlabelled_file)
         return splits
