@@ -10,7 +10,7 @@ import pytest
 from builders import tiny_tokenizer
 from families import tiny_backbone
 from training_runs import rows, write
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from hf_feedback.evaluation.comparison.joined_results import join_results, read_results
 from hf_feedback.evaluation.markdown_tables import format_values
@@ -41,6 +41,11 @@ RUNS = {
         "--model {0}/bert --data {0}/stories --between {0}/texts --layers 2 --tokens 48 --segment-length 24 --dry-run",
         "duplicated",
         "tobert",
+        "memory-question-first",
+    ),
+    "babi, facts alone": (
+        "--model {0}/bert --data {0}/stories --parts segments --layers 2 --tokens 48 --segment-length 24 --dry-run "
+        "--arms windows",
         "memory-question-first",
     ),
     "no_harm": ("--model {0}/bert --data {0}/texts --dry-run", "head-only", "lora"),
@@ -86,6 +91,22 @@ def test_facts_keep_their_order_between_other_sentences(place, tmp_path, monkeyp
         strewn = strewn.removeprefix(first).lstrip()
     assert len(row["text_pair"].split()) > 20
     assert len(tokenizer(row["text"], row["text_pair"])["input_ids"]) <= 40
+
+
+def test_a_small_backbone_knows_the_words_of_the_texts(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    options = ["--data", str(place / "stories"), "--layers", "3", "--hidden-size", "16"]
+    monkeypatch.setattr(sys, "argv", ["small_backbone.py", str(tmp_path), *options])
+    importlib.import_module("small_backbone").main()
+    assert f"{tmp_path}: 3 layers of 16 features" in capsys.readouterr().out
+    model, tokenizer = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert model.config.vocab_size == len(tokenizer)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("Is it big?", "The dog ran.")["input_ids"])
+    assert tokens == "[CLS] is it big ? [SEP] the dog ran . [SEP]".split()
+    again = tmp_path / "again"
+    monkeypatch.setattr(sys, "argv", ["small_backbone.py", str(again), *options])
+    importlib.import_module("small_backbone").main()
+    assert (again / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("num_classes", [2, 20])

@@ -8,10 +8,11 @@ The texts are those of bAbI (Weston et al. 2015, arXiv 1502.05698), which end in
 - depth: the first layers of a backbone, as many as --layers says, with the recipe "depth-on-demand". Beside it: the
   same layers once, for as many epochs, and for as much compute; repeated without messages; copied, with weights of
   their own.
-- segments: between the facts stand sentences of another data set, of the same split (as in BABILong, Kuratov et al.
-  2024, arXiv 2406.10149), so that a text has at most --tokens. It is cut into segments of --segment-length, the
-  question in every one. `feedback_type="memory"`, also with the question in the first segment alone, beside segments
-  without messages, a transformer over them, the start of the text, and the whole text where the backbone reads it.
+- segments: with --between, sentences of another data set, of the same split, stand between the facts (as in BABILong,
+  Kuratov et al. 2024, arXiv 2406.10149), so that a text has at most --tokens. It is cut into segments of
+  --segment-length, the question in every one. `feedback_type="memory"`, also with the question in the first segment
+  alone, beside segments without messages, a transformer over them, the start of the text, and the whole text where the
+  backbone reads it.
 
 Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation. Options that are
 not listed here go to `hf-feedback compare` and replace those of both parts, such as `--arms`, `--rate-factors` and
@@ -96,10 +97,11 @@ def write_long(files: Files, folder: Path, between: Path, num_tokens: int, token
 
 def study_segments(args: argparse.Namespace, others: Sequence[str]) -> list[int]:
     """Texts of all lengths, with other options of `hf-feedback compare`; returns the exit statuses."""
-    tokenizer, statuses = AutoTokenizer.from_pretrained(args.model), []
+    prepare, tokenizer, statuses = write_pairs, AutoTokenizer.from_pretrained(args.model), []
     for num_tokens in args.tokens:
         args.max_length = num_tokens
-        prepare = partial(write_long, between=args.between, num_tokens=num_tokens, tokenizer=tokenizer)
+        if args.between is not None:
+            prepare = partial(write_long, between=args.between, num_tokens=num_tokens, tokenizer=tokenizer)
         most = -(-num_tokens // (args.segment_length - QUESTION_TOKENS))
         sizes = ["--segment-length", str(args.segment_length), "--max-segments", str(most)]
         options = [*RATES, *SEGMENTS, *sizes, *kept_layers(range(max(args.layers))), *others]
@@ -113,12 +115,12 @@ def main() -> None:
     made.add_argument(
         "--layers", type=int, nargs="+", default=[2, 3], help="number of first layers that are kept; segments: the most"
     )
-    made.add_argument("--between", type=Path, help="segments: folder of texts whose sentences stand between the facts")
+    made.add_argument(
+        "--between", type=Path, help="segments: folder of texts for sentences between the facts, such as DIR/ag_news"
+    )
     made.add_argument("--tokens", type=int, nargs="+", default=[360, 1024, 2048, 4096], help="segments: of a text")
     made.add_argument("--segment-length", type=int, default=64, help="segments: tokens of each")
     args, others = made.parse_known_args()
-    if "segments" in args.parts and args.between is None:
-        made.error("--between: the part 'segments' takes a folder of texts, such as DIR/ag_news")
     statuses = []
     if "depth" in args.parts:
         for count in args.layers:
