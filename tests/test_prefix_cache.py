@@ -269,6 +269,12 @@ def test_texts_that_are_no_rows_are_warned_of_once(tmp_path, caplog):
     assert record.getMessage().startswith("`cache_prefix`: a training batch is computed again in every epoch: a text")
 
 
+def test_what_else_is_not_cached_is_named(tmp_path, caplog):
+    train(tmp_path, fresh_model(), collator=lambda rows: {**pad(rows), "output_hidden_states": True})
+    (record,) = caplog.records
+    assert "in every epoch: hidden states or attentions are asked for; change that" in record.getMessage()
+
+
 def test_states_of_another_precision_are_not_read(tmp_path):
     counts = []
     for bf16 in (False, True, True):

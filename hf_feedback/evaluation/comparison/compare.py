@@ -96,7 +96,7 @@ class JobRunner:
         self.failures: list[NonFiniteStepError] = []
         for number, job in enumerate(self._finish(open_jobs, are_chosen), 1):
             self.finished_flops += self.plan.costs[job.arm].total
-            left = [*open_jobs[number:], *(job for job in later if ArmRun.load(folder, job) is None)]
+            left = [*open_jobs[number:], *(job for job in later if not self._is_finished(job))]
             run = ArmRun.load(folder, job)
             ending = "done" if run is not None and run.divergence is None else "diverged"
             print(f"{job.name}: {ending}, {self._time_left(left)} for {len(left)} more runs", flush=True)
@@ -107,6 +107,11 @@ class JobRunner:
             )
         runs = [ArmRun.load(folder, job) for job in jobs]
         return [run for run in runs if run is not None]
+
+    def _is_finished(self, job: Job) -> bool:
+        """Whether the arm has a run of that seed, whatever rates it will choose or has chosen."""
+        jobs = (replace(job, factor=factor) for factor in self.comparison.rate_factors)
+        return any(ArmRun.load(runs_folder(self.comparison), one) is not None for one in jobs)
 
     def _finish(self, jobs: Sequence[Job], are_chosen: bool) -> Iterator[Job]:
         """Runs jobs; yields each when it is done."""

@@ -118,6 +118,16 @@ class FrozenPrefix:
 
     # Hooks
 
+    @staticmethod
+    def _reason_of_miss(cache: PrefixCache, depth: int | None, args: tuple[Any, ...], kwargs: Keywords) -> str:
+        if depth != cache.depth:
+            return f"{depth or 'no'} layers are frozen at the front, and the cache was made for {cache.depth}"
+        if args:
+            return "the backbone is called with positional arguments"
+        if asks_for_states(kwargs):
+            return "hidden states or attentions are asked for"
+        return f"a text in it is not one of the rows, or it has further inputs: {sorted(kwargs)}"
+
     def _begin(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: Keywords) -> None:
         depth = self.depth()
         call = BackboneCall(depth or 0, [] if depth is None else [one for one in backbone.modules() if one.training])
@@ -127,7 +137,7 @@ class FrozenPrefix:
             if call.texts is not None and len(self._outputs) == depth:
                 call.stored = self._cache.read(call.texts)
         if self._cache is not None and call.texts is None and backbone.training:
-            self._warn_of_miss(f"a text in it is not one of the rows, or it has further inputs: {sorted(kwargs)}")
+            self._warn_of_miss(self._reason_of_miss(self._cache, depth, args, kwargs))
         for module in call.in_evaluation_mode:
             module.training = False
 
