@@ -165,6 +165,19 @@ def test_the_guide_and_the_card_show_the_chains_that_are_kept(module, tmp_path, 
         assert " | ".join([start, *accuracies]) in guide
 
 
+def test_the_guide_shows_the_activations_that_are_kept(module, monkeypatch, capsys):
+    guide = (FOLDER.parent / "guides" / "measured" / "many_steps.md").read_text(encoding="utf-8")
+    study = module("depth_on_demand")
+    arms = ["feedback", *(f"feedback, {name}" for name in ("tanh", "swish", "sigmoid", "gated"))]
+    kept = ["--work", str(FOLDER / "results" / "depth_on_demand"), "--seeds", *"012", "--arms", *arms]
+    monkeypatch.setattr(sys, "argv", ["depth_on_demand", *kept])
+    monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
+    study.main()
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.split(" | ")[1:2] in (["8"], ["12"])]
+    assert len(rows) == 2 * len(arms)
+    assert [row for row in rows if row not in guide] == []
+
+
 def test_depth_on_demand(module, tmp_path, monkeypatch, capsys):
     study = module("depth_on_demand")
     monkeypatch.setattr(study, "ITERATIONS", (4, 5))

@@ -15,8 +15,8 @@ The texts are those of bAbI (Weston et al. 2015, arXiv 1502.05698), which end in
   backbone reads it.
 
 Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation. Options that are
-not listed here go to `hf-feedback compare` and replace those of both parts, such as `--arms`, `--rate-factors` and
-`--bf16`.
+not listed here go to `hf-feedback compare` and replace those of both parts, such as `--arms`, `--rate-factors`,
+`--learning-rate`, `--backbone-lr` and `--bf16`.
 """
 
 import argparse

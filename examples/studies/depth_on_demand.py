@@ -11,8 +11,8 @@ it and trains on the same texts, whose chains have 1 to 4 hops; test texts have 
   find, so that an iteration learns to look up one fact and to stay where a chain ends;
 - "feedback, answer last": the end of the chain is the only target, of the last iteration, K drawn from a Poisson
   distribution of mean 4 (1 to 8), or K = 4; "feedback, answer always": the target of all of four iterations;
-- "feedback, tanh" and so on: as "feedback", whose messages are a full matrix without an activation, with another
-  activation, rank or operator;
+- "feedback, tanh", "swish", "sigmoid": as "feedback", whose messages have no activation, with that one; "feedback,
+  gated": with gates;
 - "carried state": the state of the last layer enters the first one again, without messages, targets as in "feedback";
   "carried state, normed": it does so through the norms after the last layer and before the first;
 - "eight layers": as many layers as four iterations pass, with weights of their own that start as those of the backbone,
@@ -99,9 +99,7 @@ ARMS = {
     "feedback, tanh": Arm("hops", {**TOP, "feedback_activation": "tanh"}),
     "feedback, swish": Arm("hops", {**TOP, "feedback_activation": "swish"}),
     "feedback, sigmoid": Arm("hops", {**TOP, "feedback_activation": "sigmoid"}),
-    "feedback, rank 16": Arm("hops", {**TOP, "feedback_rank": 16}),
     "feedback, gated": Arm("hops", {**TOP, "feedback_type": "gated"}),
-    "feedback, attention": Arm("hops", {**TOP, "feedback_type": "attention", "feedback_rank": 64}),
     "carried state": Arm("hops", {**TOP, "feedback_state": "carry"}, has_messages=False),
     "carried state, normed": Arm("hops", loops=True),
     "eight layers": Arm("hops", depth=4),
