@@ -1,9 +1,8 @@
 """Search for hyperparameters: the default space, trials, and studies that go on."""
 
-import json
-
 import optuna
 import pytest
+import torch
 import yaml
 from builders import fnn_model
 from optuna.trial import FixedTrial
@@ -156,8 +155,10 @@ def test_the_command_searches_what_is_not_given_and_resumes(backbone, tmp_path, 
     again = [argument.replace(str(tmp_path / "out"), str(tmp_path / "best")) for argument in parts]
     assert main([*again, *printed.split("`--output-dir`:")[-1].split("\n")[1].split()]) == 0
     model = FeedbackForSequenceClassification.from_pretrained(tmp_path / "best")
-    assert model.config.feedback_topology == best["feedback_topology"]
-    assert json.loads((tmp_path / "best" / "all_results.json").read_text())["eval_accuracy"] == study.best_value
+    of_model = ("num_iterations", "feedback_topology", "feedback_rank")
+    assert [getattr(model.config, name) for name in of_model] == [best[name] for name in of_model]
+    args = torch.load(tmp_path / "best" / "training_args.bin", weights_only=False)
+    assert (args.learning_rate, args.layer_lr_decay) == (best["learning_rate"], best["layer_lr_decay"])
 
     assert main([*parts, "--search-trials", "3", "--validation-file", write(tmp_path, "other.csv", rows(6, 1))]) == 2
     assert "holds a search with other options (`rows of validation` was" in capsys.readouterr().err
