@@ -108,7 +108,8 @@ def test_completion_without_shtab(capsys, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_of_every_command_from_a_file(command, tmp_path, capsys):
     data = "train_file" if command in ("train", "compare") else "file"
-    options = {"model": str(tmp_path / "missing"), data: "texts.csv", "split_seed": 1, "output_dir": str(tmp_path / "out")}
+    output = str(tmp_path / "out")
+    options = {"model": str(tmp_path / "missing"), data: "texts.csv", "split_seed": 1, "output_dir": output}
     (tmp_path / "texts.csv").write_text("text,label\na,b\n")
     options = options if data == "train_file" else {"model": options["model"], data: str(tmp_path / "texts.csv")}
     (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
