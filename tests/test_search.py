@@ -1,5 +1,7 @@
 """Search for hyperparameters: the default space, trials, and studies that go on."""
 
+import json
+
 import optuna
 import pytest
 import torch
@@ -159,11 +161,23 @@ def test_the_command_searches_what_is_not_given_and_resumes(backbone, tmp_path, 
     assert [getattr(model.config, name) for name in of_model] == [best[name] for name in of_model]
     args = torch.load(tmp_path / "best" / "training_args.bin", weights_only=False)
     assert (args.learning_rate, args.layer_lr_decay) == (best["learning_rate"], best["layer_lr_decay"])
+    assert json.loads((tmp_path / "best" / "all_results.json").read_text())["eval_accuracy"] == study.best_value
 
     assert main([*parts, "--search-trials", "3", "--validation-file", write(tmp_path, "other.csv", rows(6, 1))]) == 2
     assert "holds a search with other options (`rows of validation` was" in capsys.readouterr().err
     assert main([*again, "--search-trials", "1"]) == 2
     assert "`output_dir`" in capsys.readouterr().err  # it holds a model
+
+
+def test_the_best_options_train_the_model_of_their_trial(backbone, tmp_path):
+    parts = search_command(backbone, tmp_path, "--metric-for-best-model", "loss")
+    assert main([*parts, "--search-trials", "2"]) == 0
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/out/study.db")
+    for trial in study.trials:  # the first and the next model of a process
+        folder = tmp_path / f"again-{trial.number}"
+        options = [part for name, value in trial.params.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        assert main([*(part.replace(str(tmp_path / "out"), str(folder)) for part in parts), *options]) == 0
+        assert json.loads((folder / "all_results.json").read_text())["eval_loss"] == trial.value
 
 
 def test_a_trial_that_diverges_is_followed_by_the_next(backbone, tmp_path, monkeypatch):

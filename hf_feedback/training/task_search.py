@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
+from transformers import set_seed
 from transformers.integrations import is_optuna_available
 from transformers.trainer_utils import IntervalStrategy
 
@@ -150,7 +151,9 @@ def search_task(
 
     def model_init(trial: "BaseTrial | None" = None) -> Model:
         task.model_args = replace(model_args, **searched_feedback_options(trial, fixed))
-        return task.load()[1]
+        model = task.load()[1]
+        set_seed(args.seed)  # the same numbers for data and dropout as in a run without a search
+        return model
 
     trainer = make_trainer(prepared, args, model_init=model_init)
     storage = f"sqlite:///{folder / DATABASE}"
