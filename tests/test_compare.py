@@ -755,6 +755,21 @@ def test_comparisons_side_by_side(finished, capsys, tmp_path):
     assert "holds no finished comparison" in capsys.readouterr().err
 
 
+def test_the_mean_over_data_sets_leaves_out_those_that_taught_nothing(finished, capsys, tmp_path):
+    result = json.loads((finished[0] / "comparison.json").read_text())
+    lead = dict(mean=3.0, low=0.0, high=6.0, by_seed=[2.0, 3.0, 4.0], equivalence=[0.5, 5.5], resolution=0.1)
+    for name, mean, learned in (("one", 3.0, True), ("two", 4.0, True), ("three", 9.0, False)):
+        contrast = result["differences"][0]
+        contrast |= {"learned": learned, "difference": contrast["difference"] | lead | {"mean": mean, "high": mean + 4}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text(json.dumps({**result, "differences": [contrast]}))
+    folders = [str(tmp_path / name) for name in ("one", "two", "three")]
+    assert cli.main(["compare", "--join", *folders]) == 0
+    assert "| mean of 2 (without three) | +3.5 [+1.0, +6.3] | 3 | too few seeds | ahead |" in capsys.readouterr().out
+    assert cli.main(["compare", "--join", *folders[::2]]) == 0
+    assert "mean of" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -13,6 +13,7 @@ from hf_feedback.evaluation.comparison.statistics import (
     compare_paired,
     draw_examples,
     holm,
+    mean_over_data,
     resample_examples,
     seeds_needed,
     sign_flip_p_value,
@@ -92,6 +93,24 @@ def test_the_seeds_that_are_needed_see_the_difference_that_often():
     half = np.hypot(stats.t.ppf(0.975, many - 1) * spread, 1.96 * noise)
     assert np.mean(means > half) == pytest.approx(0.8, abs=0.06)
     assert seeds_needed(differences, 0.015, of_examples=0.011) is None
+
+
+def test_distances_from_the_mean_add_up_as_independent_errors():
+    wide = Difference(1.0, (0.0, 2.0), -3.0, 7.0, (-2.0, 4.0), 1.0, 0.5, of_examples=3.0, resolution=0.2)
+    narrow = Difference(3.0, (2.0, 4.0, 3.0), 0.0, 11.0, (-1.0, 7.0), 0.25, 0.25, of_examples=4.0, resolution=0.4)
+    found = mean_over_data([wide, narrow])
+    assert (found.mean, found.low, found.high, found.equivalence) == (2.0, -0.5, 7.0, (-0.5, 4.5))
+    assert (found.by_seed, found.p_value, found.least_p_value) == ((1.0, 3.0), 0.5, 0.5)
+    assert (found.of_examples, found.resolution) == (2.5, pytest.approx(0.3))
+
+
+def test_the_mean_over_data_covers_the_truth_as_often_as_it_says():
+    generator, truth, inside = np.random.default_rng(0), np.array([0.0, 2.0, -1.0]), 0
+    for _ in range(400):
+        points = truth[:, None] + generator.normal(0, [[1.0], [2.0], [0.5]], (3, 5))
+        found = mean_over_data([paired(point) for point in points])
+        inside += found.low <= truth.mean() <= found.high
+    assert 0.92 < inside / 400 < 0.995
 
 
 def test_verdicts():

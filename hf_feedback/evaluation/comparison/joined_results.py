@@ -9,9 +9,9 @@ from typing import Any
 
 from ...training.model_card import escape_name
 from ..markdown_tables import markdown_table
-from .contrasts import NOT_FINITE, TOO_FEW_SEEDS, Contrast, format_difference
+from .contrasts import NOT_FINITE, TOO_FEW_SEEDS, Contrast, format_difference, format_p_value
 from .example_scores import EXAMPLE_SCORES
-from .statistics import MIN_SEEDS, VERDICTS, Difference, holm
+from .statistics import MIN_SEEDS, VERDICTS, Difference, holm, mean_over_data
 
 
 def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -95,7 +95,8 @@ def _read_difference(stored: dict[str, Any]) -> Difference:
 def join_results(results: dict[str, dict[str, Any]]) -> str:
     """Returns one table for each pair of feedback and alternative that every comparison has.
 
-    p-values are adjusted by Holm's method over the data sets; with too few seeds there are none.
+    p-values are adjusted by Holm's method over the data sets; with too few seeds there are none. The last row is the
+    mean over the data sets, without those on which neither of the two has learned anything; it is one test.
 
     Args:
         results: contents of `comparison.json`, by data set.
@@ -104,25 +105,32 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
     for data, result in results.items():
         for contrast in contrasts_of(result):
             pairs.setdefault((contrast.feedback, contrast.other), {})[data] = contrast
-    is_greater_better = EXAMPLE_SCORES[next(iter(results.values()))["metric"]].greater_is_better
+    first = next(iter(results.values()))
+    is_greater_better, margin = EXAMPLE_SCORES[first["metric"]].greater_is_better, float(first["margin"])
     tables = []
     for (feedback, other), contrasts in pairs.items():
         if len(contrasts) < len(results):
             continue
         adjusted = _format_adjusted(list(contrasts.values()))
         rows = [
-            (
-                escape_name(data), format_difference(contrast.difference), str(contrast.difference.num_seeds), p_value,
-                contrast.verdict,
-            )
+            _row(escape_name(data), contrast.difference, p_value, contrast.verdict)
             for (data, contrast), p_value in zip(contrasts.items(), adjusted, strict=True)
-        ]  # fmt: skip
+        ]
+        learned = [contrast.difference for contrast in contrasts.values() if contrast.learned]
+        if len(learned) > 1:
+            mean, left_out = mean_over_data(learned), [data for data, one in contrasts.items() if not one.learned]
+            without = f" (without {', '.join(map(escape_name, left_out))})" if left_out else ""
+            rows.append(_row(f"mean of {len(learned)}{without}", mean, format_p_value(mean), mean.verdict(margin)))
         minus = f"{feedback} minus {other}" if is_greater_better else f"{other} minus {feedback}"
         head = (minus, "points", "seeds", "p (Holm)", "verdict")
         tables.append(markdown_table(head, rows))
     if not tables:
         raise ValueError("`join`: no feedback and alternative are in all of these comparisons.")
     return "\n\n".join(tables)
+
+
+def _row(data: str, difference: Difference, p_value: str, verdict: str) -> tuple[str, ...]:
+    return data, format_difference(difference), str(difference.num_seeds), p_value, verdict
 
 
 def _format_adjusted(contrasts: Sequence[Contrast]) -> list[str]:

@@ -158,6 +158,52 @@ def compare_paired(point: np.ndarray, replicates: Values, seed: int = 1, resolut
     )
 
 
+def mean_over_data(differences: Sequence[Difference]) -> Difference:
+    """Returns the mean of the differences on several data sets, which count alike.
+
+    Its interval is that of these data sets, not of others like them. Distances from the mean to the ends of an interval
+    add up as independent errors do. The mean of each seed is over the seeds that all sets have.
+
+    Args:
+        differences: of the same two arms, by data set.
+
+    Source: Zou and Donner 2008, Construction of confidence limits about effect measures: a general approach, Statistics
+        in Medicine 27(10).
+
+    Example:
+
+    ```python
+    >>> one = Difference(0.02, (0.02,) * 3, -0.01, 0.05, (0.0, 0.04), 0.25, 0.25)
+    >>> other = Difference(0.04, (0.04,) * 3, 0.0, 0.08, (0.01, 0.07), 0.25, 0.25)
+    >>> found = mean_over_data([one, other])
+    >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3)
+    (0.03, 0.005, 0.055)
+
+    ```
+    """
+    number, num_seeds = len(differences), min(difference.num_seeds for difference in differences)
+    mean = sum(difference.mean for difference in differences) / number
+    by_seed = np.mean([difference.by_seed[:num_seeds] for difference in differences], axis=0)
+
+    def spread(distances: Sequence[float]) -> float:
+        return math.sqrt(sum(distance**2 for distance in distances)) / number
+
+    return Difference(
+        mean=mean,
+        by_seed=tuple(map(float, by_seed)),
+        low=mean - spread([one.mean - one.low for one in differences]),
+        high=mean + spread([one.high - one.mean for one in differences]),
+        equivalence=(
+            mean - spread([one.mean - one.equivalence[0] for one in differences]),
+            mean + spread([one.equivalence[1] - one.mean for one in differences]),
+        ),
+        p_value=sign_flip_p_value(by_seed),
+        least_p_value=2.0 ** (1 - num_seeds),
+        of_examples=spread([one.of_examples for one in differences]),
+        resolution=sum(one.resolution for one in differences) / number,
+    )
+
+
 def widening(num_seeds: int, level: float = LEVEL) -> float:
     """Returns the factor from a bootstrap interval over seeds to Student's; 0 for one seed, whose variance is
     unknown."""
