@@ -198,6 +198,21 @@ def test_what_each_arm_costs(folders, tmp_path):
     assert set(plan.left_out) == {"repeated", "unmasked", "truncated", "windows", "tobert", "whole"}
 
 
+def test_any_arm_can_train_with_the_compute_of_feedback(folders, tmp_path):
+    """Its factor is that of its own cost, whether the plain model is compared or not."""
+    arms = ["lora", "lora+plain-longer", "bottom-up+plain-longer"]
+    comparison = comparison_of(folders, tmp_path, "--num-train-epochs", "2", "--arms", *arms)
+    plan = make_plan(comparison)
+    flops = {name: cost.total / plan.costs["feedback"].total for name, cost in plan.costs.items()}
+    assert [flops["lora+plain-longer"], flops["bottom-up+plain-longer"]] == pytest.approx([1.0, 1.0])
+    epochs = {
+        name: ArmTrainer(comparison, Job(name, 0, 1.0), plan.budget_of(name)).trainer.args.num_train_epochs
+        for name in plan.costs
+    }
+    assert (epochs["lora"], epochs["feedback"]) == (2, 2)
+    assert epochs["lora+plain-longer"] == pytest.approx(2 / flops["lora"])
+
+
 def test_one_long_text_is_not_taken_for_the_length_of_all(folders, tmp_path):
     """Where texts of similar length are grouped, the longest come first."""
     short, costs = (folders / "train.csv").read_text(encoding="utf-8"), []

@@ -30,7 +30,7 @@ class Budget:
 
     Args:
         parameters: number of parameters of its messages.
-        flops: FLOPs of a training step, relative to the same step without feedback.
+        flops: FLOPs of a training step, relative to the same step without feedback, or of an arm that trains longer.
         num_iterations: K.
         segment_tokens: tokens of a segment, if texts are cut.
         text_tokens: tokens of the longest text, if texts are cut.
@@ -51,12 +51,14 @@ class Arm:
         is_feedback: whether it is a feedback arm, which the others are compared with.
         trains_new_parts_only: whether only parameters that start at random are trained, at their rate.
         is_default: whether it is compared by default.
+        trains_longer: whether it trains for more epochs, with the compute of the feedback arm.
     """
 
     description: str
     is_feedback: bool = False
     trains_new_parts_only: bool = False
     is_default: bool = True
+    trains_longer: bool = False
 
     def model_options(self) -> Options:
         """Feedback options of its model, in addition to those of the command."""
@@ -94,7 +96,7 @@ class Arm:
 
     def training_factor(self, budget: Budget) -> float:
         """Factor on the number of epochs or steps of the command."""
-        return 1.0
+        return budget.flops if self.trains_longer else 1.0
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,7 @@ class PlainLonger(Plain):
     """Plain fine-tuning for more epochs, with the compute of the feedback arm."""
 
     description = "plain fine-tuning with the compute of feedback"
-
-    def training_factor(self, budget: Budget) -> float:
-        return budget.flops
+    trains_longer = True
 
 
 class RDrop(Plain):
@@ -292,6 +292,7 @@ class CombinedArm(Arm):
         self.description = ", ".join(part.description for part in parts)
         self.is_feedback = any(part.is_feedback for part in parts)
         self.trains_new_parts_only = any(part.trains_new_parts_only for part in parts)
+        self.trains_longer = any(part.trains_longer for part in parts)
 
     def model_options(self) -> Options:
         options: Options = {}
@@ -328,6 +329,3 @@ class CombinedArm(Arm):
         for part in self.parts:
             data = part.adapt_data(data)
         return data
-
-    def training_factor(self, budget: Budget) -> float:
-        return max(part.training_factor(budget) for part in self.parts)

@@ -118,7 +118,7 @@ class JobRunner:
         if self.num_processes == 1 or len(jobs) < 2:
             for job in jobs:
                 with self._failing_later():
-                    run_job(self.comparison, job, self.plan.budget, are_chosen)
+                    run_job(self.comparison, job, self.plan.budget_of(job.arm), are_chosen)
                 yield job
             return
         context = multiprocessing.get_context("spawn")
@@ -130,7 +130,10 @@ class JobRunner:
             devices.put(names[i % num_gpus] if num_gpus else "")
         num_threads = max(1, (os.cpu_count() or 1) // self.num_processes)
         with ProcessPoolExecutor(self.num_processes, context, _start_process, (devices, num_threads)) as pool:
-            running = {pool.submit(run_job, self.comparison, job, self.plan.budget, are_chosen): job for job in jobs}
+            running = {
+                pool.submit(run_job, self.comparison, job, self.plan.budget_of(job.arm), are_chosen): job
+                for job in jobs
+            }
             try:
                 for future in as_completed(running):
                     with self._failing_later():
@@ -196,10 +199,10 @@ def claim_folder(comparison: Comparison, plan: Plan) -> None:
         ValueError: the folder holds runs of another comparison.
     """
     file = comparison.folder / "settings.json"
-    args, budget = comparison.model_args, plan.budget
+    args, budgets = comparison.model_args, {name: plan.budget_of(name) for name in comparison.arms}
     model = {f"--{name}": value for name, value in vars(args).items() if name not in ("model", "revision")}
     arms = {
-        f"arm {name}": [dict(arm.model_options()), arm.training_factor(budget), asdict(budget)]
+        f"arm {name}": [dict(arm.model_options()), arm.training_factor(budgets[name]), asdict(budgets[name])]
         for name, arm in comparison.arms.items()
     }
     settings = {name: value for name, value in plan.record.items() if name != "seed"}

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from typing import cast
@@ -65,6 +65,7 @@ class Plan:
         record: settings that the result depends on, see `run_record`.
         constant: contributions `(N, s)` of the test examples to the metric with the same answer for all of them, the
             most frequent label; `None` where answers are no labels.
+        longer: the resources with FLOPs relative to those of the arm itself, by arm, for those that train longer.
     """
 
     budget: Budget
@@ -73,6 +74,11 @@ class Plan:
     seconds_a_flop: float
     record: Record
     constant: np.ndarray | None = None
+    longer: Mapping[str, Budget] = field(default_factory=dict)
+
+    def budget_of(self, arm: str) -> Budget:
+        """Returns the resources that an arm matches."""
+        return self.longer.get(arm, self.budget)
 
     def seconds(self, jobs: Sequence[Job]) -> float:
         """Estimated seconds of training, for one job at a time."""
@@ -123,11 +129,16 @@ def make_plan(comparison: Comparison) -> Plan:
     reference, seconds = measured[first]
     without = next((measured[name][0].flops for name in ("plain", "plain-longer") if name in measured), reference.flops)
     budget = replace(budget, flops=reference.flops / without)
+    longer = {
+        name: replace(budget, flops=reference.flops / cost.flops)
+        for name, (cost, _) in measured.items()
+        if comparison.arms[name].trains_longer
+    }
     costs = {
-        name: replace(cost, examples=cost.examples * comparison.arms[name].training_factor(budget))
+        name: replace(cost, examples=cost.examples * (longer[name].flops if name in longer else 1.0))
         for name, (cost, _) in measured.items()
     }
-    return Plan(budget, costs, left_out, seconds / reference.flops, record, constant)
+    return Plan(budget, costs, left_out, seconds / reference.flops, record, constant, longer)
 
 
 def _left_out_arms(comparison: Comparison, feedback: FeedbackPreTrainedModel, row: Row) -> dict[str, str]:

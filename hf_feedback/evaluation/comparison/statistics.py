@@ -54,7 +54,7 @@ class Difference:
         return bool(np.isfinite(self.by_seed).all())
 
     def needs_more_examples(self, margin: float) -> bool:
-        """Whether the test examples are too few to see a difference of the margin with any number of seeds."""
+        """Whether the spread over test examples, with models of these seeds, hides a difference of the margin."""
         return max(FOR_POWER * self.of_examples, self.resolution) >= margin
 
     def verdict(self, margin: float) -> str:
