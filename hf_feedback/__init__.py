@@ -8,7 +8,7 @@ travel: `attaching`, `registration`, `cli`, `training/`, `evaluation/` and `comm
 
 - configuration: `configuration_*`, checked by `option_checks` and `validation`; edges in `topology`, sets in `recipes`
 - building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `stored_config`, `adapter_checks`
-- the backbone: `backbone_layout`, `backbone_probe`, `layer_recorder`, `segment_record`
+- the backbone: `backbone_layout`, `backbone_probe`, `layer_recorder`, `loop_record`
 - the loop: `loop_runner`, `feedback_loop`, `one_pass`; fixed points in `solvers`, `gradients`, `stability`
 - messages: `model_connections`, `feedback_connection` and the operators in `connections` and `segment_connections`
 - halting: `halting`, `example_halting`, `token_halting`

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .layer_recorder import install_hooks
-from .topology import segment_of
+from .topology import looped_range_of
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
@@ -39,19 +39,19 @@ class BackboneLayout:
         part: name inside the backbone of the model whose layers are looped; empty if that is the backbone itself.
         stack: name of its list of layers.
         num_layers: L, the number of layer calls in a forward pass.
-        segment: numbers of the first and the last layer that are looped.
+        looped_range: numbers of the first and the last layer that are looped.
         arguments: names that the backbone's `forward` takes.
         has_cache: whether the backbone has a key–value cache, which must be switched off.
         causal: whether messages must not inform a token about later ones.
         batch_dim: batch dimension of the layers' hidden states: 0 nearly always, 1 in XLNet; `None` until the weights
             are loaded, so that it can be tried out.
-        can_batch_iterations: whether the states of several iterations can pass the modules after the segment as one
-            larger batch.
-        final_modules: names of the modules from the segment's output to the backbone's output, usually a norm; `None`
+        can_batch_iterations: whether the states of several iterations can pass the modules after the loop as one larger
+            batch.
+        final_modules: names of the modules from the loop's output to the backbone's output, usually a norm; `None`
             if there are others, such as further layers.
         cache_argument: name of the argument for a cache in which each iteration can have its own slots; `None` if a
             language model has no such cache.
-        batch_axes: for each call of the segment, the positions of batch rows in its arguments, see `find_batch_axes`;
+        batch_axes: positions of batch rows in the arguments of each looped layer, see `find_batch_axes`;
             `None` if they cannot be divided.
         packing_positions: number of dimensions of the `position_ids` by which the backbone keeps texts of a row apart:
             2, or 3 where they are (4, B, T); `None` if it does not.
@@ -62,7 +62,7 @@ class BackboneLayout:
     part: str
     stack: str
     num_layers: int
-    segment: tuple[int, int]
+    looped_range: tuple[int, int]
     arguments: frozenset[str]
     has_cache: bool
     causal: bool = False
@@ -284,7 +284,7 @@ def prepare_backbone(backbone: PreTrainedModel, config: "FeedbackConfig") -> Bac
         part=part,
         stack=stack,
         num_layers=num_layers,
-        segment=segment_of(config.edges(num_layers)),
+        looped_range=looped_range_of(config.edges(num_layers)),
         arguments=forward_arguments(backbone),
         has_cache=bool(without_cache(backbone)),
     )

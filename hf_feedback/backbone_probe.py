@@ -19,9 +19,9 @@ from .backbone_layout import (
 from .batch_rows import find_batch_axes
 from .evaluation_mode import evaluating
 from .layer_recorder import first_argument, recording
+from .loop_record import LayerArguments, LayerOutput, LoopRecord, OutOfOrderError, hidden_of
 from .modeling_outputs import OUTPUT_FIELDS, split_iterations
 from .probe_inputs import Batch, probe_inputs
-from .segment_record import LayerArguments, LayerOutput, OutOfOrderError, SegmentRecord, hidden_of
 from .validation import Keywords
 
 
@@ -45,10 +45,10 @@ def probe_backbone(
     part, layers = layout.looped_model(backbone), layout.layers(backbone)
     with evaluating(backbone):
         inputs = probe_inputs(part)
-        plain, disturbed = _check_replay(part, layers, layout.segment, inputs)
+        plain, disturbed = _check_replay(part, layers, layout.looped_range, inputs)
         batch_dim = 0 if cast(torch.Tensor, plain.record.calls[0].hidden).shape[0] == 2 else 1
         answers = part if head == "new" else backbone if predicts_next_token else None
-        ends_the_stack = layout.segment[1] == layout.num_layers - 1
+        ends_the_stack = layout.looped_range[1] == layout.num_layers - 1
         below, above = _modules_around(part, layers, inputs)
         prefix = f"{layout.part}." if layout.part else ""
         return replace(
@@ -103,25 +103,25 @@ class _Run:
     Args:
         backbone: that model.
         record: what its layers read and returned.
-        entry: the hidden states that entered the segment, before they were disturbed.
-        result: what the segment's last layer returned.
+        entry: the hidden states that entered the looped layers, before they were disturbed.
+        result: what the last looped layer returned.
         output: what the model answered.
     """
 
     backbone: PreTrainedModel
-    record: SegmentRecord
+    record: LoopRecord
     entry: torch.Tensor
     result: LayerOutput
     output: ModelOutput
 
 
 def _check_replay(
-    backbone: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], inputs: Batch
+    backbone: PreTrainedModel, layers: list[nn.Module], looped_range: tuple[int, int], inputs: Batch
 ) -> tuple[_Run, _Run]:
-    """Runs the backbone twice, the second time with the segment's input disturbed, and checks that replaying the first
+    """Runs the backbone twice, the second time with the loop's input disturbed, and checks that replaying the first
     record from the disturbed input gives exactly the second run. Returns both."""
-    plain = _record_run(backbone, layers, segment, inputs, disturb=False)
-    disturbed = _record_run(backbone, layers, segment, inputs, disturb=True)
+    plain = _record_run(backbone, layers, looped_range, inputs, disturb=False)
+    disturbed = _record_run(backbone, layers, looped_range, inputs, disturb=True)
     if not _same_arguments(plain.entry, disturbed.entry):
         raise unsupported(backbone, "it draws random numbers in evaluation mode.", "Switch that off in its config.")
     width, shape = backbone.config.get_text_config().hidden_size, tuple(plain.entry.shape)
@@ -136,11 +136,11 @@ def _check_replay(
 
 
 def _record_run(
-    backbone: PreTrainedModel, layers: list[nn.Module], segment: tuple[int, int], inputs: Batch, disturb: bool
+    backbone: PreTrainedModel, layers: list[nn.Module], looped_range: tuple[int, int], inputs: Batch, disturb: bool
 ) -> _Run:
-    """One call, with the hidden states that enter the segment as they are or disturbed."""
+    """One call, with the hidden states that enter the looped layers as they are or disturbed."""
     entries: list[torch.Tensor] = []
-    record = SegmentRecord(layers, segment)
+    record = LoopRecord(layers, looped_range)
     keyword = first_argument(layers[record.first])
 
     def disturb_entry(module: nn.Module, args: LayerArguments, kwargs: Keywords) -> tuple[LayerArguments, Keywords]:
@@ -176,7 +176,7 @@ def _record_run(
 CONFINE = "Confine feedback to layers without it (`feedback_layers`, `feedback_edges`) or use another backbone."
 
 
-def _check_nothing_between(backbone: PreTrainedModel, record: SegmentRecord) -> None:
+def _check_nothing_between(backbone: PreTrainedModel, record: LoopRecord) -> None:
     for lower, upper in zip(record.calls, record.calls[1:], strict=False):
         if not _same_arguments(hidden_of(cast(LayerOutput, lower.output)), upper.hidden):
             raise unsupported(
@@ -187,7 +187,7 @@ def _check_nothing_between(backbone: PreTrainedModel, record: SegmentRecord) -> 
             )
 
 
-def _check_same_arguments(backbone: PreTrainedModel, plain: SegmentRecord, disturbed: SegmentRecord) -> None:
+def _check_same_arguments(backbone: PreTrainedModel, plain: LoopRecord, disturbed: LoopRecord) -> None:
     for one, other in zip(plain.calls, disturbed.calls, strict=True):
         if not _same_arguments((one.args, one.kwargs), (other.args, other.kwargs)):
             reason = f"an argument of layer {one.layer} depends on the hidden states of the layers below."
@@ -196,7 +196,7 @@ def _check_same_arguments(backbone: PreTrainedModel, plain: SegmentRecord, distu
             raise unsupported(backbone, reason, CONFINE)
 
 
-def _check_same_result(backbone: PreTrainedModel, plain: SegmentRecord, disturbed: _Run) -> None:
+def _check_same_result(backbone: PreTrainedModel, plain: LoopRecord, disturbed: _Run) -> None:
     hidden = cast(torch.Tensor, disturbed.record.calls[0].hidden)
     expected = hidden_of(disturbed.result)
     for call in plain.calls:
@@ -250,7 +250,7 @@ def _modules_around(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the modules that finish before the first layer begins, and of those that finish after the last layer
     and hold no layer."""
-    record = SegmentRecord(layers, (0, len(layers) - 1))
+    record = LoopRecord(layers, (0, len(layers) - 1))
     finished: dict[str, int] = {}  # the number of layers that had run before
 
     def note(name: str) -> Callable[..., None]:
@@ -272,16 +272,16 @@ def _modules_around(
     return below, tuple(name for name, position in finished.items() if position == len(layers))
 
 
-# What follows the segment
+# What follows the looped layers
 
 
 def _can_batch_iterations(model: PreTrainedModel, runs: tuple[_Run, _Run], batch_dim: int, inputs: Batch) -> bool:
-    """Whether the states of several iterations can go through what follows the segment in one call: through each layer
-    one after the other, and through the rest as one larger batch.
+    """Whether the states of several iterations can go through what follows the loop in one call: through each layer one
+    after the other, and through the rest as one larger batch.
 
     Args:
         model: the backbone, or the task model around it whose head answers.
-        runs: runs of the model whose layers are looped, with different states after the segment.
+        runs: runs of the model whose layers are looped, with different states after the looped layers.
         batch_dim: which dimension of the hidden states is the batch.
         inputs: those of the runs.
     """
@@ -291,11 +291,11 @@ def _can_batch_iterations(model: PreTrainedModel, runs: tuple[_Run, _Run], batch
         arguments["attention_mask"] = torch.ones_like(inputs["input_values"], dtype=torch.long)  # some heads read it
 
     def answer(earlier_states: list[torch.Tensor], output: LayerOutput) -> ModelOutput:
-        def on_segment(record: SegmentRecord) -> LayerOutput:
+        def on_last_layer(record: LoopRecord) -> LayerOutput:
             record.batch_dim, record.earlier_states = batch_dim, earlier_states
             return output
 
-        with recording(SegmentRecord(last.record.layers, (last.record.first, last.record.last), on_segment)):
+        with recording(LoopRecord(last.record.layers, (last.record.first, last.record.last), on_last_layer)):
             return model(**arguments)
 
     try:
@@ -330,7 +330,7 @@ def _find_final_modules(
 
         return hook
 
-    def on_segment(record: SegmentRecord) -> LayerOutput:
+    def on_last_layer(record: LoopRecord) -> LayerOutput:
         output = cast(LayerOutput, record.calls[-1].output)
         states.append(hidden_of(output))
         return output
@@ -339,7 +339,7 @@ def _find_final_modules(
     handles = [module.register_forward_hook(note(name)) for name, module in backbone.named_modules() if name]
     outputs: ModelOutput
     try:
-        with recording(SegmentRecord(layers, (last, last), on_segment)):
+        with recording(LoopRecord(layers, (last, last), on_last_layer)):
             outputs = backbone(**inputs, **without_cache(backbone))
     finally:
         for handle in handles:
@@ -349,14 +349,14 @@ def _find_final_modules(
     return tuple(names) if same else None
 
 
-def _find_batch_axes(backbone: PreTrainedModel, two: SegmentRecord, inputs: Batch) -> tuple[Any, ...] | None:
-    """Finds the positions of batch rows in the arguments of the segment's layers, with a batch of three.
+def _find_batch_axes(backbone: PreTrainedModel, two: LoopRecord, inputs: Batch) -> tuple[Any, ...] | None:
+    """Finds the positions of batch rows in the arguments of the looped layers, with a batch of three.
 
     Args:
         two: the record of the batch of two.
         inputs: that batch.
     """
-    three = SegmentRecord(two.layers, (two.first, two.last))
+    three = LoopRecord(two.layers, (two.first, two.last))
     larger = {name: torch.cat((value, value[:1])) for name, value in inputs.items()}
     try:
         with recording(three):

@@ -12,8 +12,8 @@ from .backbone_probe import disturb_states
 from .evaluation_mode import evaluating
 from .iteration_cache import IterationCache
 from .layer_recorder import recording
+from .loop_record import LayerOutput, LoopRecord, hidden_of
 from .probe_inputs import probe_inputs
-from .segment_record import LayerOutput, SegmentRecord, hidden_of
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
@@ -48,9 +48,9 @@ def _has_slots(backbone: PreTrainedModel, layout: BackboneLayout, ids: torch.Ten
         cache = DynamicCache(config=backbone.config.get_text_config(decoder=True))
         logits = []
         for tokens in (ids[:, :-1], ids[:, -1:]):
-            slots = IterationCache(cache, layout.num_layers, layout.segment, num_iterations)
+            slots = IterationCache(cache, layout.num_layers, layout.looped_range, num_iterations)
 
-            def run_again(record: SegmentRecord, slots: IterationCache = slots) -> LayerOutput:
+            def run_again(record: LoopRecord, slots: IterationCache = slots) -> LayerOutput:
                 output, hidden = cast(LayerOutput, record.calls[-1].output), disturb_states(record.entry)
                 if num_iterations > 1:
                     slots.start_iteration(2)
@@ -59,7 +59,7 @@ def _has_slots(backbone: PreTrainedModel, layout: BackboneLayout, ids: torch.Ten
                     slots.start_iteration(1)
                 return output
 
-            with recording(SegmentRecord(layout.layers(backbone), layout.segment, run_again)):
+            with recording(LoopRecord(layout.layers(backbone), layout.looped_range, run_again)):
                 logits.append(backbone(input_ids=tokens, **{name: slots.view}, use_cache=True).logits)
         return torch.cat(logits, 1)
 
@@ -71,7 +71,7 @@ def _has_slots(backbone: PreTrainedModel, layout: BackboneLayout, ids: torch.Ten
 
 def _drops_tokens(backbone: PreTrainedModel, layout: BackboneLayout, ids: torch.Tensor) -> bool:
     """Whether the layers that loop read only the tokens whose logits are asked for."""
-    record = SegmentRecord(layout.layers(backbone), layout.segment)
+    record = LoopRecord(layout.layers(backbone), layout.looped_range)
     with recording(record):
         backbone(input_ids=ids, logits_to_keep=1, **without_cache(backbone))
     return record.entry.shape[1 - (layout.batch_dim or 0)] < ids.shape[1]

@@ -11,7 +11,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .iteration_trace import batch_first
-from .segment_record import LayerCall, LayerOutput, SegmentRecord, hidden_of
+from .loop_record import LayerCall, LayerOutput, LoopRecord, hidden_of
 from .validation import Keywords
 
 
@@ -36,7 +36,7 @@ def collected_key(outputs: ModelOutput, name: str, part: str) -> str:
     return half if half in outputs and name not in outputs else name
 
 
-def keep_last_iteration(outputs: ModelOutput, record: SegmentRecord, part: str) -> None:
+def keep_last_iteration(outputs: ModelOutput, record: LoopRecord, part: str) -> None:
     """Makes `hidden_states` and `attentions` of a backbone's output those of the last iteration, one for each layer.
 
     Raises:
@@ -69,21 +69,21 @@ def _attention_of(call: LayerCall, first: torch.Tensor) -> torch.Tensor:
 
 
 def _without_replays(
-    collected: Sequence[torch.Tensor], expected: int, start: int, record: SegmentRecord
+    collected: Sequence[torch.Tensor], expected: int, start: int, record: LoopRecord
 ) -> tuple[list[torch.Tensor], bool]:
     """Drops what was collected from all iterations but the last.
 
     Args:
         collected: what the backbone collected.
         expected: the number without replays.
-        start: index of the first entry that the segment made.
-        record: record of the segment.
+        start: index of the first entry that the looped layers made.
+        record: record of the loop.
 
     Returns:
         The rest, and whether replays were among it.
     """
     extra = len(collected) - expected
-    # the segment's last layer replays inside its own call, so what hangs on the layer itself misses it
+    # the last looped layer replays inside its own call, so what hangs on the layer itself misses it
     if extra not in {0, (len(record.calls) - 1) * record.num_replays, len(record.calls) * record.num_replays}:
         raise UnknownCollectionError(
             f"The backbone collected {len(collected)} tensors where {expected} or a multiple of its replays was "

@@ -27,7 +27,7 @@ class ExampleHalting(Halting):
     Args:
         config: the options of halting.
         loop: the loop over the whole batch.
-        logits_of_state: the output of the segment → logits `(B, C)`, for rules that read the answers.
+        logits_of_state: the output of the loop → logits `(B, C)`, for rules that read the answers.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""The loop: K iterations over the recorded segment.
+"""The loop: K iterations over the recorded layers.
 
     iteration 1:      the plain backbone, recorded
     iteration k ≥ 2:  input of layer l = h_{l-1}^(k) + Σ_{s → l} message_{s→l}(h_s^(k-1), h_{l-1}^(k))
 
-Layers below the segment have run once, before; layers above it run once, afterwards.
+Layers below the looped ones have run once, before; layers above them run once, afterwards.
 """
 
 from collections.abc import Callable
@@ -17,35 +17,33 @@ from .feedback_connection import MessageContext
 from .gradients import Gradient, SameRandomNumbers
 from .halting import Halting
 from .iteration_trace import States, batch_first
+from .loop_record import LayerOutput, LoopRecord, hidden_of, with_hidden
 from .model_connections import FeedbackConnections
-from .segment_record import LayerOutput, SegmentRecord, hidden_of, with_hidden
 from .segments import Segments
-from .solvers import PartialResidual, apply_step
+from .solvers import PartialResidual, graph_of_step
 
 # Called after iteration k with k and the states.
 Observer = Callable[[int, States], None]
 PackedStates = tuple[torch.Tensor, ...]
-# The states that messages read last, and those after that iteration.
-TwoStates = tuple[States, States]
 
 
 class FeedbackLoop:
     """One iteration as a map from the sources' states to the sources' states.
 
     Args:
-        record: the record of iteration 1, its segment complete.
+        record: the complete record of iteration 1.
         feedback: the connections.
         message_context: what messages may read besides the states.
-        token_mask: `(B, T)`, true at the real tokens of the segment's input, if that is known; what moves in padding
+        token_mask: `(B, T)`, true at the real tokens of the loop's input, if that is known; what moves in padding
             does not count.
-        classify: the output of the segment `(B, T, d)` → class probabilities `(B, C)`, for messages that read these.
-        carries: whether the segment reads its output of the previous iteration instead of its first input.
+        classify: the loop's output `(B, T, d)` → class probabilities `(B, C)`, for messages that read these.
+        carries: whether the loop reads its output of the previous iteration instead of its first input.
         batch_axes: positions of batch rows in the recorded arguments; `None`: they cannot be divided.
     """
 
     def __init__(
         self,
-        record: SegmentRecord,
+        record: LoopRecord,
         feedback: FeedbackConnections,
         message_context: MessageContext,
         token_mask: torch.Tensor | None = None,
@@ -60,7 +58,7 @@ class FeedbackLoop:
         self.iteration = 1  # k, the latest one
 
     def initial_states(self) -> States:
-        """h^(1), the states of iteration 1; the highest source is the segment's last layer."""
+        """h^(1), the states of iteration 1; the highest source is the last looped layer."""
         return {
             call.layer: hidden_of(cast(LayerOutput, call.output))
             for call in self.record.calls
@@ -101,7 +99,7 @@ class FeedbackLoop:
         return self.message_context
 
     def output(self, h: States) -> LayerOutput:
-        """The output of the segment's last layer with the states of some iteration, as the backbone expects it."""
+        """The output of the last looped layer with the states of some iteration, as the backbone expects it."""
         return with_hidden(cast(LayerOutput, self.record.calls[-1].output), h[self.record.last])
 
     def select_rows(self, rows: torch.Tensor) -> "FeedbackLoop":
@@ -148,7 +146,7 @@ def run_iterations(
     gradient: Gradient,
     observe: Observer | None = None,
     halting: Halting | None = None,
-) -> LayerOutput:
+) -> States:
     """Iterations 2 … K over the record of iteration 1.
 
     Args:
@@ -159,32 +157,28 @@ def run_iterations(
         halting: stops each example, or each token, by itself.
 
     Returns:
-        The output of the segment's last layer in iteration K, as the backbone expects it.
+        h^(K); with `halting`, the states in which each example or token stopped.
     """
     new = loop.initial_states()
     if observe:
         observe(1, new)
     if (halting and halting.finish_iteration(1, None, new)) or num_iterations == 1:
-        return loop.output(new)
+        return new
     graph_steps = gradient.graph_steps(num_iterations - 1)
     if graph_steps is not None:  # iteration 1 is not among those that keep a graph
         new = {source: state.detach() for source, state in new.items()}
         loop.record.detach_outputs()
-    h = new
-
-    def iteration(states: TwoStates) -> TwoStates:
-        """What messages read last and h^(k−1) → what they read now and h^(k)."""
-        read = loop.feedback.damp(*states)
-        return read, halting.step(read, states[1]) if halting else loop.step(read)
-
+    read = new  # what messages read: the states, damped
     for k in range(2, num_iterations + 1):
         before = new
-        h, new = apply_step(iteration, (h, before), k - 1, num_iterations - 1, graph_steps)
+        with graph_of_step(k - 1, num_iterations - 1, graph_steps):
+            read = loop.feedback.damp(read, before)
+            new = halting.step(read, before) if halting else loop.step(read)
         if observe:
             observe(k, new)
         if halting and halting.finish_iteration(k, before, new):
             break
-    return loop.output(new)
+    return new
 
 
 class TextResidual(PartialResidual):
@@ -218,7 +212,7 @@ def find_fixed_point(
     num_iterations: int,
     gradient: Gradient,
     observe: Observer | None = None,
-) -> LayerOutput:
+) -> States:
     """Iterations 2 … K towards the fixed point `h* = step(h*)`, with the gradient of the fixed point itself.
 
     One dropout mask serves all of them, since an implicit gradient needs one fixed map. See `gradients.implicit` for
@@ -230,13 +224,13 @@ def find_fixed_point(
         gradient: finds the fixed point.
 
     Returns:
-        The output of the segment's last layer at the fixed point, as the backbone expects it.
+        The states at the fixed point.
     """
     first, number, damps = loop.initial_states(), len(loop.sources), loop.feedback.damps
     if observe:
         observe(1, first)
     if num_iterations == 1:
-        return loop.output(first)
+        return first
 
     def iteration(state: PackedStates) -> PackedStates:
         h = loop.unpack(state[:number])
@@ -255,4 +249,4 @@ def find_fixed_point(
     for k, state in enumerate(solution.states, 2):
         if observe:
             observe(k, loop.unpack(state[-number:]))
-    return loop.output(loop.unpack(solution.state[-number:]))
+    return loop.unpack(solution.state[-number:])

@@ -196,7 +196,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         return IterationCache(
             cache,
             self.layout.num_layers,
-            self.layout.segment,
+            self.layout.looped_range,
             num_iterations=1 if one_pass else num_iterations,
             num_message_slots=self.feedback.num_message_slots,
             num_state_slots=len(self.feedback.sources) if one_pass else 0,

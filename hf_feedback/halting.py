@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from .iteration_trace import States
-from .segment_record import hidden_of, with_hidden
+from .loop_record import hidden_of, with_hidden
 
 if TYPE_CHECKING:
     from .configuration_feedback import FeedbackConfig
     from .feedback_loop import FeedbackLoop
 
-# The output of the segment (B, T, d) → logits (B, C), or (B, T, V) where each token is answered.
+# The output of the loop (B, T, d) → logits (B, C), or (B, T, V) where each token is answered.
 LogitsOfState = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -2,7 +2,7 @@
 
 In iteration k ≥ 2 the looped layers read other hidden states than in iteration 1, so that their keys and values, or
 recurrent states, are others too. A cache of transformers for L layers gets S further slots for each of the K − 1
-further iterations of a segment of S layers, and as many as there are messages that read earlier tokens. All slots are
+further iterations of S looped layers, and as many as there are messages that read earlier tokens. All slots are
 layers of one transformers cache, which reorders, crops, repeats and resets them together.
 """
 
@@ -34,7 +34,7 @@ class IterationCache:
     Args:
         cache: a cache of transformers; while it is empty it gets the slots of the further iterations.
         num_layers: L.
-        segment: numbers of the first and the last layer that loop.
+        looped_range: numbers of the first and the last layer that loop.
         num_iterations: K.
         num_message_slots: slots in each iteration from the second on for messages that read earlier tokens.
         num_state_slots: slots for the states of earlier tokens, whatever the iteration.
@@ -49,7 +49,7 @@ class IterationCache:
     >>> from transformers import DynamicCache
     >>> from hf_feedback.iteration_cache import IterationCache
     >>> cache = DynamicCache()
-    >>> slots = IterationCache(cache, num_layers=4, segment=(1, 3), num_iterations=3)
+    >>> slots = IterationCache(cache, num_layers=4, looped_range=(1, 3), num_iterations=3)
     >>> len(cache.layers), len(slots.view.layers)
     (10, 4)
 
@@ -60,15 +60,15 @@ class IterationCache:
         self,
         cache: Cache,
         num_layers: int,
-        segment: tuple[int, int],
+        looped_range: tuple[int, int],
         num_iterations: int,
         num_message_slots: int = 0,
         num_state_slots: int = 0,
         is_kept: bool = True,
     ) -> None:
-        self.cache, self.num_layers, self.segment, self.is_kept = cache, num_layers, segment, is_kept
+        self.cache, self.num_layers, self.looped_range, self.is_kept = cache, num_layers, looped_range, is_kept
         self.num_iterations, self.num_message_slots = num_iterations, num_message_slots
-        self.per_iteration = segment[1] - segment[0] + 1 + num_message_slots
+        self.per_iteration = looped_range[1] - looped_range[0] + 1 + num_message_slots
         self.num_slots = num_layers + (num_iterations - 1) * self.per_iteration + num_state_slots
         if len(cache.layers) != self.num_slots:
             self._add_slots(num_state_slots)
@@ -92,14 +92,14 @@ class IterationCache:
         del layers[self.num_layers :]
         while len(layers) < self.num_layers:  # a cache that was made without a config
             layers.append(cast(Any, self.cache.layer_class_to_replicate)())
-        looped = layers[self.segment[0] : self.segment[1] + 1]
+        looped = layers[self.looped_range[0] : self.looped_range[1] + 1]
         for _ in range(self.num_iterations - 1):
             layers += [*copy.deepcopy(looped), *(DynamicLayer() for _ in range(self.num_message_slots))]
         layers += [DynamicLayer() for _ in range(num_state_slots)]
 
     def start_iteration(self, k: int) -> None:
         """From here on, layers and messages read and write the slots of iteration k."""
-        slots, (first, last) = list(self.cache.layers[: self.num_layers]), self.segment
+        slots, (first, last) = list(self.cache.layers[: self.num_layers]), self.looped_range
         start = self.num_layers + (k - 2) * self.per_iteration
         if k > 1:
             slots[first : last + 1] = self.cache.layers[start : start + last - first + 1]
@@ -112,7 +112,7 @@ class IterationCache:
         Raises:
             ValueError: the backbone's layers cache something else.
         """
-        for layer in self.cache.layers[self.segment[0] : self.segment[1] + 1]:
+        for layer in self.cache.layers[self.looped_range[0] : self.looped_range[1] + 1]:
             if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer):
                 raise ValueError(
                     f"`halting`: a token that stops keeps its keys and values, and a {type(layer).__name__} caches "
@@ -124,7 +124,7 @@ class IterationCache:
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Cache.update`, with the latest keys and values `(B, heads, T, d)` for the tokens that have stopped."""
-        if self.segment[0] <= layer_idx <= self.segment[1]:
+        if self.looped_range[0] <= layer_idx <= self.looped_range[1]:
             if self.stopped is not None:
                 stopped, (keys, values) = self.stopped[:, None, :, None].to(key_states.device), self._latest[layer_idx]
                 key_states = torch.where(stopped, keys, key_states)

@@ -1,7 +1,7 @@
 """Hooks on the backbone's layers, which report their calls in iteration 1 so that the loop can replay them.
 
 The hooks are put on once and hold nothing but the name of an argument. What a forward call records lives in a
-`SegmentRecord`, which belongs to that call and its thread: two threads may run one model at the same time.
+`LoopRecord`, which belongs to that call and its thread: two threads may run one model at the same time.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .segment_record import LayerArguments, LayerOutput, SegmentRecord
+from .loop_record import LayerArguments, LayerOutput, LoopRecord
 from .validation import Keywords
 
 
@@ -22,13 +22,13 @@ def first_argument(module: nn.Module) -> str:
     return next(iter(inspect.signature(module.forward).parameters))
 
 
-_RECORD: ContextVar[SegmentRecord | None] = ContextVar("hf_feedback_record", default=None)
+_RECORD: ContextVar[LoopRecord | None] = ContextVar("hf_feedback_record", default=None)
 
 
 class _RecordWhileCompiling:
     """Replacement of the context variable for `torch.compile`, which cannot trace one."""
 
-    record: SegmentRecord | None = None
+    record: LoopRecord | None = None
     # Whether the whole model is traced; else the layers alone may be compiled, and their hooks leave the graph.
     is_traced = False
 
@@ -37,7 +37,7 @@ _WHILE_COMPILING = _RecordWhileCompiling()
 
 
 @contextmanager
-def _record_while_compiling(record: SegmentRecord | None) -> Iterator[None]:
+def _record_while_compiling(record: LoopRecord | None) -> Iterator[None]:
     before, _WHILE_COMPILING.record = _WHILE_COMPILING.record, record
     was_traced, _WHILE_COMPILING.is_traced = _WHILE_COMPILING.is_traced, True
     try:
@@ -47,7 +47,7 @@ def _record_while_compiling(record: SegmentRecord | None) -> Iterator[None]:
 
 
 @contextmanager
-def _record_in_thread(record: SegmentRecord | None) -> Iterator[None]:
+def _record_in_thread(record: LoopRecord | None) -> Iterator[None]:
     token = _RECORD.set(record)
     try:
         yield
@@ -55,7 +55,7 @@ def _record_in_thread(record: SegmentRecord | None) -> Iterator[None]:
         _RECORD.reset(token)
 
 
-def recording(record: SegmentRecord | None) -> AbstractContextManager[None]:
+def recording(record: LoopRecord | None) -> AbstractContextManager[None]:
     """Context in which the hooks of the layers report to `record`; to nothing if it is `None`."""
     return _record_while_compiling(record) if torch.compiler.is_compiling() else _record_in_thread(record)
 
@@ -66,7 +66,7 @@ def run_uncompiled(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def _record_of_call() -> SegmentRecord | None:
+def _record_of_call() -> LoopRecord | None:
     return _WHILE_COMPILING.record if torch.compiler.is_compiling() else _RECORD.get()
 
 
@@ -76,7 +76,7 @@ def is_replaying() -> bool:
     return record is not None and record.is_replaying
 
 
-def _current_record() -> SegmentRecord | None:
+def _current_record() -> LoopRecord | None:
     """The record that layers report to now, none while they are replayed."""
     return None if is_replaying() else _record_of_call()
 

@@ -20,10 +20,10 @@ from .gradients import GRADIENTS, FullGradient
 from .halting import Halting, reads_answers
 from .iteration_trace import IterationTrace, States, batch_first
 from .layer_recorder import recording, run_uncompiled
+from .loop_record import LayerOutput, LoopRecord, with_hidden
 from .modeling_outputs import BackboneOutput, split_iterations
 from .one_pass import run_in_one_pass
 from .option_checks import check_halting
-from .segment_record import LayerOutput, SegmentRecord, with_hidden
 from .stability import estimate_contraction, jacobian_penalty
 from .token_halting import TokenHalting
 
@@ -83,8 +83,7 @@ class LoopRunner:
                 f"`output_attentions` cannot be had with `halting`={config.halting!r}, where examples stop at "
                 "iterations of their own; set `model.config.halting = 'none'` for it."
             )
-        penalizes = context.is_training and config.jacobian_penalty > 0
-        if penalizes and context.is_sharded:
+        if self._penalizes(context) and context.is_sharded:
             raise ValueError(
                 f"`jacobian_penalty`={config.jacobian_penalty!r} differentiates twice, which a model that is sharded "
                 "over processes (`distributed_config`) cannot do; set it to 0, or load the model without."
@@ -93,8 +92,8 @@ class LoopRunner:
         can_batch = self.layout.can_batch_iterations and not asks_for_states(context.backbone_inputs)
         result.is_batched = keep_trace and batch_iterations and can_batch
         # solving for a fixed point, or differentiating inside the loop, cannot be compiled
-        is_apart = context.num_iterations > 1 and (penalizes or GRADIENTS[config.gradient].finds_fixed_point)
-        if is_apart and torch.compiler.is_compiling():
+        solves = context.num_iterations > 1 and GRADIENTS[config.gradient].finds_fixed_point
+        if (solves or self._penalizes(context)) and torch.compiler.is_compiling():
             run_uncompiled(self._run_backbone, context, result)
         else:
             self._run_backbone(context, result)
@@ -103,6 +102,10 @@ class LoopRunner:
     def _halts(self, context: ForwardContext) -> bool:
         has_none = context.predicts_next_token and context.cache is None  # one iteration: nothing to stop
         return self.config.halting != "none" and not context.is_training and not context.is_disabled and not has_none
+
+    def _penalizes(self, context: ForwardContext) -> bool:
+        loops = context.num_iterations > 1 and context.is_training and torch.is_grad_enabled()
+        return loops and self.config.jacobian_penalty > 0
 
     def _make_trace(self, context: ForwardContext) -> IterationTrace:
         return IterationTrace(self.layout.batch_dim or 0, context.segments)
@@ -113,7 +116,7 @@ class LoopRunner:
             result.output = run_in_one_pass(
                 context.backbone,
                 self.layout.layers(context.backbone),
-                self.layout.segment,
+                self.layout.looped_range,
                 context.feedback,
                 context.backbone_inputs,
                 context.attention_mask,
@@ -121,13 +124,13 @@ class LoopRunner:
             )
             return
 
-        def on_segment(record: SegmentRecord) -> LayerOutput:
+        def on_last_layer(record: LoopRecord) -> LayerOutput:
             return self._iterate(self.make_loop(record, context), context, result)
 
         record = None
         acts = context.feedback.acts_in_first_iteration and not context.is_disabled
         if context.num_iterations > 1 or result.trace is not None or acts or self._halts(context):
-            record = self._make_record(context, on_segment)
+            record = self._make_record(context, on_last_layer)
         with recording(record):
             result.output = context.backbone(**context.backbone_inputs)
         if record is None:
@@ -140,18 +143,16 @@ class LoopRunner:
         if record.num_replays:
             keep_last_iteration(result.output, record, self.config.backbone_part)
 
-    def _make_record(
-        self, context: ForwardContext, on_segment: Callable[[SegmentRecord], LayerOutput]
-    ) -> SegmentRecord:
+    def _make_record(self, context: ForwardContext, on_last_layer: Callable[[LoopRecord], LayerOutput]) -> LoopRecord:
         feedback = context.feedback
 
         def on_input(layer: int, x: torch.Tensor) -> torch.Tensor:
             return feedback.add_messages(x, layer, None, self._message_context(context, x))
 
-        return SegmentRecord(
+        return LoopRecord(
             self.layout.layers(context.backbone),
-            self.layout.segment,
-            on_segment,
+            self.layout.looped_range,
+            on_last_layer,
             on_input if feedback.acts_in_first_iteration and not context.is_disabled else None,
             keep=None if asks_for_states(context.backbone_inputs) else set(map(int, feedback.sources)),
             batch_dim=self.layout.batch_dim or 0,
@@ -162,14 +163,14 @@ class LoopRunner:
         if result.trace:
             result.trace.mask = loop.token_mask
         run = self._iterate_until_halted if self._halts(context) else self._iterate_to_the_end
-        output = run(loop, context, result)
+        output = loop.output(run(loop, context, result))
         if result.trace and result.is_batched:
             loop.record.earlier_states = result.trace.outputs[:-1]
-        if context.cache is not None:  # the layers above the segment run once
+        if context.cache is not None:  # the layers above the loop run once
             context.cache.start_iteration(1)
         return output
 
-    def _iterate_until_halted(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> LayerOutput:
+    def _iterate_until_halted(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> States:
         """Each example stops by itself, or each token where every one is answered."""
         config = self.config
         check_halting(config)  # options may have been set since the model was built
@@ -179,38 +180,26 @@ class LoopRunner:
             halting = TokenHalting(config, loop, context.cache, logits_of_state)
         else:
             halting = ExampleHalting(config, loop, logits_of_state)
-        output = run_iterations(loop, context.num_iterations, FullGradient(), result.trace, halting)
+        states = run_iterations(loop, context.num_iterations, FullGradient(), result.trace, halting)
         result.iterations = halting.iterations
-        return output
+        return states
 
-    def _iterate_to_the_end(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> LayerOutput:
+    def _iterate_to_the_end(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> States:
         """All examples take K iterations, with the gradient that the config asks for."""
-        config, trace, num_iterations = self.config, result.trace, context.num_iterations
-        penalizes = config.jacobian_penalty > 0 and num_iterations > 1 and context.is_training
-        penalizes = penalizes and torch.is_grad_enabled()
-        latest: States = {}
-
-        def observe(k: int, h: States) -> None:
-            latest.update(h)
-            if trace:
-                trace(k, h)
-
+        config = self.config
         gradient = GRADIENTS[config.gradient](
             config.gradient_iterations, config.fixed_point_tolerance, config.fixed_point_solver
         )
         # the states of a token must not depend on when those of later tokens have settled
         each_by_itself = context.predicts_next_token and not context.is_training
-        observer = observe if penalizes else trace
-        if gradient.finds_fixed_point and not each_by_itself:
-            output = find_fixed_point(loop, num_iterations, gradient, observer)
-        else:
-            output = run_iterations(loop, num_iterations, gradient, observer)
-        if penalizes:
-            result.penalty = jacobian_penalty(loop, latest)
-        return output
+        run = find_fixed_point if gradient.finds_fixed_point and not each_by_itself else run_iterations
+        states = run(loop, context.num_iterations, gradient, result.trace)
+        if self._penalizes(context):
+            result.penalty = jacobian_penalty(loop, states)
+        return states
 
-    def make_loop(self, record: SegmentRecord, context: ForwardContext) -> FeedbackLoop:
-        """The loop over a record, its segment complete."""
+    def make_loop(self, record: LoopRecord, context: ForwardContext) -> FeedbackLoop:
+        """The loop over a complete record."""
         length = record.entry.shape[1 - (self.layout.batch_dim or 0)]
         return FeedbackLoop(
             record,
@@ -223,7 +212,7 @@ class LoopRunner:
         )
 
     def _message_context(self, context: ForwardContext, entry: torch.Tensor) -> MessageContext:
-        """Inputs of messages besides the states; `entry` is the input of the segment."""
+        """Inputs of messages besides the states; `entry` is the input of the first looped layer."""
         batch_dim, mask = self.layout.batch_dim or 0, context.attention_mask
         reads_mask = context.feedback.mixes_tokens or self.config.feedback_shift or context.cache is not None
         if not reads_mask:
@@ -265,14 +254,14 @@ class LoopRunner:
         return texts
 
     def _class_probabilities(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
-        """`(B, C)`, the answer if the segment ended in `state`."""
+        """`(B, C)`, the answer if the loop ended in `state`."""
         logits = self._logits_at(context, state)
         if self.config.problem_type == "multi_label_classification":
             return logits.sigmoid()
         return logits if logits.shape[-1] == 1 else logits.softmax(-1)
 
     def _logits_at(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
-        """`(B, C)`, or `(B, T, V)` where each token is answered: the logits if the segment ended in `state`."""
+        """`(B, C)`, or `(B, T, V)` where each token is answered: the logits if the loop ended in `state`."""
         halts = self._halts(context)
         if context.compute_logits is None:
             option = f"halting={self.config.halting!r}" if halts else "feedback_context='classes'"
@@ -281,7 +270,7 @@ class LoopRunner:
                 f"`{option}` needs a model with classes, one answer for each text or image; {context.model_name} gives "
                 f"none. Use `{instead}`."
             )
-        if context.cache is not None and self.layout.segment[1] < self.layout.num_layers - 1:
+        if context.cache is not None and self.layout.looped_range[1] < self.layout.num_layers - 1:
             raise ValueError(
                 f"`halting`={self.config.halting!r} reads the answer after every iteration, and layers above those "
                 "that loop would need a cache for each; use 'convergence', or let a message start at the last layer."
@@ -295,7 +284,7 @@ class LoopRunner:
         return context.compute_logits(self.output_from(context, state), context)
 
     def output_from(self, context: ForwardContext, state: torch.Tensor) -> BackboneOutput:
-        """The backbone's own output if its segment ends in `state`, `(B, T, d)`. If only a norm follows the segment, it
+        """The backbone's own output if the loop ends in `state`, `(B, T, d)`. If only a norm follows the loop, it
         alone is run."""
         if self.layout.final_modules is not None:
             for name in self.layout.final_modules:
@@ -305,15 +294,15 @@ class LoopRunner:
                 return cast(BackboneOutput, CausalLMOutput(logits=cast(torch.FloatTensor, state)))
             return cast(BackboneOutput, BaseModelOutput(last_hidden_state=state))
 
-        def on_segment(record: SegmentRecord) -> LayerOutput:
+        def on_last_layer(record: LoopRecord) -> LayerOutput:
             output = record.calls[-1].output
             return state if output is None else with_hidden(output, state)
 
         inputs = context.backbone_inputs
-        if context.cache is not None:  # nothing above the segment reads earlier tokens, and nothing below it counts
+        if context.cache is not None:  # nothing above the loop reads earlier tokens, and nothing below it counts
             inputs = {key: inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs}
             inputs = {**inputs, "use_cache": False}
-        record = SegmentRecord(self.layout.layers(context.backbone), self.layout.segment, on_segment)
+        record = LoopRecord(self.layout.layers(context.backbone), self.layout.looped_range, on_last_layer)
         with recording(record):
             return context.backbone(**inputs)
 
@@ -332,11 +321,11 @@ class LoopRunner:
         `stability.estimate_contraction`."""
         estimates: list[torch.Tensor] = []
 
-        def on_segment(record: SegmentRecord) -> LayerOutput:
+        def on_last_layer(record: LoopRecord) -> LayerOutput:
             loop = self.make_loop(record, context)
             estimates.append(estimate_contraction(loop, context.num_iterations, steps))
             return loop.output(loop.initial_states())
 
-        with torch.no_grad(), recording(self._make_record(context, on_segment)):
+        with torch.no_grad(), recording(self._make_record(context, on_last_layer)):
             context.backbone(**context.backbone_inputs)
         return estimates[0]

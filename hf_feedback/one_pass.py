@@ -15,15 +15,15 @@ from .feedback_connection import MessageContext, SourceMessage
 from .iteration_cache import IterationCache, extend_slot, has_recurrent_states
 from .iteration_trace import States
 from .layer_recorder import recording
+from .loop_record import LayerOutput, LoopRecord, hidden_of
 from .model_connections import FeedbackConnections
-from .segment_record import LayerOutput, SegmentRecord, hidden_of
 from .validation import Keywords
 
 
 def run_in_one_pass(
     backbone: PreTrainedModel,
     layers: list[nn.Module],
-    segment: tuple[int, int],
+    looped_range: tuple[int, int],
     feedback: FeedbackConnections,
     inputs: Keywords,
     mask: Any,
@@ -34,7 +34,7 @@ def run_in_one_pass(
     Args:
         backbone: the language model.
         layers: layers of the backbone.
-        segment: numbers of the lowest and of the highest layer with messages.
+        looped_range: numbers of the lowest and of the highest layer with messages.
         feedback: the connections.
         inputs: inputs of the backbone for T tokens.
         mask: `(B, past + T)`, 0 at padding; `None`: there is none.
@@ -67,7 +67,7 @@ def run_in_one_pass(
     outputs = []
     for t in range(length):
         until_token = None if mask is None else mask[:, : mask.shape[1] - length + t + 1]
-        with recording(_make_record(layers, segment, feedback, cache, until_token)):
+        with recording(_make_record(layers, looped_range, feedback, cache, until_token)):
             outputs.append(backbone(**_inputs_of_token(inputs, t, length)))
     if outputs[-1].get("aux_loss") is not None:
         raise ValueError(
@@ -95,34 +95,34 @@ def _inputs_of_token(inputs: Keywords, t: int, length: int) -> Keywords:
 
 def _make_record(
     layers: list[nn.Module],
-    segment: tuple[int, int],
+    looped_range: tuple[int, int],
     feedback: FeedbackConnections,
     cache: IterationCache,
     mask: torch.Tensor | None,
-) -> SegmentRecord:
+) -> LoopRecord:
     """Adds the messages of the token before to the inputs of the layers, and keeps the sources' states of this one."""
     sources = sorted(map(int, feedback.sources))
     messages: list[dict[int, SourceMessage]] = []
 
     def on_input(layer: int, x: torch.Tensor) -> torch.Tensor:
-        if not messages:  # at the first layer of the segment
+        if not messages:  # at the first looped layer
             messages.append(feedback.project(_states_before(x, sources, cache, mask), MessageContext()))
         return feedback.add_messages(x, layer, messages[0], MessageContext())
 
-    def on_segment(record: SegmentRecord) -> LayerOutput:
+    def on_last_layer(record: LoopRecord) -> LayerOutput:
         outputs = {call.layer: cast(LayerOutput, call.output) for call in record.calls}
         for source, slot in zip(sources, cache.state_slots, strict=True):
             extend_slot(slot, hidden_of(outputs[source])[:, None])
         return outputs[record.last]
 
-    return SegmentRecord(layers, segment, on_segment, on_input, keep=set(sources))
+    return LoopRecord(layers, looped_range, on_last_layer, on_input, keep=set(sources))
 
 
 def _states_before(x: torch.Tensor, sources: list[int], cache: IterationCache, mask: torch.Tensor | None) -> States:
     """The sources' states of the token before, 0 where there is none.
 
     Args:
-        x: `(B, 1, d)`, what the segment's first layer is to read.
+        x: `(B, 1, d)`, what the first looped layer is to read.
         sources: numbers of the layers.
         cache: holds their states.
         mask: `(B, past + 1)`, 0 at padding.

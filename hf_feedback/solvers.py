@@ -9,7 +9,7 @@ each stops by itself, and stopped or not, none changes the result of another.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,24 +109,23 @@ def iterate(
     progress = _Progress(start, tolerance, residual, keep_states)
     state = start
     for step in range(1, steps + 1):
-        state = progress.step(apply_step(f, state, step, steps, graph_steps), state)
+        with graph_of_step(step, steps, graph_steps):
+            new = f(state)
+        state = progress.step(new, state)
         if progress.finished:
             break
     return progress.solution(state)
 
 
-def apply_step(f: Map, state: Any, step: int, steps: int, graph_steps: int | None) -> Any:
-    """`f(state)`, with a graph if this is among the last steps that get one.
+def graph_of_step(step: int, steps: int, graph_steps: int | None) -> AbstractContextManager[None]:
+    """Context of a step, which gets a graph if it is among the last ones.
 
     Args:
-        f: the map.
-        state: what it is applied to.
         step: number of the step, from 1.
         steps: how many there are.
         graph_steps: how many of the last steps get a graph; `None`: all.
     """
-    with nullcontext() if graph_steps is None or step > steps - graph_steps else torch.no_grad():
-        return f(state)
+    return nullcontext() if graph_steps is None or step > steps - graph_steps else torch.no_grad()
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def summarize(
         messages += total
         parameters = count_parameters(connection) // weight_sets
         rows.append((f"layer {source}", ", ".join(map(str, targets)), f"{parameters:,}", f"{total // len(targets):,}"))
-    first, last = layout.segment
+    first, last = layout.looped_range
     looped = 2 * sum(map(count_parameters, layout.layers(backbone)[first : last + 1]))
     of_feedback, of_backbone = count_parameters(feedback), count_parameters(backbone)
     widths = [max(len(row[i]) for row in rows) for i in range(4)]

@@ -25,7 +25,7 @@ class TokenHalting(Halting):
         config: the options of halting.
         loop: the loop over the tokens of this call.
         cache: cache of this call; if the model is called without one, it is dropped after the call.
-        logits_of_state: the output of the segment → logits `(B, T, V)`, for rules that read the answers.
+        logits_of_state: the output of the loop → logits `(B, T, V)`, for rules that read the answers.
 
     Raises:
         ValueError: the backbone's layers, or the messages, keep something else of earlier tokens.

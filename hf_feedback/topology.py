@@ -1,4 +1,4 @@
-"""Edge sets by name or by list, and the segment of layers that they span."""
+"""Edge sets by name or by list, and the range of layers that they span."""
 
 from reprlib import repr as shortened
 
@@ -103,6 +103,6 @@ def _check_range(num_layers: int, layers: list[int]) -> tuple[int, int]:
     return layers[0], layers[1]
 
 
-def segment_of(edges: list[tuple[int, int]]) -> tuple[int, int]:
+def looped_range_of(edges: list[tuple[int, int]]) -> tuple[int, int]:
     """The layers that are repeated: from the lowest target to the highest source, both included."""
     return min(target for _, target in edges), max(source for source, _ in edges)

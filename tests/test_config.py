@@ -6,7 +6,7 @@ import pytest
 from families import SIZES, tiny_config
 
 from hf_feedback import FeedbackConfig
-from hf_feedback.topology import segment_of
+from hf_feedback.topology import looped_range_of
 from hf_feedback.version import HF_FEEDBACK_VERSION
 
 REFUSED = {
@@ -92,7 +92,7 @@ def test_edges(case):
 
 
 def test_segment_spans_the_edges():
-    assert segment_of([(2, 1), (4, 3)]) == (1, 4)
+    assert looped_range_of([(2, 1), (4, 3)]) == (1, 4)
 
 
 def test_says_what_the_user_said(tmp_path):

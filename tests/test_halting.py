@@ -162,7 +162,7 @@ def test_rules_by_hand(rule, least):
 def rows_of_calls(model):
     """Takes down how many rows the segment's first layer reads in each of its calls."""
     seen = []
-    model.layers[model.layout.segment[0]].register_forward_pre_hook(
+    model.layers[model.layout.looped_range[0]].register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(
             (args[0] if args else kwargs["hidden_states"]).shape[model.layout.batch_dim]
         ),

@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
 from hf_feedback.layer_recorder import LayerHook
-from hf_feedback.segment_record import SegmentRecord
+from hf_feedback.loop_record import LoopRecord
 
 FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
 
@@ -273,13 +273,13 @@ def test_set_num_iterations():
 )
 def test_nothing_recorded_outlives_its_call(options, monkeypatch):
     model, batch = make(**options), tiny_batch()
-    original, records = SegmentRecord.__init__, []
+    original, records = LoopRecord.__init__, []
 
     def init(self, *args, **kwargs):
         original(self, *args, **kwargs)
         records.append(weakref.ref(self))
 
-    monkeypatch.setattr(SegmentRecord, "__init__", init)
+    monkeypatch.setattr(LoopRecord, "__init__", init)
     gc.collect()
     gc.disable()  # what is left in a cycle would stay
     try:

@@ -152,7 +152,7 @@ def compare(args: argparse.Namespace) -> str:
 def bytes_read(model: FeedbackForCausalLM, k: int, tokens: int) -> int:
     """Weights and cache that one new token reads with K iterations, in bytes; word embeddings are looked up."""
     config = model.backbone.config.get_text_config()
-    first, last = model.layout.segment
+    first, last = model.layout.looped_range
     layers = [sum(p.numel() for p in layer.parameters()) for layer in model.layers]
     segment = sum(layers[first : last + 1])
     head = model.get_output_embeddings().weight.numel()

@@ -248,7 +248,7 @@ class Duplicated(Plain):
         return super().why_not(model, row, freeze)
 
     def adapt_model(self, model: FeedbackPreTrainedModel, budget: Budget) -> nn.Module:
-        first, last = model.layout.segment
+        first, last = model.layout.looped_range
         count = len(model.layers)
         again = [*range(first, last + 1)] * (budget.num_iterations - 1)
         keep_layers(model.backbone, model.layout.stack, [*range(last + 1), *again, *range(last + 1, count)])

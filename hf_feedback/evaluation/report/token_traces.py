@@ -90,7 +90,7 @@ def _attention_of_backbone(
     model: FeedbackPreTrainedModel, inputs: Keywords, num_iterations: int
 ) -> tuple[list[torch.Tensor], str]:
     """The weights of the segment's last layer; empty if the backbone does not return them."""
-    layer = model.layout.segment[1]
+    layer = model.layout.looped_range[1]
     attention = []
     with _eager_attention(model), suppress(UnknownCollectionError):
         for k in range(2, num_iterations + 1):

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ...collected_states import asks_for_states
 from ...layer_recorder import first_argument, is_replaying
-from ...segment_record import LayerOutput, hidden_of, with_hidden
+from ...loop_record import LayerOutput, hidden_of, with_hidden
 from ...switches import is_feedback_disabled
 from ...validation import Keywords
 from ..model_parts import feedback_model_in, parts_of
@@ -85,7 +85,7 @@ class FrozenPrefix:
         """Returns the number of layers without trained parameters below; `None` if the embeddings are trained."""
         if any(parameter.requires_grad for parameter in self._parameters.get("embeddings", ())):
             return None
-        feedback, (first, last) = self._core.feedback, self._core.layout.segment
+        feedback, (first, last) = self._core.feedback, self._core.layout.looped_range
         limit = first if feedback.acts_in_first_iteration and not is_feedback_disabled(self._core) else last + 1
         trained = (layer for layer in range(limit) if self._trains(layer))
         return next(trained, limit)

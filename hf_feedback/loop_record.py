@@ -69,14 +69,14 @@ class OutOfOrderError(RuntimeError):
     """The backbone did not call its layers one after the other."""
 
 
-class SegmentRecord:
+class LoopRecord:
     """The record of the looped layers in one forward call, and the position of the next layer.
 
     Args:
         layers: all layers, in the order of the calls.
-        segment: numbers of the first and the last layer that the loop repeats.
-        on_segment: called after the segment's last layer with this record; returns the new output of that layer.
-        on_input: called before each layer of the segment in iteration 1 with its number and hidden states; returns the
+        looped_range: numbers of the first and the last layer that the loop repeats.
+        on_last_layer: called after the last looped layer with this record; returns the new output of that layer.
+        on_input: called before each looped layer in iteration 1 with its number and hidden states; returns the
             hidden states that the layer is to read.
         keep: numbers of the layers whose outputs are kept; `None`: all of them, and their inputs too.
         batch_dim: which dimension of the hidden states is the batch.
@@ -85,34 +85,34 @@ class SegmentRecord:
     def __init__(
         self,
         layers: list[nn.Module],
-        segment: tuple[int, int],
-        on_segment: "Callable[[SegmentRecord], LayerOutput] | None" = None,
+        looped_range: tuple[int, int],
+        on_last_layer: "Callable[[LoopRecord], LayerOutput] | None" = None,
         on_input: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
         keep: set[int] | None = None,
         batch_dim: int = 0,
     ) -> None:
-        self.layers, (self.first, self.last) = layers, segment
-        self.on_segment, self.on_input, self.keep, self.batch_dim = on_segment, on_input, keep, batch_dim
-        self.entry: Any = None  # the hidden states that entered the segment, (B, T, d)
+        self.layers, (self.first, self.last) = layers, looped_range
+        self.on_last_layer, self.on_input, self.keep, self.batch_dim = on_last_layer, on_input, keep, batch_dim
+        self.entry: Any = None  # the hidden states that entered the looped layers, (B, T, d)
         self.calls: list[LayerCall] = []
         self.position = 0  # of the layer that is called next
         self.is_replaying = False
         self.num_replays = 0
-        # Outputs of the segment in earlier iterations, (B, T, d) each, that the layers above it are to read as well:
+        # Outputs of the loop in earlier iterations, (B, T, d) each, that the layers above it are to read as well:
         # their results then come before the last layer's own output, as a larger batch.
         self.earlier_states: list[torch.Tensor] = []
 
-    def select_rows(self, rows: torch.Tensor, batch_axes: tuple[Any, ...]) -> "SegmentRecord":
+    def select_rows(self, rows: torch.Tensor, batch_axes: tuple[Any, ...]) -> "LoopRecord":
         """The same record for some rows of the batch alone.
 
         Args:
             rows: `(n,)`, their numbers.
-            batch_axes: for each call of the segment, where its arguments hold rows; see `find_batch_axes`.
+            batch_axes: for each call of a looped layer, where its arguments hold rows; see `find_batch_axes`.
 
         Raises:
             IndivisibleError: an argument has another shape than when the axes were found.
         """
-        part = SegmentRecord(self.layers, (self.first, self.last), keep=self.keep, batch_dim=self.batch_dim)
+        part = LoopRecord(self.layers, (self.first, self.last), keep=self.keep, batch_dim=self.batch_dim)
         batch_size = self.entry.shape[self.batch_dim]
         part.entry = self.entry.index_select(self.batch_dim, rows)
         for call, axes in zip(self.calls, batch_axes, strict=True):
@@ -133,7 +133,7 @@ class SegmentRecord:
     def before_layer(
         self, module: nn.Module, keyword: str, args: LayerArguments, kwargs: Keywords
     ) -> tuple[LayerArguments, Keywords] | None:
-        """Records the hidden states that enter the segment, and applies `on_input` to those that a layer reads."""
+        """Records the hidden states that enter the loop, and applies `on_input` to those that a layer reads."""
         if not self.first <= self.position <= self.last or module is not self.layers[self.position]:
             return None
         hidden = args[0] if args else kwargs[keyword]
@@ -147,7 +147,7 @@ class SegmentRecord:
     def after_layer(
         self, module: nn.Module, keyword: str, args: LayerArguments, kwargs: Keywords, output: LayerOutput
     ) -> LayerOutput:
-        """Records one layer call; after the segment's last layer, lets the loop replace its output."""
+        """Records one layer call; after the last looped layer, lets the loop replace its output."""
         if self.position >= len(self.layers) or module is not self.layers[self.position]:
             raise OutOfOrderError(
                 f"The backbone called its layers out of order: expected layer {self.position} of {len(self.layers)}, "
@@ -159,8 +159,8 @@ class SegmentRecord:
             self.calls.append(self._layer_call(layer, module, keyword, args, kwargs, output))
         self.is_replaying = True
         try:
-            if layer == self.last and self.on_segment is not None:
-                output = self.on_segment(self)
+            if layer == self.last and self.on_last_layer is not None:
+                output = self.on_last_layer(self)
             elif self.earlier_states:
                 call = self._layer_call(layer, module, keyword, args, kwargs, output)
                 self.earlier_states = [hidden_of(call.replay(state, hooked=False)) for state in self.earlier_states]
