@@ -1,6 +1,6 @@
 """App that steps through the iterations of a text: class probabilities, and the movement of each token.
 
-pip install "hf-feedback[app]"
+pip install -e '.[app]'
 python examples/app.py runs/quickstart
 """
 

@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"swish": Swish}
 
 
 def check_activation(name: str, option: str = "feedback_activation") -> None:
-    """Raises `ValueError` with the nearest valid names where `name`, the value of `option`, is no activation."""
+    """Raises `ValueError` with the nearest valid names where `name`, the value of `option`, is not an activation."""
     if name not in ACTIVATIONS and name not in ACT2FN:
         names = sorted({*ACTIVATIONS, *ACT2FN})
         near = get_close_matches(str(name), names, n=3)

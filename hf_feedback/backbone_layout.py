@@ -130,7 +130,7 @@ def select_part(backbone: PreTrainedModel, part: str) -> PreTrainedModel:
     half = backbone.get_decoder() if part == "decoder" else backbone.get_encoder()
     if not isinstance(half, PreTrainedModel) or (is_wider and half is backbone):
         raise unsupported(
-            backbone, f"its {type(half).__name__} is no transformers model by itself.", "Use another backbone."
+            backbone, f"its {type(half).__name__} is not a transformers model by itself.", "Use another backbone."
         )
     return select_part(half, part) if is_wider else half
 

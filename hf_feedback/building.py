@@ -238,8 +238,8 @@ def wrap_backbone(model_class: "type[Model]", backbone: PreTrainedModel, config:
 
 
 def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, traits: TaskTraits) -> bool:
-    """Whether messages must not inform a token about later ones; `config.feedback_future` says so ever after, whichever
-    class loads it.
+    """Whether messages must not inform a token about later ones. The decision is stored in `config.feedback_future`, so
+    that every class that loads the folder later uses it.
 
     Args:
         backbone_part: the model whose layers are looped.
@@ -283,7 +283,7 @@ def settle_causality(backbone_part: PreTrainedModel, config: FeedbackConfig, tra
 
 
 def settle_label_piece(model: "FeedbackPreTrainedModel") -> None:
-    """Decides at which piece of a word the labels of a new head stand; the config says so ever after.
+    """Decides at which piece of a word the labels of a new head stand, and stores it in the config.
 
     A head of the backbone's own that is trained keeps the first, as taggers of transformers are trained.
     """

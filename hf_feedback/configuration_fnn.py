@@ -113,7 +113,7 @@ class FNNConfig(OptionsConfig):
 
     @classmethod
     def refuse_misspelt(cls, key: str) -> None:
-        """Raises `ValueError` where a name that is no option looks like one."""
+        """Raises `ValueError` where a name that is not an option looks like one."""
         if key in TRANSFORMERS_KEYS or key.startswith("_"):
             return
         shorter = {"iterations": "num_iterations", "layers": "num_layers", "dropout": "classifier_dropout"}

@@ -68,7 +68,7 @@ class FeedbackLoop:
     def step(self, h: States) -> States:
         """One iteration: h^(k−1), as messages read it, → h^(k)."""
         self.record.num_replays += 1
-        context = self._next_context()
+        context = self._start_next_iteration()
         if self.classify:
             context = replace(context, class_probabilities=self.classify(h[self.record.last]))
         source_messages = self.feedback({source: h[source] for source in self.sources}, context)
@@ -86,13 +86,13 @@ class FeedbackLoop:
         Args:
             h: the states that messages read.
         """
-        context = self._next_context()
+        context = self._start_next_iteration()
         self.feedback(h, context)
         if context.cache is not None:
             context.cache.repeat_keys_and_values()
 
-    def _next_context(self) -> MessageContext:
-        """Inputs of the messages of the next iteration."""
+    def _start_next_iteration(self) -> MessageContext:
+        """Counts the next iteration, moves the cache to its slots, and returns the inputs of its messages."""
         self.iteration += 1
         if self.message_context.cache is not None:
             self.message_context.cache.start_iteration(self.iteration)

@@ -210,8 +210,8 @@ def implicit(
     The fixed point is found without a graph, `f` is applied once more with one, and the backward pass solves for `g` by
     plain iteration, in at most twice as many steps. Memory does not grow with their number.
 
-    Where an example has not converged after `steps`, this gradient would be wrong: a `ConvergenceWarning` says so, and
-    it gets that of the iteration, which runs again as with the full gradient, from `start` with its graph. Where the
+    Where an example has not converged after `steps`, this gradient would be wrong. A `ConvergenceWarning` is issued,
+    and that example gets the full gradient of the iterations, which run again, from `start` with its graph. Where the
     adjoint does not converge, the examples concerned get the gradient of the one step with a graph (`g = v`), and a
     warning says that. An example whose state is not finite stops there, with a warning, too. None of this changes
     another example.

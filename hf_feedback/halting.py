@@ -226,7 +226,7 @@ class Halting(ABC):
         return new
 
     def finish_iteration(self, k: int, old: States | None, new: States) -> bool:
-        """Records iteration k, and returns whether there is no other one to run.
+        """Records iteration k, and returns whether all examples or tokens have stopped.
 
         Args:
             k: the iteration.

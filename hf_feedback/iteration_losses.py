@@ -78,7 +78,7 @@ def targets_of_iterations(
         without targets gets the labels in their place, so that no value has to be read from the device.
 
     Raises:
-        ValueError: the targets are no class numbers, or their shape is not that of the labels.
+        ValueError: the targets are not class numbers, or their shape is not that of the labels.
 
     Example:
 

@@ -26,7 +26,7 @@ def normalize_label_options(options: Keywords) -> Keywords:
         options: any of `LABEL_OPTIONS`; others are handed on.
 
     Raises:
-        ValueError: something is no number or no name, numbers are missing, or the options contradict each other.
+        ValueError: something is not a number or not a name, numbers are missing, or the options contradict each other.
     """
     count = options.get("num_labels")
     check_num_labels(count)

@@ -169,7 +169,7 @@ def _check_weights(name: str | Path, model: "FeedbackPreTrainedModel", info: dic
 def _replace_head(
     model: "FeedbackPreTrainedModel", info: dict[str, Any], name: str | Path, allows_mismatches: bool
 ) -> None:
-    """Draws the head anew, some of which may have been read from that of another class.
+    """Initializes the head again, since some of its tensors may have been filled from the head of another class.
 
     Args:
         model: the loaded model.
@@ -194,7 +194,7 @@ def _replace_head(
 
 
 def draw_head(model: "FeedbackPreTrainedModel") -> set[str]:
-    """Draws the weights of a new head again, and returns their names."""
+    """Initializes the weights of a new head again, and returns their names."""
     names = {name for name, _ in model.named_parameters() if not name.startswith(("backbone.", "feedback."))}
     for owner in sorted({name.rpartition(".")[0] for name in names}):
         module = model.get_submodule(owner)

@@ -31,6 +31,19 @@ class ModelChecks:
             two runs call the same kernels on the same batch; where `halting` sends texts on in a smaller batch, the two
             are compiled apart, or a text is read token by token (`feedback_shift` with `use_cache=True`), kernels may
             differ, and with them the last digits.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_feedback import FeedbackForSequenceClassification
+        >>> tiny = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+        >>> model = FeedbackForSequenceClassification.from_backbone(BertModel(tiny), num_iterations=3)
+        >>> model.check_equivalence({"input_ids": torch.tensor([[5, 6, 7]])})
+        0.0
+
+        ```
         """
         model = cast("FeedbackPreTrainedModel", self)
         inputs = _inputs_of(batch, model.device)

@@ -297,7 +297,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         return fields
 
     def compute_logits(self, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
-        """The logits of the backbone's output; those of the whole text where it was cut into segments.
+        """The logits of the backbone's output, `(B, C)`, or `(B, T, V)` where each token is answered; those of the
+        whole text where it was cut into segments.
 
         Args:
             outputs: outputs of the backbone, or of its task model with a head of its own.

@@ -283,7 +283,10 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
         Args:
             start_positions, end_positions: `(B,)`, the tokens where the answer starts and ends; those outside the text
                 are left out of the loss.
-            (the others): as in `FeedbackForSequenceClassification`.
+            num_iterations: K for this call; the config's by default.
+            output_iterations: also return the answers of every iteration, `residuals` and `iterations`.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, output_hidden_states,
+                output_attentions, **kwargs: as in `FeedbackForSequenceClassification`.
         """
         labels = None if start_positions is None or end_positions is None else (start_positions, end_positions)
         return cast(

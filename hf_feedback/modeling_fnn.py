@@ -269,7 +269,7 @@ class FNNForSequenceClassification(FNNPreTrainedModel):
             labels: targets, shape as in the class docstring.
             output_iterations: also return `iteration_logits`, `residuals` and `iterations`. Of the truncated and the
                 implicit gradient, only the last answer has all of it.
-            (the others): as in `FNNModel.forward`.
+            input_ids, attention_mask, inputs_embeds, num_iterations, output_hidden_states: as in `FNNModel.forward`.
         """
         check_arguments(self, kwargs)
         x, real = self.fnn._embed(input_ids, attention_mask, inputs_embeds)

@@ -58,7 +58,7 @@ def load_operator_code(config: FeedbackConfig, name_or_path: str | Path, hub_kwa
         hub_kwargs: as `from_pretrained` was given them, `trust_remote_code` among them.
 
     Raises:
-        ValueError: their code is not to be trusted, is no operator, or other code of that name was loaded before.
+        ValueError: their code is not to be trusted, is not an operator, or other code of that name was loaded before.
     """
     for name, class_reference in (config.custom_operators or {}).items():
         known = {key: value for key, value in hub_kwargs.items() if key not in ("trust_remote_code", "subfolder")}

@@ -126,8 +126,8 @@ class SegmentSummaries(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_summaries, hidden_size))
 
     def init_feedback_weights(self) -> None:
-        """Makes the first summary the mean of all tokens, and each other one start from a few, in which what a single
-        token holds can be found."""
+        """Starts the first summary as the mean of all tokens, and each other one with a few tokens, so that what a
+        single token holds is not averaged away."""
         start = torch.randn_like(self.weight) * 4 / math.sqrt(self.weight.shape[-1])
         start[0] = 0
         init.copy_(self.weight, start)

@@ -28,8 +28,8 @@ class Solution:
 
     Args:
         state: after the last application of the map.
-        residuals: `(B, steps)`, how far each application still moved each example; 0 once it has stopped, and no finite
-            number in the step in which its state ceased to be finite. Nothing is measured, and the shape is `(B, 0)`,
+        residuals: `(B, steps)`, how far each application still moved each example; 0 once it has stopped, and not
+            finite in the step in which its state ceased to be finite. Nothing is measured, and the shape is `(B, 0)`,
             without a `residual` function.
         iterations: `(B,)`, how many applications each example took.
         states: the states after every application, with `keep_states=True`.
@@ -86,7 +86,7 @@ def iterate(
         f: the map.
         start: the state it is first applied to.
         steps: how many applications; with a `tolerance`, at most so many.
-        tolerance: an example stops at its first step whose residual is not above this, or is no finite number.
+        tolerance: an example stops at its first step whose residual is not above this, or is not finite.
         residual: how a step is measured; `None`, only without `tolerance`: not at all.
         keep_states: also return the state after every step.
         graph_steps: how many of the last steps get a graph; all by default.

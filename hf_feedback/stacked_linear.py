@@ -15,8 +15,8 @@ from transformers import initialization as init
 class StackedLinear(nn.Module):
     """The maps d → r of all n edges of one source as one matrix.
 
-    It is no `nn.Linear`, whose output is a matrix product's: libraries that find linear maps by their class, to adapt,
-    quantize or prune them, leave it alone.
+    Deliberately not an `nn.Linear`: libraries that adapt, quantize or prune every `nn.Linear` must leave it alone,
+    since its output is not that of one matrix product.
 
     Args:
         in_features: d.

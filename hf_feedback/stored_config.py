@@ -105,7 +105,7 @@ def backbone_config_from_dict(values: Keywords) -> PreTrainedConfig:
     except Exception as error:  # whatever a family's config raises at a value that it does not expect
         reason = str(error).strip().replace("\n", " ")
         raise ValueError(
-            f"`backbone_config` is no valid {config_class.__name__} ({type(error).__name__}: {reason})."
+            f"`backbone_config` is not a valid {config_class.__name__} ({type(error).__name__}: {reason})."
         ) from error
 
 

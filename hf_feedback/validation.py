@@ -144,7 +144,7 @@ def check_shared_options(config: PreTrainedConfig, others: dict[str, Any]) -> No
 
 
 def check_integer(name: str, value: object, least: int, hint: str, most: float = float("inf")) -> None:
-    """Raises `ValueError` where an option is no integer from `least` to `most`; `hint` says what these mean."""
+    """Raises `ValueError` where an option is not an integer from `least` to `most`; `hint` says what these mean."""
     if not is_integer(value) or value < least:  # type: ignore[operator]
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {shortened(value)} ({hint}).")
     if value > most:  # type: ignore[operator]

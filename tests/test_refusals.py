@@ -145,7 +145,10 @@ REFUSED = {
     "layers that are not all called": (with_layers_left_out_at_the_top, "called 3 of its 4 layers"),
     "models of characters (CANINE)": (that_reads_characters, "does not give the size of its input_ids"),
     "models whose output is something else": (that_answers_otherwise, "its output has no `last_hidden_state`"),
-    "halves that are no models by themselves (FSMT)": (of_halves, "its FSMTEncoder is no transformers model by itself"),
+    "halves that are no models by themselves (FSMT)": (
+        of_halves,
+        "its FSMTEncoder is not a transformers model by itself",
+    ),
     "models that are random in evaluation mode (ViT-MAE)": (that_masks_at_random, "draws random numbers in evaluation"),
     "layers of images that are not tokens (ViTDet)": (
         that_keeps_the_grid,

@@ -18,7 +18,7 @@ from ..validation import Keywords
 from .arguments import FeedbackTrainingArguments
 from .flops import count_flops
 from .frozen_layers.prefix_arguments import make_frozen_prefix
-from .run import keep_best_epoch, make_trainer
+from .run import make_trainer, set_best_epoch_arguments
 from .tasks.task import PreparedTask
 from .trainer import FeedbackTrainer
 
@@ -96,7 +96,7 @@ def dry_run(task: PreparedTask, args: FeedbackTrainingArguments) -> str:
         task: model, processor and encoded data.
         args: the training arguments; the output folder is not written to.
     """
-    keep_best_epoch(args, task.metrics, "validation" in task.splits)
+    set_best_epoch_arguments(args, task.metrics, "validation" in task.splits)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder  # transformers would create the folder
         trainer = make_trainer(task, args)

@@ -48,7 +48,7 @@ def check_optimizer_state(optimizer: Optimizer, names: Sequence[str | None]) -> 
         names: of its groups before that, `None` where a group has none.
 
     Raises:
-        ValueError: it is of others.
+        ValueError: the loaded state belongs to other parameters.
     """
     for name, group in zip(names, optimizer.param_groups, strict=True):
         if None not in (name, group.get("name")) and name != group["name"]:
@@ -171,11 +171,11 @@ class ResumableTrainer(SearchTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As in transformers, but the state of an optimizer of other parameters is refused: torch compares only how
-        many they are, and then averages that do not fit are written beyond their memory.
+        """As in transformers, but an optimizer state of other parameters is refused: torch compares only their number,
+        and moments of another shape would then be written out of bounds.
 
         Raises:
-            ValueError: the parameters are others.
+            ValueError: the optimizer state belongs to other parameters.
         """
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:  # states by their names
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -196,7 +196,7 @@ class ResumableTrainer(SearchTrainer):
         """As in transformers, but a checkpoint that lacks weights of the model is refused.
 
         Raises:
-            ValueError: it does.
+            ValueError: weights are missing.
         """
         tensors, missing = cast(nn.Module, self.model).state_dict(), {*load_result.missing_keys}
         loaded = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}

@@ -57,7 +57,7 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
         Interrupted: Ctrl-C; a checkpoint is in the output folder.
     """
     folder = Path(str(args.output_dir))
-    keep_best_epoch(args, task.metrics, "validation" in task.splits)
+    set_best_epoch_arguments(args, task.metrics, "validation" in task.splits)
     interrupt = InterruptCallback()
     trainer = make_trainer(task, args, interrupt)
     splits = ("train", "validation") if args.load_best_model_at_end else ("train",)
@@ -190,7 +190,9 @@ def _save(trainer: FeedbackTrainer, metrics: dict[str, float]) -> None:
             write_manifest(folder, trainer.run_record, RESULT_FILES)
 
 
-def keep_best_epoch(args: FeedbackTrainingArguments, metrics: Mapping[str, MetricInfo], validated: bool) -> None:
+def set_best_epoch_arguments(
+    args: FeedbackTrainingArguments, metrics: Mapping[str, MetricInfo], validated: bool
+) -> None:
     """Sets the arguments that keep the best epoch, if there is a validation split and no option contradicts;
     `load_best_model_at_end` is `None` where it was not given.
 

@@ -24,7 +24,7 @@ from .frozen_layers.prefix_arguments import PREFIX_FOLDER
 from .model_arguments import ModelArguments
 from .model_sources import read_config
 from .output_folder import check_nothing_is_lost, check_writable
-from .run import keep_best_epoch, make_trainer, record_of_task
+from .run import make_trainer, record_of_task, set_best_epoch_arguments
 from .run_record import describe_differences
 from .search import (
     FEEDBACK_SPACE,
@@ -145,7 +145,7 @@ def search_task(
         fixed |= contradicting_options(prepared.model.config)
         _check_searched(fixed)
     args.save_strategy = "epoch"
-    keep_best_epoch(args, prepared.metrics, validated=True)
+    set_best_epoch_arguments(args, prepared.metrics, validated=True)
     record = record_of_task(prepared, args, ("train", "validation"))
     args.save_strategy, args.load_best_model_at_end = "no", False  # no checkpoints of trials
 

@@ -44,7 +44,7 @@ def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def check_result(result: dict[str, Any]) -> None:
-    """Raises an error for something that is no result of a comparison, of which a table or a card could be made.
+    """Raises an error for something that is not the result of a comparison, of which a table or a card could be made.
 
     Args:
         result: contents of a `comparison.json`.

@@ -40,7 +40,7 @@ class IterationFigures(TrainerCallback):
 
     Raises:
         ValueError: the trainer reports to neither, or its model does not predict one class per item.
-        ImportError: matplotlib is missing (`pip install "hf-feedback[plots]"`).
+        ImportError: matplotlib is missing (`pip install -e '.[plots]'`).
 
     Example:
 

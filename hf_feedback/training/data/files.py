@@ -94,7 +94,7 @@ def _read_json(path: Path, text_format: TextFormat) -> Dataset:
     except UnicodeEncodeError as error:
         row = next(i for i, row in enumerate(rows) if not _is_encodable(row))
         raise ValueError(
-            f"{path}: {format_rows([row])} holds half of a surrogate pair, which is no text; correct the row."
+            f"{path}: {format_rows([row])} holds half of a surrogate pair, which is not text; correct the row."
         ) from error
     except ArrowException as error:
         raise ValueError(f"{path}: cannot be read as json ({root_cause(error)}).") from error
