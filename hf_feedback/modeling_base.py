@@ -177,9 +177,11 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
             **inputs: everything else that `forward` was given.
         """
         check_targets_are_read(self.config, self.training, labels, iteration_targets)
-        objective = ITERATION_LOSSES[self.config.iteration_loss if self.training and labels is not None else "last"]()
+        iteration_loss = ITERATION_LOSSES[
+            self.config.iteration_loss if self.training and labels is not None else "last"
+        ]()
         context, result = self._run(
-            inputs, num_iterations, output_iterations or objective.needs_all_iterations, batch_iterations=True
+            inputs, num_iterations, output_iterations or iteration_loss.needs_all_iterations, batch_iterations=True
         )
         logits = [self.compute_logits(one, context) for one in self.runner.outputs_of_iterations(context, result)]
         fields: Keywords = {**self._collected(context, result), "iterations": result.iterations}
@@ -188,7 +190,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         if result.penalty is not None:
             fields["jacobian_penalty"] = result.penalty
         if labels is not None:
-            fields["loss"] = loss_of_iterations(objective, self._loss, logits, labels, iteration_targets)
+            fields["loss"] = loss_of_iterations(iteration_loss, self._loss, logits, labels, iteration_targets)
             for extra in extra_losses(self.config, result):
                 fields["loss"] = fields["loss"] + self._batch_weight(labels) * extra.to(logits[-1].device)
         return self._make_output(logits[-1], fields)
