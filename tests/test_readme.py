@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 import hf_feedback
@@ -39,6 +40,20 @@ def test_results_are_those_of_the_guide():
     assert len(figures) > 10
     for figure in figures:
         assert figure in guide.replace("\n", " "), figure
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"examples/guides/{name}.md" for name in ("does_it_help", "how_to/decoders"))]
+)
+def test_intervals_are_those_of_a_measured_table(page):
+    def plain(text):
+        return text.replace("−", "-").replace("+", "").replace(" points", "").replace("\n", " ")
+
+    measured = "".join(file.read_text(encoding="utf-8") for file in (GUIDES / "measured").iterdir())
+    tables = plain("\n".join(line for line in measured.splitlines() if line.startswith("|")))
+    intervals = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", plain((ROOT / page).read_text(encoding="utf-8")))
+    assert len(intervals) > 3
+    assert [one for one in intervals if f" {one} " not in tables] == []
 
 
 def test_the_citation_names_this_version():
