@@ -17,7 +17,7 @@ from .backbone_layout import (
     without_cache,
 )
 from .batch_rows import find_batch_axes
-from .evaluation_mode import evaluating
+from .evaluation_mode import evaluating, keeping_modules
 from .layer_recorder import first_argument, recording
 from .loop_record import LayerArguments, LayerOutput, LoopRecord, OutOfOrderError, hidden_of
 from .modeling_outputs import OUTPUT_FIELDS, split_iterations
@@ -40,10 +40,14 @@ def probe_backbone(
         UnsupportedBackboneError: layers are skipped or routed, something is computed between them, or another argument
             of theirs depends on the hidden states.
     """
+    if head == "backbone" and getattr(backbone.config, "use_weighted_layer_sum", False):
+        raise unsupported(
+            backbone, "its own head sums the states of all layers (`use_weighted_layer_sum`).", "Use `head='new'`."
+        )
     if any(parameter.is_meta for parameter in backbone.parameters()):
         return layout
     part, layers = layout.looped_model(backbone), layout.layers(backbone)
-    with evaluating(backbone):
+    with keeping_modules(backbone), evaluating(backbone):
         inputs = probe_inputs(part)
         plain, disturbed = _check_replay(part, layers, layout.looped_range, inputs)
         batch_dim = 0 if cast(torch.Tensor, plain.record.calls[0].hidden).shape[0] == 2 else 1
@@ -65,6 +69,35 @@ def probe_backbone(
         )
 
 
+def check_padding_after_texts(backbone: PreTrainedModel, pad_token_id: int | None) -> None:
+    """Checks on a tiny batch that the backbone's own head does not read padding after a text, as segments have it.
+
+    Args:
+        backbone: the model with its head; without weights yet, or where a text of random tokens cannot be answered, it
+            is not tried out.
+        pad_token_id: id of the padding; where there is none, `cut_texts` says what is missing.
+
+    Raises:
+        UnsupportedBackboneError: it does, as XLNet's, whose texts are padded before them.
+    """
+    if pad_token_id is None or any(parameter.is_meta for parameter in backbone.parameters()):
+        return
+    with keeping_modules(backbone), evaluating(backbone):
+        inputs = probe_inputs(backbone)
+        padding = inputs["attention_mask"] == 0
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(padding, pad_token_id)
+        row, size = int(padding.any(1).int().argmax()), int((~padding).sum(1).min())
+        try:
+            padded = backbone(**inputs).logits[row]
+            alone = backbone(**{name: value[row : row + 1, :size] for name, value in inputs.items()}).logits[0]
+        except ValueError:  # BART's head reads the end of the text, which random tokens do not have
+            return
+    if not torch.allclose(padded, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max())):
+        raise unsupported(
+            backbone, "its own head reads padding after a text, which cutting into segments adds.", "Use `head='new'`."
+        )
+
+
 def reads_causally(backbone: PreTrainedModel, config: PreTrainedConfig, part: str = "auto") -> bool:
     """Whether no token of the backbone sees a later one, tried out on two tiny texts that differ in their last token.
     If that cannot be done (no token ids, no weights yet), what the config says counts; see `is_decoder`.
@@ -77,7 +110,7 @@ def reads_causally(backbone: PreTrainedModel, config: PreTrainedConfig, part: st
     if backbone.main_input_name != "input_ids" or any(parameter.is_meta for parameter in backbone.parameters()):
         return is_decoder(config, part)
     try:
-        with evaluating(backbone):
+        with keeping_modules(backbone), evaluating(backbone):
             ids = probe_inputs(backbone)["input_ids"][:1].repeat(2, 1)
             ids[1, -1] = ids[0, 0] if ids[0, 0] != ids[0, -1] else ids[0, 1]
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

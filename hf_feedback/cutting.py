@@ -97,8 +97,10 @@ class Cutting:
             raise ValueError("`feedback_span='segment'` needs `input_ids` or `inputs_embeds`.")
         num_texts, num_tokens = tokens.shape[:2]
         mask = tensors.get("attention_mask")
-        if mask is not None and mask.dim() != 2:
-            raise ValueError(f"`attention_mask` must have shape (batch, tokens), got {tuple(mask.shape)}.")
+        if mask is not None and mask.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"`attention_mask` must have shape (batch, tokens), {(num_texts, num_tokens)}, got {tuple(mask.shape)}."
+            )
         # padding on the left, and holes, are moved: a text is read alike whatever stands beside it in the batch
         in_place = mask is None or not bool(((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any())
         real = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask != 0
@@ -110,6 +112,12 @@ class Cutting:
                 f"`{strange[0]}` cannot be cut into segments; leave it out, or give texts of at most {self.length} "
                 f"tokens (got {num_tokens}), padded on the right."
             )
+        for name, value in tensors.items():
+            if value.shape[:2] != tokens.shape[:2]:
+                raise ValueError(
+                    f"`{name}` must have shape (batch, tokens), {(num_texts, num_tokens)}, to be cut into segments, "
+                    f"got {tuple(value.shape)}."
+                )
         text, positions, exists = self._lay_out(real, tensors)
         cut: Keywords = {}
         for name, value in {**tensors, "attention_mask": real.long() if mask is None else mask}.items():
@@ -137,10 +145,12 @@ class Cutting:
         step = room - self.overlap
         counts = 1 + ((inner - room).clamp_min(0) + step - 1) // step
         if (most := int(counts.max())) > self.max_segments:
+            row = int(counts.argmax())
+            longest = self.length + (self.max_segments - 1) * int(step[row])
             raise ValueError(
-                f"A text of {int(tokens[counts.argmax()])} tokens makes {most} segments of {self.length}, more than "
-                f"`max_segments`={self.max_segments}; raise that, or cut texts at {self.longest} tokens "
-                f"(`truncation=True, max_length={self.longest}` in the tokenizer's call)."
+                f"A text of {int(tokens[row])} tokens makes {most} segments of {self.length}, more than "
+                f"`max_segments`={self.max_segments}; raise that, or cut texts at {longest} tokens "
+                f"(`truncation=True, max_length={longest}` in the tokenizer's call)."
             )
         text = torch.repeat_interleave(counts)
         number = torch.arange(len(text), device=text.device) - (counts.cumsum(0) - counts)[text]

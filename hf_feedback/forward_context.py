@@ -79,14 +79,17 @@ def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Te
         mask: `(B, T)`; that of the choices of a multiple choice, `(B, C, T)`, is flattened.
         length: T, of the hidden states.
     """
-    shorten = getattr(backbone, "_get_feature_vector_attention_mask", None)
     if isinstance(mask, torch.Tensor) and mask.dim() == 3:
         mask = mask.flatten(0, 1)
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         return None
-    if mask.shape[1] != length:
-        mask = None if shorten is None else shorten(length, mask)
-    return None if mask is None else mask != 0
+    if mask.shape[1] == length:
+        return mask != 0
+    shorten = getattr(backbone, "_get_feat_extract_output_lengths", None)
+    if shorten is None or int(shorten(torch.tensor(mask.shape[1]))) != length:
+        return None  # padded inside, or shortened further
+    lengths = [int(shorten(size)) for size in mask.sum(-1)]  # one by one, since Moonshine takes no more
+    return torch.arange(length, device=mask.device) < torch.tensor(lengths, device=mask.device)[:, None]
 
 
 def backbone_inputs(

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, GenerationMode
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils import logging
 
 from .cache_probe import probe_cache
@@ -182,6 +183,11 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             return inputs, None
         instead = "`use_cache=False`, which reads the whole text for every token" if is_kept else "`halting='none'`"
         self._check_can_cache(cache, num_iterations, instead)
+        if not is_kept and self._packs_texts(inputs):
+            raise ValueError(
+                f"`halting`={self.config.halting!r} does not keep apart the texts that `position_ids` put into one "
+                "row; give each text a row of its own, or set `model.config.halting = 'none'`."
+            )
         self._check_mask(inputs.get("attention_mask"), inputs, cache)
         if cache is None:
             cache = DynamicCache(config=self.backbone.config.get_text_config(decoder=True))
@@ -189,6 +195,14 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         if holds:
             slots.hold_stopped_tokens()
         return inputs, slots
+
+    def _packs_texts(self, inputs: Keywords) -> bool:
+        """Whether rows hold several texts, as transformers tells by positions that do not go on by one."""
+        positions = inputs.get("position_ids")
+        if positions is None or inputs.get("attention_mask") is not None or torch.compiler.is_compiling():
+            return False
+        positions = positions if positions.dim() == 2 else positions[0]
+        return find_packed_sequence_indices(positions) is not None
 
     def _add_iterations(self, cache: Cache, num_iterations: int, is_kept: bool = True) -> IterationCache:
         """The slots of a cache for K iterations, or, with `feedback_shift`, for one pass and the states before."""

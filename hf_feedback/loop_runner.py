@@ -228,6 +228,13 @@ class LoopRunner:
                 f"`feedback_type`={self.config.feedback_type!r} needs an `attention_mask` of shape (batch, tokens); "
                 "give one, or use `feedback_type='additive'`."
             )
+        if real is None and isinstance(mask, torch.Tensor) and context.feedback.mixes_tokens:
+            raise ValueError(
+                f"`attention_mask` has {mask.shape[-1]} tokens, and the layers of {context.model_name} read {length}, "
+                f"so that messages of `feedback_type`={self.config.feedback_type!r} would read padding. Where the "
+                "backbone pads texts inside, pad them to that length (`pad_to_multiple_of` in the tokenizer's call), "
+                "or use `feedback_type='additive'`."
+            )
         return MessageContext(
             mask=real,
             packed_texts=self._packed_texts(context, entry.shape[batch_dim]),
@@ -313,8 +320,15 @@ class LoopRunner:
             yield from split_iterations(result.output, len(result.trace.outputs))
             return
         for state in () if result.trace is None else result.trace.outputs[:-1]:
-            yield self.output_from(context, state)
+            yield self.output_from(context, self._kept(context, state))
         yield result.output
+
+    def _kept(self, context: ForwardContext, state: torch.Tensor) -> torch.Tensor:
+        """The tokens of a state, `(B, T, d)`, that the backbone's own head is to answer, where that alone is run."""
+        keep = context.backbone_inputs.get("logits_to_keep", 0)
+        if self.layout.final_modules is None or self.config.head != "backbone":
+            return state
+        return state[:, slice(-keep, None) if isinstance(keep, int) else keep]
 
     def estimate_contraction(self, context: ForwardContext, steps: int) -> torch.Tensor:
         """By which factor one more iteration shrinks a small difference between states after K iterations, `(B,)`; see

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput, logging
 
 from .adapter_checks import check_adapters_fit, warn_of_adapters_without_folder, warn_of_frozen_feedback
 from .backbone_layout import BackboneLayout, is_decoder, is_sharded, prepare_backbone
-from .backbone_probe import probe_backbone
+from .backbone_probe import check_padding_after_texts, probe_backbone
 from .building import build_from_backbone, check_option_names, new_backbone, settle_causality
 from .built_options import BuiltOptions
 from .collected_states import collected_key
@@ -150,6 +150,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         """
         predicts = self.traits.predicts_next_token
         self.layout = probe_backbone(self.backbone, self.layout, self.config.head, predicts)
+        if self.config.feedback_span == "segment" and self.config.head == "backbone" and self.traits.answers_once:
+            check_padding_after_texts(self.backbone, self.config.pad_token_id)
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -334,3 +334,16 @@ def test_file_without_words_is_refused(decoder, tmp_path, capsys):
     (tmp_path / "empty.csv").write_text('text\n" "\n')
     assert run(decoder, tmp_path, train=str(tmp_path / "empty.csv")) == 2
     assert "column 'text' holds no words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_answers_of_iterations_are_of_the_tokens_to_keep(states):
+    """Asked for hidden states too, each iteration has its answers from its own pass."""
+    model, ids = model_of(num_iterations=3).eval(), torch.randint(4, 90, (2, 7))
+    options = {"output_iterations": True, "output_hidden_states": states}
+    for keep in (1, torch.tensor([2, 5])):
+        with torch.no_grad():
+            whole, kept = (model(ids, logits_to_keep=one, **options).iteration_logits for one in (0, keep))
+        at = slice(-1, None) if isinstance(keep, int) else keep
+        for one, other in zip(whole, kept, strict=True):
+            torch.testing.assert_close(other, one[:, at])

@@ -105,3 +105,12 @@ def test_operators_that_cannot_keep_them_apart_are_refused():
     model = FeedbackForTokenClassification.from_backbone(tiny_backbone("qwen3"), num_labels=3, feedback_type="context")
     with pytest.raises(ValueError, match="`position_ids` put several texts into one row"):
         model(torch.cat(texts(), 1), position_ids=positions(2))
+
+
+def test_halting_that_cannot_keep_them_apart_is_refused():
+    """Without a cache tokens that stop need one, in which transformers sees no texts."""
+    model = decoder(halting="convergence", halting_threshold=1e-9)
+    with pytest.raises(ValueError, match="`halting`='convergence' does not keep apart the texts"):
+        model(torch.cat(texts(), 1), position_ids=positions(2))
+    row = texts()[0]
+    assert torch.equal(model(row, position_ids=torch.arange(5)[None]).logits, model(row).logits)

@@ -9,7 +9,14 @@ import torch
 from families import FAMILIES, speak, tiny_backbone, tiny_batch
 from tiny_models import tiny_model, tiny_options
 from torch import nn
-from transformers import AutoConfig, AutoModel, Gemma3Config, Gemma3ForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Gemma3Config,
+    Gemma3ForSequenceClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions as Output
 
 from hf_feedback import FeedbackConfig, FeedbackModel, UnsupportedBackboneError, add_feedback
@@ -242,6 +249,13 @@ def test_a_head_that_reads_more_than_text_is_refused():
     for part in ("auto", "decoder"):
         with pytest.raises(UnsupportedBackboneError, match="it reads more than text"):
             add_feedback(Gemma3ForSequenceClassification(config), FeedbackConfig(feedback_rank=8, backbone_part=part))
+
+
+def test_a_head_that_reads_all_layers_is_refused():
+    tiny = tiny_options(Wav2Vec2Config)
+    model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**tiny, use_weighted_layer_sum=True)).eval()
+    with pytest.raises(UnsupportedBackboneError, match="its own head sums the states of all layers"):
+        add_feedback(model, FeedbackConfig(feedback_rank=8))
 
 
 def test_a_pooler_that_the_model_cannot_do_without_is_replaced():

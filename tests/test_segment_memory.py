@@ -1,6 +1,7 @@
 """Segment memory: messages, their answers joined, pairs of texts, and answers for tokens."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -255,6 +256,18 @@ def test_pairs_do_not_notice_each_other():
             assert_exact(together[row], model(**alone(batch, row)).logits[0])
         model.config.segment_pair = "first"  # may be changed while training
         assert not torch.equal(together, model(**batch).logits)
+
+
+def test_the_length_that_is_advised_for_pairs_fits():
+    model, batch = make(segment_pair="every", max_segments=4), pairs((2, 19), (1, 3))
+    with pytest.raises(
+        ValueError, match="makes 17 segments of 8, more than `max_segments`=4; raise that, or cut"
+    ) as error:
+        model(**batch)
+    advised = int(re.findall(r"cut texts at (\d+) tokens", str(error.value))[0])
+    model(**{name: value[:, :advised] for name, value in batch.items()})
+    with pytest.raises(ValueError, match="makes 5 segments"):
+        model(**{name: value[:, : advised + 1] for name, value in batch.items()})
 
 
 def test_pairs_that_cannot_be_cut():

@@ -15,6 +15,8 @@ from transformers import (
     FNetConfig,
     FNetModel,
     GPT2ForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
     pipeline,
 )
 
@@ -23,6 +25,7 @@ from hf_feedback import (
     FeedbackForMultipleChoice,
     FeedbackForSequenceClassification,
     FeedbackModel,
+    UnsupportedBackboneError,
     add_feedback,
 )
 from hf_feedback.cutting import Cutting, special_tokens_of
@@ -368,6 +371,13 @@ def test_what_cannot_be_cut():
         model(**batch, position_ids=torch.arange(21).expand(4, -1))
     with pytest.raises(ValueError, match="`attention_mask` must have shape"):
         model(batch["input_ids"], attention_mask=torch.ones(4, 1, 21, 21))
+    for name in ("attention_mask", "token_type_ids"):
+        other = torch.ones(1, batch["input_ids"].shape[1], dtype=torch.long)
+        with pytest.raises(ValueError, match=rf"`{name}` must have shape \(batch, tokens\), \(4, 21\)"):
+            model(**{**batch, name: other})
+    xlnet = XLNetConfig(vocab_size=99, d_model=32, n_layer=2, n_head=2, d_inner=48, pad_token_id=0, num_labels=3)
+    with pytest.raises(UnsupportedBackboneError, match="its own head reads padding after a text"):
+        add_feedback(XLNetForSequenceClassification(xlnet).eval(), FeedbackConfig(**OPTIONS))
     tiny = FNetConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, intermediate_size=37)
     with pytest.raises(ValueError, match="FNetModel does not, and would read the padding"):
         FeedbackForSequenceClassification.from_backbone(FNetModel(tiny), **OPTIONS)
