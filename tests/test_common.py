@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import HEADED, NAMES, REPRESENTATIVE, answers, batch_for, first_head, fresh, headed, targets_for
-from closeness import assert_exact, in_float64
+from closeness import assert_exact, assert_half, in_float64
 from families import speak, tiny_backbone, tiny_batch, tiny_config, to
 from transformers import AutoModelForSequenceClassification
 
@@ -55,12 +55,12 @@ def test_input_embeddings_can_be_replaced():
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision(family, dtype):
-    model, batch = make(family), tiny_batch()
-    expected = model(**batch).logits
+    model, batch = speak(make(family), scale=1.0), tiny_batch()
+    full, plain = model(**batch).logits, model(**batch, num_iterations=1).logits
     model.to(dtype)
     found = model(**batch, labels=torch.tensor([0, 1]))
     assert found.logits.dtype == dtype
-    torch.testing.assert_close(found.logits.float(), expected, rtol=0.1, atol=0.1)
+    assert_half(found.logits, full, plain, dtype)
     found.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     fresh = FeedbackModel.from_backbone(tiny_backbone(family).to(dtype), feedback_rank=8, num_iterations=4)
@@ -230,12 +230,14 @@ def test_checkpointed_gradients(name, head, reentrant):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_of_every_head(name, head, dtype):
     model, batch = made(name, head)
-    expected = answers(model(**batch))
+    speak(model, scale=1.0)
+    full, plain = answers(model(**batch)), answers(model(**batch, num_iterations=1))
     model = model.half() if dtype == torch.float16 else model.bfloat16()
-    batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
-    for key, value in answers(model(**batch)).items():
+    found = answers(model(**to(batch, dtype)))
+    assert found.keys() == full.keys()
+    for key, value in found.items():
         assert value.dtype == dtype
-        torch.testing.assert_close(value.float(), expected[key], rtol=0.1, atol=0.15)
+        assert_half(value, full[key], plain[key], dtype)
 
 
 @headed
