@@ -91,8 +91,9 @@ def assert_half(found: Any, full: Any, plain: Any, dtype: torch.dtype) -> None:
 
     K = 3 iterations of a tiny model's 4 layers (`families.SIZES`) round the state twice a call, after the attention and
     after the feed-forward network; with the embeddings, the messages and the head that is at most 32 roundings in a
-    row. Each is at most eps of its result, and mostly to no common side. All entries count together, so that a single
-    one near zero does not.
+    row. Each is at most eps of its result, and mostly to no common side. Under autocast, whose sums stay in float32,
+    there are no more of them on the way forward and back. All entries count together, so that a single one near zero
+    does not.
 
     Args:
         found: the result in question, a tensor or several by name.
