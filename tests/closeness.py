@@ -7,6 +7,8 @@
   by far less.
 - In float32 no number is right for every processor: rounding adds up as it does in any other computation of the same
   result, which is what `assert_rounding` compares with.
+- In half precision rounding is measured by what the feedback does (`assert_half`): a result that it has not changed, or
+  zeros, are off by several times the bound.
 """
 
 from collections.abc import Iterator, Mapping
@@ -84,6 +86,30 @@ def assert_rounding(found: Any, other: Any, exact: Any) -> None:
     _assert_within(bound, found, exact)
 
 
+def assert_half(found: Any, full: Any, plain: Any, dtype: torch.dtype) -> None:
+    """`found` is `full` but for rounding to a half precision, by far less than the feedback changes it.
+
+    K = 3 iterations of a tiny model's 4 layers (`families.SIZES`) round the state twice a call, after the attention and
+    after the feed-forward network; with the embeddings, the messages and the head that is at most 32 roundings in a
+    row. Each is at most eps of its result, and mostly to no common side. Under autocast, whose sums stay in float32,
+    there are no more of them on the way forward and back. All entries count together, so that a single one near zero
+    does not.
+
+    Args:
+        found: the result in question, a tensor or several by name.
+        full: the same in float32.
+        plain: the same in float32 without the feedback's effect, as of K = 1.
+        dtype: what `found` was computed in.
+    """
+    found, full, plain = _by_name(found), _by_name(full), _by_name(plain)
+    assert found.keys() == full.keys() == plain.keys()
+    error, effect = _distance(found, full), _distance(plain, full)
+    size, bound = _distance(full, {}), 32 * torch.finfo(dtype).eps * effect
+    assert effect > size / 4, f"the feedback changes {size:.1e} by {effect:.1e}, too little to measure rounding by"
+    assert bound < size, f"zeros would be within {bound:.1e}"
+    assert error <= bound, f"off by {error:.1e}, more than {bound:.1e}, where the feedback changes {effect:.1e}"
+
+
 def from_same_weights(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether two float32 results, each of a process of its own, are of one tiny model: 4 layers whose sums have up to
     37 terms (`families.SIZES`) lose at most that many roundings. Of other weights they are off by far more."""
@@ -97,6 +123,12 @@ def _by_name(result: Any) -> dict[str, torch.Tensor]:
 
 def _largest(tensors: dict[str, torch.Tensor]) -> float:
     return max(tensor.detach().abs().max().item() for tensor in tensors.values())
+
+
+def _distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Root of the sum of squares of all differences; from zero where the other has no such tensor."""
+    differences = [tensor.detach().double() - other.get(name, torch.zeros(())).double() for name, tensor in one.items()]
+    return sum(difference.square().sum().item() for difference in differences) ** 0.5
 
 
 def _assert_within(bound: float, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

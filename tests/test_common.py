@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import HEADED, NAMES, REPRESENTATIVE, answers, batch_for, first_head, fresh, headed, targets_for
-from closeness import assert_exact, in_float64
+from closeness import assert_exact, assert_half, in_float64
 from families import speak, tiny_backbone, tiny_batch, tiny_config, to
 from transformers import AutoModelForSequenceClassification
 
@@ -55,28 +55,54 @@ def test_input_embeddings_can_be_replaced():
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision(family, dtype):
-    model, batch = make(family), tiny_batch()
-    expected = model(**batch).logits
+    model, batch = speak(make(family), scale=1.0), tiny_batch()
+    full, plain = model(**batch).logits, model(**batch, num_iterations=1).logits
     model.to(dtype)
     found = model(**batch, labels=torch.tensor([0, 1]))
     assert found.logits.dtype == dtype
-    torch.testing.assert_close(found.logits.float(), expected, rtol=0.1, atol=0.1)
+    assert_half(found.logits, full, plain, dtype)
     found.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     fresh = FeedbackModel.from_backbone(tiny_backbone(family).to(dtype), feedback_rank=8, num_iterations=4)
     assert fresh.check_equivalence(batch) == 0.0
 
 
+def gradients(model, inputs, autocast=False, **options):
+    """The loss's gradients by the parameter's name, of the same random numbers each time, and the output."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    np.random.seed(0)  # SpecAugment
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(**inputs, **options)
+    output.loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, output
+
+
+def assert_autocast_gradients(model, inputs):
+    """All products are computed in bfloat16, and the gradients, of the feedback and in all, are those of float32."""
+    full, plain = gradients(model, inputs)[0], gradients(model, inputs, num_iterations=1)[0]
+    dtypes = set()
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    hooks = [one.register_forward_hook(lambda _, arguments, product: dtypes.add(product.dtype)) for one in linear]
+    found, output = gradients(model, inputs, autocast=True)
+    for hook in hooks:
+        hook.remove()
+    assert {value.dtype for value in answers(output).values()} == dtypes == {torch.bfloat16}
+    assert output.loss.isfinite()
+    assert found.keys() == full.keys()
+    plain = {name: plain.get(name, torch.zeros_like(gradient)) for name, gradient in full.items()}
+    assert_half(found, full, plain, torch.bfloat16)
+    found, full, plain = ({n: g for n, g in one.items() if "feedback." in n} for one in (found, full, plain))
+    assert_half(found, full, plain, torch.bfloat16)
+
+
 @pytest.mark.parametrize("family", ["bert", "llama", "modernbert"])
 def test_autocast(family):
-    model, batch = make(family), tiny_batch()
+    model, batch = speak(make(family), scale=1.0), tiny_batch()
+    assert_autocast_gradients(model, {**batch, "labels": torch.tensor([0, 1])})
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(**batch, labels=torch.tensor([0, 1])).loss
         fresh = FeedbackModel.from_backbone(tiny_backbone(family), feedback_rank=8, num_iterations=3)
         assert fresh.check_equivalence(batch) == 0.0
-    loss.backward()
-    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
-    assert model.feedback.sources["3"].up.weight.grad.abs().max() > 0
 
 
 @in_float64()
@@ -211,18 +237,10 @@ def test_numbers_and_shapes_of_states_and_attentions(name, head):
 def test_checkpointed_gradients(name, head, reentrant):
     """Dropout and all: what is computed again is what was computed before."""
     model, batch = made(name, head)
-    model.train()
-
-    def gradients():
-        model.zero_grad()
-        torch.manual_seed(0)
-        np.random.seed(0)  # SpecAugment
-        model(**batch, **targets_for(name)).loss.backward()
-        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-
-    plain = gradients()
+    inputs = {**batch, **targets_for(name)}
+    plain, _ = gradients(model.train(), inputs)
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    checkpointed = gradients()
+    checkpointed, _ = gradients(model, inputs)
     assert_exact(checkpointed, plain)
 
 
@@ -230,22 +248,21 @@ def test_checkpointed_gradients(name, head, reentrant):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_of_every_head(name, head, dtype):
     model, batch = made(name, head)
-    expected = answers(model(**batch))
+    speak(model, scale=1.0)
+    full, plain = answers(model(**batch)), answers(model(**batch, num_iterations=1))
     model = model.half() if dtype == torch.float16 else model.bfloat16()
-    batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
-    for key, value in answers(model(**batch)).items():
+    found = answers(model(**to(batch, dtype)))
+    assert found.keys() == full.keys()
+    for key, value in found.items():
         assert value.dtype == dtype
-        torch.testing.assert_close(value.float(), expected[key], rtol=0.1, atol=0.15)
+        assert_half(value, full[key], plain[key], dtype)
 
 
 @headed
 def test_training_under_autocast(name, head):
+    """Dropout and all."""
     model, batch = made(name, head)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model.train()(**batch, **targets_for(name)).loss
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert_autocast_gradients(speak(model, scale=1.0).train(), {**batch, **targets_for(name)})
 
 
 @pytest.mark.parametrize("name", NAMES)

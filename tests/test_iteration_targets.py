@@ -6,6 +6,7 @@ from builders import batch_for, fresh, targets_for, tiny_tokenizer, without_drop
 from comparisons import comparison_of
 from datasets import Dataset
 from families import speak, tiny_backbone
+from torch.nn.functional import cross_entropy
 from training_runs import arguments, make, rows, tiny_data, train_command, write
 
 from hf_feedback import FeedbackForSequenceClassification
@@ -298,11 +299,21 @@ def test_models_with_one_target_refuse_those_of_iterations(name, tmp_path):
         FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
 
 
-def test_halting_after_the_targets_is_allowed(tmp_path):
-    data = [{**row, "iteration_targets": [0]} for row in tiny_data(4)]
-    for options in (dict(halting="confidence", min_iterations=2), dict(halting="convergence")):
-        model = make(iteration_loss="uniform", num_iterations=3, **options)
-        FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
+@pytest.mark.parametrize(
+    "options", [dict(halting="confidence", min_iterations=2), dict(halting="convergence")], ids=str
+)
+def test_halting_after_the_targets_is_allowed(options, tmp_path):
+    """A training step reads the target in iteration 1, and runs all iterations."""
+    data = [{**row, "iteration_targets": [(row["labels"] + 1) % 3]} for row in tiny_data(4)]
+    model = speak(make(iteration_loss="uniform", num_iterations=3, **options).double())
+    trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(without_dropout(model), dict(inputs)).item()
+    targets, labels = inputs.pop("iteration_targets"), inputs.pop("labels")
+    assert torch.equal(targets, (labels[:, None] + 1) % 3)
+    logits = model(**inputs, output_iterations=True).iteration_logits
+    expected = [cross_entropy(z, y).item() for z, y in zip(logits, [targets[:, 0], labels, labels], strict=True)]
+    assert loss == pytest.approx(sum(expected) / 3, rel=1e-12)
 
 
 def test_networks_from_scratch_have_no_targets_of_iterations(files, backbone, capsys):

@@ -397,11 +397,19 @@ def test_accumulated_batches_give_the_loss_of_one(tmp_path):
 
 
 def test_groups_serve_the_plain_trainer(tmp_path):
+    """A step of AdamW moves a weight by at most the rate of its group, and some weight by about that."""
     model = make()
-    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, backbone_lr=1e-4))
-    args = TrainingArguments(output_dir=str(tmp_path), max_steps=2, report_to=[], use_cpu=True, save_strategy="no")
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, backbone_lr=1e-4, head_lr=1e-2))
+    before = {parameter: parameter.detach().clone() for parameter in model.parameters()}
+    options = dict(max_steps=2, lr_scheduler_type="constant", report_to=[], use_cpu=True, save_strategy="no")
+    args = TrainingArguments(output_dir=str(tmp_path), **options)
     Trainer(model=model, args=args, train_dataset=tiny_data(), optimizers=(optimizer, None)).train()
-    assert len(optimizer.param_groups) > 3
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    of_backbone = ["embeddings", *(f"layer {i}" for i in range(4))]
+    assert rates == {**dict.fromkeys(of_backbone, 1e-4), "feedback": 1e-3, "head": 1e-2}
+    for group in optimizer.param_groups:
+        moved = max((parameter - before[parameter]).abs().max().item() for parameter in group["params"])
+        assert 0.5 * group["lr"] < moved < 2.1 * group["lr"], group["name"]
 
 
 def test_trainer_prints_its_groups_and_keeps_their_rates(tmp_path, capsys):
