@@ -128,7 +128,7 @@ def test_device_map(tmp_path):
 def test_offloaded_layers_are_warned_of(device_map, warns, caplog):
     backbone = tiny_backbone("bert")
     backbone.hf_device_map = device_map
-    with caplog.at_level("WARNING", logger="hf_feedback.loading"):
+    with caplog.at_level("WARNING", logger="hf_feedback"):
         FeedbackModel.from_backbone(backbone, feedback_rank=8)
     assert ("loaded anew in every iteration" in caplog.text) == warns
 

@@ -241,7 +241,7 @@ def test_a_contraction_needs_steps():
 
 def test_expansion_is_warned_of(caplog):
     model = feedback_model(scale=8.0, **TOP)
-    with caplog.at_level("WARNING", logger="hf_feedback.modeling_base"):
+    with caplog.at_level("WARNING", logger="hf_feedback"):
         found = model.train().estimate_contraction(tiny_batch())
     assert found.shape == (2,)
     assert found.max() > 1

@@ -1,5 +1,6 @@
 """Every code block of the README and of the guides runs as it stands, and every page is in the site."""
 
+import ast
 import doctest
 import importlib
 import io
@@ -141,13 +142,29 @@ def run_command(command: list[str], monkeypatch) -> None:
         assert run_script(arguments[start], arguments[start + 1 :] + SHORT, monkeypatch) == 0, command
 
 
+def with_prints(text: str) -> str:
+    """Python in which an expression alone on its line, with its number beside it, is printed:
+    `loss(x)  # 0.5: of x` becomes `print(loss(x))  # 0.5`."""
+
+    def printed(line: re.Match) -> str:
+        try:
+            ast.parse(line["code"], mode="eval")
+        except SyntaxError:  # an assignment, or a part of a longer statement
+            return line[0]
+        return f"print({line['code']})  # {line['number']}"
+
+    number = r"(?P<number>-?\d+(?:\.\d+)?(?:e-?\d+)?)(?::.*)?"
+    return re.sub(rf"^(?!print\()(?P<code>[^\s#].*)  # {number}$", printed, text, flags=re.MULTILINE)
+
+
 def run_python(text: str, names: dict) -> None:
-    """Runs Python, or a session of an interpreter, whose output is compared."""
+    """Runs Python, whose values in comments are compared, or a session of an interpreter, whose output is."""
     if not text.startswith(">>>"):
+        text = with_prints(text)
         printed = io.StringIO()
         with redirect_stdout(printed):
             exec(compile(text, "<page>", "exec"), names)
-        for value in re.findall(r"^print\(.*\)  # ([\d(\[TF].*)$", text, flags=re.MULTILINE):
+        for value in re.findall(r"^print\(.*\)  # ([-\d(\[TF].*)$", text, flags=re.MULTILINE):
             assert value in printed.getvalue().splitlines()
         return
     runner = doctest.DocTestRunner(verbose=False)
@@ -177,6 +194,15 @@ def test_blocks_run(page, models, clone, monkeypatch):
             assert yaml.safe_load(text), "an empty block"
         else:
             assert block.title or block.language in ("text", "bibtex"), f"a block of {block.language or 'no language'}"
+
+
+def test_numbers_beside_expressions_are_compared():
+    text = "x = 0.5  # 2\nx + 1  # 1.5: more\n2 * x  # 1\nx  # a half\nprint(x)  # 0.5\n"
+    printed = "x = 0.5  # 2\nprint(x + 1)  # 1.5\nprint(2 * x)  # 1\nx  # a half\nprint(x)  # 0.5\n"
+    assert with_prints(text) == printed
+    with pytest.raises(AssertionError):  # 1.0
+        run_python(text, {})
+    run_python(text.replace("# 1\n", "# 1.0\n"), {})
 
 
 def test_pages_are_found():
