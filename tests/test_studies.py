@@ -185,7 +185,7 @@ def measured(page: str) -> str:
 
 @pytest.mark.parametrize(("regime", "arms"), [("frozen", ("head-only", "lora")), ("full", ("plain", "lora"))])
 def test_the_guide_shows_what_is_kept_of_natural_texts(regime, arms):
-    guide, folders = measured("short_texts"), (FOLDER / "results" / "no_harm" / regime).iterdir()
+    guide, folders = measured("short_texts"), sorted((FOLDER / "results" / "no_harm" / regime).iterdir())
     results = read_results([str(folder) for folder in folders])
     for data, result in results.items():
         tests = {name: format_values([100 * value for value in arm["test"]]) for name, arm in result["arms"].items()}
@@ -193,8 +193,19 @@ def test_the_guide_shows_what_is_kept_of_natural_texts(regime, arms):
         assert tests == {}
         assert f"| {data} | {' | '.join(means)} |" in guide
     rows = [line for line in join_results(results).splitlines() if line.startswith("|")]
-    assert len(rows) == 2 * (2 + len(results))
+    assert len(rows) == 2 * (3 + len(results))  # the mean, too
     assert [row for row in rows if row not in guide] == []
+
+
+def test_the_guide_shows_the_mean_over_the_sets_beside_lora():
+    results = FOLDER / "results"
+    folders = (results / "later_tokens_held_out/frozen/btc", *(results / "later_tokens_beside_lora/frozen").iterdir())
+    tables = join_results(read_results(list(map(str, folders)))).split("\n\n")
+    assert len(tables) == 4
+    for table in tables:
+        other = table.split(" minus ")[1].split(" |")[0]
+        points, verdict = (table.splitlines()[-1].split(" | ")[at] for at in (1, 4))
+        assert f"| {other} | {points} | {verdict}" in measured("decoders")
 
 
 def test_the_guide_shows_the_comparisons_that_are_kept():
