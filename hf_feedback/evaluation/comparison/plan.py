@@ -135,7 +135,7 @@ def make_plan(comparison: Comparison) -> Plan:
         if comparison.arms[name].trains_longer
     }
     costs = {
-        name: replace(cost, examples=cost.examples * (longer[name].flops if name in longer else 1.0))
+        name: replace(cost, examples=cost.examples * comparison.arms[name].training_factor(longer.get(name, budget)))
         for name, (cost, _) in measured.items()
     }
     return Plan(budget, costs, left_out, seconds / reference.flops, record, constant, longer)
