@@ -9,7 +9,7 @@ import sys
 import gradio as gr
 
 from hf_feedback.evaluation.report.text_steps import TextSteps, check_text_classifier, step_through
-from hf_feedback.training.trained_model import TrainedModel
+from hf_feedback.prediction.trained_model import TrainedModel
 
 FURTHER_ITERATIONS = 2
 EXAMPLES = ["Where is my parcel? It was due on Monday.", "You took the money twice.", "I cannot log in any more."]

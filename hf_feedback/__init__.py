@@ -4,7 +4,8 @@ Nothing is imported before it is used: `__init__.pyi` lists the public names and
 
 The modules beside this one define the models. They stand in one folder because `save_pretrained` copies those that a
 model needs into that of the weights, as the code that `trust_remote_code=True` loads. Those that use the models never
-travel: `attaching`, `registration`, `cli`, `training/`, `evaluation/` and `command_help/`. Where to find what:
+travel: `attaching`, `registration`, `cli`, `training/`, `prediction/`, `evaluation/` and `command_help/`. Where to find
+what:
 
 - configuration: `configuration_*`, checked by `option_checks` and `validation`; edges in `topology`, sets in `recipes`
 - building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `stored_config`, `adapter_checks`

@@ -21,7 +21,10 @@ COMMANDS = {
         "fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch (--fnn)",
     ),
     "evaluate": ("evaluation", "evaluate a trained model on labelled examples"),
-    "predict": ("training", "predict with a trained model, for texts, words, questions, choices, images or recordings"),
+    "predict": (
+        "prediction",
+        "predict with a trained model, for texts, words, questions, choices, images or recordings",
+    ),
     "report": ("evaluation", "write an HTML page that shows the effect of every iteration on labelled examples"),
     "choose-iterations": (
         "evaluation",

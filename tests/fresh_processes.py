@@ -29,7 +29,7 @@ SLOW = (
 )
 LOADED = (
     *SLOW,
-    *("transformers.pipelines", "hf_feedback.training.commands.train", "hf_feedback.training.commands.predict"),
+    *("transformers.pipelines", "hf_feedback.training.commands.train", "hf_feedback.prediction.commands.predict"),
     *("hf_feedback.evaluation.commands.evaluate", "hf_feedback.modeling_feedback"),
 )
 

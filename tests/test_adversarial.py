@@ -19,7 +19,7 @@ from hf_feedback.cli import main
 from hf_feedback.evaluation.commands.compare import parse_comparison
 from hf_feedback.evaluation.comparison.arms import Budget
 from hf_feedback.training import FGM, PGD, SMART, FeedbackTrainer, FreeLB, peft_options
-from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
 from hf_feedback.training.tasks.text_classification import TextClassification, TextDataArguments
 from hf_feedback.training.techniques.perturbation import WordPerturbation
 

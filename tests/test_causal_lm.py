@@ -17,7 +17,7 @@ from transformers import EvalPrediction, LlamaForCausalLM
 from hf_feedback import FeedbackForCausalLM
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, peft_options
 from hf_feedback.training.data.streams import stream_rows
-from hf_feedback.training.model_parts import parts_of
+from hf_feedback.training.parameters.model_parts import parts_of
 from hf_feedback.training.tasks.causal_lm import NextTokenCollator, TextBlocks, next_token_losses
 from hf_feedback.training.tasks.plain_texts import perplexity_of_losses
 

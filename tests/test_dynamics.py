@@ -17,7 +17,7 @@ from hf_feedback import (
     FeedbackForSequenceClassification,
     FeedbackModel,
 )
-from hf_feedback.training.model_setup import set_options
+from hf_feedback.training.starting_model.model_setup import set_options
 
 LABELS = torch.tensor([0, 2])
 

@@ -18,9 +18,9 @@ from hf_feedback.cli import main
 from hf_feedback.evaluation.class_report import ClassAnswers, format_report, has_confusion, report_of
 from hf_feedback.evaluation.confusion_picture import draw_confusion
 from hf_feedback.evaluation.evaluation_run import EvaluationRun
+from hf_feedback.prediction.trained_model import TrainedModel
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.metrics import make_compute_metrics
-from hf_feedback.training.trained_model import TrainedModel
 
 NAMES = ("late", "lost", "fine")
 

@@ -47,7 +47,7 @@ from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.media import check_media, read_media, read_wave
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.tags import entity_scores, is_bio, tag_set
-from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
 from hf_feedback.training.tasks import TASKS, MultipleChoice, Task, TokenClassification, masked_lm
 from hf_feedback.training.tasks.masked_lm import MaskingCollator, PieceEncoder, with_fixed_masks
 from hf_feedback.training.tasks.multiple_choice import tokenize_choices

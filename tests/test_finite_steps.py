@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer
-from hf_feedback.training.checkpoints import checkpoint_fault
 from hf_feedback.training.finite_steps import NonFiniteStepError, check_step
+from hf_feedback.training.resuming.checkpoints import checkpoint_fault
 
 BAD_ROW, MARK = 13, 89  # the row whose loss is NaN, and the token by which it is known
 

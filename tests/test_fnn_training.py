@@ -12,7 +12,7 @@ from transformers import pipeline
 from hf_feedback import FNNForSequenceClassification
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, freeze_parameters, parameter_groups, peft_options
-from hf_feedback.training.model_parts import parts_of
+from hf_feedback.training.parameters.model_parts import parts_of
 
 
 def small(kind, **options):

@@ -30,7 +30,7 @@ from hf_feedback import (
     load_feedback,
 )
 from hf_feedback.gguf_files import logger
-from hf_feedback.training.model_sources import check_source
+from hf_feedback.training.starting_model.model_sources import check_source
 
 FILE = "tiny.gguf"
 OPTIONS = dict(num_iterations=3, feedback_rank=8)

@@ -22,7 +22,7 @@ from hf_feedback import (
 from hf_feedback.batch_rows import IndivisibleError, find_batch_axes, select_rows
 from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.halting import confidence_of
-from hf_feedback.training.trained_model import TrainedModel
+from hf_feedback.prediction.trained_model import TrainedModel
 
 HALTS = dict(halting="convergence", num_iterations=12)
 

@@ -11,7 +11,7 @@ from training_runs import rows, train_command, write
 from hf_feedback.cli import main
 from hf_feedback.training.data.held_out import SamplingArguments, held_out_rows
 from hf_feedback.training.data.splits import Split, draw_rows
-from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
 from hf_feedback.training.tasks.masked_lm import MaskedLM, MaskingArguments
 
 

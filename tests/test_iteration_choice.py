@@ -13,7 +13,7 @@ from hf_feedback.evaluation import iteration_choice
 from hf_feedback.evaluation.commands import choose_iterations
 from hf_feedback.evaluation.evaluation_run import EvaluationRun
 from hf_feedback.evaluation.iteration_choice import IterationChoice, candidates, choose, measure_choice
-from hf_feedback.training.trained_model import TrainedModel
+from hf_feedback.prediction.trained_model import TrainedModel
 
 
 @pytest.fixture(scope="module")

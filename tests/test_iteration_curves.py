@@ -9,8 +9,8 @@ from transformers.integrations import TensorBoardCallback
 from hf_feedback.evaluation.report.observation import observe
 from hf_feedback.training import FeedbackTrainer
 from hf_feedback.training.callbacks import format_logs
-from hf_feedback.training.iteration_curves import IterationCurves, count_right
-from hf_feedback.training.message_recorder import swish_betas
+from hf_feedback.training.iteration_logs.iteration_curves import IterationCurves, count_right
+from hf_feedback.training.iteration_logs.message_recorder import swish_betas
 
 
 def train(folder, report_to, **options):

@@ -15,7 +15,7 @@ from hf_feedback.evaluation.comparison.arm_runs import ArmTrainer, Job
 from hf_feedback.evaluation.comparison.arms import Budget
 from hf_feedback.evaluation.comparison.plan import make_plan
 from hf_feedback.training import SMART, FeedbackTrainer
-from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
 from hf_feedback.training.tasks.text_classification import TextClassification, TextDataArguments
 
 NEXT = {"late": "lost", "lost": "fine", "fine": "late"}

@@ -13,7 +13,7 @@ from hf_feedback.training.data.label_names import label_name
 from hf_feedback.training.data.labels import LabelSet, has_labels, label_numbers, single_label_set
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.tags import tag_set
-from hf_feedback.training.model_setup import check_head_has_labels
+from hf_feedback.training.starting_model.model_setup import check_head_has_labels
 
 
 def labels_of(values, **options):

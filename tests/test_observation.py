@@ -12,7 +12,7 @@ from hf_feedback import FeedbackForMultipleChoice, FeedbackForSequenceClassifica
 from hf_feedback.connections import CONNECTIONS
 from hf_feedback.evaluation.report.observation import observe
 from hf_feedback.evaluation.report.token_traces import trace_tokens
-from hf_feedback.training.message_recorder import record_attention, record_messages, swish_betas
+from hf_feedback.training.iteration_logs.message_recorder import record_attention, record_messages, swish_betas
 
 CLASSIFIER = FeedbackForSequenceClassification
 

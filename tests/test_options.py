@@ -7,7 +7,7 @@ import pytest
 from hf_feedback import FeedbackConfig, FNNConfig
 from hf_feedback.cli import main
 from hf_feedback.training.commands.options import OptionParser, options_from_file
-from hf_feedback.training.model_arguments import FNNArguments, HaltingArguments, ModelArguments
+from hf_feedback.training.starting_model.model_arguments import FNNArguments, HaltingArguments, ModelArguments
 
 DERIVED = {
     # arguments → config, options of the config that come from elsewhere, arguments that are needed

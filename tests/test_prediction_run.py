@@ -16,10 +16,10 @@ from scipy.io import wavfile
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
 from hf_feedback.cli import main
+from hf_feedback.prediction import prediction_rows, prediction_run, predictions_file
+from hf_feedback.prediction.trained_model import TrainedModel
 from hf_feedback.predictor import TokenPredictor
 from hf_feedback.training.data.columns import Columns
-from hf_feedback.training.prediction import prediction_rows, prediction_run, predictions_file
-from hf_feedback.training.trained_model import TrainedModel
 
 TEXTS = ["where is my parcel", "help", "the refund has not come", "please help it"]
 
@@ -361,7 +361,7 @@ def test_a_model_without_a_head(tmp_path, capsys):
 
 def test_answers_that_are_no_numbers_are_written_as_null(caplog):
     rows = [{"text": "a", "score": float("nan"), "probabilities": {"late": float("inf"), "lost": 0.5}}]
-    with caplog.at_level("WARNING", logger="hf_feedback.training.prediction.predictions_file"):
+    with caplog.at_level("WARNING", logger="hf_feedback.prediction.predictions_file"):
         line = predictions_file.RowWriter("out.jsonl").format(rows)
     assert json.loads(line) == {"text": "a", "score": None, "probabilities": {"late": None, "lost": 0.5}}
     assert "JSON has no NaN" in caplog.text

@@ -12,7 +12,7 @@ from hf_feedback.training.data.files import read_file
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import load_hub_splits
 from hf_feedback.training.data.streams import stream_rows, stream_standard_input
-from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
 from hf_feedback.training.tasks import text_classification
 from hf_feedback.training.tasks.masked_lm import MaskedLM, MaskingArguments
 

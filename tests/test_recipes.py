@@ -12,7 +12,7 @@ from hf_feedback import (
 )
 from hf_feedback.configuration_feedback import EDGE_OPTIONS
 from hf_feedback.recipes import RECIPES
-from hf_feedback.training.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
 
 FITTING = {
     "carried-state": FeedbackForCausalLM,

@@ -22,7 +22,7 @@ from hf_feedback.evaluation.report.building import choose_examples, f1_scores, m
 from hf_feedback.evaluation.report.labelled_examples import load_examples
 from hf_feedback.evaluation.report.observation import Observation, observe
 from hf_feedback.evaluation.report.report import ItemChange, Step
-from hf_feedback.training.message_recorder import MessageRecord
+from hf_feedback.training.iteration_logs.message_recorder import MessageRecord
 
 HOSTILE = "<script>alert('parcel')</script> & \"refund\""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -17,7 +17,7 @@ from fresh_processes import LOADED, forks, run_python
 from training_runs import rows, train_command, write
 
 from hf_feedback.cli import main
-from hf_feedback.training.checkpoints import (
+from hf_feedback.training.resuming.checkpoints import (
     best_checkpoint,
     checkpoint_fault,
     checkpoints_in,
@@ -25,8 +25,8 @@ from hf_feedback.training.checkpoints import (
     newest_checkpoint,
     read_manifest,
 )
-from hf_feedback.training.fingerprints import fingerprint_file
-from hf_feedback.training.run_record import describe_differences
+from hf_feedback.training.resuming.fingerprints import fingerprint_file
+from hf_feedback.training.resuming.run_record import describe_differences
 
 TESTS = Path(__file__).parent
 RESUME = ["--resume", "auto"]
@@ -179,7 +179,7 @@ def test_two_ways_to_resume_contradict(copied, capsys):
 
 def test_a_half_written_checkpoint_has_no_manifest_of_before(copied, monkeypatch):
     """What is written again is not taken for complete by the manifest of the first time."""
-    from hf_feedback.training import resumable_trainer as module
+    from hf_feedback.training.resuming import resumable_trainer as module
 
     command, out = copied
     seen = []
@@ -414,7 +414,7 @@ MOMENTS = (
     "hf_feedback.training.trainer:FeedbackTrainer.prediction_step:1",  # during an evaluation
     "transformers.modeling_utils:safe_save_file:1:half",  # the weights of the first checkpoint
     "torch:save:6:half",  # the optimizer of the second
-    "hf_feedback.training.resumable_trainer:rotate_checkpoints:1",  # before the first is removed
+    "hf_feedback.training.resuming.resumable_trainer:rotate_checkpoints:1",  # before the first is removed
     "transformers.modeling_utils:safe_save_file:1:half",  # the weights in the output folder
     "hf_feedback.training.run:write_manifest:1",  # all is saved but the word that it is
 )

@@ -13,7 +13,7 @@ from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.row_encoder import EncodingArguments, RowEncoder, tokenizer_state
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.texts import tokenize_texts
-from hf_feedback.training.fingerprints import fingerprint_rows
+from hf_feedback.training.resuming.fingerprints import fingerprint_rows
 from hf_feedback.training.tasks.multiple_choice import tokenize_choices
 from hf_feedback.training.tasks.token_classification import tokenize_words
 

@@ -13,9 +13,9 @@ from training_runs import arguments, make, rows, tiny_data, train_command, write
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, default_search_space, searched_feedback_options
-from hf_feedback.training.model_arguments import FNNArguments, ModelArguments
-from hf_feedback.training.model_parts import parts_of
+from hf_feedback.training.parameters.model_parts import parts_of
 from hf_feedback.training.search import objective_of
+from hf_feedback.training.starting_model.model_arguments import FNNArguments, ModelArguments
 from hf_feedback.training.task_search import contradicting_options, fixed_options
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

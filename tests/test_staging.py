@@ -21,7 +21,7 @@ from hf_feedback.training import (
     parameter_groups,
     peft_options,
 )
-from hf_feedback.training.model_parts import parts_of
+from hf_feedback.training.parameters.model_parts import parts_of
 
 TESTS = Path(__file__).parent
 

@@ -9,8 +9,8 @@ from training_runs import arguments
 from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.training import FeedbackTrainer, trainer_checks
 from hf_feedback.training.data.labels import LabelSet
-from hf_feedback.training.model_arguments import ModelArguments
-from hf_feedback.training.model_setup import make_model, set_segments
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_setup import make_model, set_segments
 
 LABELS = LabelSet("single_label_classification", ("0", "1"))
 

@@ -34,10 +34,10 @@ from hf_feedback.training import (
     parameter_groups,
     peft_options,
 )
-from hf_feedback.training.model_parts import parts_of
-from hf_feedback.training.parameter_groups import format_groups
+from hf_feedback.training.parameters.model_parts import parts_of
+from hf_feedback.training.parameters.parameter_groups import format_groups
+from hf_feedback.training.parameters.unused_parameters import skip_unused_search, unused_parameters
 from hf_feedback.training.train_iterations import IterationRange, draw_iterations
-from hf_feedback.training.unused_parameters import skip_unused_search, unused_parameters
 
 # Parameter groups
 

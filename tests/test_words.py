@@ -29,8 +29,8 @@ from hf_feedback import (
 from hf_feedback.training.data.answers import WindowEncoder, best_answers
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import Split
-from hf_feedback.training.model_arguments import ModelArguments
-from hf_feedback.training.model_setup import load_tokenizer, set_padding
+from hf_feedback.training.starting_model.model_arguments import ModelArguments
+from hf_feedback.training.starting_model.model_setup import load_tokenizer, set_padding
 from hf_feedback.training.tasks import MultipleChoice, TokenClassification
 from hf_feedback.training.tasks.multiple_choice import ChoiceArguments, tokenize_choices
 from hf_feedback.training.tasks.token_classification import TagArguments, align_labels, tokenize_words

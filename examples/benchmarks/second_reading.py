@@ -44,8 +44,8 @@ from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.splits import Split
 from hf_feedback.training.data.tags import tag_set
 from hf_feedback.training.flops import count_flops
-from hf_feedback.training.model_setup import set_padding
 from hf_feedback.training.run import bf16_is_fast
+from hf_feedback.training.starting_model.model_setup import set_padding
 from hf_feedback.training.tasks.token_classification import make_tag_metrics, tokenize_words
 from hf_feedback.validation import Keywords
 

@@ -5,7 +5,7 @@ from inspect import get_annotations
 
 from transformers import TrainingArguments
 
-from ..training.model_arguments import ConfigArguments
+from ..training.starting_model.model_arguments import ConfigArguments
 
 # First option of each subject of a model or of training; the options declared after it belong to it too. Any other
 # dataclass is one subject, named by the first sentence of its docstring.
@@ -55,7 +55,7 @@ def subjects_of(options: type) -> dict[str, str]:
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import HaltingArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import HaltingArguments
     >>> subjects_of(HaltingArguments)["halting_patience"]
     'Halting in evaluation'
 

@@ -11,13 +11,13 @@ from datasets import Dataset
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
+from ..prediction.trained_model import TrainedModel
 from ..training.arguments import FeedbackTrainingArguments
 from ..training.callbacks import show_plain_metrics
-from ..training.model_arguments import ModelArguments, Options
-from ..training.model_sources import read_config
+from ..training.starting_model.model_arguments import ModelArguments, Options
+from ..training.starting_model.model_sources import read_config
 from ..training.tasks import NetworkTextClassification, Task, TextClassification, TokenClassification
 from ..training.tasks.task import EncodedSplit
-from ..training.trained_model import TrainedModel
 from ..training.trainer import FeedbackTrainer
 
 

@@ -13,8 +13,8 @@ from transformers import EvalPrediction
 
 from ..configuration_feedback import FeedbackConfig
 from ..modeling_base import FeedbackPreTrainedModel
-from ..training.model_arguments import Options
-from ..training.model_setup import set_options
+from ..training.starting_model.model_arguments import Options
+from ..training.starting_model.model_setup import set_options
 from ..training.trainer import FeedbackTrainer
 
 TIMING_NOISE = 0.1  # share of a measured time by which another one may differ for nothing

@@ -12,9 +12,9 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..validation import check_choice, check_integer, option
 from .frozen_layers.prefix_arguments import PrefixArguments, check_prefix
-from .iteration_log_arguments import IterationLogArguments
-from .resume_arguments import ResumeArguments
-from .staging import StagingArguments, check_unfreezing
+from .iteration_logs.iteration_log_arguments import IterationLogArguments
+from .parameters.staging import StagingArguments, check_unfreezing
+from .resuming.resume_arguments import ResumeArguments
 from .techniques.adversarial_arguments import AdversarialArguments
 from .techniques.objective_arguments import ObjectiveArguments
 from .train_iterations import ITERATION_RULES

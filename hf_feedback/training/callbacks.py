@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from .iteration_curves import CURVES
+from .iteration_logs.iteration_curves import CURVES
 
 
 class InterruptCallback(TrainerCallback):

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import find_batch_size
 from torch import nn
 
-from .model_parts import any_model_in
+from .parameters.model_parts import any_model_in
 
 
 @contextmanager

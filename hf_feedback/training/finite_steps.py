@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from .checkpoints import checkpoints_in
-from .data_order import rows_of_batch
+from .resuming.checkpoints import checkpoints_in
+from .resuming.data_order import rows_of_batch
 
 MAX_ROWS = 64  # named in a message
 NOT_IN_WEIGHTS = "Nothing of this step is in the weights, and"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .checkpoints import checkpoints_in
+from .resuming.checkpoints import checkpoints_in
 
 # Files of a training run in its output folder, besides checkpoints.
 WRITTEN_FILES = (

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ..configuration_feedback import FeedbackConfig
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackModel
-from .model_parts import feedback_model_in, parts_of
+from .parameters.model_parts import feedback_model_in, parts_of
 
 if TYPE_CHECKING:
     from peft import PeftModel

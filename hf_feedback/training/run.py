@@ -12,15 +12,21 @@ from datasets import IterableDataset
 
 from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback, show_plain_metrics
-from .checkpoints import RESULT_FILES, Record, write_manifest
-from .fingerprints import fingerprint_file
 from .frozen_layers.prefix_arguments import PREFIX_FOLDER
 from .metrics import MetricInfo
 from .model_card import RunFacts
-from .model_parts import has_trained_backbone_head
 from .output_folder import mark_unfinished, remove_checkpoints
-from .resuming import checkpoint_to_resume, is_finished, named_checkpoint, resumes_newest, warn_in_first_process
-from .run_record import run_record
+from .parameters.model_parts import has_trained_backbone_head
+from .resuming.checkpoint_choice import (
+    checkpoint_to_resume,
+    is_finished,
+    named_checkpoint,
+    resumes_newest,
+    warn_in_first_process,
+)
+from .resuming.checkpoints import RESULT_FILES, Record, write_manifest
+from .resuming.fingerprints import fingerprint_file
+from .resuming.run_record import run_record
 from .tasks.task import EncodedSplit, Model, PreparedTask
 from .trainer import FeedbackTrainer
 

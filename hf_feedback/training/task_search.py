@@ -17,15 +17,13 @@ from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
 from ..configuration_fnn import FNNConfig
 from ..validation import check_integer, option
 from .arguments import FeedbackTrainingArguments
-from .checkpoints import Record
 from .data.splits import FileArguments
 from .finite_steps import NonFiniteStepError
 from .frozen_layers.prefix_arguments import PREFIX_FOLDER
-from .model_arguments import ModelArguments
-from .model_sources import read_config
 from .output_folder import check_nothing_is_lost, check_writable
+from .resuming.checkpoints import Record
+from .resuming.run_record import describe_differences
 from .run import make_trainer, record_of_task, set_best_epoch_arguments
-from .run_record import describe_differences
 from .search import (
     FEEDBACK_SPACE,
     RATE_SPACE,
@@ -34,6 +32,8 @@ from .search import (
     objective_of,
     searched_feedback_options,
 )
+from .starting_model.model_arguments import ModelArguments
+from .starting_model.model_sources import read_config
 from .tasks.task import Model, Task
 
 if TYPE_CHECKING:

@@ -19,23 +19,23 @@ from ..modeling_base import FeedbackPreTrainedModel
 from .arguments import FeedbackTrainingArguments
 from .batch_weights import batch_weights
 from .callbacks import EpochCallback
-from .data_order import EpochOrder
 from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
-from .freezing import freeze_parameters
 from .frozen_layers.prefix_arguments import make_frozen_prefix
-from .iteration_curves import IterationCurves
+from .iteration_logs.iteration_curves import IterationCurves
 from .model_card import RunFacts, write_model_card
-from .model_parts import any_model_in, parts_of
-from .parameter_groups import format_groups, parameter_groups
-from .resumable_trainer import ResumableTrainer
+from .parameters.freezing import freeze_parameters
+from .parameters.model_parts import any_model_in, parts_of
+from .parameters.parameter_groups import format_groups, parameter_groups
+from .parameters.staging import check_early_stopping, staged
+from .parameters.unused_parameters import skip_unused_search
+from .resuming.data_order import EpochOrder
+from .resuming.resumable_trainer import ResumableTrainer
 from .search import Trial
-from .staging import check_early_stopping, staged
 from .techniques.class_loss_setup import use_loss
 from .techniques.trainer_techniques import TrainerTechniques
 from .train_iterations import draw_iterations, iteration_range
 from .trainer_checks import check_batches, check_loss, check_precision, check_rates, check_targets
-from .unused_parameters import skip_unused_search
 
 
 class FeedbackTrainer(ResumableTrainer):

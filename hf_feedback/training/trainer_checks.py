@@ -9,7 +9,7 @@ from transformers.utils import logging
 from ..modeling_base import FeedbackPreTrainedModel
 from ..stacked_linear import ZeroLinear
 from .data.iteration_targets import check_iteration_targets
-from .model_parts import any_model_in
+from .parameters.model_parts import any_model_in
 from .techniques.class_loss_setup import CLASS_LOSS_OPTIONS
 
 if TYPE_CHECKING:

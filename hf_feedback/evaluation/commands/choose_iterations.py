@@ -10,12 +10,12 @@ from typing import cast
 from transformers.utils import logging
 
 from ...modeling_base import FeedbackPreTrainedModel
+from ...prediction.trained_model import TrainedModel
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.data.text_files import TextFormatArguments
 from ...training.metrics import METRICS
 from ...training.tasks import NetworkTextClassification, TextClassification
 from ...training.tasks.text_classification import LabelArguments
-from ...training.trained_model import TrainedModel
 from ...validation import check_integer, option
 from ..evaluation_run import EvaluationRun
 from ..iteration_choice import candidates, choose, measure_choice, save_choice

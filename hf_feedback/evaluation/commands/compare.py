@@ -13,7 +13,7 @@ from ...training.arguments import read_json
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.train import training_parser
 from ...training.model_card import is_hub_id
-from ...training.model_sources import check_source
+from ...training.starting_model.model_sources import check_source
 from ...training.tasks import TASK_NAMES
 from ...validation import check_choice, check_integer, option
 from ..comparison.arm_registry import ARMS

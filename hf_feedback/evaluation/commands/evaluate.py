@@ -9,15 +9,15 @@ from typing import cast
 import numpy as np
 from transformers import EvalPrediction
 
+from ...prediction.example_arguments import LabelledColumnArguments, PreprocessingArguments
+from ...prediction.predictions_file import check_other_file
+from ...prediction.trained_model import TrainedModelArguments
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.data.labels import LabelSet
 from ...training.data.text_files import TextFormatArguments
-from ...training.example_arguments import LabelledColumnArguments, PreprocessingArguments
 from ...training.metrics import METRICS, format_metrics
-from ...training.model_arguments import HaltingArguments
 from ...training.output_folder import check_writable
-from ...training.prediction.predictions_file import check_other_file
-from ...training.trained_model import TrainedModelArguments
+from ...training.starting_model.model_arguments import HaltingArguments
 from ...validation import option
 from ...whole_files import finite, whole_file
 from ..class_report import format_report, has_confusion, report_of

@@ -7,9 +7,9 @@ from typing import cast
 
 import torch
 
+from ...prediction.example_arguments import LabelledColumnArguments
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.data.text_files import TextFormatArguments
-from ...training.example_arguments import LabelledColumnArguments
 from ...training.output_folder import check_writable
 from ...validation import check_integer, option
 from ..report.building import make_report

@@ -21,7 +21,7 @@ from ...modeling_feedback import FeedbackForMultipleChoice
 from ...training.arguments import FeedbackTrainingArguments
 from ...training.data.labels import SINGLE_LABEL, ProblemType
 from ...training.dry_run import count_steps
-from ...training.model_parts import any_model_in
+from ...training.parameters.model_parts import any_model_in
 from ...training.trainer import FeedbackTrainer
 from ...whole_files import finite, whole_file
 from ..machine import machine_and_versions

@@ -17,10 +17,10 @@ from transformers.utils import is_peft_available
 from ...backbone_layout import keep_layers, number_layers
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.data.splits import Row
-from ...training.freezing import FREEZABLE_PARTS
-from ...training.model_arguments import Options
-from ...training.model_parts import parts_of
+from ...training.parameters.freezing import FREEZABLE_PARTS
+from ...training.parameters.model_parts import parts_of
 from ...training.peft import peft_options
+from ...training.starting_model.model_arguments import Options
 from .message_controls import read_bottom_up
 
 

@@ -16,9 +16,9 @@ import torch
 from datasets import disable_progress_bars
 from transformers.utils import logging
 
-from ...training.checkpoints import Record
 from ...training.finite_steps import NonFiniteStepError
-from ...training.run_record import describe_differences
+from ...training.resuming.checkpoints import Record
+from ...training.resuming.run_record import describe_differences
 from ...whole_files import whole_file
 from .arm_runs import ArmRun, ArmTrainer, Job
 from .arms import Budget

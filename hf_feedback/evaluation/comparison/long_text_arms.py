@@ -12,7 +12,7 @@ from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_outputs import BackboneOutput
 from ...segments import Segments
 from ...training.data.splits import Row
-from ...training.model_arguments import Options
+from ...training.starting_model.model_arguments import Options
 from .arms import Budget, Plain
 
 # Options that `feedback_span='token'` excludes.

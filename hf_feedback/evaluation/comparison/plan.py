@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from ...backbone_fingerprint import fingerprint
 from ...modeling_base import FeedbackPreTrainedModel
 from ...summary import count_parameters
-from ...training.checkpoints import Record
 from ...training.data.labels import REGRESSION, SINGLE_LABEL, ProblemType
 from ...training.data.splits import SPLITS, Row
 from ...training.flops import count_flops
-from ...training.run_record import run_record
+from ...training.resuming.checkpoints import Record
+from ...training.resuming.run_record import run_record
 from ...training.tasks import CausalLM, MaskedLM, PreparedTask, QuestionAnswering
 from ...training.trainer import FeedbackTrainer
 from ...validation import Keywords

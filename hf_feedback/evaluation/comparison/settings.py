@@ -13,8 +13,8 @@ from ...loading import draw_head
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.arguments import FeedbackTrainingArguments
 from ...training.data.splits import FileArguments, Split, draw_rows
-from ...training.model_arguments import ModelArguments
-from ...training.model_sources import read_config
+from ...training.starting_model.model_arguments import ModelArguments
+from ...training.starting_model.model_sources import read_config
 from ...training.tasks import Task
 from ...training.tasks.task import PreparedTask
 from .arms import Arm, Budget

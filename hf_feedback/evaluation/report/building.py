@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.data.tags import entity_scores, is_bio
-from ...training.message_recorder import MessageRecord, swish_betas
+from ...training.iteration_logs.message_recorder import MessageRecord, swish_betas
 from ...training.metrics import METRICS
 from ...validation import MAX_ITERATIONS
 from ..diagnostics import calibration, confusion, confusion_changes, flips, mcnemar

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from ...modeling_base import FeedbackPreTrainedModel
+from ...prediction.trained_model import TrainedModel
 from ...training.data.columns import Columns
 from ...training.data.labels import IGNORED, SINGLE_LABEL, LabelSet
 from ...training.data.splits import Split
@@ -24,7 +25,6 @@ from ...training.tasks import (
 )
 from ...training.tasks.task import Collator, Processor, Task, TextTask
 from ...training.tasks.text_classification import columns_of
-from ...training.trained_model import TrainedModel
 from ...words import space_before_words
 from ..evaluation_run import load_labelled
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ...evaluation_mode import evaluating
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.data.labels import IGNORED
-from ...training.message_recorder import MessageRecord, record_messages
+from ...training.iteration_logs.message_recorder import MessageRecord, record_messages
 from ...validation import Keywords
 from ..diagnostics import IterationAnswers
 

@@ -12,7 +12,7 @@ from ...evaluation_mode import evaluating
 from ...forward_context import without_targets
 from ...iteration_trace import IterationTrace, batch_first
 from ...modeling_base import FeedbackPreTrainedModel
-from ...training.message_recorder import record_attention
+from ...training.iteration_logs.message_recorder import record_attention
 from ...validation import Keywords
 from .observation import repeat_last, without_halting
 

@@ -11,8 +11,8 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from ...training.data.labels import SINGLE_LABEL, LabelSet
-from ...training.iteration_curves import evaluated_split
-from ...training.model_parts import feedback_model_in
+from ...training.iteration_logs.iteration_curves import evaluated_split
+from ...training.parameters.model_parts import feedback_model_in
 from ...training.tasks import MultipleChoice
 from ..diagnostics import calibration, confusion, flips
 from .building import FURTHER_ITERATIONS, summarize_edges

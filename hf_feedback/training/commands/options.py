@@ -14,7 +14,7 @@ from transformers.hf_argparser import DataClassType, string_to_bool
 
 from ...command_help.listed_options import ListedCommand, ListedOption
 from ...command_help.subjects import OTHERS, subjects_of
-from ..model_arguments import OPTIONS_WITH_NONE
+from ..starting_model.model_arguments import OPTIONS_WITH_NONE
 
 OPTION_FILES = (".json", ".yaml", ".yml")
 METAVARS: dict[object, str] = {int: "INTEGER", float: "NUMBER", string_to_bool: "true|false"}

@@ -13,10 +13,10 @@ from ..arguments import FeedbackTrainingArguments
 from ..data.splits import FileArguments
 from ..dry_run import dry_run
 from ..metrics import format_metrics
-from ..model_sources import check_source
-from ..resuming import prepare_run
+from ..resuming.checkpoint_choice import prepare_run
 from ..run import bf16_is_fast, run_task
 from ..search import RATE_SPACE
+from ..starting_model.model_sources import check_source
 from ..task_search import BEST_OPTIONS, SearchArguments, search_task
 from ..tasks import NetworkTextClassification, Task, TextClassification
 from .errors import run_command

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ...validation import check_integer, option
 from ...version import HF_FEEDBACK_VERSION
-from ..fingerprints import fingerprint_rows
+from ..resuming.fingerprints import fingerprint_rows
 
 logger = logging.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from ...layer_recorder import first_argument, is_replaying
 from ...loop_record import LayerOutput, hidden_of, with_hidden
 from ...switches import is_feedback_disabled
 from ...validation import Keywords
-from ..model_parts import feedback_model_in, parts_of
+from ..parameters.model_parts import feedback_model_in, parts_of
 from .prefix_cache import PrefixCache, TextStates
 
 logger = logging.get_logger(__name__)

@@ -12,8 +12,8 @@ from transformers import Trainer
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...validation import is_number, option
-from ..fingerprints import fingerprint_config, fingerprint_weights
-from ..model_parts import any_model_in, parts_of
+from ..parameters.model_parts import any_model_in, parts_of
+from ..resuming.fingerprints import fingerprint_config, fingerprint_weights
 from .frozen_prefix import FrozenPrefix
 from .prefix_cache import TEXT_INPUTS, PrefixCache
 

@@ -10,8 +10,8 @@ from ...modeling_feedback import FeedbackForAudioClassification
 from ...validation import option
 from ..data.media import read_bytes, read_wave
 from ..data.splits import Row
-from ..model_setup import make_model
-from ..model_sources import hub_options
+from ..starting_model.model_setup import make_model
+from ..starting_model.model_sources import hub_options
 from ..task_card import TaskCard, pipeline_usage
 from .media_classification import MediaArguments, MediaClassification
 from .task import Collator, Model
@@ -34,7 +34,7 @@ class AudioClassification(MediaClassification[AudioArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> task = AudioClassification(ModelArguments(model="facebook/wav2vec2-base"), AudioArguments("tones/train"))
     >>> task.data_args.max_seconds
     20.0

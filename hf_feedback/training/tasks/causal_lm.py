@@ -150,7 +150,7 @@ class CausalLM(PlainTextTask[CausalLMArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> task = CausalLM(ModelArguments(model="Qwen/Qwen3-0.6B-Base"), CausalLMArguments(train_file="train.txt"))
     >>> task.data_args.packing
     True

@@ -11,8 +11,8 @@ from transformers.utils import requires_backends
 from ...modeling_feedback import FeedbackForImageClassification
 from ...validation import option
 from ..data.splits import Row
-from ..model_setup import make_model
-from ..model_sources import hub_options
+from ..starting_model.model_setup import make_model
+from ..starting_model.model_sources import hub_options
 from ..task_card import TaskCard, pipeline_usage
 from .media_classification import MediaArguments, MediaClassification
 from .task import Collator, Model
@@ -49,7 +49,7 @@ class ImageClassification(MediaClassification[ImageArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> task = ImageClassification(ModelArguments(model="google/vit-base-patch16-224"), ImageArguments("images/train"))
     >>> task.media_column
     'image'

@@ -235,7 +235,7 @@ class MaskedLM(PlainTextTask[MaskingArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> task = MaskedLM(ModelArguments(model="bert-base-uncased"), MaskingArguments(train_file="train.txt"))
     >>> task.metrics["perplexity"].greater_is_better
     False

@@ -95,7 +95,7 @@ class MultipleChoice(TextTask[ChoiceArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> task = MultipleChoice(ModelArguments(model="bert-base-uncased"), ChoiceArguments(train_file="train.jsonl"))
     >>> list(task.metrics)
     ['accuracy']

@@ -112,7 +112,7 @@ class QuestionAnswering(TextTask[QuestionArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> task = QuestionAnswering(ModelArguments(model="bert-base-uncased"), QuestionArguments("train.jsonl"))
     >>> task.card.pipeline_tag
     'question-answering'

@@ -29,8 +29,8 @@ from ..data.row_encoder import IN_MEMORY, RowEncoder, one_process_first
 from ..data.splits import FileArguments, Row, Split, draw_rows, read_splits
 from ..data.texts import TextLengths
 from ..metrics import ComputeMetrics, MetricInfo
-from ..model_arguments import FNNArguments, ModelArguments, Options
-from ..model_setup import load_tokenizer, make_model, set_padding, set_segments
+from ..starting_model.model_arguments import FNNArguments, ModelArguments, Options
+from ..starting_model.model_setup import load_tokenizer, make_model, set_padding, set_segments
 from ..task_card import TaskCard
 
 DataArguments = TypeVar("DataArguments", bound=FileArguments, covariant=True)

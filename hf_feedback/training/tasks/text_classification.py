@@ -25,8 +25,8 @@ from ..data.overview import UNLABELLED, describe_duplicates, describe_rows
 from ..data.splits import SPLITS, FileArguments, Split, load_hub_splits
 from ..data.texts import tokenize_texts, with_labels
 from ..metrics import METRICS, ComputeMetrics, MetricInfo, default_metrics, make_compute_metrics
-from ..model_arguments import FNNArguments
-from ..model_setup import (
+from ..starting_model.model_arguments import FNNArguments
+from ..starting_model.model_setup import (
     load_tokenizer,
     make_model,
     new_network,
@@ -34,7 +34,7 @@ from ..model_setup import (
     set_segments,
     trained_network,
 )
-from ..model_sources import read_config
+from ..starting_model.model_sources import read_config
 from ..task_card import TaskCard, pipeline_usage
 from .task import EncodedSplit, Model, TextTask
 
@@ -113,7 +113,7 @@ class TextClassification(TextTask[TextDataArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> data_args = TextDataArguments(train_file="train.csv", validation_file="validation.csv")
     >>> task = TextClassification(ModelArguments(model="bert-base-uncased"), data_args)
     >>> task.card.pipeline_tag

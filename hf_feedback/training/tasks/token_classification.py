@@ -174,7 +174,7 @@ class TokenClassification(TextTask[TagArguments]):
     Example:
 
     ```python
-    >>> from hf_feedback.training.model_arguments import ModelArguments
+    >>> from hf_feedback.training.starting_model.model_arguments import ModelArguments
     >>> task = TokenClassification(ModelArguments(model="bert-base-uncased"), TagArguments(train_file="train.jsonl"))
     >>> task.card.pipeline_tag
     'token-classification'

@@ -18,7 +18,7 @@ from ...modeling_feedback import (
     FeedbackForQuestionAnswering,
 )
 from ..data.labels import MULTI_LABEL
-from ..model_parts import any_model_in
+from ..parameters.model_parts import any_model_in
 from .class_loss import ClassLoss, balanced_class_weights
 from .objective_arguments import BALANCED, ObjectiveArguments
 

@@ -17,7 +17,7 @@ from ...modeling_feedback import (
 )
 from ..batch_weights import has_answer
 from ..data.labels import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
-from ..model_parts import any_model_in
+from ..parameters.model_parts import any_model_in
 from .batch_loss import Inputs
 
 PADDING_LOGIT = -1e4  # of a token that cannot be an answer

@@ -14,7 +14,7 @@ from ...backbone_probe import reads_causally
 from ...forward_context import without_targets
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNPreTrainedModel
-from ..model_parts import any_model_in
+from ..parameters.model_parts import any_model_in
 from .batch_loss import BatchLoss, ComputeLoss, Inputs, model_loss, without_sync
 from .divergence import final_logits, mean_divergence
 

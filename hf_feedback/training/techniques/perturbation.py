@@ -10,7 +10,7 @@ from torch import nn
 from ...cutting import PER_TOKEN
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNPreTrainedModel
-from ..model_parts import any_model_in
+from ..parameters.model_parts import any_model_in
 from .batch_loss import Inputs
 
 

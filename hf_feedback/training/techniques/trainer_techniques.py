@@ -9,10 +9,10 @@ from torch import nn
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ..batch_weights import count_items, weights_by
-from ..checkpoints import Record
 from ..data.labels import IGNORED
-from ..model_parts import any_model_in
-from ..unused_parameters import searches_unused
+from ..parameters.model_parts import any_model_in
+from ..parameters.unused_parameters import searches_unused
+from ..resuming.checkpoints import Record
 from .adversarial import AdversarialTraining
 from .batch_loss import BatchLoss, ComputeLoss, Inputs
 from .class_loss import ClassLoss

@@ -7,8 +7,9 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.utils import logging
 
-from ..configuration_base import OptionsConfig
-from .arguments import FeedbackTrainingArguments
+from ...configuration_base import OptionsConfig
+from ..arguments import FeedbackTrainingArguments
+from ..output_folder import UNFINISHED, check_nothing_is_lost, check_sources_are_kept, check_writable
 from .checkpoints import (
     MANIFEST_NAME,
     Record,
@@ -18,7 +19,6 @@ from .checkpoints import (
     newest_checkpoint,
     read_manifest,
 )
-from .output_folder import UNFINISHED, check_nothing_is_lost, check_sources_are_kept, check_writable
 from .run_record import RESUMABLE_CHANGES, describe_differences, model_options
 
 logger = logging.get_logger(__name__)

@@ -11,16 +11,16 @@ from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers import PreTrainedConfig
 
-from ...class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
-from ...passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
-from ...predictor import Predictor
-from ..data.columns import Columns, check_column, columns_of_plain_texts, find_columns
-from ..data.files import format_rows
-from ..data.media import MediaCell, read_bytes, read_wave
-from ..data.splits import Row
-from ..data.texts import texts_of
-from ..model_arguments import Options
-from ..tasks.task import Processor
+from ..class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
+from ..passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
+from ..predictor import Predictor
+from ..training.data.columns import Columns, check_column, columns_of_plain_texts, find_columns
+from ..training.data.files import format_rows
+from ..training.data.media import MediaCell, read_bytes, read_wave
+from ..training.data.splits import Row
+from ..training.data.texts import texts_of
+from ..training.starting_model.model_arguments import Options
+from ..training.tasks.task import Processor
 
 
 class ExampleReader(ABC):

@@ -16,11 +16,11 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ...whole_files import finite
-from ..checkpoints import Record
-from ..data.splits import Row
-from ..output_folder import check_writable
-from ..run_record import describe_differences
+from ..training.data.splits import Row
+from ..training.output_folder import check_writable
+from ..training.resuming.checkpoints import Record
+from ..training.resuming.run_record import describe_differences
+from ..whole_files import finite
 
 logger = logging.get_logger(__name__)
 

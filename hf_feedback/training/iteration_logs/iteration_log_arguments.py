@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..validation import check_integer, option
+from ...validation import check_integer, option
 
 
 @dataclass

@@ -7,16 +7,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
-from ..configuration_fnn import FNNConfig
-from ..cutting import special_tokens_of
-from ..feedback_checkpoint import is_feedback_only
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_fnn import FNNForSequenceClassification
-from ..stored_config import place_keywords
-from ..topology import resolve_edges
-from ..validation import check_choice
-from .data.labels import LabelSet
+from ...configuration_feedback import EDGE_OPTIONS, FeedbackConfig
+from ...configuration_fnn import FNNConfig
+from ...cutting import special_tokens_of
+from ...feedback_checkpoint import is_feedback_only
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_fnn import FNNForSequenceClassification
+from ...stored_config import place_keywords
+from ...topology import resolve_edges
+from ...validation import check_choice
+from ..data.labels import LabelSet
 from .model_arguments import DTYPES, HALTING_OPTIONS, FNNArguments, ModelArguments, Options
 from .model_sources import hub_options, read_config
 

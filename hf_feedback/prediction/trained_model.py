@@ -6,12 +6,12 @@ import torch
 
 from ..configuration_feedback import FeedbackConfig
 from ..configuration_fnn import FNNConfig
+from ..training.starting_model.model_arguments import HaltingArguments, Options
+from ..training.starting_model.model_setup import load_tokenizer, set_options
+from ..training.starting_model.model_sources import check_source, hub_options
+from ..training.tasks import TASKS, NetworkTextClassification, Task, TextClassification
+from ..training.tasks.task import Model, Processor, TextTask
 from ..validation import check_integer, option
-from .model_arguments import HaltingArguments, Options
-from .model_setup import load_tokenizer, set_options
-from .model_sources import check_source, hub_options
-from .tasks import TASKS, NetworkTextClassification, Task, TextClassification
-from .tasks.task import Model, Processor, TextTask
 
 HEADLESS = ("FeedbackModel", "FNNModel")
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..activations import Swish
-from ..connections import AttentionConnection
-from ..feedback_connection import FeedbackConnection, MessageContext, SourceMessage
-from ..forward_context import token_mask
-from ..modeling_base import FeedbackPreTrainedModel
+from ...activations import Swish
+from ...connections import AttentionConnection
+from ...feedback_connection import FeedbackConnection, MessageContext, SourceMessage
+from ...forward_context import token_mask
+from ...modeling_base import FeedbackPreTrainedModel
 
 Edge = tuple[int, int]  # source, target
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..checkpoints import Record
-from ..data.files import read_file
-from ..data.splits import Row
-from ..data.streams import READERS, file_type, stream_rows, stream_standard_input
-from ..data.text_files import DEFAULT_FORMAT, TextFormat
+from ..training.data.files import read_file
+from ..training.data.splits import Row
+from ..training.data.streams import READERS, file_type, stream_rows, stream_standard_input
+from ..training.data.text_files import DEFAULT_FORMAT, TextFormat
+from ..training.resuming.checkpoints import Record
 
 logger = logging.get_logger(__name__)
 STANDARD_INPUT = "-"

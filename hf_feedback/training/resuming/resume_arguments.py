@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..validation import option
+from ...validation import option
 
 
 @dataclass

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from datasets import Dataset, IterableDataset
 
-from ..configuration_base import OptionsConfig
-from .arguments import FeedbackTrainingArguments
+from ...configuration_base import OptionsConfig
+from ..arguments import FeedbackTrainingArguments
+from ..data.label_names import label_name
 from .checkpoints import Record
-from .data.label_names import label_name
 from .fingerprints import fingerprint_rows
 
 # Prefixes of training options that do not affect the weights.

@@ -12,14 +12,14 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
 
-from ..feedback_checkpoint import WEIGHTS_NAME as FEEDBACK_WEIGHTS
-from .arguments import FeedbackTrainingArguments
+from ...feedback_checkpoint import WEIGHTS_NAME as FEEDBACK_WEIGHTS
+from ..arguments import FeedbackTrainingArguments
+from ..output_folder import name_folder_in_errors
+from ..parameters.staging import has_stopped_early
+from ..search import SearchTrainer, Trial
 from .checkpoints import MANIFEST_NAME, Record, best_checkpoint, newest_checkpoint, write_manifest
 from .data_order import SeededLengthGroups, stream_position
-from .output_folder import name_folder_in_errors
 from .restarts import TrainingStart
-from .search import SearchTrainer, Trial
-from .staging import has_stopped_early
 
 # Files of a whole model; `global_step*` and `pytorch_model*` are also folders, of DeepSpeed and FSDP.
 WHOLE_WEIGHTS = ("model*.safetensors*", "pytorch_model*", "global_step*")

@@ -5,12 +5,12 @@ from dataclasses import Field, dataclass, field
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from ..configuration_base import OptionsConfig
-from ..configuration_feedback import EDGE_OPTIONS, FeedbackConfig
-from ..configuration_fnn import FNNConfig
-from ..recipes import RECIPES, options_of_recipe
-from ..validation import choices_of, option
-from .arguments import read_json
+from ...configuration_base import OptionsConfig
+from ...configuration_feedback import EDGE_OPTIONS, FeedbackConfig
+from ...configuration_fnn import FNNConfig
+from ...recipes import RECIPES, options_of_recipe
+from ...validation import choices_of, option
+from ..arguments import read_json
 
 Options: TypeAlias = dict[str, Any]  # values by name, as a config takes them
 Arguments = TypeVar("Arguments", bound="ConfigArguments")

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
-from .checkpoints import MODEL_FILES, find_damaged_file
+from ..resuming.checkpoints import MODEL_FILES, find_damaged_file
 
 
 class HubOptions(TypedDict, total=False):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.utils import logging
 
-from ..whole_files import whole_file
+from ...whole_files import whole_file
 
 logger = logging.get_logger(__name__)
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..evaluation_mode import evaluating
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_feedback import FeedbackForCausalLM
-from .data.labels import IGNORED
+from ...evaluation_mode import evaluating
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_feedback import FeedbackForCausalLM
+from ..data.labels import IGNORED
+from ..parameters.model_parts import any_model_in
 from .message_recorder import record_messages, swish_betas
-from .model_parts import any_model_in
 
 CURVES = ("beta_", "message_")  # prefixes of the names of values by edge
 Batch = Mapping[str, Any]

@@ -6,8 +6,8 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..modeling_base import FeedbackPreTrainedModel
-from ..modeling_fnn import FNNPreTrainedModel
+from ...modeling_base import FeedbackPreTrainedModel
+from ...modeling_fnn import FNNPreTrainedModel
 
 
 def feedback_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel]:

@@ -11,18 +11,18 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ...predictor import BATCHES_AT_ONCE, Predictor
-from ..checkpoints import Record
-from ..data.splits import Row
-from ..fingerprints import fingerprint_weights
-from ..model_arguments import Options
-from ..model_sources import read_config
-from ..run_record import model_options
-from ..tasks.task import Model, Processor, Task
-from ..trained_model import TrainedModel
+from ..predictor import BATCHES_AT_ONCE, Predictor
+from ..training.data.splits import Row
+from ..training.resuming.checkpoints import Record
+from ..training.resuming.fingerprints import fingerprint_weights
+from ..training.resuming.run_record import model_options
+from ..training.starting_model.model_arguments import Options
+from ..training.starting_model.model_sources import read_config
+from ..training.tasks.task import Model, Processor, Task
 from .example_readers import EXAMPLE_READERS, ExampleReader, MediaReader
 from .prediction_rows import PredictionRows
 from .predictions_file import STANDARD_OUTPUT, PredictionsFile, merge_row
+from .trained_model import TrainedModel
 
 logger = logging.get_logger(__name__)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, cast
 
 from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 
-from ..validation import Keywords, check_integer, is_number, option
+from ...validation import Keywords, check_integer, is_number, option
 from .unfreezing import UnfreezingCallback, UnfreezingSchedule
 
 if TYPE_CHECKING:
-    from .arguments import FeedbackTrainingArguments
-    from .trainer import FeedbackTrainer
+    from ..arguments import FeedbackTrainingArguments
+    from ..trainer import FeedbackTrainer
 
 
 @dataclass

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from ...training.commands.options import OptionParser, options_from_file
+from ...training.data.text_files import TextFormat, TextFormatArguments
+from ...training.starting_model.model_arguments import HaltingArguments
 from ...validation import option
-from ..data.text_files import TextFormat, TextFormatArguments
 from ..example_arguments import ColumnArguments, PreprocessingArguments
-from ..model_arguments import HaltingArguments
-from ..prediction.prediction_rows import PredictionRows
-from ..prediction.prediction_run import PredictionRun
-from ..prediction.predictions_file import STANDARD_OUTPUT
+from ..prediction_rows import PredictionRows
+from ..prediction_run import PredictionRun
+from ..predictions_file import STANDARD_OUTPUT
 from ..trained_model import TrainedModelArguments
-from .options import OptionParser, options_from_file
 
 DESCRIPTION = """Predict with a trained model; the model determines the task. Inputs are texts, pairs, words to tag,
 questions, choices, texts with masks, prompts, images or recordings. Rows are read, predicted and written in chunks, so

@@ -1,0 +1,1 @@
+"""What each iteration does during training: curves, and recorded messages."""

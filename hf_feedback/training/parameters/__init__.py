@@ -1,0 +1,1 @@
+"""Parts of a model and their parameters: freezing, learning rates, gradual unfreezing."""

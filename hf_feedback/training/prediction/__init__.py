@@ -1,1 +1,0 @@
-"""Predictions of a trained model of any task for files of rows."""

@@ -1,0 +1,1 @@
+"""The model that training starts from: its options, where it comes from, and how it is made."""
