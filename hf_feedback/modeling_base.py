@@ -189,8 +189,6 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         fields: Keywords = {**self._collected(context, result), "iterations": result.iterations}
         if output_iterations:
             fields |= {**result.statistics(), "iteration_logits": tuple(logits)}
-        if result.penalty is not None:
-            fields["jacobian_penalty"] = result.penalty
         if labels is not None:
             fields["loss"] = loss_of_iterations(iteration_loss, self._loss, logits, labels, iteration_targets)
             for extra in extra_losses(self.config, result):
@@ -291,14 +289,14 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         return run_uncompiled(cut_texts, cutting, inputs, self.config)
 
     def _collected(self, context: ForwardContext, result: LoopResult) -> Keywords:
-        """`hidden_states` and `attentions` for our own output."""
+        """`hidden_states`, `attentions` and `jacobian_penalty` for our own output."""
         part = self.config.backbone_part
         names = ("hidden_states", "attentions")
         fields = {name: result.output.get(collected_key(result.output, name, part)) for name in names}
         if fields["hidden_states"] is not None:
             wanted = context.forward_arguments.get("output_hidden_states")
             fields["hidden_states"] = select_states(fields["hidden_states"], wanted)
-        return fields
+        return {**fields, "jacobian_penalty": result.penalty}
 
     def compute_logits(self, outputs: BackboneOutput, context: ForwardContext) -> torch.Tensor:
         """The logits of the backbone's output, `(B, C)`, or `(B, T, V)` where each token is answered; those of the

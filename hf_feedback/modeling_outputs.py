@@ -31,6 +31,7 @@ class FeedbackModelOutput(ModelOutput):
         attentions: L tensors `(B, heads, T, T)` of the last iteration, with `output_attentions=True`.
         residuals: `(B, K − 1)`, `‖h^(k) − h^(k−1)‖ / ‖h^(k)‖` over the sources' states, with `output_iterations=True`.
         iterations: `(B,)`, number of iterations of each example, with `output_iterations=True` or `halting`.
+        jacobian_penalty: scalar, without its weight, in training with that option; a loss of your own has to add it.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -38,6 +39,7 @@ class FeedbackModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     residuals: torch.Tensor | None = None
     iterations: torch.Tensor | None = None
+    jacobian_penalty: torch.Tensor | None = None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from loop_jacobian import at_the_loop, jacobian, jacobian_radius
 from reference import operator_message
 from torch.nn import functional as F
 
-from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
 from hf_feedback.gradients import ConvergenceWarning
 from hf_feedback.stability import jacobian_penalty
 
@@ -324,6 +324,21 @@ def test_training_with_the_penalty_makes_the_loop_contract(checkpointing):
         assert torch.equal(plain(**batch, labels=labels).loss, penalized(**batch, labels=labels).loss)
     with pytest.raises(ValueError, match="`jacobian_penalty` must be a number of at least 0"):
         feedback_model(jacobian_penalty=-1.0)
+
+
+def test_the_penalty_of_a_model_without_a_head_is_left_to_its_user():
+    """The same weights and the same random vector give the same penalty as in the model with a head."""
+    options = dict(scale=0.5, jacobian_penalty=1.0, num_iterations=3, **TOP)
+    model = without_dropout(feedback_model(**options))
+    with_head = without_dropout(feedback_model(FeedbackForSequenceClassification, **options))
+    with_head.load_state_dict(model.state_dict(), strict=False)
+    torch.manual_seed(0)
+    penalty = model(**tiny_batch()).jacobian_penalty
+    torch.manual_seed(0)
+    assert penalty == with_head(**tiny_batch(), labels=torch.tensor([0, 1])).jacobian_penalty > 0
+    penalty.backward()
+    assert all(parameter.grad is not None for parameter in model.feedback.parameters())
+    assert model.eval()(**tiny_batch()).jacobian_penalty is None
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
