@@ -26,6 +26,7 @@ def add_feedback(
         **feedback_options: the options of `FeedbackConfig` one by one, instead of `config`.
 
     Raises:
+        TypeError: it is no transformers model, but a name, for example.
         ValueError: the model is for another task, an option contradicts it, or there are a config and options.
         UnsupportedBackboneError: the model cannot be looped exactly; says why.
 
@@ -42,6 +43,12 @@ def add_feedback(
 
     ```
     """
+    if not isinstance(task_model, PreTrainedModel):
+        raise TypeError(
+            f"`task_model` must be a loaded transformers model, got a {type(task_model).__name__}; load it first, for "
+            "example with `AutoModelForSequenceClassification.from_pretrained(…)`. (For a PeftModel, use "
+            "`hf_feedback.training.from_peft`.)"
+        )
     if config is not None and feedback_options:
         raise ValueError(
             f"`add_feedback` takes a config or options, got both; set {list(feedback_options)} in the config."

@@ -3,16 +3,18 @@
 import copy
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from torch import nn
 
 from .backbone_layout import name_of_core
 
 if TYPE_CHECKING:
     from .modeling_base import FeedbackPreTrainedModel
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # A backbone is also identified if it is loaded with fewer bits than it was saved with.
 FINGERPRINT_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -99,7 +101,7 @@ def same_backbone(one: dict[str, str], other: dict[str, str]) -> bool:
     return any(one[name] == other[name] for name in one.keys() & other.keys())
 
 
-def share_weights(backbone: PreTrainedModel) -> PreTrainedModel:
+def share_weights(model: Module) -> Module:
     """Returns a second model with the same parameters and buffers; only the modules are copied."""
-    tensors = (*backbone.parameters(), *backbone.buffers())
-    return copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

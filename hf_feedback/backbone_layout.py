@@ -240,6 +240,21 @@ def without_cache(backbone: PreTrainedModel) -> dict[str, bool]:
     return {"use_cache": False} if takes else {}
 
 
+def _is_loaded_as_itself(backbone: PreTrainedModel) -> bool:
+    """Whether the Auto classes make a model of this very code from its config: one of transformers, or registered."""
+    config = backbone.config
+    if config.model_type not in CONFIG_MAPPING:
+        return False
+    classes = MODEL_MAPPING.get(type(config), ())
+    registered = type(backbone) in (classes if isinstance(classes, tuple) else (classes,))
+    is_known_config = _is_of_transformers(config) or CONFIG_MAPPING[config.model_type] is type(config)
+    return is_known_config and (_is_of_transformers(backbone) or registered)
+
+
+def _is_of_transformers(thing: object) -> bool:
+    return type(thing).__module__.startswith("transformers.")
+
+
 def check_static(backbone: PreTrainedModel, head: str) -> None:
     """Refuses backbones that cannot be looped according to their config.
 
@@ -250,8 +265,12 @@ def check_static(backbone: PreTrainedModel, head: str) -> None:
     Raises:
         UnsupportedBackboneError: it is not a stack of layers of one width, or layers are skipped at random.
     """
-    if backbone.config.model_type not in CONFIG_MAPPING:
-        raise unsupported(backbone, "its code is not part of transformers.", "Use a model type that transformers has.")
+    if not _is_loaded_as_itself(backbone):
+        raise unsupported(
+            backbone,
+            "its code is not part of transformers.",
+            "Use a model type that transformers has, or register config and class under a model type of their own.",
+        )
     if head == "new" and type(backbone.config) not in MODEL_MAPPING:
         reason = f"AutoModel has no model for its {type(backbone.config).__name__}."
         raise unsupported(backbone, reason, "Use a model that AutoModel loads.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .backbone_layout import drop_pooler, is_sharded, select_part
+from .backbone_layout import UnsupportedBackboneError, drop_pooler, is_sharded, select_part
 from .backbone_probe import reads_causally
 from .configuration_feedback import FeedbackConfig, nearest_option
 from .cutting import find_special_tokens
@@ -60,6 +60,7 @@ def build_from_backbone(
         gguf_file = find_gguf_file(backbone)
         backbone = _use_backbone(model_class, backbone, config, labels_given)
     elif isinstance(backbone, str | Path):
+        backbone_kwargs["trust_remote_code"] = False  # the code of a backbone never runs
         name, gguf_file = backbone, backbone_kwargs.get("gguf_file")
         backbone = _load_backbone(model_class, backbone, config, config_overrides, backbone_kwargs, labels_given)
     else:
@@ -145,7 +146,7 @@ def _load_backbone(
 ) -> PreTrainedModel:
     """The backbone that a folder or repository holds; a task model with its head if `config.head` says so."""
     traits, hub_kwargs = model_class.traits, hub_kwargs_of(backbone_kwargs)
-    backbone_config = AutoConfig.from_pretrained(name, **file_kwargs_of(backbone_kwargs))
+    backbone_config = _read_backbone_config(name, backbone_kwargs)
     if isinstance(backbone_config, FeedbackConfig):
         raise ValueError(f"{str(name)!r} holds a feedback model already; load it with `from_pretrained`.")
     for key, value in (overrides or {}).items():
@@ -175,6 +176,23 @@ def _load_backbone(
     )
     _warn_of_new_head(name, task_model, info["missing_keys"])
     return task_model
+
+
+def _read_backbone_config(name: str | Path, backbone_kwargs: Keywords) -> PreTrainedConfig:
+    if given := [key for key in ("config", "output_loading_info") if key in backbone_kwargs]:
+        raise ValueError(
+            f"`backbone_kwargs`: {given[0]!r} is not for adding feedback; change options of the backbone's own config "
+            "with `config_overrides`."
+        )
+    try:
+        return AutoConfig.from_pretrained(name, **file_kwargs_of(backbone_kwargs))
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UnsupportedBackboneError(
+            f"{name} cannot be used as a feedback backbone: its code is not part of transformers, and the code of a "
+            "backbone never runs. Use a model type that transformers has."
+        ) from error
 
 
 def set_backbone_head_outputs(

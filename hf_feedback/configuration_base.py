@@ -1,6 +1,7 @@
 """Base of both configurations: declared options, labels, and loading from files."""
 
 from dataclasses import Field, fields
+from inspect import getattr_static
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -42,7 +43,8 @@ class OptionsConfig(PreTrainedConfig):
         """As in transformers; nothing in a file switches on code, and given options replace those of the file before
         anything is checked."""
         config_dict = replace_labels(without_switches(config_dict), kwargs)
-        options = {name: kwargs.pop(name) for name in cls.option_names() & kwargs.keys()}
+        given = {name for name in kwargs if name in cls.option_names() or _is_read_only(cls, name)}
+        options = {name: kwargs.pop(name) for name in given}
         return super().from_dict({**config_dict, **options}, **kwargs)
 
     def to_dict(self) -> Keywords:
@@ -74,6 +76,12 @@ class OptionsConfig(PreTrainedConfig):
         super().__setattr__(key, value)
         if key == "id2label" and getattr(self, "_post_init_done", False):  # other names, set on a built model's config
             self.label2id = numbers_by_name(value)
+
+
+def _is_read_only(config_class: type[OptionsConfig], name: str) -> bool:
+    """Whether it is a property that cannot be set, which the check of unknown keys has a message for."""
+    attribute = getattr_static(config_class, name, None)
+    return isinstance(attribute, property) and attribute.fset is None
 
 
 def document_options(config_class: type[OptionsConfig]) -> type[OptionsConfig]:

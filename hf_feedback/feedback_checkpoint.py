@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 WEIGHTS_NAME = "feedback.safetensors"
+# What `from_pretrained` of transformers sets in the config, beside our options.
+CONFIG_KEYWORDS = {"output_attentions", "output_hidden_states", "pad_token_id", "return_dict"}
 
 
 def is_feedback_only(config: FeedbackConfig) -> bool:
@@ -51,6 +53,7 @@ def save_feedback(model: "FeedbackPreTrainedModel", folder: str | Path) -> None:
 
 def write_feedback(model: "FeedbackPreTrainedModel", folder: str | Path) -> None:
     """Writes config, code and tensors of a feedback-only checkpoint."""
+    model._built_options.check(model.config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state, backbone_names = model.state_dict(keep_vars=True), backbone_tensor_names(model)
@@ -102,7 +105,8 @@ def assign_feedback_tensors(model: "FeedbackPreTrainedModel", tensors: dict[str,
     aliases: dict[int, list[str]] = {}
     for name, tensor in state.items():
         aliases.setdefault(id(tensor), []).append(name)
-    waiting = {name for name in state if not backbone_names.keys() & aliases[id(state[name])]}
+    own_names = {name for name in state if not backbone_names.keys() & aliases[id(state[name])]}
+    waiting = set(own_names)
     mismatched = [name for name, tensor in tensors.items() if name in waiting and state[name].shape != tensor.shape]
     for name in tensors.keys() & waiting - set(mismatched):
         old = state[name]
@@ -114,7 +118,7 @@ def assign_feedback_tensors(model: "FeedbackPreTrainedModel", tensors: dict[str,
             waiting.discard(alias)
     return {
         "missing_keys": sorted(waiting - set(mismatched)),
-        "unexpected_keys": sorted(tensors.keys() - state.keys()),
+        "unexpected_keys": sorted(tensors.keys() - own_names),
         "mismatched_keys": sorted(mismatched),
     }
 
@@ -220,7 +224,8 @@ def load_feedback_only(
         saved_by: the class that wrote it.
         hub_kwargs, kwargs: as `from_pretrained` was given them.
     """
-    options = {key: kwargs.pop(key) for key in [*kwargs] if key in FeedbackConfig.accepted_keywords()}
+    config_keywords = FeedbackConfig.accepted_keywords() | CONFIG_KEYWORDS
+    options = {key: kwargs.pop(key) for key in [*kwargs] if key in config_keywords}
     loading_kwargs = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
     given_config, backbone, wants_info, ignore_mismatched = (
         loading_kwargs.pop(key, None)
@@ -239,6 +244,7 @@ def load_feedback_only(
     same_head = has_same_head(model_class, saved_by)
     if not same_head and "head" not in options:
         config.head = model_class.traits.choose_head("new", cast(PreTrainedConfig, config.backbone_config))
+    config.name_or_path = str(name)
     loaded = _backbone_for(model_class, config, backbone, name, hub_kwargs, loading_kwargs)
     model = wrap_backbone(model_class, loaded, config)
     _check_fingerprint(model, expected, name)

@@ -58,15 +58,17 @@ def load_pretrained(
     if stored["model_type"] != FeedbackConfig.model_type:
         logger.warning(f"{name} is a plain {stored['model_type']} model: adding fresh feedback.")
         return _load_plain(model_class, name, hub_kwargs, kwargs)
+    given_config = _read_given_config(kwargs)
     options = FeedbackConfig.accepted_keywords() - TIED_TO_WEIGHTS
     options_given = {key: kwargs[key] for key in kwargs if key in options}
     config = FeedbackConfig.from_dict(copy.deepcopy(stored), **options_given)  # errors name the option
-    if options_given.keys() & {*EDGE_OPTIONS}:
-        _check_edges(name, FeedbackConfig.from_dict(copy.deepcopy(stored)), config)
+    wanted = config if given_config is None else given_config
+    if wanted.backbone_config is not None:
+        _check_edges(name, stored, wanted)
     load_operator_code(config, name, hub_kwargs)
     saved_by = find_model_class(root_of(model_class), config.architectures) or model_class
     _check_answers(model_class, saved_by, name)
-    for key in kwargs.keys() - FeedbackConfig.accepted_keywords() - {"backbone"}:
+    for key in kwargs.keys() - FeedbackConfig.accepted_keywords() - {"backbone", "backbone_config"}:
         if near := nearest_option(key):
             raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
     if given := [key for key in ("config_overrides", "backbone_kwargs") if kwargs.get(key)]:
@@ -82,9 +84,41 @@ def load_pretrained(
     return _load_whole(model_class, load, name, args, kwargs, saved_by, config)
 
 
-def _check_edges(name: str | Path, saved: FeedbackConfig, config: FeedbackConfig) -> None:
-    """Raises `ValueError` where the messages that a folder holds would go along other edges, as many of which have
-    tensors of the same shapes."""
+def _read_given_config(kwargs: Keywords) -> FeedbackConfig | None:
+    """The `config` that `from_pretrained` was given; a folder or hub id in its place is read, and replaced in `kwargs`.
+
+    Raises:
+        ValueError: it is of another class.
+    """
+    config = kwargs.get("config")
+    if isinstance(config, str | Path):
+        config = kwargs["config"] = FeedbackConfig.from_pretrained(config, **hub_kwargs_of(kwargs))
+    # by its type, since that of an Auto class comes from another copy of the code, with `trust_remote_code`
+    if config is not None and getattr(config, "model_type", None) != FeedbackConfig.model_type:
+        raise ValueError(
+            f"`config` must be a FeedbackConfig, got a {type(config).__name__}; change options of the backbone's own "
+            "config with `config_overrides` when feedback is added."
+        )
+    return config
+
+
+def _check_edges(name: str | Path, stored: Keywords, config: FeedbackConfig) -> None:
+    """Raises `ValueError` where a folder's weights would be taken for those of other layers, or of other edges, as many
+    of which have tensors of the same shapes.
+
+    Args:
+        name: the folder.
+        stored: what its config file says.
+        config: what it is to be loaded with.
+    """
+    saved = copy.copy(config)
+    for option in ("backbone_layers", *EDGE_OPTIONS):
+        setattr(saved, option, stored.get(option))
+    if config.backbone_layers != saved.backbone_layers:
+        raise ValueError(
+            f"`backbone_layers`: {name} was saved with {saved.backbone_layers}, not {config.backbone_layers}; leave it "
+            "out, or add new feedback to those layers of its backbone."
+        )
     if config.edges() != saved.edges():
         raise ValueError(
             f"`{'`, `'.join(EDGE_OPTIONS)}`: the feedback in {name} has the edges {saved.edges()}, not "
@@ -267,13 +301,17 @@ def _load_plain(
         raise ValueError("`output_loading_info` is for saved feedback models; this folder holds a plain backbone.")
     feedback_options = {key: value for key, value in kwargs.items() if key in options}
     backbone_kwargs = {key: value for key, value in kwargs.items() if key not in options}
-    config = backbone_kwargs.pop("config", None)
-    if config is not None and not isinstance(config, FeedbackConfig):
-        raise ValueError(
-            f"`config` must be a FeedbackConfig, got a {type(config).__name__}; change options of the backbone's own "
-            "config with `config_overrides`."
-        )
+    config = _read_given_config(kwargs)
+    backbone_kwargs.pop("config", None)
+    for key in backbone_kwargs:
+        if near := nearest_option(key):
+            raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
     if config is not None:
+        if config.backbone_config is not None:
+            raise ValueError(
+                f"`config`: {name} is a plain backbone with a config of its own, and the FeedbackConfig has another "
+                "`backbone_config`; leave that out, and change options of the backbone with `config_overrides`."
+            )
         options_of_config = config.options()
         if options_of_config["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:  # names that transformers makes up
             del options_of_config["id2label"], options_of_config["label2id"]

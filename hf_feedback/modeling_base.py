@@ -82,6 +82,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         else:  # its weights are there already: nothing of it is to be initialized again
             for module in backbone.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
+            # what its config says now: embeddings may have been untied since it was made
+            backbone.all_tied_weights_keys = backbone.get_expanded_tied_weights_keys(all_submodels=True)
         self.layout: BackboneLayout = prepare_backbone(backbone, config)
         self.backbone: PreTrainedModel = backbone
         if tied := backbone.all_tied_weights_keys:  # other libraries read them of the whole model
@@ -530,7 +532,12 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         return load_pretrained(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the folder also holds the code, for `trust_remote_code=True`."""
+        """As in transformers; the folder also holds the code, for `trust_remote_code=True`.
+
+        Raises:
+            ValueError: an option was set since that is not allowed, or that the model was not built with.
+        """
+        self._built_options.check(self.config)
         self.config.auto_map = dict(AUTO_MAP)
         (self.config.backbone_source or {}).pop("fingerprint", None)  # of a feedback-only checkpoint, which this is not
         self.config.custom_operators = save_operator_code(self.config, save_directory)

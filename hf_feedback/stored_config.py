@@ -11,7 +11,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
-from .validation import Keywords, check_num_labels
+from .topology import MAX_LAYERS
+from .validation import Keywords, check_num_labels, is_integer
 
 logger = logging.get_logger(__name__)
 
@@ -23,6 +24,8 @@ CLASS_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 SWITCHES = ("distributed_config", "transformers_weights", "backbone", "backbone_kwargs", "use_pretrained_backbone")
 # By these, where the value is the name of a repository: its kernels are downloaded and run.
 KERNELS = ("attn_implementation", "experts_implementation")
+# What families call a number of layers; configs make lists of that length.
+LAYER_COUNT = re.compile(r"(?!max_window_).*(layers|n_layer|num_blocks)")
 
 
 def check_place(source: Keywords | None) -> None:
@@ -100,6 +103,7 @@ def backbone_config_from_dict(values: Keywords) -> PreTrainedConfig:
     config_class = CONFIG_MAPPING[model_type]
     refuse_attributes(config_class, values, "backbone_config")
     check_num_labels(values.get("num_labels"))
+    check_sizes(values)
     try:
         return config_class.from_dict(_inner(values))
     except Exception as error:  # whatever a family's config raises at a value that it does not expect
@@ -107,6 +111,23 @@ def backbone_config_from_dict(values: Keywords) -> PreTrainedConfig:
         raise ValueError(
             f"`backbone_config` is not a valid {config_class.__name__} ({type(error).__name__}: {reason})."
         ) from error
+
+
+def check_sizes(values: Any) -> None:
+    """Raises `ValueError` where a config, at any depth, asks for more labels or layers than any model has, of which
+    lists would be made."""
+    if isinstance(values, list | tuple):
+        for value in values:
+            check_sizes(value)
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        if not is_integer(value):
+            check_sizes(value)
+        elif key in ("num_labels", "_num_labels"):
+            check_num_labels(value)
+        elif LAYER_COUNT.fullmatch(str(key)) and value > MAX_LAYERS:
+            raise ValueError(f"`backbone_config`: `{key}` must be at most {MAX_LAYERS}, got {value}.")
 
 
 def without_switches(values: Keywords) -> Keywords:

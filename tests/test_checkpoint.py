@@ -302,6 +302,24 @@ def test_adapters_are_refused(bert, tmp_path):
         model.save_feedback(tmp_path / "out")
 
 
+def test_a_head_that_the_given_backbone_ties_is_not_left_out(tmp_path):
+    AutoModelForCausalLM.from_config(tiny_config("llama", tie_word_embeddings=True)).save_pretrained(tmp_path / "tied")
+    model = FeedbackForCausalLM.from_backbone(tmp_path / "tied", feedback_rank=8)
+    model.backbone.lm_head.weight = torch.nn.Parameter(-model.backbone.lm_head.weight.detach())
+    model.config.tie_word_embeddings = False
+    model.save_feedback(tmp_path / "out")
+    assert torch.equal(load_feedback(tmp_path / "out")(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    with pytest.raises(OSError, match="do not belong to the config beside them"):
+        load_feedback(tmp_path / "out", AutoModelForCausalLM.from_pretrained(tmp_path / "tied"))
+
+
+def test_it_takes_keywords_of_a_config_and_has_its_name(bert, tmp_path):
+    make(bert).save_feedback(tmp_path / "out")
+    loaded = load_feedback(tmp_path / "out", output_hidden_states=True, pad_token_id=3)
+    assert (loaded.config.output_hidden_states, loaded.config.pad_token_id) == (True, 3)
+    assert loaded.name_or_path == str(tmp_path / "out")  # adapters that are saved on it name it
+
+
 def test_a_backbone_without_a_name_has_to_be_passed(tmp_path):
     model = make(tiny_backbone("bert"))
     model.save_feedback(tmp_path)

@@ -11,7 +11,7 @@ from loop_jacobian import at_the_loop, jacobian, jacobian_radius
 from reference import operator_message
 from torch.nn import functional as F
 
-from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.gradients import ConvergenceWarning
 from hf_feedback.stability import jacobian_penalty
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 from transformers import BertForMaskedLM
 
-from hf_feedback import FeedbackConfig, FeedbackForMaskedLM, FeedbackModel
+from hf_feedback import FeedbackConfig, FeedbackForMaskedLM, FeedbackModel, add_feedback
 from hf_feedback.configuration_feedback import BACKBONE_FACTS
 
 
@@ -85,6 +85,17 @@ def test_embeddings_that_were_untied_stay_so(kind, tmp_path):
     loaded = FeedbackForMaskedLM.from_pretrained(tmp_path)
     assert loaded.config.tie_word_embeddings is False
     torch.testing.assert_close(loaded(**batch).logits, expected)
+
+
+def test_a_task_model_that_was_untied_is_taken_as_it_is():
+    task_model = BertForMaskedLM(tiny_config("bert", tie_word_embeddings=True)).eval()
+    decoder = task_model.cls.predictions.decoder
+    decoder.weight = nn.Parameter(-decoder.weight.detach())
+    task_model.config.tie_word_embeddings = False
+    expected = task_model(**tiny_batch()).logits
+    assert torch.equal(add_feedback(task_model)(**tiny_batch()).logits, expected)
+    with pytest.raises(TypeError, match="`task_model` must be a loaded transformers model, got a str"):
+        add_feedback("bert-base-uncased")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,11 +9,21 @@ import torch
 from builders import REPRESENTATIVE, answers, batch_for, fresh, targets_for
 from closeness import assert_exact
 from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
-from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TinyLoraConfig,
+    UniLoraConfig,
+    VBLoRAConfig,
+    get_peft_model,
+)
 from training_runs import rows, write
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hf_feedback import FeedbackForSequenceClassification, FeedbackModel
+from hf_feedback import FeedbackForCausalLM, FeedbackForSequenceClassification, FeedbackModel
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, from_peft, parameter_groups, peft_options
 
@@ -326,13 +336,51 @@ def test_from_peft_keeps_what_was_learnt(tmp_path):
     assert any(p.requires_grad for p in again.parameters())  # though adapters load frozen
 
 
+SHARED_BY_ALL_LAYERS = {
+    "vector bank": VBLoRAConfig(vector_length=4, num_vectors=8, topk=2, target_modules=["query"]),
+    "tiny": TinyLoraConfig(target_modules=["query"]),
+    "uni": UniLoraConfig(theta_d_length=64, target_modules=["query"]),
+}
+
+
+@pytest.mark.parametrize("method", SHARED_BY_ALL_LAYERS)
+def test_from_peft_keeps_what_all_layers_share(method):
+    plain = get_peft_model(tiny_backbone("bert").double(), copy.deepcopy(SHARED_BY_ALL_LAYERS[method])).eval()
+    untrained = plain(**tiny_batch()).last_hidden_state
+    for parameter in plain.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    expected = plain(**tiny_batch()).last_hidden_state
+    assert (expected - untrained).abs().max() > 1e-4
+    torch.testing.assert_close(from_peft(FeedbackModel, plain)(**tiny_batch()).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_embeddings_that_peft_untied_stay_so(merged):
+    """The output embeddings keep the weights that the trained input embeddings had before."""
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    tuned = get_peft_model(AutoModelForCausalLM.from_config(tiny_config("llama", tie_word_embeddings=True)), config)
+    for parameter in tuned.eval().parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    expected = tuned(**tiny_batch()).logits
+    if merged:
+        model = FeedbackForCausalLM.from_backbone(tuned.merge_and_unload())
+    else:
+        model = from_peft(FeedbackForCausalLM, tuned)
+    torch.testing.assert_close(model(**tiny_batch()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "more", "words"),
     [({"init_lora_weights": "pissa"}, {}, "changed the weights of the backbone itself"),
-     ({}, {"feedback_rank": 999}, "at most the backbone's hidden size 32")],
+     ({}, {"feedback_rank": 999}, "at most the backbone's hidden size 32"),
+     ({}, {"feedback_rnk": 8}, "did you mean `feedback_rank`"),
+     ({}, {"head": "backbone"}, "takes a transformers model that has its task head"),
+     ({}, {"feedback_span": "segment"}, "FeedbackModel does not answer")],
 )  # fmt: skip
 def test_from_peft_refuses_before_it_takes_apart(options, more, words):
-    model, batch = bert_with(**options), tiny_batch()
+    model, batch = bert_with(**{"init_lora_weights": False, **options}), tiny_batch()
     expected = model(**batch).last_hidden_state
     with pytest.raises(ValueError, match=words):
         from_peft(FeedbackModel, model, **more)

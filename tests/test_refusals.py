@@ -1,17 +1,20 @@
 """What cannot be looped exactly is refused when the model is built, with the reason and what to do: one table."""
 
 import copy
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, speak, tiny_backbone, tiny_batch
+from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
 from tiny_models import tiny_model, tiny_options
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    BertConfig,
+    BertModel,
     Gemma3Config,
     Gemma3ForSequenceClassification,
     Wav2Vec2Config,
@@ -182,6 +185,46 @@ def test_refused_when_built(refusal, record_property):
     with pytest.raises(UnsupportedBackboneError, match=re.escape(words)) as caught:
         FeedbackModel.from_backbone(backbone(), feedback_rank=8)
     record_property("reason", str(caught.value))
+
+
+class OwnBert(BertModel):
+    """A saved folder would load transformers' own class in its place."""
+
+
+class OwnConfig(BertConfig):
+    model_type = "own_bert"
+
+
+class RegisteredBert(BertModel):
+    config_class = OwnConfig
+
+
+def test_a_class_that_a_folder_would_not_load_is_refused(tmp_path):
+    sizes = tiny_config("bert").to_dict()
+    with pytest.raises(UnsupportedBackboneError, match="its code is not part of transformers"):
+        FeedbackModel.from_backbone(OwnBert(BertConfig.from_dict(sizes)))
+    AutoConfig.register("own_bert", OwnConfig)
+    AutoModel.register(OwnConfig, RegisteredBert)
+    model = speak(FeedbackModel.from_backbone(RegisteredBert(OwnConfig.from_dict({**sizes, "model_type": "own_bert"}))))
+    model.save_pretrained(tmp_path)
+    loaded = FeedbackModel.from_pretrained(tmp_path)
+    assert type(loaded.backbone) is RegisteredBert
+    assert torch.equal(loaded(**tiny_batch()).last_hidden_state, model(**tiny_batch()).last_hidden_state)
+
+
+def test_the_code_of_a_backbone_never_runs(tmp_path):
+    """Without code of its own in transformers it is refused, whoever trusts it; with it, that is what is loaded."""
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    (tmp_path / "own.py").write_text("raise SystemExit('the code ran')\n")
+    file, auto_map = tmp_path / "config.json", {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    values = {**json.loads(file.read_text()), "auto_map": auto_map}
+    file.write_text(json.dumps(values))
+    model = FeedbackModel.from_backbone(tmp_path, backbone_kwargs={"trust_remote_code": True})
+    assert type(model.backbone) is BertModel
+    file.write_text(json.dumps({**values, "model_type": "unheard-of"}))
+    for trust in ({}, {"trust_remote_code": True}):
+        with pytest.raises(UnsupportedBackboneError, match="the code of a backbone never runs"):
+            FeedbackModel.from_backbone(tmp_path, backbone_kwargs=trust)
 
 
 def test_above_the_convolution_it_works():

@@ -1,6 +1,7 @@
 """Saving, loading, the Auto classes, the pipeline, and folders that work where hf_feedback is not installed."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -123,6 +124,10 @@ def test_plain_backbone_folder_loads_with_fresh_feedback(tmp_path, caplog):
     assert model.check_equivalence(tiny_batch()) == 0.0
     with_config = FeedbackModel.from_pretrained(tmp_path, config=FeedbackConfig(num_iterations=7, feedback_rank=8))
     assert with_config.config.num_iterations == 7
+    with pytest.raises(ValueError, match="the FeedbackConfig has another `backbone_config`; leave that out"):
+        FeedbackModel.from_pretrained(tmp_path, config=FeedbackConfig(backbone_config=tiny_config("bert")))
+    with pytest.raises(ValueError, match="did you mean `num_iterations`"):
+        FeedbackModel.from_pretrained(tmp_path, num_iteration=3)
 
 
 def test_messages_of_other_edges_are_refused(tmp_path):
@@ -139,6 +144,36 @@ def test_messages_of_other_edges_are_refused(tmp_path):
             FeedbackModel.from_pretrained(folder, feedback_edges=[[3, 0], [3, 1]])
         with pytest.raises(ValueError, match="has the edges"):
             FeedbackModel.from_pretrained(folder, feedback_edges=None, feedback_topology="dense")
+        with pytest.raises(ValueError, match="has the edges"):
+            AutoModel.from_pretrained(folder, feedback_edges=[[3, 0], [3, 1]])
+        config = FeedbackConfig.from_pretrained(folder)
+        config.feedback_edges = [[3, 0], [3, 1]]
+        with pytest.raises(ValueError, match="has the edges"):
+            FeedbackModel.from_pretrained(folder, config=config)
+
+
+def test_other_layers_than_those_of_the_folder_are_refused(tmp_path):
+    """Their weights would be taken for those of the layers that are named."""
+    options = dict(feedback_edges=[[2, 0]], feedback_rank=8)
+    for name, kept in (("all", None), ("three", [0, 1, 2])):
+        FeedbackModel.from_backbone(tiny_backbone("bert"), backbone_layers=kept, **options).save_pretrained(
+            tmp_path / name
+        )
+        assert FeedbackModel.from_pretrained(tmp_path / name, backbone_layers=kept).config.backbone_layers == kept
+        for load in (FeedbackModel, AutoModel):
+            with pytest.raises(ValueError, match=rf"`backbone_layers`: .* was saved with {re.escape(str(kept))}"):
+                load.from_pretrained(tmp_path / name, backbone_layers=[0, 1, 3])
+
+
+def test_a_config_may_be_the_name_of_a_folder(tmp_path):
+    FeedbackModel.from_backbone(tiny_backbone("bert"), feedback_rank=8).save_pretrained(tmp_path)
+    assert FeedbackModel.from_pretrained(tmp_path, config=str(tmp_path)).config.feedback_rank == 8
+    with pytest.raises(ValueError, match="`config` must be a FeedbackConfig, got a BertConfig"):
+        FeedbackModel.from_pretrained(tmp_path, config=tiny_config("bert"))
+    changed = FeedbackModel.from_pretrained(tmp_path, backbone_config={"hidden_dropout_prob": 0.3})
+    assert changed.backbone.config.hidden_dropout_prob == 0.3
+    with pytest.raises(ValueError, match="`num_hidden_layers` follows from `backbone_config`, where it is 4, got 2"):
+        FeedbackModel.from_pretrained(tmp_path, num_hidden_layers=2)
 
 
 def test_a_trained_head_that_is_left_out_is_told_of(tmp_path, caplog):

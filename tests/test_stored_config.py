@@ -146,13 +146,16 @@ SIZES = {
     "an edge a million times": dict(feedback_edges=[[1, 0]] * 1_000_000),
     "labels without end": dict(num_labels=10**9),
     "layers without end": dict(backbone_config={"model_type": "bert", "num_hidden_layers": 10**9}),
+    "layer types without end": dict(backbone_config={"model_type": "qwen3", "num_hidden_layers": 10**9}),
+    "blocks without end": dict(backbone_config={"model_type": "gpt2", "n_layer": 10**9}),
+    "labels inside without end": dict(backbone_config={"model_type": "clip", "text_config": {"num_labels": 10**9}}),
     "sweeps without end": dict(feedback_type="temporal", feedback_sweeps=10**9),
 }
 
 
 @pytest.mark.parametrize("case", SIZES)
 def test_sizes_that_would_stall_are_refused(case):
-    with pytest.raises(ValueError, match=r"`num_|`feedback_|layers|range"):
+    with pytest.raises(ValueError, match=r"`num_|`feedback_|layer|range"):
         FeedbackConfig(**{"backbone_config": tiny_config("bert"), **SIZES[case]})
 
 

@@ -1,5 +1,6 @@
 """What is switched or asked for on a built model: K and other options, feedback on and off, states by number."""
 
+import re
 import threading
 
 import pytest
@@ -27,7 +28,7 @@ SET_LATER = {
 
 
 @pytest.mark.parametrize("case", SET_LATER)
-def test_options_set_on_a_built_model_are_checked_at_the_next_call(case):
+def test_options_set_on_a_built_model_are_checked_at_the_next_call_and_when_it_is_saved(case, tmp_path):
     option, value, words = SET_LATER[case]
     model = speaking_model()
     expected, before = model(**tiny_batch()).last_hidden_state, getattr(model.config, option)
@@ -35,6 +36,10 @@ def test_options_set_on_a_built_model_are_checked_at_the_next_call(case):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         model(**tiny_batch())
     assert words in str(caught.value)
+    for save in (model.save_pretrained, model.save_feedback):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     setattr(model.config, option, before)
     assert torch.equal(model(**tiny_batch()).last_hidden_state, expected)  # the same call once more
 

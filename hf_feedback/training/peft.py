@@ -5,10 +5,9 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from ..configuration_feedback import FeedbackConfig
+from ..backbone_fingerprint import share_weights
 from ..modeling_base import FeedbackPreTrainedModel
 from ..modeling_feedback import FeedbackModel
 from .parameters.model_parts import feedback_model_in, parts_of
@@ -90,7 +89,8 @@ def from_peft(
 
     Args:
         feedback_class: class of the feedback model to make.
-        peft_model: a backbone or task model with one adapter, such as LoRA. It is dismantled: use the result instead.
+        peft_model: a backbone or task model with one adapter, such as LoRA. The result shares its weights but those of
+            the adapters: use the result instead.
         **options: as in `from_backbone`.
 
     Returns:
@@ -99,7 +99,7 @@ def from_peft(
 
     Raises:
         ValueError: the adapters are prompts or prefixes, there are several of them, they changed the backbone's own
-            weights (such as PiSSA), or an option is not allowed; `peft_model` is then unchanged.
+            weights (such as PiSSA), or an option is not allowed; `peft_model` keeps its adapters then.
 
     Example:
 
@@ -120,14 +120,15 @@ def from_peft(
     from peft.utils.other import ModulesToSaveWrapper
 
     adapter, config = _only_adapter(peft_model)
-    inner = cast(nn.Module, peft_model.base_model.model)
-    _check_convertible(config, inner, options)
-    if any(getattr(module, "merged", False) for module in inner.modules()):
+    _check_convertible(config)
+    if any(getattr(module, "merged", False) for module in peft_model.modules()):
         cast(Any, peft_model.base_model).unmerge_adapter()
+    peft_model = share_weights(peft_model)  # taken apart here, and whole where an option is refused
+    inner = cast(nn.Module, peft_model.base_model.model)
     saved = {id(m.modules_to_save[adapter]) for m in inner.modules() if isinstance(m, ModulesToSaveWrapper)}
     old_names = {id(m.get_base_layer()): n for n, m in inner.named_modules() if isinstance(m, BaseTunerLayer)}
     state = get_peft_model_state_dict(peft_model, adapter_name=adapter)
-    model = feedback_class.from_backbone(peft_model.unload(), **options)
+    model = feedback_class.from_backbone(_settle_ties(peft_model.unload()), **options)
     new_names = {old_names[id(m)]: n for n, m in model.named_modules() if id(m) in old_names}
     saved_names = [name for name, module in model.named_modules() if id(module) in saved]
     config = _adapt_config(config, new_names, peft_options(model), saved_names)
@@ -137,6 +138,8 @@ def from_peft(
         old = next((name for name in new_names if key.startswith(f"base_model.model.{name}.")), None)
         if old is not None:
             moved[key.replace(old, new_names[old], 1)] = tensor
+        elif key in moved and not key.startswith("base_model.model."):  # what all layers share, as a vector bank
+            moved[key] = tensor
     set_peft_model_state_dict(wrapped, moved, adapter_name=adapter)
     return wrapped.eval()
 
@@ -181,13 +184,16 @@ def _adapt_config(config: Any, new_names: dict[str, str], options: dict[str, Any
     return config
 
 
-def _check_convertible(config: Any, inner: nn.Module, options: dict[str, Any]) -> None:
-    """Refuses an adapter or options that cannot work, before the model is taken apart."""
-    known = FeedbackConfig.accepted_keywords()
-    FeedbackConfig(
-        backbone_config=copy.deepcopy(cast(PreTrainedConfig, inner.config)),
-        **{k: v for k, v in options.items() if k in known},
-    )  # raises where an option is not allowed
+def _settle_ties(model: Any) -> Any:
+    """Has the config say so where PEFT trained a copy of embeddings that the output embeddings were tied to."""
+    output = model.get_output_embeddings()
+    if output is not None and getattr(output, "weight", None) is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    return model
+
+
+def _check_convertible(config: Any) -> None:
+    """Refuses an adapter that cannot be moved."""
     start = getattr(config, "init_lora_weights", True)
     if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
         raise ValueError(
