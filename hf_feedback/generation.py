@@ -16,7 +16,7 @@ from .forward_context import COMMON_ARGUMENTS, ForwardContext
 from .gradients import GRADIENTS
 from .iteration_cache import IterationCache, check_cache_type, check_size, num_tokens
 from .loop_runner import LoopResult
-from .max_length import num_learned_positions
+from .max_length import max_positions, num_learned_positions
 from .modeling_base import FeedbackPreTrainedModel
 from .validation import Keywords
 
@@ -41,27 +41,33 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         if self.layout.batch_dim is not None:
             self.layout = probe_cache(self.backbone, self.layout)
 
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """As in transformers, with K iterations for every token; all but custom decoding methods and drafts of the
         first layers (`assistant_early_exit`) work.
 
         With `use_cache=True`, the default, iterations have keys and values of their own, and the result is that of the
-        whole text without a cache. `num_iterations` may be given for one call.
+        whole text without a cache; with `feedback_shift=1` it is that of one pass a token, which a call without a cache
+        does not take. `num_iterations` may be given for one call.
 
         Args:
             inputs: `(B, T)` token ids of the prompts, padded on the left.
+            generation_config: as in transformers; the model's own by default.
             *args, **kwargs: as in transformers.
 
         Raises:
             ValueError: the prompt is empty, or padded without a mask that shows it; the cache does not fit; an option
                 is for plain models.
         """
-        if kwargs.get("assistant_model") is not None and kwargs.get("num_iterations") is not None:
-            raise ValueError(
-                f"`num_iterations`={kwargs['num_iterations']!r} would go to the assistant too; leave it out, and call "
-                "`model.set_num_iterations(…)` before."
-            )
-        config = kwargs.get("generation_config") or self.generation_config
+        config = generation_config or self.generation_config
+        self._check_num_iterations_of_generate(config, kwargs)
+        if kwargs.get("output_iterations"):
+            raise ValueError("`output_iterations=True` is for `forward`; call the model on the generated text for it.")
         early_exit = kwargs.get("assistant_early_exit", getattr(config, "assistant_early_exit", None))
         if early_exit is not None:
             raise ValueError(
@@ -70,8 +76,8 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             )
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if isinstance(prompt, torch.Tensor) and kwargs.get("inputs_embeds") is None:
-            self._check_prompt(prompt, kwargs)
-        return cast(Any, super()).generate(inputs, *args, **kwargs)
+            self._check_prompt(prompt, config, kwargs)
+        return cast(Any, super()).generate(inputs, generation_config, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused; `generate_batch` of transformers and its other ways to batch continuously begin with it.
@@ -84,13 +90,28 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             f"iterations, and a {type(self).__name__} cannot use it; call `generate` with a padded batch."
         )
 
-    def _check_prompt(self, prompt: torch.Tensor, kwargs: Keywords) -> None:
+    def _check_num_iterations_of_generate(self, config: GenerationConfig, kwargs: Keywords) -> None:
+        """Raises `ValueError` where K is given for one call that runs more than this model on the prompt."""
+        num_iterations = kwargs.get("num_iterations")
+        if num_iterations is None:
+            return
+        guidance = kwargs.get("guidance_scale", config.guidance_scale)
+        causes = {
+            "would go to the assistant too": kwargs.get("assistant_model") is not None,
+            f"would not go to the calls without a prompt (`guidance_scale`={guidance!r})": guidance not in (None, 1),
+        }
+        for cause in (cause for cause, holds in causes.items() if holds):
+            raise ValueError(
+                f"`num_iterations`={num_iterations!r} {cause}; leave it out, and call `model.set_num_iterations(…)` "
+                "before."
+            )
+
+    def _check_prompt(self, prompt: torch.Tensor, config: GenerationConfig, kwargs: Keywords) -> None:
         if prompt.shape[-1] == 0:
             raise ValueError(
                 "`inputs`: the prompt is empty; give at least one token, such as the tokenizer's `bos_token_id`, or no "
                 "`inputs` at all to start from that."
             )
-        config = kwargs.get("generation_config") or self.generation_config
         pad, eos = kwargs.get("pad_token_id", config.pad_token_id), kwargs.get("eos_token_id", config.eos_token_id)
         is_end = pad is not None and pad in (eos if isinstance(eos, list) else [eos])
         starts = (prompt[:, 0] == pad) if is_end and kwargs.get("attention_mask") is None else prompt.new_zeros(1)
@@ -149,9 +170,14 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         cache = model_kwargs.get(self.layout.cache_argument or "past_key_values")
+        num_iterations = self._choose_num_iterations(model_kwargs.get("num_iterations"))
+        if self.config.feedback_shift and num_iterations > 1 and not isinstance(cache, Cache):
+            logger.warning_once(
+                f"`feedback_shift`=1 without a cache: the whole text is read {num_iterations} times for every token, "
+                "which is another result than that of one pass a token, with a cache."
+            )
         if isinstance(cache, Cache):
             beams = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-            num_iterations = self._choose_num_iterations(model_kwargs.get("num_iterations"))
             check_cache_type(cache)
             self._check_can_cache(
                 cache, num_iterations, "`use_cache=False`, which reads the whole text for every token"
@@ -176,10 +202,11 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             inputs.pop("logits_to_keep", None)
         check_cache_type(cache)
         check_length(self.backbone, inputs, cache)
+        _cut_masks(inputs, cache)
         # without a cache, tokens that stop keep their keys and values in one that is dropped after the call
-        holds = halts and self.config.halting != "none" and not self.training
+        holds = halts and self.config.halting != "none" and not self.training and num_iterations > 1
         is_kept = cache is not None or use_cache
-        if not is_kept and not (holds and num_iterations > 1):
+        if not is_kept and not holds:
             return inputs, None
         instead = "`use_cache=False`, which reads the whole text for every token" if is_kept else "`halting='none'`"
         self._check_can_cache(cache, num_iterations, instead)
@@ -258,8 +285,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             return
         if torch.compiler.is_compiling() or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
             return
-        text = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
-        length = num_tokens(cache) + cast(torch.Tensor, text).shape[1]
+        length = _length_with_past(inputs, cache)
         if mask.shape[1] < length:
             raise ValueError(
                 f"`attention_mask` must show the tokens in the cache too, (batch, {length}), got {tuple(mask.shape)}."
@@ -270,6 +296,20 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         if context.cache is not None and context.cache.is_kept:
             fields["past_key_values"] = context.cache.cache
         return fields
+
+
+def _length_with_past(inputs: Keywords, cache: Cache | None) -> int:
+    """The number of tokens that a call reads, those in the cache among them."""
+    text = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+    return (0 if cache is None else num_tokens(cache)) + cast(torch.Tensor, text).shape[1]
+
+
+def _cut_masks(inputs: Keywords, cache: Cache | None) -> None:
+    """Cuts masks that were made for tokens to come, too, to the tokens that there are."""
+    for name in ("attention_mask", "padding_mask"):
+        mask = inputs.get(name)
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not torch.compiler.is_compiling():
+            inputs[name] = mask[:, : _length_with_past(inputs, cache)]
 
 
 def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: Cache | None) -> None:
@@ -292,9 +332,10 @@ def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: C
     most = num_learned_positions(backbone)
     if most is None:
         return
-    past = 0 if past_key_values is None else num_tokens(past_key_values)
-    if past + length > most:
+    if inputs.get("position_ids") is None:  # some families count from the padding token on
+        most = int(min(most, max_positions(backbone, backbone.config.get_text_config())))
+    if (total := _length_with_past(inputs, past_key_values)) > most:
         raise ValueError(
-            f"`input_ids`: {past + length} tokens, and {type(backbone).__name__} has learned {most} positions; shorten "
+            f"`input_ids`: {total} tokens, and {type(backbone).__name__} has learned {most} positions; shorten "
             "the prompt (the tokenizer's `truncation=True`), or lower `max_new_tokens`."
         )

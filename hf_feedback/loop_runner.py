@@ -100,7 +100,8 @@ class LoopRunner:
         return result
 
     def _halts(self, context: ForwardContext) -> bool:
-        has_none = context.predicts_next_token and context.cache is None  # one iteration: nothing to stop
+        # tokens have nothing to stop in one iteration
+        has_none = context.predicts_next_token and (context.cache is None or context.num_iterations == 1)
         return self.config.halting != "none" and not context.is_training and not context.is_disabled and not has_none
 
     def _penalizes(self, context: ForwardContext) -> bool:
@@ -224,9 +225,14 @@ class LoopRunner:
         if context.cache is not None and not context.feedback.mixes_tokens:
             return MessageContext(mask=real, cache=context.cache)
         if real is None and (not isinstance(mask, torch.Tensor | None) or (mask is not None and mask.dim() > 3)):
+            reads = (
+                f"`feedback_type`={self.config.feedback_type!r}"
+                if context.feedback.mixes_tokens
+                else "`feedback_shift`=1"
+            )
             raise ValueError(
-                f"`feedback_type`={self.config.feedback_type!r} needs an `attention_mask` of shape (batch, tokens); "
-                "give one, or use `feedback_type='additive'`."
+                f"{reads} needs an `attention_mask` of shape (batch, tokens); give one (beside another mask as "
+                "`padding_mask`), or use `feedback_type='additive'` without `feedback_shift`."
             )
         if real is None and isinstance(mask, torch.Tensor) and context.feedback.mixes_tokens:
             raise ValueError(

@@ -215,8 +215,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         if keep_trace and context.cache is not None:
             cause = "`use_cache=False` and without `past_key_values`" if context.cache.is_kept else "`halting='none'`"
             raise ValueError(
-                "`output_iterations=True` reads the answer after every iteration, of which a cache, and a token that "
-                f"stops by itself, have but one; call with {cause}."
+                "`output_iterations=True`, or a loss of every iteration (`iteration_loss`), reads the answer after "
+                f"every one, of which a cache, and a token that stops by itself, have but one; call with {cause}."
             )
         return context, self.runner.run(context, keep_trace, batch_iterations)
 

@@ -44,9 +44,13 @@ def run_in_one_pass(
         The backbone's output for the last token, with the logits of all that are asked for.
 
     Raises:
-        ValueError: hidden states, attentions or a loss of the router are asked for, or padding stands before the texts
-            of a backbone whose layers carry a state.
+        ValueError: hidden states, attentions or a loss of the router are asked for, padding stands before the texts of
+            a backbone whose layers carry a state, or the mask has other dimensions.
     """
+    if (given := inputs.get("attention_mask")) is not None and given.dim() != 2:
+        raise ValueError(
+            f"`attention_mask` must be (batch, tokens) in one pass with `feedback_shift`=1, got {tuple(given.shape)}."
+        )
     if asks_for_states(inputs):
         raise ValueError(
             "`output_hidden_states` and `output_attentions` cannot be had in one pass with `feedback_shift`=1; call "

@@ -195,6 +195,9 @@ class ContinuationPredictor(TokenPredictor):
             **batch,
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.end_tokens,
         )

@@ -12,7 +12,7 @@ from builders import signs, tiny_tokenizer
 from datasets import Dataset
 from families import speak, tiny_config
 from peft import LoraConfig, get_peft_model
-from transformers import EvalPrediction, LlamaForCausalLM
+from transformers import EvalPrediction, GenerationConfig, LlamaForCausalLM
 
 from hf_feedback import FeedbackForCausalLM
 from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, peft_options
@@ -281,6 +281,10 @@ def test_prompts_are_continued_as_one_by_one():
         tokens = model.generate(**ids, max_new_tokens=6, do_sample=False, pad_token_id=END, eos_token_id=END)
         assert continuation == tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert found[:3] == found[3:6] == found[9:]
+    for other in (dict(num_beams=3, num_return_sequences=2), dict(return_dict_in_generate=True)):
+        model.generation_config = GenerationConfig(**other)
+        again = model.predict(prompts, tokenizer, max_new_tokens=6)
+        assert [answer["continuation"] for answer in again] == found
 
 
 def test_script_writes_continuations(decoder, tmp_path):

@@ -1,6 +1,7 @@
 """Generation with a cache equals the whole text read at once: by family, operator, decoding method, kind of cache."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
     LlamaModel,
+    RobertaConfig,
+    RobertaForCausalLM,
     StaticCache,
 )
 
@@ -543,13 +546,25 @@ def test_what_generation_refuses(tmp_path):
             one(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
     with pytest.raises(ValueError, match="`num_iterations`=2 would go to the assistant too"):
         model.generate(ids[:1], assistant_model=causal_lm("llama"), num_iterations=2, **GREEDY)
-    for early in (dict(assistant_early_exit=2), dict(generation_config=GenerationConfig(assistant_early_exit=2))):
+    for guidance in (dict(guidance_scale=3.0), dict(generation_config=GenerationConfig(guidance_scale=3.0))):
+        with pytest.raises(ValueError, match="`num_iterations`=2 would not go to the calls without a prompt"):
+            model.generate(ids, num_iterations=2, **guidance)
+    early = GenerationConfig(assistant_early_exit=2)
+    for args, options in (((), dict(assistant_early_exit=2)), ((), dict(generation_config=early)), ((early,), {})):
         with pytest.raises(ValueError, match="`assistant_early_exit`=2 drafts tokens with the first layers alone"):
-            model.generate(ids[:1], **early)
+            model.generate(ids[:1], *args, **options)
+    with pytest.raises(ValueError, match="`output_iterations=True` is for `forward`"):
+        model.generate(ids, output_iterations=True)
+    with pytest.raises(
+        ValueError, match=r"`attention_mask` must be \(batch, tokens\) in one pass .*, got \(2, 1, 7, 7\)"
+    ):
+        shifted(ids, attention_mask=torch.ones(2, 1, 7, 7, dtype=torch.bool).tril(), use_cache=True)
     with pytest.raises(ValueError, match="have but one; call with `use_cache=False`"):
         model(ids, use_cache=True, output_iterations=True)
     with pytest.raises(ValueError, match="have but one; call with `halting='none'`"):
         feedback_lm(halting="patience")(ids, output_iterations=True)
+    with pytest.raises(ValueError, match="a loss of every iteration"):
+        feedback_lm(iteration_loss="uniform").train()(ids, labels=ids, use_cache=True)
 
 
 @pytest.mark.parametrize(
@@ -587,6 +602,38 @@ def test_prompts_that_are_too_long():
         model(prompts(length=9))
     with pytest.raises(ValueError, match="9 tokens, and GPT2LMHeadModel has learned 8 positions"):
         model.generate(prompts(), **GREEDY)
+    sizes = {**SIZES, "max_position_embeddings": 18}
+    counts_from_padding = RobertaForCausalLM(RobertaConfig(**sizes, is_decoder=True)).eval()
+    model = FeedbackForCausalLM.from_backbone(counts_from_padding, feedback_rank=8)
+    assert model(prompts(length=16)).logits.shape == (2, 16, 99)
+    with pytest.raises(ValueError, match="17 tokens, and RobertaForCausalLM has learned 16 positions"):
+        model(prompts(length=17))
+
+
+LONG_MASKS = {
+    "of one token": dict(feedback_type="gated"),
+    "of earlier tokens": dict(feedback_type="attention"),
+    "of the token before": dict(feedback_shift=1),
+    "with tokens that stop": dict(halting="convergence", halting_threshold=1.0, num_iterations=5),
+}
+
+
+@pytest.mark.parametrize("kind", LONG_MASKS)
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_mask_may_be_made_for_tokens_to_come(kind, use_cache):
+    batch, model = padded_prompts(), feedback_lm(**LONG_MASKS[kind])
+    mask, more = batch["attention_mask"], torch.zeros(2, 6, dtype=torch.long)
+    batch |= {"position_ids": (mask.cumsum(1) - 1).clamp(min=0), "use_cache": use_cache}
+    expected = model(**batch).logits[mask.bool()]
+    found = model(**{**batch, "attention_mask": torch.cat([mask, more], 1)}).logits[mask.bool()]
+    assert torch.equal(found, expected)
+
+
+def test_one_pass_a_token_needs_a_cache(caplog):
+    logging.Logger.warning_once.cache_clear()
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        feedback_lm(feedback_shift=1).generate(prompts(), use_cache=False, **GREEDY)
+    assert "`feedback_shift`=1 without a cache: the whole text is read 3 times for every token" in caplog.text
 
 
 def test_padding_that_no_mask_shows():
@@ -610,15 +657,29 @@ def test_what_language_models_refuse():
         FeedbackForCausalLM.from_backbone(BertLMHeadModel(BertConfig(**SIZES)))
     decoder = BertLMHeadModel(BertConfig(**SIZES, is_decoder=True)).eval()
     assert FeedbackForCausalLM.from_backbone(decoder, feedback_rank=8).generate(prompts(), **GREEDY).shape == (2, 13)
-    model = feedback_lm(feedback_edges=[[2, 1]], halting="confidence")
-    with pytest.raises(ValueError, match="layers above those that loop"):
+
+
+NEVER_STOPS = {
+    "layers above": (dict(feedback_edges=[[2, 1]], halting="confidence"), "layers above those that loop"),
+    "a state": (dict(family="lfm2", halting="convergence"), "a LinearAttentionLayer caches something else"),
+    "the error": (
+        dict(feedback_type="attention", feedback_signal="error", halting="convergence"),
+        "`feedback_signal='error'`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEVER_STOPS)
+def test_halting_is_refused_where_tokens_cannot_stop(case):
+    """With one iteration there is nothing to stop."""
+    options, message = NEVER_STOPS[case]
+    model = feedback_lm(**options)
+    with pytest.raises(ValueError, match=message):
         model.generate(prompts(), **GREEDY)
-    model = feedback_lm("lfm2", halting="convergence")
-    with pytest.raises(ValueError, match="a LinearAttentionLayer caches something else"):
-        model.generate(prompts(), **GREEDY)
-    model = feedback_lm(feedback_type="attention", feedback_signal="error", halting="convergence")
-    with pytest.raises(ValueError, match="`feedback_signal='error'`"):
-        model.generate(prompts(), **GREEDY)
+    expected = model.backbone.generate(prompts(), **GREEDY)
+    assert torch.equal(model.generate(prompts(), num_iterations=1, **GREEDY), expected)
+    with model.feedback_disabled():
+        assert torch.equal(model.generate(prompts(), **GREEDY), expected)
 
 
 @pytest.mark.parametrize(
