@@ -52,7 +52,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
     backbone with `model.backbone.requires_grad_(False)`.) The iterations of a call are run by a `LoopRunner`.
 
     Args:
-        config: the options, with a `backbone_config`.
+        config: the options, with a `backbone_config`. The model keeps it, and settles in it what is open, such as
+            `head` and `feedback_future`; give every model one of its own.
         backbone: a model of that config, used as it is; a new one, without trained weights, if left out.
 
     Raises:
