@@ -240,35 +240,43 @@ def load_feedback_only(
     config = copy.deepcopy(given_config) or saved
     source = cast(Keywords, saved.backbone_source).copy()
     expected = source.pop("fingerprint")
-    config.backbone_source = source or None
-    same_head = has_same_head(model_class, saved_by)
-    if not same_head and "head" not in options:
+    config.backbone_source, config.name_or_path = source or None, str(name)
+    is_same_head = has_same_head(model_class, saved_by)
+    if not is_same_head and "head" not in options:
         config.head = model_class.traits.choose_head("new", cast(PreTrainedConfig, config.backbone_config))
-    config.name_or_path = str(name)
     loaded = _backbone_for(model_class, config, backbone, name, hub_kwargs, loading_kwargs)
     model = wrap_backbone(model_class, loaded, config)
     _check_fingerprint(model, expected, name)
     if model.can_generate() and "generation_config" not in kwargs:
         _load_generation_config(model, name, folder_kwargs)
     tensors = read_feedback_tensors(name, **folder_kwargs)
-    if not same_head and config.head == "new":  # what is called the same is still another head
-        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("feedback.")}
-    if not same_head:
+    if not is_same_head:
         model.config.__dict__.pop("data_options", None)  # of the other task
+        if config.head == "new":  # what is called the same is still another head
+            tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("feedback.")}
     info = assign_feedback_tensors(model, tensors)
     if ignore_mismatched and info["mismatched_keys"]:
         logger.warning(f"{name}: {', '.join(info['mismatched_keys'])} have another size and are new; train them.")
         info["mismatched_keys"] = []
-    same = saved_by is model_class and config.head == saved.head
-    # another head may be new or left out, feedback may not
-    if wrong := [key for keys in info.values() for key in keys if same or key.startswith("feedback.")]:
+    _check_tensors(name, info, saved_by is model_class and config.head == saved.head)
+    return (model, info) if wants_info else model
+
+
+def _check_tensors(name: str | Path, info: dict[str, list[str]], has_all: bool) -> None:
+    """Raises `OSError` where the tensors of a folder are not those of the model, or some of them alone.
+
+    Args:
+        name: the folder.
+        info: what `assign_feedback_tensors` returned.
+        has_all: whether the head has to be there, too; another one may be new or left out, feedback may not.
+    """
+    if wrong := [key for keys in info.values() for key in keys if has_all or key.startswith("feedback.")]:
         raise OSError(
             f"The weights in {name} do not belong to the config beside them, e.g. {wrong[0]}. Load the folder with the "
             "options it was saved with, or start anew with `from_backbone`."
         )
     if info["missing_keys"]:
         logger.warning(f"{name} has no head for this task: {', '.join(info['missing_keys'][:3])} are new; train them.")
-    return (model, info) if wants_info else model
 
 
 def _load_generation_config(model: "FeedbackPreTrainedModel", name: str | Path, hub_kwargs: Keywords) -> None:
