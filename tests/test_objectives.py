@@ -296,6 +296,30 @@ def test_accumulated_batches_are_one_batch(name, options, tmp_path, monkeypatch)
     assert {"loss", "loss_adversarial"} <= logs[0].keys()
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_loss_function_of_a_classifier_keeps_the_weights(size, tmp_path):
+    """Its labels are not shifted: losses and gradients are those without `compute_loss_func`."""
+
+    def mean_loss(outputs, labels, num_items_in_batch):
+        return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    found = []
+    for function in (None, mean_loss):
+        torch.manual_seed(0)
+        callbacks, batches = [Logged(), Gradients()], dict(per_device_train_batch_size=size, max_steps=1, seed=1)
+        trainer = FeedbackTrainer(
+            model=speak(without_dropout(make(num_iterations=3))),
+            args=arguments(tmp_path, agreement_weight=5.0, gradient_accumulation_steps=2, max_grad_norm=1e9, **batches),
+            train_dataset=tiny_data(), compute_loss_func=function, callbacks=callbacks,
+        )  # fmt: skip
+        trainer.train()
+        losses = {name: value for name, value in callbacks[0].logs[0].items() if "loss" in name}
+        found.append((losses, callbacks[1].found))
+    assert found[0][0]["loss_agreement"] > 0
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
 def test_the_jacobian_penalty_is_logged_by_its_name(tmp_path):
     model = classifier(jacobian_penalty=0.1)
     output = model(**LABELLED)
@@ -377,6 +401,55 @@ def test_smoothing_of_choices_and_masked_words():
 def test_a_loss_in_place_of_the_models_is_refused(option, tmp_path):
     with pytest.raises(ValueError, match=f"`{min(option)}` changes the model's own loss, which `compute_loss_func`"):
         FeedbackTrainer(model=make(), args=arguments(tmp_path, **option), compute_loss_func=lambda *_, **__: None)
+
+
+class OwnLoss(FeedbackTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        labels = inputs.pop("labels")
+        return F.cross_entropy(model(**inputs).logits, labels)
+
+
+class LabelledLoss(FeedbackTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        return model(**inputs).loss
+
+
+class CallsSuper(FeedbackTrainer):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+APPLIED_IN_THE_TRAINER = [
+    dict(adversarial="fgm"), dict(agreement_weight=0.5), dict(dropout_agreement_weight=0.5), dict(masked_lm_weight=0.2),
+    dict(class_weights=[1, 2, 3]), dict(focal_gamma=1.0), dict(label_smoothing_factor=0.1),
+    dict(train_iterations="uniform"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", APPLIED_IN_THE_TRAINER, ids=str)
+def test_a_loss_of_a_subclass_that_leaves_options_out_is_refused(options, tmp_path):
+    """In its first step; a subclass that calls `super().compute_loss` trains."""
+    option, args = min(options), arguments(tmp_path, max_steps=2, gradient_accumulation_steps=2, **options)
+    given = dict(args=args, train_dataset=tiny_data(), processing_class=masking_tokenizer())
+    model = make(num_iterations=3)
+    before = [p.detach().clone() for p in model.parameters()]
+    refusal = rf"`{option}`=.* which `OwnLoss.compute_loss` replaces without calling it; call `super\(\).compute_loss"
+    with pytest.raises(ValueError, match=refusal):
+        OwnLoss(model=model, **given).train()
+    assert all(map(torch.equal, before, model.parameters()))
+    trainer = CallsSuper(model=make(num_iterations=3), **given)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_loss_of_a_subclass_without_labels_has_no_loss_of_iterations(tmp_path):
+    given = dict(args=arguments(tmp_path, max_steps=2), train_dataset=tiny_data())
+    with pytest.raises(ValueError, match="`iteration_loss`='uniform' is.*`OwnLoss.compute_loss` calls the model withou"):
+        OwnLoss(model=make(iteration_loss="uniform"), **given).train()
+    for trainer_class, rule in ((OwnLoss, "last"), (LabelledLoss, "uniform"), (CallsSuper, "uniform")):
+        model = make(iteration_loss=rule)
+        trainer_class(model=model, **given).train()
+        assert not model._forward_pre_hooks
 
 
 VALUES = dict(num_labels=1, problem_type="regression")

@@ -35,7 +35,7 @@ from .search import Trial
 from .techniques.class_loss_setup import use_loss
 from .techniques.trainer_techniques import TrainerTechniques
 from .train_iterations import draw_iterations, iteration_range
-from .trainer_checks import check_batches, check_loss, check_precision, check_rates, check_targets
+from .trainer_checks import check_batches, check_loss, check_own_loss, check_precision, check_rates, check_targets
 
 
 class FeedbackTrainer(ResumableTrainer):
@@ -46,7 +46,10 @@ class FeedbackTrainer(ResumableTrainer):
         args: the training arguments.
         **kwargs: as in `transformers.Trainer`.
 
+    A subclass with a `compute_loss` of its own calls `super().compute_loss(…)`, which applies the options of the loss.
+
     Attributes:
+        applied_options: whether the running step applied the options of the loss.
         card_facts: facts of the run for the model card; `None`: the card of transformers.
         run_record: settings that the training depends on, for the manifest of each checkpoint.
         techniques: adversarial training and auxiliary losses.
@@ -55,7 +58,7 @@ class FeedbackTrainer(ResumableTrainer):
 
     Raises:
         ValueError: a part or pattern matches no parameter, or `compute_loss_func` would replace terms of the model's
-            own loss.
+            own loss; in training, a `compute_loss` of a subclass leaves out options that are set.
 
     Example:
 
@@ -79,6 +82,7 @@ class FeedbackTrainer(ResumableTrainer):
         if args is not None and not isinstance(args, FeedbackTrainingArguments):
             raise TypeError(f"`args` must be FeedbackTrainingArguments, got {type(args).__name__}.")
         args = FeedbackTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        self.applied_options = False
         self.card_facts: RunFacts | None = None
         self.training_parts: Sequence[tuple[str, int]] = ()
         self._paused: list[nn.Parameter] = []
@@ -167,10 +171,15 @@ class FeedbackTrainer(ResumableTrainer):
                 parameter.requires_grad_(False)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in transformers."""
+        """As in transformers.
+
+        Raises:
+            ValueError: a `compute_loss` of a subclass leaves out options that are set.
+        """
         if self._curves is not None and self._curves.batch is None:
             self._curves.batch = dict(inputs)
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with check_own_loss(self, model):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         self._losses.append(loss)
         return loss
 
@@ -189,7 +198,7 @@ class FeedbackTrainer(ResumableTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """As in transformers, with the K that `args.train_iterations` draws, and the techniques that `args` chooses."""
-        plain_loss = super().compute_loss
+        self.applied_options, plain_loss = True, super().compute_loss
         with use_loss(model, self.techniques.class_loss):
             if not model.training:
                 return plain_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -1,11 +1,13 @@
 """Checks of a `FeedbackTrainer` that was just made."""
 
-from collections.abc import Sized
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from transformers.utils import logging
 
+from ..forward_context import TARGET_ARGUMENTS
 from ..modeling_base import FeedbackPreTrainedModel
 from ..stacked_linear import ZeroLinear
 from .data.iteration_targets import check_iteration_targets
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 LARGEST_BACKBONE_RATE = 1e-4  # as pretrained weights are fine-tuned with
+# Options that `FeedbackTrainer.compute_loss` applies.
+LOSS_OPTIONS = (
+    "adversarial",
+    "agreement_weight",
+    "dropout_agreement_weight",
+    "masked_lm_weight",
+    *CLASS_LOSS_OPTIONS,
+    "train_iterations",
+)
 
 
 def check_batches(trainer: "FeedbackTrainer") -> None:
@@ -74,6 +85,60 @@ def check_loss(trainer: "FeedbackTrainer") -> None:
             raise ValueError(
                 f"`{name}` changes the model's own loss, which `compute_loss_func` replaces; leave one out."
             )
+
+
+@contextmanager
+def check_own_loss(trainer: "FeedbackTrainer", model: nn.Module) -> Iterator[None]:
+    """Context of a training step, for trainers with a `compute_loss` of their own.
+
+    Args:
+        trainer: the trainer.
+        model: the model as the trainer wraps it.
+
+    Raises:
+        ValueError: the step did not call `FeedbackTrainer.compute_loss`, and an option is applied there; or it called
+            the model without labels, and an option is part of the model's own loss.
+    """
+    calls: list[bool] = []  # of the model, whether with labels
+
+    def note_call(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append(len(arguments) > 1 or any(named.get(name) is not None for name in TARGET_ARGUMENTS))
+
+    hook = model.register_forward_pre_hook(note_call, with_kwargs=True) if _replaces_iteration_loss(trainer) else None
+    trainer.applied_options = False
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+    if not trainer.applied_options:
+        _refuse_options(trainer, without_labels=bool(calls) and not any(calls))
+
+
+def _replaces_iteration_loss(trainer: "FeedbackTrainer") -> bool:
+    """Whether a subclass has a loss of its own, and the model's has a term for every iteration."""
+    config = any_model_in(cast(nn.Module, trainer.model))[1].config
+    is_own = getattr(trainer.compute_loss, "__module__", None) != f"{__package__}.trainer"
+    return is_own and getattr(config, "iteration_loss", "last") != "last"
+
+
+def _refuse_options(trainer: "FeedbackTrainer", without_labels: bool) -> None:
+    """Raises `ValueError` where an option is set that the trainer's own `compute_loss` leaves out."""
+    name = getattr(trainer.compute_loss, "__qualname__", "compute_loss").rpartition("<locals>.")[2]
+    advice = "call `super().compute_loss(…)`, use `compute_loss_func`, or leave the option out."
+    for option in LOSS_OPTIONS:
+        value = getattr(trainer.args, option)
+        if value and value not in ("none", "fixed"):
+            raise ValueError(
+                f"`{option}`={value!r} is applied in `FeedbackTrainer.compute_loss`, which `{name}` replaces without "
+                f"calling it; {advice}"
+            )
+    if without_labels:
+        rule = any_model_in(cast(nn.Module, trainer.model))[1].config.iteration_loss
+        raise ValueError(
+            f"`iteration_loss`={rule!r} is part of the model's own loss, and `{name}` calls the model without labels; "
+            "pass them to the model, or leave the option out."
+        )
 
 
 def check_targets(trainer: "FeedbackTrainer") -> None:

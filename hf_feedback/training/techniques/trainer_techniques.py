@@ -145,7 +145,8 @@ class TrainerTechniques:
         if num_items is None or labels is None:
             return 1.0 / trainer.current_gradient_accumulation_steps
         processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-        return (labels[..., 1:] != IGNORED).sum() * processes / num_items
+        counted = inputs.get("shift_labels", labels[..., 1:] if trainer._loss_shifts_labels else labels)
+        return (counted != IGNORED).sum() * processes / num_items  # as the trainer counts `num_items`
 
     def _answer_weight(self, num_items: NumItems) -> float | torch.Tensor:
         """The weight of a mean over all answers of this batch, including those without labels."""
