@@ -15,7 +15,7 @@ from .iteration_cache import IterationCache
 from .model_connections import FeedbackConnections
 from .modeling_outputs import BackboneOutput
 from .segments import Segments
-from .validation import Keywords
+from .validation import Keywords, shortened
 
 # Arguments that every backbone's `forward` accepts besides those that it names.
 COMMON_ARGUMENTS = frozenset(TransformersKwargs.__annotations__)
@@ -67,8 +67,36 @@ class ForwardContext:
 
 
 def without_targets(inputs: Mapping[str, Any]) -> Keywords:
-    """Arguments of `forward` without the targets."""
+    """Arguments of `forward` without the targets.
+
+    Raises:
+        TypeError: the inputs are not arguments by name.
+    """
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            "a batch must be a dict of tensors by the names of `forward`'s arguments, such as "
+            f"`tokenizer(texts, padding=True, return_tensors='pt')`, got {shortened(inputs)}."
+        )
     return {name: value for name, value in inputs.items() if name not in TARGET_ARGUMENTS}
+
+
+def targets_of(model_name: str) -> tuple[str, ...]:
+    """Names of the targets that `forward` takes.
+
+    Args:
+        model_name: the model's class.
+
+    Example:
+
+    ```python
+    >>> targets_of("FeedbackForSequenceClassification")
+    ('labels',)
+
+    ```
+    """
+    if model_name == "FeedbackModel":
+        return ()
+    return ("start_positions", "end_positions") if model_name.endswith("QuestionAnswering") else ("labels",)
 
 
 def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:
@@ -118,9 +146,11 @@ def backbone_inputs(
             raise TypeError(f"`iteration_targets`: {model_name}.forward takes none; leave them out.")
         if key not in ("token_type_ids", "position_ids"):
             not_taken = {"kwargs", "labels", "past_key_values", "use_cache", "cache_position"}
-            valid = sorted({"num_iterations", "output_iterations", *layout.arguments} - not_taken)
-            near = get_close_matches(key, valid, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"the backbone takes: {', '.join(valid)}."
+            own = {"num_iterations", "output_iterations", *targets_of(model_name)}
+            valid = sorted((set(layout.arguments) - not_taken) | own)
+            near, advice = get_close_matches(key, valid, n=1), "; rename a column of labels to `labels`"
+            listed = f"it takes: {', '.join(valid)}{advice if 'labels' in own else ''}."
+            hint = f"did you mean `{near[0]}`?" if near else listed
             raise TypeError(f"{model_name}.forward got an unexpected argument `{key}`; {hint}")
         del inputs[key]
     for name in ("output_hidden_states", "output_attentions"):

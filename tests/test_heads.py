@@ -416,6 +416,19 @@ def test_what_heads_refuse():
         model(**tiny_batch())
     with pytest.raises(TypeError, match="unexpected argument `labels`"):
         fresh("QuestionAnswering")(**tiny_batch(), labels=torch.tensor([0, 1]))
+    classifier, classes = fresh("SequenceClassification"), torch.tensor([0, 1])
+    with pytest.raises(TypeError, match="argument `label`; did you mean `labels`"):
+        classifier(**tiny_batch(), label=classes)
+    with pytest.raises(
+        TypeError, match=r"`sentiment`; it takes: .*\blabels, .*; rename a column of labels to `labels`"
+    ):
+        classifier(**tiny_batch(), sentiment=classes)
+    with pytest.raises(TypeError) as refusal:
+        FeedbackModel.from_backbone(tiny_backbone("bert"))(**tiny_batch(), sentiment=classes)
+    assert "labels" not in str(refusal.value)
+    for batch in ("hello", ["hello"], tiny_batch()["input_ids"]):
+        with pytest.raises(TypeError, match=r"a batch must be a dict of tensors .* such as `tokenizer\(texts"):
+            classifier.check_equivalence(batch)
 
 
 @pytest.mark.parametrize("name", NAMES)
