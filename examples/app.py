@@ -5,11 +5,14 @@ python examples/app.py runs/quickstart
 """
 
 import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 
 import gradio as gr
 
 from hf_feedback.evaluation.report.text_steps import TextSteps, check_text_classifier, step_through
 from hf_feedback.prediction.trained_model import TrainedModel
+from hf_feedback.training.commands.errors import run_command
 
 FURTHER_ITERATIONS = 2
 EXAMPLES = ["Where is my parcel? It was due on Monday.", "You took the money twice.", "I cannot log in any more."]
@@ -49,7 +52,12 @@ def build(folder: str) -> gr.Blocks:
     return app
 
 
+def main(arguments: Sequence[str]) -> int:
+    parser = ArgumentParser(description="Steps through the iterations of a text, in the browser.")
+    parser.add_argument("folder", help="Folder of a text classifier that `hf-feedback train` trained.")
+    build(parser.parse_args(arguments).folder).launch()
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python examples/app.py FOLDER, the folder of a trained text classifier")
-    build(sys.argv[1]).launch()
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -42,6 +42,7 @@ from transformers import (
 from hf_feedback import FeedbackForQuestionAnswering, FNNForSequenceClassification, cli
 from hf_feedback.modeling_feedback import HEADS
 from hf_feedback.passage_predictors import SpanPredictor
+from hf_feedback.training.commands.errors import run_command
 from hf_feedback.training.data.answers import WindowEncoder, answer_f1, answer_scores, answer_tokens, best_answers
 from hf_feedback.training.data.labels import LabelSet
 from hf_feedback.training.data.media import check_media, read_media, read_wave
@@ -775,6 +776,34 @@ def test_the_shipped_texts_are_what_the_script_makes(tmp_path):
     assert sorted(shipped) == [file.relative_to(tmp_path) for file in made]
     for file in made:
         assert file.read_text(encoding="utf-8") == (DATA / file.relative_to(tmp_path)).read_text(encoding="utf-8")
+
+
+PREDICTED = [{"text": "where is it", "label": "late", "score": 0.75}, {"text": "oh", "label": "lost", "score": 0.5}]
+WRONG_PREDICTIONS = {
+    "another file": (PREDICTED[:1], [], "has 1 predictions, and"),
+    "no classes": ([{"text": "", "value": 1.0}] * 2, [], "has no 'label'; classes are shown"),
+    "nothing to show": (PREDICTED, ["0"], "`count` must be an integer of at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("case", [None, *WRONG_PREDICTIONS])
+def test_predictions_are_shown(case, tmp_path, capsys):
+    predictions, more, words = WRONG_PREDICTIONS.get(case, (PREDICTED, [], ""))
+    (tmp_path / "predicted.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in predictions))
+    (tmp_path / "labelled.csv").write_text("text,label\nwhere is it,late\noh,fine\n")
+    main = script("show_predictions").main
+    arguments = [str(tmp_path / name) for name in ("predicted.jsonl", "labelled.csv")] + more
+    assert run_command(main, arguments) == (2 if words else 0)
+    shown = capsys.readouterr()
+    if words:
+        assert shown.err.count("\n") == 1
+        assert words in shown.err
+    else:
+        assert shown.out.count("✓") == 1
+        assert "✗ (is fine)" in shown.out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "Number of predictions" in capsys.readouterr().out
 
 
 def test_validation_is_not_training():

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from builders import LABELS, fresh, labelled_model, tiny_tokenizer
+from families import tiny_backbone
 
 from hf_feedback import FeedbackForSequenceClassification, FNNConfig, FNNForSequenceClassification
 from hf_feedback.evaluation.report.text_steps import TextSteps, check_text_classifier, step_through
+from hf_feedback.training.commands.errors import run_command
 
 STEPS = TextSteps(
     ("late", "lost"), [[0.75, 0.25], [0.25, 0.75], [0.125, 0.875]], ["it", "is"], [[0.5, 0.25], [0, 1]], [0.5, 0.25]
@@ -76,10 +78,14 @@ def test_a_feedback_network_is_refused():
         check_text_classifier(network)
 
 
-def test_the_app_shows_what_the_package_computes(tmp_path, monkeypatch):
+@pytest.fixture
+def app(monkeypatch):
     pytest.importorskip("gradio", reason="needs the extra hf-feedback[app]")
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "examples"))
-    app = importlib.import_module("app")
+    return importlib.import_module("app")
+
+
+def test_the_app_shows_what_the_package_computes(app, tmp_path):
     model = labelled_model()
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -91,6 +97,34 @@ def test_the_app_shows_what_the_package_computes(tmp_path, monkeypatch):
     assert chart == steps.chart()
     assert shown == list(show(steps, 3)) == [steps.describe(3), steps.class_probabilities(3), steps.moved_tokens(3)]
     assert show(None, 1) == ("", None, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (None, {}, "nowhere"),
+        ("backbone", {}, "is not a feedback model; train one with"),
+        ("SequenceClassification", {"num_labels": 1}, "got FeedbackForSequenceClassification for regression"),
+    ],
+)
+def test_the_app_ends_in_one_line(name, options, words, app, tmp_path, capsys):
+    folder = tmp_path / ("nowhere" if name is None else "model")
+    if name is not None:
+        model = tiny_backbone("bert") if name == "backbone" else fresh(name, **options)
+        model.save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    capsys.readouterr()
+    assert run_command(app.main, [str(folder)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert words in error
+
+
+def test_the_app_has_help(app, capsys):
+    with pytest.raises(SystemExit) as end:
+        app.main(["--help"])
+    assert end.value.code == 0
+    assert "Folder of a text classifier" in capsys.readouterr().out
 
 
 def test_one_iteration_has_no_movement():
