@@ -91,6 +91,13 @@ def test_the_command_ends_with_it(backbone, tmp_path, capsys):
     assert printed.index("eval_accuracy") < printed.index("To try next") < printed.index("Model, tokenizer")
 
 
+def test_nothing_is_advised_of_a_model_that_was_not_trained(backbone, tmp_path, capsys):
+    train = write(tmp_path, "train.csv", [{"text": "where is it", "label": label} for label in ("late", "lost") * 4])
+    options = ["--num-train-epochs", "0", "--validation-split", "0.5"]
+    assert main(train_command(backbone, tmp_path / "out", *options, train=train, validation=None)) == 0
+    assert "To try next" not in capsys.readouterr().out
+
+
 def test_the_evaluation_after_training_is_no_part_of_the_course(tmp_path):
     """A run whose last epoch is the best evaluates the same model twice: in the end as the one that is kept."""
     options = dict(num_train_epochs=3, max_steps=-1, eval_strategy="epoch", learning_rate=1e-2)

@@ -45,6 +45,10 @@ class PredictionCounter:
             self.right = Counter(self.labels.names[int(number)] for number in np.asarray(prediction.label_ids))
         return self.compute_metrics(prediction)
 
+    def forget(self) -> None:
+        """Forgets the last evaluation, where it is not one of a model that was trained."""
+        self.predicted, self.right = Counter(), Counter()
+
 
 def advice_on_classes(counter: PredictionCounter) -> list[str]:
     """Returns advice that follows from the predictions of a classifier on its validation rows.

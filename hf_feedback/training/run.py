@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from datasets import IterableDataset
 
+from .advice import PredictionCounter
 from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback, show_plain_metrics
 from .frozen_layers.prefix_arguments import PREFIX_FOLDER
@@ -165,6 +166,8 @@ def _evaluate(trainer: FeedbackTrainer, splits: Mapping[str, EncodedSplit]) -> d
         if name in splits:
             trainer.compute_metrics = splits[name].compute_metrics
             metrics.update(trainer.evaluate(splits[name].data, metric_key_prefix=prefix))
+            if not trainer.state.global_step and isinstance(trainer.compute_metrics, PredictionCounter):
+                trainer.compute_metrics.forget()  # an untrained model suggests nothing
     return metrics
 
 
