@@ -126,10 +126,14 @@ class FeedbackConfig(OptionsConfig):
         choices=TOPOLOGIES,
     )
     feedback_edges: list[list[int]] | None = option(
-        None, "Explicit edges [[source, target], …], layers counted from 0; excludes a topology."
+        None,
+        "Explicit edges [[source, target], …], layers counted from 0, on the command line as in '[[5, 3], [5, 4]]'; "
+        "excludes a topology.",
     )
     feedback_layers: list[int] | None = option(
-        None, "[lowest, highest] target layer of a topology, both included; all layers by default."
+        None,
+        "Two numbers, the lowest and the highest target layer of a topology, both included: [4, 5], on the command "
+        "line `--feedback-layers 4 5`; all layers by default.",
     )
     feedback_state: Literal["reentry", "carry"] = option(
         "reentry",

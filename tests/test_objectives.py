@@ -444,7 +444,8 @@ def test_a_loss_of_a_subclass_that_leaves_options_out_is_refused(options, tmp_pa
 
 def test_a_loss_of_a_subclass_without_labels_has_no_loss_of_iterations(tmp_path):
     given = dict(args=arguments(tmp_path, max_steps=2), train_dataset=tiny_data())
-    with pytest.raises(ValueError, match="`iteration_loss`='uniform' is.*`OwnLoss.compute_loss` calls the model withou"):
+    refusal = r"`iteration_loss`='uniform' is part of .* `OwnLoss.compute_loss` calls the model without labels"
+    with pytest.raises(ValueError, match=refusal):
         OwnLoss(model=make(iteration_loss="uniform"), **given).train()
     for trainer_class, rule in ((OwnLoss, "last"), (LabelledLoss, "uniform"), (CallsSuper, "uniform")):
         model = make(iteration_loss=rule)

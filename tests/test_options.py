@@ -47,6 +47,28 @@ def test_an_option_of_a_config_is_on_the_command_line(arguments, name):
     assert name not in parse(arguments).config_options()
 
 
+SHOWN = {
+    "feedback_topology": "{adjacent,top,dense}",
+    "gradient": "{full,truncated,one_step,implicit}",
+    "recipe": "{carried-state,decoder-tagging,depth-on-demand,segment-memory}",
+    "feedback_state": "{reentry,carry}",
+    "halting": "TEXT",  # rules are joined
+    "feedback_type": "TEXT",
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_values_of_an_option_are_shown(name):
+    assert help_of(ModelArguments, name).split()[1] == SHOWN[name]
+
+
+@pytest.mark.parametrize(("name", "near"), [("feedback_topology", "adjacent"), ("recipe", "segment-memory")])
+def test_a_value_that_is_not_shown_is_refused_with_the_nearest(name, near):
+    parsed = parse(ModelArguments, f"--{name.replace('_', '-')}", near.replace("e", "", 1))
+    with pytest.raises(ValueError, match=f"`{name}` must be one of .*; did you mean '{near}'"):
+        FeedbackConfig(**parsed.config_options())
+
+
 VALUES = {
     "edges": (["--feedback-edges", "[[3, 0], [2, 1]]"], {"feedback_edges": [[3, 0], [2, 1]]}),
     "layers": (["--feedback-layers", "0", "2"], {"feedback_layers": [0, 2]}),

@@ -26,6 +26,14 @@ FNN_OPTIONS = tuple(
 )
 
 
+class ShownChoices(tuple[str, ...]):
+    """The values of an option for `--help` and completion. `argparse` lets others pass: the config refuses them, and
+    names the nearest."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
+
+
 class ConfigArguments:
     """A dataclass with options of a config, each of them `None` unless it is given; see `options_of`."""
 
@@ -77,7 +85,9 @@ def options_of(
             suffix = "" if shown is None else f" (default: {shown})"
             help_line = f"{option.metadata['help']}{suffix}".replace("%", "%%")
             arguments.__annotations__[name] = argument_type(option) | None
-            setattr(arguments, name, field(default=None, metadata={"help": help_line}))
+            choices = ShownChoices(choice for choice in choices_of(option) if choice is not None)
+            metadata = {"help": help_line, **({"choices": choices} if choices else {})}
+            setattr(arguments, name, field(default=None, metadata=metadata))
         return arguments
 
     return add_options
@@ -156,11 +166,14 @@ class ModelArguments(ConfigArguments):
 
     model: str = field(metadata={"help": "Hub id or folder of a backbone, or of a feedback model to train further."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
-    recipe: str | None = option(
-        None,
-        "Named options, each measured on what it is for: "
-        f"{'; '.join(f'{name} ({recipe.purpose})' for name, recipe in RECIPES.items())}. "
-        "Other options given take precedence.",
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Named options, each measured on what it is for: "
+            f"{'; '.join(f'{name} ({recipe.purpose})' for name, recipe in RECIPES.items())}. "
+            "Other options given take precedence.",
+            "choices": ShownChoices(RECIPES),
+        },
     )
     dtype: str = option(
         "float32",
