@@ -74,7 +74,7 @@ def without_targets(inputs: Mapping[str, Any]) -> Keywords:
     """
     if not isinstance(inputs, Mapping):
         raise TypeError(
-            "a batch must be a dict of tensors by the names of `forward`'s arguments, such as "
+            "`batch` must be a dict of tensors by the names of `forward`'s arguments, such as "
             f"`tokenizer(texts, padding=True, return_tensors='pt')`, got {shortened(inputs)}."
         )
     return {name: value for name, value in inputs.items() if name not in TARGET_ARGUMENTS}

@@ -427,7 +427,7 @@ def test_what_heads_refuse():
         FeedbackModel.from_backbone(tiny_backbone("bert"))(**tiny_batch(), sentiment=classes)
     assert "labels" not in str(refusal.value)
     for batch in ("hello", ["hello"], tiny_batch()["input_ids"]):
-        with pytest.raises(TypeError, match=r"a batch must be a dict of tensors .* such as `tokenizer\(texts"):
+        with pytest.raises(TypeError, match=r"`batch` must be a dict of tensors .* such as `tokenizer\(texts"):
             classifier.check_equivalence(batch)
 
 
