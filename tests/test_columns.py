@@ -201,13 +201,29 @@ def test_predictions_of_what_is_no_text(trained, capsys):
     assert "bad.jsonl: row 2: column 'text' must hold a text, got list ['a', 'b']" in capsys.readouterr().err
 
 
-def test_pairs_keep_their_gaps(trained):
-    file, output = trained / "pairs.jsonl", trained / "pairs.predictions"
+def test_pairs_keep_their_gaps(trained, tmp_path):
+    shutil.copytree(trained / "out", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["data_columns"]  # a model without that record may read pairs
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    file, output = tmp_path / "pairs.jsonl", tmp_path / "pairs.predictions"
     file.write_text('{"text": "where", "reply": null}\n{"text": null, "reply": "here"}')
-    command = ["predict", "--model", str(trained / "out"), "--file", str(file), "--output", str(output)]
+    command = ["predict", "--model", str(tmp_path / "out"), "--file", str(file), "--output", str(output)]
     assert main([*command, "--text-pair-column", "reply"]) == 0
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["text"], line["reply"]) for line in lines] == [("where", None), (None, "here")]
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_second_texts_for_a_model_of_single_texts(trained, tmp_path, command, capsys):
+    pairs = write(tmp_path, "pairs.csv", [{**row, "target": row["label"], "reply": "here"} for row in rows(3)])
+    words = "the model was trained on single texts (texts in 'text', labels in 'target'); leave it out"
+    read = [command, "--model", str(trained / "out"), "--file", pairs]
+    assert main([*read, "--text-pair-column", "reply"]) == 2
+    assert f"`--text-pair-column`: {words}" in capsys.readouterr().err
+    if command == "predict":
+        assert main([*read[:3], "--text", "where", "--text-pair", "here"]) == 2
+        assert f"`--text-pair`: {words}" in capsys.readouterr().err
 
 
 def test_texts_are_cut_where_training_cut_them(trained, caplog, capsys):

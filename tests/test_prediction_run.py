@@ -319,6 +319,11 @@ WRONG = {
         ["--text", "a", "--stride", "3"],
         "`stride`: {model} is a text classifier; leave the option out",
     ),
+    "a pair for tags": (
+        "TokenClassification",
+        ["--text", "a", "--text-pair", "b"],
+        "`text_pair`: {model} is a token classifier; leave the option out",
+    ),
     "a text without its question": ("QuestionAnswering", ["--text", "a"], "there is no column 'question'"),
     "no choices": ("MultipleChoice", ["--text", "a"], "there is no column 'context'"),
     "no mask": ("MaskedLM", ["--text", "a"], "rows 1 to 1: `examples`: 'a' has no mask"),

@@ -14,13 +14,20 @@ from transformers import PreTrainedConfig
 from ..class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from ..passage_predictors import ContinuationPredictor, MaskPredictor, SpanPredictor
 from ..predictor import Predictor
-from ..training.data.columns import Columns, check_column, columns_of_plain_texts, find_columns
+from ..training.data.columns import (
+    Columns,
+    check_column,
+    check_reads_pairs,
+    columns_of_plain_texts,
+    find_columns,
+)
 from ..training.data.files import format_rows
 from ..training.data.media import MediaCell, read_bytes, read_wave
 from ..training.data.splits import Row
 from ..training.data.texts import texts_of
 from ..training.starting_model.model_arguments import Options
 from ..training.tasks.task import Processor
+from .prediction_rows import COMMAND_LINE
 
 
 class ExampleReader(ABC):
@@ -83,11 +90,13 @@ class ExampleReader(ABC):
 class TextReader(ExampleReader):
     """Reads texts, or pairs of texts."""
 
-    options_read: ClassVar[tuple[str, ...]] = ("text_column", "text_pair_column")
+    options_read: ClassVar[tuple[str, ...]] = ("text_column", "text_pair_column", "text_pair")
 
     def find_columns(self, config: PreTrainedConfig) -> None:
         given = (self.options.get("text_column"), self.options.get("text_pair_column"))
         trained = Columns.of_model(config)
+        if self.source == COMMAND_LINE and "text_pair" in self.names:
+            check_reads_pairs(trained, "--text-pair")
         if given == (None, None):
             trained = columns_of_plain_texts(self.names, self.source, trained)
         self.columns = find_columns(self.names, self.source, *given, needs_label=False, trained=trained)
@@ -133,6 +142,8 @@ class WordReader(ExampleReader):
 
 class QuestionReader(ExampleReader):
     """Reads questions with their contexts; on the command line, `--text` and `--text-pair`."""
+
+    options_read = ("text_pair",)
 
     def find_columns(self, config: PreTrainedConfig) -> None:
         from_options = {"text", "text_pair"} <= {*self.names} and "question" not in self.names

@@ -15,6 +15,7 @@ from ..training.resuming.checkpoints import Record
 
 logger = logging.get_logger(__name__)
 STANDARD_INPUT = "-"
+COMMAND_LINE = "`--text`"  # source of texts that are given as options
 LIST_TYPE = ".json"
 
 
@@ -64,7 +65,7 @@ class PredictionRows:
     def source(self) -> str:
         """The source of the rows, for messages."""
         if self.file is None:
-            return "`--text`"
+            return COMMAND_LINE
         return "standard input" if self.file == STANDARD_INPUT else self.file
 
     def __iter__(self) -> Iterator[Row]:

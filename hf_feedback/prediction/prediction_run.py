@@ -128,7 +128,8 @@ class PredictionRun:
 
     def _check_options(self, model: Model, reader_class: type[ExampleReader], task: type[Task]) -> None:
         known = {*reader_class.options_read, *_options_of(model)}
-        unknown = next((name for name in self.options if name not in known), None)
+        given = [*self.options, *([] if self.rows.text_pairs is None else ["text_pair"])]
+        unknown = next((name for name in given if name not in known), None)
         if unknown is not None:
             raise ValueError(
                 f"`{unknown}`: {self.trained.name} is {task.card.model_with_article}; leave the option out."

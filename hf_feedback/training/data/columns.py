@@ -136,7 +136,8 @@ def find_columns(
         label_separator: separator of several labels in one cell, if an option gives it.
 
     Raises:
-        ValueError: a column is missing or cannot be chosen; the message lists all columns.
+        ValueError: a column is missing or cannot be chosen, and the message lists all columns; or an option names second
+            texts, and training read single ones.
 
     Example:
 
@@ -146,6 +147,8 @@ def find_columns(
 
     ```
     """
+    if text_pair is not None:
+        check_reads_pairs(trained, "--text-pair-column")
     requested = {"text": text, "text_pair": text_pair, "label": label}
     chosen = {role: _choose(role, name, names, source, needs_label, trained) for role, name in requested.items()}
     text, text_pair, label = chosen.values()
@@ -162,6 +165,20 @@ def find_columns(
         )
     separator = label_separator or getattr(trained, "label_separator", None)
     return Columns(text, text_pair, label if label in names else None, separator)
+
+
+def check_reads_pairs(trained: Columns | None, option: str) -> None:
+    """Refuses second texts for a model of single texts.
+
+    Args:
+        trained: the columns of training; `None` if unknown, which may be pairs.
+        option: option that gives the second texts, with its dashes.
+
+    Raises:
+        ValueError: training read single texts.
+    """
+    if trained is not None and trained.text_pair is None:
+        raise ValueError(f"`{option}`: the model was trained on single texts ({trained}); leave it out.")
 
 
 def columns_of_plain_texts(names: Sequence[str], source: str, trained: Columns | None) -> Columns | None:
