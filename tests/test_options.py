@@ -116,6 +116,47 @@ def test_what_is_unknown_is_named_before_what_is_missing(case, capsys):
     assert words in capsys.readouterr().err
 
 
+OTHER_NAMES = {
+    # options of other training scripts → the option that is meant, in `train` unless said
+    "--lr 1e-3": "--learning-rate",
+    "--eval-file v.csv": "--validation-file",
+    "--epochs 3": "--num-train-epochs",
+    "--batch-size 8": "--per-device-train-batch-size",
+    "--train_batch_size=8": "--per-device-train-batch-size",
+    "--rank 8": "--feedback-rank",
+    "--patience 2": "--early-stopping-patience",
+    "--model-name-or-path m": "--model",
+    "--model_name m": "--model",
+    "--backbone m": "--model",
+    "--train-data t.csv": "--train-file",
+    "--wandb": "--report-to wandb",
+    "predict --model-name m": "--model",
+    "evaluate --eval-batch-size 8": "--batch-size",
+}
+
+
+@pytest.mark.parametrize("arguments", OTHER_NAMES)
+def test_usual_names_of_other_scripts_lead_to_the_option(arguments, capsys):
+    command, *given = arguments.split() if not arguments.startswith("-") else ["train", *arguments.split()]
+    assert main([command, *given]) == 2
+    assert f"no option {given[0].split('=')[0]} (did you mean {OTHER_NAMES[arguments]}?);" in capsys.readouterr().err
+
+
+WITHOUT_MATCH = {
+    # arguments → what follows the name of the option
+    "train --num-labels 3": "--num-labels: the labels are found in the data;",
+    "evaluate --dataset-name sst2": "--dataset-name: `hf-feedback train` alone reads data sets of the Hub; give files;",
+    "predict --lr 3": "--lr; `hf-feedback predict --help`",
+    "train --gpus 2": "--gpus; `hf-feedback train --help`",
+}
+
+
+@pytest.mark.parametrize("arguments", WITHOUT_MATCH)
+def test_no_option_is_proposed_that_only_looks_like_it(arguments, capsys):
+    assert main(arguments.split()) == 2
+    assert f"there is no option {WITHOUT_MATCH[arguments]}" in capsys.readouterr().err
+
+
 TWICE = {
     "in YAML": ("seed: 1\nmodel: m\nseed: 2\n", "run.yaml: cannot be read (`seed` is given twice, in lines 1 and 3;"),
     "with dashes": ("save_steps: 1\nsave-steps: 2\n", "run.yaml: `save_steps` is given twice, once with dashes"),

@@ -17,6 +17,35 @@ from ...command_help.subjects import OTHERS, subjects_of
 from ..starting_model.model_arguments import OPTIONS_WITH_NONE
 
 OPTION_FILES = (".json", ".yaml", ".yml")
+# Usual names of options in other training scripts, in the order in which they are looked for here.
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "--backbone": ("--model",),
+    "--base-model": ("--model",),
+    "--model-name": ("--model",),
+    "--model-name-or-path": ("--model",),
+    "--data-file": ("--train-file", "--file"),
+    "--train-data": ("--train-file",),
+    "--dev-file": ("--validation-file",),
+    "--eval-file": ("--validation-file",),
+    "--test-data": ("--test-file",),
+    "--lr": ("--learning-rate",),
+    "--epochs": ("--num-train-epochs",),
+    "--num-epochs": ("--num-train-epochs",),
+    "--batch-size": ("--per-device-train-batch-size",),
+    "--train-batch-size": ("--per-device-train-batch-size",),
+    "--eval-batch-size": ("--per-device-eval-batch-size", "--batch-size"),
+    "--max-seq-length": ("--max-length",),
+    "--patience": ("--early-stopping-patience",),
+    "--rank": ("--feedback-rank",),
+    "--wandb": ("--report-to wandb",),
+}
+# What is done without an option, by its usual name.
+WITHOUT_OPTION = {
+    "--num-labels": "the labels are found in the data",
+    "--dataset-name": "`hf-feedback train` alone reads data sets of the Hub; give files",
+}
+SIMILARITY = 0.75  # of an option that is proposed for an unknown one
+
 METAVARS: dict[object, str] = {int: "INTEGER", float: "NUMBER", string_to_bool: "true|false"}
 
 
@@ -211,6 +240,10 @@ class OptionParser(HfArgumentParser):
         name = argument.split("=")[0]
         if name.startswith("--config"):
             return f"there is no option {name}: a file of options is the first argument after the command"
+        name, plain = f"there is no option {name}", name.replace("_", "-")
+        if plain in WITHOUT_OPTION:
+            return f"{name}: {WITHOUT_OPTION[plain]}"
         known = [option for option in self._option_string_actions if "_" not in option]
-        close = get_close_matches(name.replace("_", "-"), known, 1)
-        return f"there is no option {name}" + (f" (did you mean {close[0]}?)" if close else "")
+        other = [option for option in OTHER_NAMES.get(plain, ()) if option.split()[0] in known]
+        close = other or get_close_matches(plain, known, 1, SIMILARITY)
+        return name + (f" (did you mean {close[0]}?)" if close else "")

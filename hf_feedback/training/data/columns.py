@@ -136,8 +136,8 @@ def find_columns(
         label_separator: separator of several labels in one cell, if an option gives it.
 
     Raises:
-        ValueError: a column is missing or cannot be chosen, and the message lists all columns; or an option names second
-            texts, and training read single ones.
+        ValueError: a column is missing or cannot be chosen, and the message lists all columns; or an option names
+            second texts, and training read single ones.
 
     Example:
 
