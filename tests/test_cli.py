@@ -184,6 +184,13 @@ BAD = {
     "empty file": ("", rows(), [], "train.csv: the file is empty"),
     "only a header": ("text,label\n", rows(), [], "train.csv: the file has no rows"),
     "missing file": (None, rows(), [], "train.csv: there is no such file"),
+    "a folder": (
+        rows(),
+        rows(),
+        ["--validation-file", "."],
+        "`validation_file`: . is a folder; name a file in it, or read it as a data set with its splits, "
+        "`--dataset-name .` and no files",
+    ),
     "missing column": (rows(), rows(), ["--text-column", "body"], "there is no column 'body'; "),
     "no text column": ("a,label\nx,y\n", rows(), [], "No column of texts was found"),
     "no label column": ("text,b\nx,y\n", rows(), [], "No column of labels was found"),
@@ -205,6 +212,30 @@ BAD = {
     "rank above the hidden size": (rows(), rows(), ["--feedback-rank", "64"], "at most the backbone's hidden size 32"),
     "rank that is no number": (rows(), rows(), ["--feedback-rank", "many"], "must be a number or 'none'"),
     "too long": (rows(), rows(), ["--max-length", "9999"], "`max_length` must be between 4 and the 64 tokens"),
+    "freezing layers beyond the last": (
+        rows(),
+        rows(),
+        ["--freeze", "layers:0-9"],
+        "`freeze`: 'layers:0-9' names layers up to 9; this model has 0 to 3, such as 'layers:0-1'",
+    ),
+    "a largest K of nothing drawn": (
+        rows(),
+        rows(),
+        ["--max-train-iterations", "5"],
+        "`max_train_iterations`=5 has no effect with `train_iterations`='fixed'; choose one of uniform, poisson, ",
+    ),
+    "a limit without a cache": (
+        rows(),
+        rows(),
+        ["--cache-prefix-gigabytes", "5"],
+        "`cache_prefix_gigabytes`=5 has no effect without `cache_prefix`",
+    ),
+    "a separator that no cell holds": (
+        rows(),
+        rows(),
+        ["--label-separator", ";"],
+        "`label_separator`: no cell of column 'label' in ",
+    ),
     "freezing nothing": (rows(), rows(), ["--freeze", "bakbone"], "'bakbone' matches no parameter"),
     "unknown metric to choose by": (rows(), rows(), ["--metric-for-best-model", "acuracy"], "`metric_for_best_model`"),
     "unknown metric": (rows(), rows(), ["--metrics", "acuracy"], "'acuracy' is not one of accuracy"),
@@ -226,6 +257,17 @@ def test_bad_input_is_one_clear_line(backbone, tmp_path, capsys, case):
     assert f"error: {error.split('error: ')[-1]}" in error
     assert words in error
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_rate_of_what_is_frozen(backbone, tmp_path, caplog):
+    train = write(tmp_path, "train.csv", rows(6))
+    command = train_command(
+        backbone, tmp_path / "out", "--dry-run", "--freeze", "backbone", train=train, validation=None
+    )
+    assert main(command) == 0
+    assert "has no effect" not in caplog.text  # the rate is the default
+    assert main([*command, "--backbone-lr", "1e-4"]) == 0
+    assert "`backbone_lr` has no effect with `freeze` 'backbone'" in caplog.text
 
 
 def test_folder_that_is_not_writable(backbone, tmp_path, capsys):

@@ -269,7 +269,7 @@ BAD = {
     "tags that are no list": ("token_classification", with_row(tags="O"), "", "row 3: `tags` must be a list of"),
     "no tokens": ("token_classification", with_row(tokens=[], tags=[]), "", "row 3: `tokens` must be a list of words"),
     "half BIO": ("token_classification", with_row(tokens=["a"], tags=["DATE"]), "", "'DATE' is not one of O, B-TYPE"),
-    "no tags at all": ("token_classification", without("tags"), "", "there is no column 'tags'"),
+    "no tags at all": ("token_classification", without("tags"), "", "`--tags-column`: there is no column 'tags'; "),
     "answer elsewhere": (
         "question_answering",
         with_row(answers={"text": ["no such words"], "answer_start": [0]}),
@@ -286,7 +286,7 @@ BAD = {
     "masks nothing": ("mlm", None, "--mlm-probability 0", "`mlm_probability` must be above 0"),
     "no words": ("mlm", lambda rows: [{"text": " "}] * 3, "", "column 'text' holds no words"),
     "no image": ("image_classification", with_row(image={"bytes": b"x", "path": None}), "", "row 3: `image` cannot be"),
-    "no image column": ("image_classification", None, "--image-column photo", "there is no column 'photo'"),
+    "no image column": ("image_classification", None, "--image-column photo", "`--image-column`: there is no column 'photo'"),
     "no label column": ("image_classification", None, "--label-column kind", "there is no column 'kind'"),
     "no recording": ("audio_classification", with_row(audio={"bytes": b"x", "path": None}), "", "row 3: `audio`"),
     "nothing at all": ("audio_classification", with_row(audio=None), "", "`audio` cannot be read (there is nothing)"),
@@ -730,7 +730,7 @@ def test_a_list_of_recordings(tmp_path):
     folder = recordings(tmp_path / "recordings")
     (tmp_path / "recordings" / "metadata.csv").write_text("file_name,label\nlow/0.wav,x\nhigh/1.wav,y\n")
     split = Split(read_media(folder, "audiofolder"), "here")
-    data = check_media(split, "audio", Audio(decode=False), read_wave).data
+    data = check_media(split, "audio", Audio(decode=False), read_wave, "--audio-column").data
     assert data["label"][:] == ["x", "y"]
     assert data[1]["audio"]["path"] == f"{folder}/high/1.wav"
     (tmp_path / "recordings" / "metadata.csv").write_text("name,label\nlow/0.wav,x\n")

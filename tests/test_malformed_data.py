@@ -39,6 +39,13 @@ MALFORMED = {
     "UTF-16": ("t.csv", "text\na\n".encode("utf-16"), "`--encoding utf-16`"),
     "UTF-16 without its mark": ("t.jsonl", '{"text": "a"}'.encode("utf-16-le"), "line 1 holds a NUL character"),
     "half of a pair": ("t.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}', "row 2 holds half of a surrogate pair"),
+    "columns of pandas": (
+        "t.json",
+        b'{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}',
+        "the file holds one object of columns; write one object a row, as pandas does by "
+        "`df.to_json(file, orient='records', lines=True)`",
+    ),
+    "columns of lists": ("t.json", b'{"text": ["where is it", "b"], "label": [1, 0]}', "holds one object of columns"),
     "no rows": ("t.csv", b"text,label\r\n", "the file has no rows"),
     "no bytes": ("t.csv", b"", "the file is empty"),
 }
@@ -51,6 +58,25 @@ def test_a_malformed_file(case, tmp_path):
     with pytest.raises(ValueError, match=name) as caught:
         read_file(tmp_path / name)
     assert words in str(caught.value)
+
+
+ONE_ROW = {
+    "words and tags": '{"tokens": ["where", "is"], "tags": ["O", "O"]}',
+    "a text and labels": '{"text": "where is it", "label": ["late", "lost"]}',
+    "an image": '{"image": {"bytes": null, "path": "a.png"}}',
+    "a question": '{"question": "a", "context": "a b", "answers": {"text": ["a b"], "answer_start": [0]}}',
+}
+
+
+@pytest.mark.parametrize("case", ONE_ROW)
+def test_one_row_is_not_taken_for_columns(case, tmp_path):
+    (tmp_path / "t.json").write_text(ONE_ROW[case])
+    assert len(read_file(tmp_path / "t.json")) == 1
+
+
+def test_a_folder_instead_of_a_file(tmp_path):
+    with pytest.raises(ValueError, match="this is a folder; name a file in it"):
+        read_file(tmp_path)
 
 
 def test_the_byte_of_a_large_file(tmp_path):

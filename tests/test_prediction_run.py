@@ -324,7 +324,7 @@ WRONG = {
         ["--text", "a", "--text-pair", "b"],
         "`text_pair`: {model} is a token classifier; leave the option out",
     ),
-    "a text without its question": ("QuestionAnswering", ["--text", "a"], "there is no column 'question'"),
+    "a text without its question": ("QuestionAnswering", ["--text", "a"], "no column 'question', which the task reads"),
     "no choices": ("MultipleChoice", ["--text", "a"], "there is no column 'context'"),
     "no mask": ("MaskedLM", ["--text", "a"], "rows 1 to 1: `examples`: 'a' has no mask"),
     "a folder": ("SequenceClassification", ["--file", "."], "is a folder; name a file"),

@@ -305,7 +305,8 @@ def test_the_command_removes_the_states_at_the_end(backbone, tmp_path):
 
 WRONG = {
     "no limit": (dict(cache_prefix_gigabytes=0), "`cache_prefix_gigabytes` must be a number above 0"),
-    "nothing frozen": (dict(freeze=["head"]), "freeze 'embeddings' and the lowest layers"),
+    "no cache": (dict(cache=False, cache_prefix_gigabytes=3), "=3 has no effect without `cache_prefix`"),
+    "nothing frozen": (dict(freeze=["head"]), r"freeze 'embeddings' and the lowest layers \('layers:0-1'\)"),
     "embeddings alone": (dict(freeze=["embeddings"]), "freeze 'embeddings' and the lowest layers"),
     "noise": (dict(neftune_noise_alpha=5.0), "it does not go with `neftune_noise_alpha`"),
     "adversarial": (dict(adversarial="fgm"), "it does not go with `adversarial`"),

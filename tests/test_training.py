@@ -193,7 +193,18 @@ def test_freezing_wins_over_a_regular_expression_and_that_over_a_named_rate():
 
 WRONG = {
     "nothing by that name": (lambda m: freeze_parameters(m, "bakbone"), "'bakbone' matches no parameter"),
-    "layers out of range": (lambda m: freeze_parameters(m, "layers:7-9"), "'layers:7-9' matches no parameter"),
+    "layers out of range": (
+        lambda m: freeze_parameters(m, "layers:7-9"),
+        "'layers:7-9' names layers up to 9; this model has 0 to 3, such as 'layers:0-1'",
+    ),
+    "one layer beyond the last": (
+        lambda m: freeze_parameters(m, "layers:2-4"),
+        "layers up to 4; this model has 0 to 3",
+    ),
+    "layers in no order": (
+        lambda m: freeze_parameters(m, "layers:3-1"),
+        "'layers:3-1' matches no parameter.*'layers:0-1', or a regular",
+    ),
     "broken expression": (lambda m: freeze_parameters(m, "("), "is not a regular expression"),
     "rate for nothing": (
         lambda m: parameter_groups(m, 1e-3, learning_rate_mapping={"xyz": 1e-3}),
@@ -726,6 +737,7 @@ WRONG_DRAWS = {
     "kind": (dict(train_iterations="curiculum"), "`train_iterations` must be one of"),
     "least": (dict(min_train_iterations=0), "`min_train_iterations` must be an integer of at least 1"),
     "most": (dict(max_train_iterations=0), "`max_train_iterations` must be an integer of at least 1"),
+    "most of nothing drawn": (dict(max_train_iterations=3), "has no effect with `train_iterations`='fixed'"),
     "nothing to draw": (dict(train_iterations="uniform"), "has nothing to draw from 2 to 2 with the model's K = 2"),
     "nothing to draw around": (dict(train_iterations="poisson"), "has nothing to draw from 2 to 8"),
 }

@@ -170,6 +170,12 @@ class FeedbackTrainingArguments(
         check_integer("min_train_iterations", self.min_train_iterations, 1, "the smallest K of a training step")
         if self.max_train_iterations is not None:
             check_integer("max_train_iterations", self.max_train_iterations, 1, "the largest K of a training step")
+            if self.train_iterations == "fixed":
+                others = ", ".join(rule for rule in ITERATION_RULES if rule != "fixed")
+                raise ValueError(
+                    f"`max_train_iterations`={self.max_train_iterations} has no effect with "
+                    f"`train_iterations`='fixed'; choose one of {others}, or leave it out."
+                )
 
     def _check_batches(self) -> None:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):

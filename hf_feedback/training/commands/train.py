@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from ...validation import option
 from ..advice import advice_on_course, read_history
@@ -21,6 +22,8 @@ from ..task_search import BEST_OPTIONS, SearchArguments, search_task
 from ..tasks import NetworkTextClassification, Task, TextClassification
 from .errors import run_command
 from .options import OptionParser, options_from_file
+
+logger = logging.get_logger(__name__)
 
 DESCRIPTION = """Fine-tune a backbone with feedback on labelled texts, or train a feedback network from scratch with
 `--fnn`. A YAML or JSON file of options may be the first argument; options of the command line win over it."""
@@ -106,6 +109,8 @@ def run_training(
     model_args, data_args, args, run_args, search_args = parser.parse(arguments)
     task = task_class(model_args, data_args)
     task.check_training(args)
+    if "backbone" in (args.freeze or ()) and _is_given(arguments, "--backbone-lr"):
+        logger.warning("`backbone_lr` has no effect with `freeze` 'backbone'; leave one of them out.")
     base_model: str | None = task.model_args.model
     if base_model is not None:
         check_source(base_model, task.model_args.revision)

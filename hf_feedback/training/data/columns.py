@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 
 from transformers import PreTrainedConfig
 
@@ -83,7 +84,7 @@ def check_column(column: str, names: Sequence[str], source: str, option: str | N
         column: name of the column.
         names: names of all columns of the data set.
         source: the data set, for the message.
-        option: option that gives the name, with its dashes or underscores.
+        option: option that gives the name, with its dashes or underscores; by default the task reads this name alone.
         reason: why the column is read; follows its name in the message.
 
     Raises:
@@ -91,22 +92,26 @@ def check_column(column: str, names: Sequence[str], source: str, option: str | N
     """
     if column not in names:
         prefix = source if option is None else f"`{option}`"
+        reason = ", which the task reads by this name" if option is None else reason
         raise ValueError(f"{prefix}: there is no column {column!r}{reason}; {_list_columns(names, source)}")
 
 
-def check_rows(split: Split, columns: Sequence[str], find_fault: Callable[..., str | None]) -> None:
+def check_rows(
+    split: Split, columns: Sequence[str], find_fault: Callable[..., str | None], options: Sequence[str] = ()
+) -> None:
     """Checks all rows before any work is done.
 
     Args:
         split: the rows.
         columns: columns that the task needs.
         find_fault: takes the values of these columns in a row, and returns what is wrong with them, or `None`.
+        options: options that name these columns, if there are any.
 
     Raises:
         ValueError: a column is missing, or a row has a fault; the message names it.
     """
-    for column in columns:
-        check_column(column, split.data.column_names, split.source)
+    for column, option in zip_longest(columns, options):
+        check_column(column, split.data.column_names, split.source, option)
     for i, row in enumerate(split.data.select_columns(list(columns))):
         fault = find_fault(*(row[column] for column in columns))
         if fault is not None:

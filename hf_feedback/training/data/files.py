@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from glob import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def read_file(file: str | Path, text_format: TextFormat = DEFAULT_FORMAT) -> Dat
         The rows.
 
     Raises:
-        ValueError: the file is missing, empty, of an unknown type or cannot be read.
+        ValueError: the file is missing, empty, a folder, of an unknown type or cannot be read.
 
     Example:
 
@@ -45,6 +46,8 @@ def read_file(file: str | Path, text_format: TextFormat = DEFAULT_FORMAT) -> Dat
     ```
     """
     path = Path(file)
+    if path.is_dir():
+        raise ValueError(f"{file}: this is a folder; name a file in it.")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{file}: unknown type of file; use one of {', '.join(READERS)}.")
@@ -85,6 +88,11 @@ def _read_json(path: Path, text_format: TextFormat) -> Dataset:
     rows = list(_json_values(path, read_text(path, text_format)))
     if len(rows) == 1 and isinstance(rows[0], list):
         rows = [{"text": row} if isinstance(row, str) else row for row in rows[0]]
+    if len(rows) == 1 and _holds_columns(rows[0]):
+        raise ValueError(
+            f"{path}: the file holds one object of columns; write one object a row, as pandas does by "
+            "`df.to_json(file, orient='records', lines=True)`."
+        )
     wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
     if wrong is not None:
         raise ValueError(f'{path}: row {wrong + 1} must be an object such as {{"text": "…"}}, got {rows[wrong]!r:.80}.')
@@ -98,6 +106,19 @@ def _read_json(path: Path, text_format: TextFormat) -> Dataset:
         ) from error
     except ArrowException as error:
         raise ValueError(f"{path}: cannot be read as json ({root_cause(error)}).") from error
+
+
+def _holds_columns(value: object) -> bool:
+    """Whether an object holds all rows of a table by column, as pandas writes them by default, instead of one row.
+
+    Its columns are objects by number of the row, or lists of texts of several words, unlike a list of words or tags.
+    """
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(column, dict) and column for column in columns):
+        return all(number.isdecimal() for column in columns for number in column)
+    if not all(isinstance(column, list) for column in columns):
+        return False
+    return len(set(map(len, columns))) == 1 and any(isinstance(cell, str) and " " in cell for cell in chain(*columns))
 
 
 def _dataset_of(columns: dict[str, list[Any]]) -> Dataset:

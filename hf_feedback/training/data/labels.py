@@ -117,8 +117,10 @@ class LabelSet:
             separator: separator of several labels in one cell, if any.
 
         Raises:
-            ValueError: A label is missing, or there are fewer than two classes.
+            ValueError: A label is missing, there are fewer than two classes, or no cell holds the separator.
         """
+        if separator is not None and problem_type is None:
+            _check_separator(data[column], separator, column, source)
         allow_lists = problem_type in (None, MULTI_LABEL)
         values = normalize_labels(label_cells(data, column, separator), column, source, allow_lists)
         several = any(isinstance(value, list) for value in values)
@@ -179,6 +181,14 @@ class LabelSet:
         if several:
             return [[float(label_name(name) in row) for name in self.names] for row in rows]
         return [numbers[row[0]] for row in rows]
+
+
+def _check_separator(cells: Sequence[object], separator: str, column: str, source: str) -> None:
+    if not any(isinstance(cell, str) and separator in cell for cell in cells):
+        raise ValueError(
+            f"`label_separator`: no cell of column {column!r} in {source} holds {separator!r}; leave it out, or, if a "
+            f"text may have several labels, give `--problem-type {MULTI_LABEL}`."
+        )
 
 
 def _encode_values(labels: Sequence[RowLabels], column: str, source: str) -> list[float]:

@@ -67,7 +67,9 @@ def read_media(
         ) from error
 
 
-def check_media(split: Split, column: str, feature: Image | Audio, decode: Callable[[bytes], object]) -> Split:
+def check_media(
+    split: Split, column: str, feature: Image | Audio, decode: Callable[[bytes], object], option: str
+) -> Split:
     """Casts a column to cells of bytes and paths, and decodes each of them once.
 
     Args:
@@ -75,6 +77,7 @@ def check_media(split: Split, column: str, feature: Image | Audio, decode: Calla
         column: column of the images or recordings.
         feature: `Image(decode=False)` or `Audio(decode=False)`.
         decode: raises an error if the bytes are not an image or recording.
+        option: option that names the column.
 
     Returns:
         The split with that column as `MediaCell`s.
@@ -99,7 +102,7 @@ def check_media(split: Split, column: str, feature: Image | Audio, decode: Calla
             raise ValueError(
                 f"{split.source}: column {column!r} must hold the bytes of files, it holds {stored_feature}."
             ) from error
-    check_rows(split, (column,), find_fault)
+    check_rows(split, (column,), find_fault, (option,))
     return split
 
 

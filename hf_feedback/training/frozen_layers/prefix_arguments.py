@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...validation import is_number, option
+from ..parameters.freezing import lowest_layers
 from ..parameters.model_parts import any_model_in, parts_of
 from ..resuming.fingerprints import fingerprint_config, fingerprint_weights
 from .frozen_prefix import FrozenPrefix
@@ -43,10 +44,14 @@ PREFIX_FOLDER = "_prefix_states"  # in the output folder; names that begin with 
 
 
 def check_prefix(args: "FeedbackTrainingArguments") -> None:
-    """Raises `ValueError` where states cannot be cached during training."""
+    """Raises `ValueError` where states cannot be cached during training, or are not and their size is limited."""
     gigabytes = args.cache_prefix_gigabytes
     if not is_number(gigabytes) or gigabytes <= 0:
         raise ValueError(f"`cache_prefix_gigabytes` must be a number above 0, got {gigabytes!r}.")
+    if not args.cache_prefix and gigabytes != PrefixArguments.cache_prefix_gigabytes:
+        raise ValueError(
+            f"`cache_prefix_gigabytes`={gigabytes:g} has no effect without `cache_prefix`; give both, or leave it out."
+        )
     changes = {
         "adversarial": args.adversarial != "none",
         "neftune_noise_alpha": args.neftune_noise_alpha is not None,
@@ -83,7 +88,8 @@ def make_frozen_prefix(trainer: "FeedbackTrainer") -> AbstractContextManager[obj
     if not depth or core.layout.batch_dim != 0 or core.config.feedback_span == "segment":
         raise ValueError(
             "`cache_prefix` stores the states of frozen layers for texts that are not cut into segments; freeze "
-            "'embeddings' and the lowest layers ('layers:0-3') or the 'backbone', or leave it out."
+            f"'embeddings' and the lowest layers ({lowest_layers(parts_of(model).values())!r}) or the 'backbone', or "
+            "leave it out."
         )
     return FrozenPrefix(model, _make_cache(trainer, core, model, depth, args.cache_prefix_gigabytes))
 

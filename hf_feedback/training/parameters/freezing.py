@@ -1,13 +1,14 @@
 """Freezing parts of a model by name, by number of the layer, or by regular expression."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from .model_parts import matches_pattern, parts_of
 
 FREEZABLE_PARTS = ("backbone", "embeddings", "feedback", "head")
+LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
 
 
 def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> list[str]:
@@ -22,7 +23,7 @@ def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> l
         The names of the parameters that this call freezes.
 
     Raises:
-        ValueError: an item of `freeze` matches no parameter.
+        ValueError: an item of `freeze` matches no parameter, or names layers that the model does not have.
 
     Example:
 
@@ -40,11 +41,13 @@ def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> l
     parts = parts_of(model)
     frozen: set[str] = set()
     for item in items:
+        _check_layers(item, parts.values())
         names = {name for name, part in parts.items() if _matches(item, name, part)}
         if not names:
             raise ValueError(
                 f"`freeze`: {item!r} matches no parameter. Use one of {', '.join(map(repr, FREEZABLE_PARTS))}, "
-                f"'layers:0-3', or a regular expression over parameter names such as {next(iter(parts))!r}."
+                f"{lowest_layers(parts.values())!r}, or a regular expression over parameter names such as "
+                f"{next(iter(parts))!r}."
             )
         frozen |= names
     for name, parameter in model.named_parameters():
@@ -53,10 +56,43 @@ def freeze_parameters(model: nn.Module, freeze: str | Sequence[str] | None) -> l
     return sorted(frozen)
 
 
+def lowest_layers(parts: Iterable[str]) -> str:
+    """Returns the item of `freeze` for the lower half of the layers.
+
+    Args:
+        parts: the parts of the model, as in `parts_of`.
+
+    Example:
+
+    ```python
+    >>> lowest_layers(["embeddings", "layer 0", "layer 1", "layer 2", "head"])
+    'layers:0-1'
+
+    ```
+    """
+    last = _last_layer(parts) // 2
+    return f"layers:0-{last}" if last > 0 else "layers:0"
+
+
+def _last_layer(parts: Iterable[str]) -> int:
+    """The number of the highest layer; -1 if there is none."""
+    return max((int(part.removeprefix("layer ")) for part in parts if part.startswith("layer ")), default=-1)
+
+
+def _check_layers(item: str, parts: Iterable[str]) -> None:
+    """Refuses layers above those of the model."""
+    layers, last = LAYERS.fullmatch(item), _last_layer(parts)
+    if layers and last >= 0 and (end := int(layers[2] or layers[1])) > last:
+        raise ValueError(
+            f"`freeze`: {item!r} names layers up to {end}; this model has 0 to {last}, such as "
+            f"{lowest_layers(parts)!r}."
+        )
+
+
 def _matches(item: str, name: str, part: str) -> bool:
     if item in FREEZABLE_PARTS:
         return part == item or (item == "backbone" and (part == "embeddings" or part.startswith("layer ")))
-    layers = re.fullmatch(r"layers:(\d+)(?:-(\d+))?", item)
+    layers = LAYERS.fullmatch(item)
     if layers:
         first, last = int(layers[1]), int(layers[2] or layers[1])
         return part in {f"layer {i}" for i in range(first, last + 1)}

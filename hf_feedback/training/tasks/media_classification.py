@@ -60,7 +60,8 @@ class MediaClassification(Task[Arguments]):
         return read_media(file, self.folder_type, self.data_args.text_format)
 
     def check_split(self, split: Split) -> Split:
-        return check_media(split, self.media_column, self.feature, self.decode)
+        option = f"--{self.column_option.replace('_', '-')}"
+        return check_media(split, self.media_column, self.feature, self.decode, option)
 
     def find_labels(self, train: Split) -> LabelSet:
         return single_label_set(train, self.data_args.label_column)

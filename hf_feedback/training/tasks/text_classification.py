@@ -78,7 +78,7 @@ class TextDataArguments(FileArguments, LabelArguments):
     unlabelled_file: str | None = option(
         None, "File of further training texts without labels, all of them read, for `--adversarial smart`."
     )
-    dataset_name: str | None = option(None, "Hub id of a data set, instead of files.")
+    dataset_name: str | None = option(None, "Hub id, or local folder, of a data set with its splits, instead of files.")
     dataset_config_name: str | None = option(None, "Configuration of that data set.")
     iteration_target_columns: list[str] | None = option(
         None,
@@ -140,6 +140,7 @@ class TextClassification(TextTask[TextDataArguments]):
     def read_splits(self) -> dict[str, Split]:
         args = self.data_args
         if args.dataset_name is None:
+            self._check_no_folder()
             splits = super().read_splits()
         elif args.train_file or args.validation_file or args.test_file:
             raise ValueError("`dataset_name` and files exclude each other; give one or the other.")
@@ -156,6 +157,15 @@ class TextClassification(TextTask[TextDataArguments]):
         if args.unlabelled_file is not None:
             splits[UNLABELLED] = Split(self.read(args.unlabelled_file), args.unlabelled_file)
         return splits
+
+    def _check_no_folder(self) -> None:
+        for name in ("train_file", "validation_file", "test_file"):
+            file = getattr(self.data_args, name)
+            if file is not None and Path(file).is_dir():
+                raise ValueError(
+                    f"`{name}`: {file} is a folder; name a file in it, or read it as a data set with its splits, "
+                    f"`--dataset-name {file}` and no files."
+                )
 
     def check_training(self, args: FeedbackTrainingArguments) -> None:
         super().check_training(args)

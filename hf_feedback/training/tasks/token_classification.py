@@ -208,7 +208,8 @@ class TokenClassification(TextTask[TagArguments]):
                 return f"`{args.tags_column}` must be a list of {len(tokens)} tags, one per word, got {tags!r}"
             return None
 
-        check_rows(split, (args.tokens_column, args.tags_column), find_fault)
+        columns = (args.tokens_column, args.tags_column)
+        check_rows(split, columns, find_fault, ("--tokens-column", "--tags-column"))
         tags = normalize_labels(label_cells(split.data, args.tags_column), args.tags_column, split.source)
         check_no_label_missing(tags, args.tags_column, split.source)
         return cast(list[list[str]], tags)
