@@ -286,7 +286,7 @@ BAD = {
     "masks nothing": ("mlm", None, "--mlm-probability 0", "`mlm_probability` must be above 0"),
     "no words": ("mlm", lambda rows: [{"text": " "}] * 3, "", "column 'text' holds no words"),
     "no image": ("image_classification", with_row(image={"bytes": b"x", "path": None}), "", "row 3: `image` cannot be"),
-    "no image column": ("image_classification", None, "--image-column photo", "`--image-column`: there is no column 'photo'"),
+    "no image column": ("image_classification", None, "--image-column photo", "`--image-column`: there is no"),
     "no label column": ("image_classification", None, "--label-column kind", "there is no column 'kind'"),
     "no recording": ("audio_classification", with_row(audio={"bytes": b"x", "path": None}), "", "row 3: `audio`"),
     "nothing at all": ("audio_classification", with_row(audio=None), "", "`audio` cannot be read (there is nothing)"),

@@ -157,6 +157,14 @@ def test_no_option_is_proposed_that_only_looks_like_it(arguments, capsys):
     assert f"there is no option {WITHOUT_MATCH[arguments]}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate", "report", "choose-iterations"])
+def test_a_trained_model_may_be_the_first_argument(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("text,label\na,x\n")
+    assert main([command, "./gone", "--file", "t.csv"]) == 2
+    assert "`model`: there is no folder ./gone" in capsys.readouterr().err
+
+
 TWICE = {
     "in YAML": ("seed: 1\nmodel: m\nseed: 2\n", "run.yaml: cannot be read (`seed` is given twice, in lines 1 and 3;"),
     "with dashes": ("save_steps: 1\nsave-steps: 2\n", "run.yaml: `save_steps` is given twice, once with dashes"),

@@ -90,7 +90,7 @@ class TrainedModel:
 class TrainedModelArguments:
     """Trained model."""
 
-    model: str = field(metadata={"help": "Folder or hub id of a trained model."})
+    model: str = field(metadata={"help": "Folder or hub id of a trained model; also as the first argument."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
     batch_size: int = option(32, "Number of examples per batch.")
     num_iterations: int | None = option(None, "K, number of iterations (default: the model's own).")

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ...modeling_base import FeedbackPreTrainedModel
 from ...prediction.trained_model import TrainedModel
-from ...training.commands.options import OptionParser, options_from_file
+from ...training.commands.options import OptionParser, options_with_model
 from ...training.data.text_files import TextFormatArguments
 from ...training.metrics import METRICS
 from ...training.tasks import NetworkTextClassification, TextClassification
@@ -32,7 +32,7 @@ Use validation data: a choice made on test data overestimates the metric there."
 class IterationChoiceArguments:
     """Model, examples and time budget."""
 
-    model: str = field(metadata={"help": "Folder or hub id of a trained model."})
+    model: str = field(metadata={"help": "Folder or hub id of a trained model; also as the first argument."})
     file: str = field(metadata={"help": "CSV, TSV, JSON-lines or parquet file of labelled texts."})
     revision: str | None = option(None, "Branch, tag or commit of the hub repository.")
     batch_size: int = option(32, "Number of texts per batch.")
@@ -64,9 +64,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback choose-iterations` and returns the exit status.
 
     Args:
-        arguments: those after the name of the command.
+        arguments: those after the name of the command; the first may be the model, or a file of options.
     """
-    args, label_args, file_format = make_parser().parse(options_from_file(arguments))
+    args, label_args, file_format = make_parser().parse(options_with_model(arguments))
     trained = TrainedModel(args.model, args.revision, batch_size=args.batch_size)
     task = trained.task()
     if not issubclass(task, TextClassification):

@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 from ...prediction.example_arguments import LabelledColumnArguments, PreprocessingArguments
 from ...prediction.predictions_file import check_other_file
 from ...prediction.trained_model import TrainedModelArguments
-from ...training.commands.options import OptionParser, options_from_file
+from ...training.commands.options import OptionParser, options_with_model
 from ...training.data.labels import LabelSet
 from ...training.data.text_files import TextFormatArguments
 from ...training.metrics import METRICS, format_metrics
@@ -104,9 +104,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback evaluate` and returns the exit status.
 
     Args:
-        arguments: those after the name of the command.
+        arguments: those after the name of the command; the first may be the model, or a file of options.
     """
-    model, source, data, file_format, results, halting = make_parser().parse(options_from_file(arguments))
+    model, source, data, file_format, results, halting = make_parser().parse(options_with_model(arguments))
     results.check(source.file)
     options = {name: value for name, value in asdict(data).items() if value is not None}
     labelled = EvaluationRun.load(model.trained(halting), source.file, {**options, **asdict(file_format)})

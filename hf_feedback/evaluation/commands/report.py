@@ -8,7 +8,7 @@ from typing import cast
 import torch
 
 from ...prediction.example_arguments import LabelledColumnArguments
-from ...training.commands.options import OptionParser, options_from_file
+from ...training.commands.options import OptionParser, options_with_model
 from ...training.data.text_files import TextFormatArguments
 from ...training.output_folder import check_writable
 from ...validation import check_integer, option
@@ -60,10 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: those after the name of the command; the first may be the model, or a file of options.
     """
-    arguments = options_from_file(arguments)
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--model", *arguments]
-    args, columns, file_format = make_parser().parse(arguments)
+    args, columns, file_format = make_parser().parse(options_with_model(arguments))
     args.check()
     examples = load_examples(args.model, args.file, args.revision, {**asdict(columns), **asdict(file_format)})
     if args.num_iterations is not None:

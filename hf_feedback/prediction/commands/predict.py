@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ...training.commands.options import OptionParser, options_from_file
+from ...training.commands.options import OptionParser, options_with_model
 from ...training.data.text_files import TextFormat, TextFormatArguments
 from ...training.starting_model.model_arguments import HaltingArguments
 from ...validation import option
@@ -70,9 +70,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `hf-feedback predict` and returns the exit status.
 
     Args:
-        arguments: those after the name of the command.
+        arguments: those after the name of the command; the first may be the model, or a file of options.
     """
-    model, rows, file_format, output, examples, halting = make_parser().parse(options_from_file(arguments))
+    model, rows, file_format, output, examples, halting = make_parser().parse(options_with_model(arguments))
     options = {name: value for name, value in asdict(examples).items() if value is not None}
     count = PredictionRun(model.trained(halting), rows.rows(file_format.text_format), options).write(
         output.output, output.force

@@ -131,6 +131,27 @@ def options_from_file(arguments: Sequence[str]) -> list[str]:
     return [*(argument for option in options for argument in option), *arguments[1:]]
 
 
+def options_with_model(arguments: Sequence[str]) -> list[str]:
+    """Returns the options of a command whose first argument may be the trained model, or a file of options.
+
+    Args:
+        arguments: as on the command line.
+
+    Raises:
+        ValueError: as in `options_from_file`.
+
+    Example:
+
+    ```python
+    >>> options_with_model(["runs/support", "--file", "test.csv"])
+    ['--model', 'runs/support', '--file', 'test.csv']
+
+    ```
+    """
+    options = options_from_file(arguments)
+    return ["--model", *options] if options and not options[0].startswith("-") else options
+
+
 def _as_arguments(name: str, value: object) -> list[str]:
     """Converts one option of a file to arguments of the command line."""
     if value is None and name in OPTIONS_WITH_NONE:
