@@ -310,6 +310,30 @@ def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog):
     assert list(config["id2label"].values()) == ["late", "lost", "fine"]
 
 
+def test_rows_of_the_hub_without_a_label_are_left_out(backbone, tmp_path, caplog, capsys):
+    """As some of SNLI; in a file they are refused."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["late", "lost", "fine"])})
+    (tmp_path / "data").mkdir()
+    for split, hidden in (("train", (1, 5)), ("validation", (0,)), ("test", (2,))):
+        numbers = [-1 if i in hidden else i % 3 for i in range(9)]
+        data = Dataset.from_dict({"text": [row["text"] for row in rows(9)], "label": numbers}, features=features)
+        data.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    data = str(tmp_path / "data")
+    command = ["train", "--model", backbone, "--dataset-name", data, "--output-dir", str(tmp_path / "out")]
+    assert main([*command, "--feedback-rank", "4", "--max-steps", "1", "--disable-tqdm", "true"]) == 0
+    for split, count in (("train", 2), ("validation", 1), ("test", 1)):
+        assert f"{data}/{split}: {count} of 9 rows have no label and are left out" in caplog.text
+    assert "test_accuracy" in json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert "7 texts from train (7 of 9 rows, those with a label)" in (tmp_path / "out" / "README.md").read_text()
+    file = str(tmp_path / "data" / "train.parquet")
+    assert main(train_command(backbone, tmp_path / "file", train=file, validation=None)) == 2
+    assert "the label is missing in column 'label', rows 2, 6; fill or drop them (filter the file)" in (
+        capsys.readouterr().err
+    )
+
+
 def test_options_from_a_file_and_k_at_evaluation(backbone, tmp_path, capsys):
     train = write(tmp_path, "train.csv", rows())
     options = dict(

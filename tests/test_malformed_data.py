@@ -181,7 +181,9 @@ def test_mixed_labels_that_have_two_meanings(case):
 @pytest.mark.parametrize("gap", ["", " ", None, float("nan"), "NaN"], ids=repr)
 def test_a_gap_names_its_row(gap):
     values = ["late", gap, "lost"] if not isinstance(gap, float) else [1.0, gap, 0.0]
-    with pytest.raises(ValueError, match="here: the label is missing in column 'label', row 2; fill or drop them"):
+    with pytest.raises(
+        ValueError, match=r"here: the label is missing in column 'label', row 2; fill or drop them \(filter"
+    ):
         labels_of(values)
 
 

@@ -36,6 +36,6 @@ def warn_of_repeated_ids(split: Split) -> None:
     rows = [list(ids)[i] for i in repeated_rows(ids.values())]
     if rows:
         logger.warning(
-            f"{split.source}: column {column!r} repeats an id in {format_rows(rows)} ({len(rows)} of "
+            f"{split.source}: column {column!r} repeats an id in {format_rows(split.rows_of(rows))} ({len(rows)} of "
             f"{len(split.data)}), first {ids[rows[0]]!r:.40}; all rows are used, remove those that are there twice."
         )

@@ -180,6 +180,6 @@ def check_no_label_missing(labels: Sequence[RowLabels], column: str, source: str
     missing = [i for i, value in enumerate(labels) if value is None or (isinstance(value, list) and None in value)]
     if missing:
         raise ValueError(
-            f"{source}: the label is missing in column {column!r}, {format_rows(missing)}; fill or drop them"
-            f"{may_have_none * '; write [] where a text has none of the labels'}."
+            f"{source}: the label is missing in column {column!r}, {format_rows(missing)}; fill or drop them "
+            f"(filter the file){may_have_none * '; write [] where a text has none of the labels'}."
         )

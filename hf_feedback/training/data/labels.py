@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, cast
 
 from datasets import Dataset
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .columns import check_column
 from .files import format_rows
@@ -20,6 +21,8 @@ from .label_names import (
     normalize_labels,
 )
 from .splits import Split
+
+logger = logging.get_logger(__name__)
 
 MAX_SHOWN = 20  # names of labels in a message
 
@@ -273,8 +276,22 @@ def reads_as_number(value: object) -> bool:
 
 def has_labels(split: Split, column: str) -> bool:
     """Whether any row has a label, which test splits of the Hub often hide."""
+    return bool(_labelled_rows(split, column))
+
+
+def drop_unlabelled_rows(split: Split, column: str) -> Split:
+    """Leaves out rows without a label, with a warning; a split without any label is returned as it is."""
+    labelled, count = _labelled_rows(split, column), len(split.data)
+    if len(labelled) in (0, count):
+        return split
+    logger.warning(f"{split.source}: {count - len(labelled)} of {count} rows have no label and are left out.")
+    return split.select(labelled, f"{len(labelled)} of {count} rows, those with a label")
+
+
+def _labelled_rows(split: Split, column: str) -> list[int]:
     cells = label_cells(split.data, column)
-    return any(label is not None for label in normalize_labels(cells, column, split.source, allow_lists_in_text=False))
+    labels = normalize_labels(cells, column, split.source, allow_lists_in_text=False)
+    return [row for row, label in enumerate(labels) if label is not None]
 
 
 def label_numbers(

@@ -20,7 +20,16 @@ from ..advice import PredictionCounter, advice_on_classes, advice_on_data
 from ..arguments import FeedbackTrainingArguments
 from ..data.columns import Columns, find_columns
 from ..data.iteration_targets import NO_TARGET, check_target_columns, iteration_target_numbers
-from ..data.labels import IGNORED, SINGLE_LABEL, LabelSet, ProblemType, has_labels, label_numbers, row_classes
+from ..data.labels import (
+    IGNORED,
+    SINGLE_LABEL,
+    LabelSet,
+    ProblemType,
+    drop_unlabelled_rows,
+    has_labels,
+    label_numbers,
+    row_classes,
+)
 from ..data.overview import UNLABELLED, describe_duplicates, describe_rows
 from ..data.splits import SPLITS, FileArguments, Split, load_hub_splits
 from ..data.texts import tokenize_texts, with_labels
@@ -179,6 +188,13 @@ class TextClassification(TextTask[TextDataArguments]):
                 "`iteration_target_columns` need a label for every text, and those of `unlabelled_file` have none; "
                 "leave one out."
             )
+
+    def check_split(self, split: Split) -> Split:
+        """Leaves out rows of a data set of the Hub that have no label, as some of SNLI."""
+        if self.data_args.dataset_name is None or split.source == self.data_args.unlabelled_file:
+            return split
+        label = columns_of(split, self.data_args, needs_label=False).label
+        return split if label is None else drop_unlabelled_rows(split, label)
 
     def find_labels(self, train: Split) -> LabelSet:
         self.columns = columns_of(train, self.data_args)
