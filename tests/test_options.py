@@ -105,12 +105,16 @@ UNKNOWN = {
     "misspelt": ("train --modle m --train-file t.csv", "there is no option --modle (did you mean --model?)"),
     "file of options": ("train --config run.yaml", "no option --config: a file of options is the first argument"),
     "no such file": ("train gone.yaml", "gone.yaml: there is no such file of options"),
+    "several numbers": ("train --feedback-layers 1,2", "invalid int value: '1,2' (separate several values by spaces);"),
+    "several seeds": ("compare --seeds 0,1", "invalid int value: '0,1' (separate several values by spaces);"),
+    "one number": ("train --seed 0,1", "invalid int value: '0,1';"),
+    "nothing to resume": ("train --resume", "--resume: expected one argument: auto, or the folder of a checkpoint;"),
     "no option": ("train run --model m", "'run' does not belong to an option"),
 }
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
-def test_what_is_unknown_is_named_before_what_is_missing(case, capsys):
+def test_what_is_unknown_or_wrong_is_named_before_what_is_missing(case, capsys):
     arguments, words = UNKNOWN[case]
     assert main(arguments.split()) == 2
     assert words in capsys.readouterr().err

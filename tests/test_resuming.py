@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import tiny_backbone
 from fresh_processes import LOADED, forks, run_python
 from training_runs import rows, train_command, write
 
@@ -168,7 +169,25 @@ def test_a_named_checkpoint_has_to_be_complete(run, copied, capsys, option):
     assert main([*command, option, str(out / "checkpoint-3")]) == 2
     assert "checkpoint-3 is incomplete: the scheduler is missing (scheduler.pt)" in capsys.readouterr().err
     assert main([*command, option, str(out / "nowhere")]) == 2
-    assert "nowhere is incomplete: there is no checkpoint" in capsys.readouterr().err
+    assert f"`{option[2:].replace('-', '_')}`: '{out / 'nowhere'}' is neither " in capsys.readouterr().err
+
+
+def test_a_word_that_is_no_checkpoint(copied, capsys):
+    command = [part for part in copied[0] if part not in RESUME]
+    assert main([*command, "--resume", "latest"]) == 2
+    assert "`resume`: 'latest' is neither 'auto' nor a checkpoint; give 'auto' to " in capsys.readouterr().err
+
+
+def test_another_model_is_named_before_what_follows_from_it(copied, backbone, tmp_path, capsys):
+    moved, other = ([str(tmp_path / name) if part == backbone else part for part in copied[0]] for name in "mo")
+    shutil.copytree(backbone, tmp_path / "o")
+    tiny_backbone("roberta").save_pretrained(tmp_path / "o")
+    assert main([*other, "--num-train-epochs", "3"]) == 2
+    error = capsys.readouterr().err
+    assert f"was made with other options: `model` was {json.dumps(backbone):.60}" in error
+    assert '`backbone_config.model_type` was "bert", is "roberta"' in error
+    shutil.copytree(backbone, tmp_path / "m")
+    assert main([*moved, "--num-train-epochs", "3"]) == 0  # the same weights in another folder
 
 
 def test_two_ways_to_resume_contradict(copied, capsys):

@@ -235,7 +235,19 @@ class OptionParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises `ValueError` instead of printing the usage of all options."""
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options.")
+        raise ValueError(f"{message}{self._hint(message)}; `{self.prog} --help` lists the options.")
+
+    def _hint(self, message: str) -> str:
+        """What argparse does not say of a missing or wrong value."""
+        name = re.match(r"argument (--[\w-]+)", message)
+        action = self._option_string_actions.get(name[1]) if name else None
+        if action is None:
+            return ""
+        if action.dest == "resume" and message.endswith("expected one argument"):
+            return ": auto, or the folder of a checkpoint"
+        if action.nargs in ("+", "*") and re.search(r"invalid (int|float) value: '.*,", message):
+            return " (separate several values by spaces)"
+        return ""
 
     def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
         """Returns one instance of every dataclass.

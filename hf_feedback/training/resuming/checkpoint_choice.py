@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from transformers import set_seed
-from transformers.utils import logging
+from transformers import PreTrainedConfig, set_seed
+from transformers.utils import CONFIG_NAME, logging
 
 from ...configuration_base import OptionsConfig
 from ..arguments import FeedbackTrainingArguments
@@ -22,6 +23,8 @@ from .checkpoints import (
 from .run_record import RESUMABLE_CHANGES, describe_differences, model_options
 
 logger = logging.get_logger(__name__)
+
+KIND = ("model_type", "hidden_size", "num_hidden_layers")  # of a backbone, in its config
 
 
 def warn_in_first_process(args: FeedbackTrainingArguments, message: str) -> None:
@@ -49,11 +52,18 @@ def prepare_run(args: FeedbackTrainingArguments, sources: Mapping[str, object]) 
         sources: other options of the run by name, of which some are paths of what it reads.
 
     Raises:
-        ValueError: the folder cannot be written to, or a new run would overwrite files or what it reads.
+        ValueError: the folder cannot be written to, a new run would overwrite files or what it reads, or there is no
+            checkpoint of the given name.
     """
     folder = Path(str(args.output_dir))
     check_writable(str(folder))
     checkpoint = named_checkpoint(args)
+    if checkpoint is not None and not checkpoint.is_dir():
+        option, newest = ("resume_from_checkpoint", "true") if args.resume is None else ("resume", "auto")
+        raise ValueError(
+            f"`{option}`: {str(checkpoint)!r} is neither {newest!r} nor a checkpoint; give {newest!r} to resume from "
+            "the newest one, or the folder of one."
+        )
     if resumes_newest(args):
         begun = bool(checkpoints_in(folder)) or (folder / MANIFEST_NAME).is_file()
     else:
@@ -118,7 +128,8 @@ def _check_same_options(
         )
     changed = describe_differences(before, record)
     allowed = [changed.pop(name) for name in sorted(RESUMABLE_CHANGES & changed.keys())]
-    if changed:
+    changed = {**_model_differences(checkpoint, config), **changed}
+    if changed.keys() - {"model"}:  # a name alone makes none: the same weights may have been moved
         raise ValueError(
             f"`resume` or `resume_from_checkpoint`: {checkpoint} was made with other options: "
             f"{'; '.join(changed.values())}. Use these options again (a default may differ on this machine), or "
@@ -130,3 +141,18 @@ def _check_same_options(
             f"Training resumes with changed settings: {'; '.join(allowed)}. An uninterrupted run may give another "
             "result.",
         )
+
+
+def _model_differences(checkpoint: Path, config: OptionsConfig) -> dict[str, str]:
+    """Compares name and kind of the backbone, from which differences of other options may follow."""
+    if not (checkpoint / CONFIG_NAME).is_file():  # such as that of an adapter
+        return {}
+    before = PreTrainedConfig.get_config_dict(checkpoint)[0]
+    return describe_differences(_model_record(before), _model_record(config.to_dict()))
+
+
+def _model_record(config: Mapping[str, Any]) -> Record:
+    """The name and the kind of a backbone, as far as the config of a model holds them."""
+    source, backbone = config.get("backbone_source") or {}, config.get("backbone_config") or {}
+    found = {"model": source.get("name_or_path"), **{f"backbone_config.{name}": backbone.get(name) for name in KIND}}
+    return {name: value for name, value in found.items() if value is not None}
