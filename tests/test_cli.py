@@ -286,7 +286,7 @@ def test_long_and_empty_texts_are_counted(backbone, tmp_path, caplog):
     assert "1 of 26 texts are empty" in caplog.text
 
 
-def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog):
+def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog, capsys):
     """As the Hub's data sets often are: named classes, and -1 for all labels of the test split."""
     from datasets import ClassLabel, Dataset, Features, Value
 
@@ -303,6 +303,7 @@ def test_a_folder_of_data_with_hidden_test_labels(backbone, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="hf_feedback.training.tasks.text_classification"):
         assert main(alone) == 0
     assert "has no labels and is left out" in caplog.text
+    assert f"  test: 24 rows from {tmp_path / 'data'}/test; without labels\n" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert "eval_accuracy" in results
     assert "test_accuracy" not in results

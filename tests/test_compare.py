@@ -716,6 +716,7 @@ def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
         (["--variants", '{"a": {}, "a": {"feedback_rank": 4}}'], "`variants` gives 'a' several values"),
         (["--num-iterations", "1"], "`num_iterations`=1 is the plain backbone"),
         (["--variants", '{"a": {"magic": 1}}'], "'magic' of 'a' is not an option of FeedbackConfig"),
+        (["--variants", '{"a": {"feedback_rnk": 3}}'], "FeedbackConfig; did you mean 'feedback_rank'?"),
         (["--variants", '{"a": {"feedback_type": "magic"}}'], "'magic'"),
         (["--variants", '{"silent": {}}'], "not the name of an arm or of a check"),
         (["--variants", '{"a": {"num_iterations": 1}}'], "'a' has `num_iterations`=1, the plain backbone"),
@@ -732,9 +733,12 @@ def test_wrong_options(folders, tmp_path, capsys, options, message):
 
 def test_a_comparison_needs_all_three_splits(folders, tmp_path, capsys):
     arguments = compare_options(folders, tmp_path)
-    at = arguments.index("--test-file")
-    assert cli.main(["compare", *arguments[:at], *arguments[at + 2 :]]) == 2
-    assert "give `test_file` too" in capsys.readouterr().err
+    for name in ("validation", "test"):
+        at = arguments.index(f"--{name}-file")
+        assert cli.main(["compare", *arguments[:at], *arguments[at + 2 :]]) == 2
+        output = capsys.readouterr()
+        assert f"give `{name}_file` too" in output.err
+        assert "Counting the cost" not in output.out  # nothing was loaded
     unlabelled = write(tmp_path, "unlabelled.csv", [{**row, "label": ""} for row in rows(3)])
     assert cli.main(["compare", *arguments[: at + 1], str(unlabelled), *arguments[at + 2 :]]) == 2
     assert f"`test_file`: {unlabelled} has no labels; a comparison needs them." in capsys.readouterr().err

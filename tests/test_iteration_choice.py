@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -107,7 +108,9 @@ def test_what_it_says_can_be_given_to_a_shell(folder, few, capsys, monkeypatch):
 def test_the_command_writes_its_choice_into_the_model(folder, few, capsys):
     arguments = ["--model", str(folder / "model"), "--file", str(folder / "validation.csv"), "--max-iterations", "2"]
     assert cli.main(["choose-iterations", *arguments]) == 0
-    assert "To use it: --num-iterations" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "To use it: --num-iterations" in shown
+    assert "| accuracy (%) |" in shown
     before = (folder / "model" / "config.json").read_text()
     assert cli.main(["choose-iterations", *arguments, "--tolerance", "100", "--save"]) == 0
     saved, old = json.loads((folder / "model" / "config.json").read_text()), json.loads(before)
@@ -127,6 +130,8 @@ def test_a_value_is_measured_without_rules_for_classes(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "convergence, threshold 0.01" in shown
     assert "confidence" not in shown
+    assert re.search(r"\| options +\| pearson +\| iterations", shown)
+    assert re.search(r"(?m)^K = 1: -?0\.\d{3}$", shown)
 
 
 def test_a_network_from_scratch_is_refused_before_anything_is_read(tmp_path, capsys):

@@ -101,6 +101,15 @@ def test_usual_names_stay_as_they_are():
     assert escape_name("a@b.com") == "a&#64;&#8288;b.com"  # unlike a bare entity no link for GitHub
 
 
+def test_without_results_nothing_is_said_of_them(tmp_path):
+    args = FeedbackTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    for metrics in ({}, {"eval_accuracy": 0.5}):
+        data = {"train": ("t.csv", 24), "validation": ("v.csv", 24)}
+        facts = RunFacts(None, data, None, metrics, args, TextClassification.card)
+        text = write_model_card(tmp_path, make().config, facts).read_text()
+        assert ("## Results\n\n| |" in text) == ("One run with one seed" in text) == bool(metrics)
+
+
 def test_many_labels_are_counted(tmp_path):
     args = FeedbackTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     model = make(num_labels=500, id2label={i: f"label {i}" for i in range(500)})

@@ -23,6 +23,8 @@ from ..markdown_tables import markdown_table
 
 logger = logging.get_logger(__name__)
 
+SHARES = ("accuracy", "macro_f1")  # metrics that are shown in percent
+
 DESCRIPTION = """Choose the number of iterations and the halting rule of a trained text classifier: every K and every
 rule is evaluated on a file of labelled texts, and the fastest whose metric is within a tolerance of the best is chosen.
 Use validation data: a choice made on test data overestimates the metric there."""
@@ -40,7 +42,9 @@ class IterationChoiceArguments:
         None, "Time budget per text in milliseconds, on this machine and with this batch size (default: none)."
     )
     max_iterations: int | None = option(None, "Largest K to try (default: two more than the model's own).")
-    tolerance: float = option(0.5, "Points of the metric by which a faster choice may be worse than the best one.")
+    tolerance: float = option(
+        0.5, "Points (hundredths) of the metric by which a faster choice may be worse than the best one."
+    )
     save: bool = option(False, "Write the choice into the config of the model, which must be a folder.")
 
     def __post_init__(self) -> None:
@@ -58,6 +62,24 @@ def make_parser(arguments: Sequence[str] = ()) -> OptionParser:
     """Returns the parser of the command."""
     parts = (IterationChoiceArguments, LabelArguments, TextFormatArguments)
     return OptionParser(parts, "hf-feedback choose-iterations", DESCRIPTION)
+
+
+def format_metric(name: str, value: float) -> str:
+    """Returns the value of a metric as the table shows it.
+
+    Args:
+        name: name of the metric.
+        value: its value.
+
+    Example:
+
+    ```python
+    >>> format_metric("accuracy", 0.9), format_metric("pearson", -0.203)
+    ('90.0', '-0.203')
+
+    ```
+    """
+    return f"{100 * value:.1f}" if name in SHARES else f"{value:.3f}"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -79,16 +101,23 @@ def run(arguments: Sequence[str]) -> int:
     labelled = EvaluationRun.load(trained, args.file, {**options, **asdict(file_format)})
     trainer, data = labelled.trainer, labelled.data
     model = cast(FeedbackPreTrainedModel, trainer.model)
-    choices = []
+    metric, choices = next(iter(labelled.task.metrics)), []
     for options in candidates(args.max_iterations or model.config.num_iterations + 2, model.config):
         choices.append(measure_choice(trainer, data, options))
-        print(f"{choices[-1].name}: {100 * choices[-1].metric:.1f}", flush=True)
+        print(f"{choices[-1].name}: {format_metric(metric, choices[-1].metric)}", flush=True)
     choice = choose(choices, args.milliseconds, args.tolerance / 100)
     rows = [
-        (one.name, f"{100 * one.metric:.1f}", f"{one.iterations:.2f}", f"{one.milliseconds:.2f}", "←" * (one is choice))
+        (
+            one.name,
+            format_metric(metric, one.metric),
+            f"{one.iterations:.2f}",
+            f"{one.milliseconds:.2f}",
+            "←" * (one is choice),
+        )
         for one in choices
     ]
-    print("\n" + markdown_table(("options", "metric (%)", "iterations", "ms a text", "chosen"), rows))
+    heading = f"{metric} (%)" if metric in SHARES else metric
+    print("\n" + markdown_table(("options", heading, "iterations", "ms a text", "chosen"), rows))
     if args.save:
         save_choice(args.model, choice)
         print(f"\n{args.model} now answers with {choice.name}.")

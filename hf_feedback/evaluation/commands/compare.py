@@ -8,10 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ...configuration_feedback import FeedbackConfig
+from ...configuration_feedback import FeedbackConfig, nearest_option
 from ...training.arguments import read_json
 from ...training.commands.options import OptionParser, options_from_file
 from ...training.commands.train import training_parser
+from ...training.data.splits import FileArguments
 from ...training.model_card import is_hub_id
 from ...training.starting_model.model_sources import check_source
 from ...training.tasks import TASK_NAMES
@@ -155,7 +156,9 @@ def read_variants(text: str | None) -> dict[str, Arm]:
         for other in others:
             check_choice("variants", other, ARMS)
         if unknown := sorted(options.keys() - FeedbackConfig.declared_options().keys()):
-            raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is not an option of FeedbackConfig.")
+            near = nearest_option(unknown[0])
+            hint = f"; did you mean {near!r}?" if near else "."
+            raise ValueError(f"`variants`: {unknown[0]!r} of {name!r} is not an option of FeedbackConfig{hint}")
         if options.get("num_iterations") == 1:
             raise ValueError(
                 f"`variants`: {name!r} has `num_iterations`=1, the plain backbone; give 2 or more, or compare with the "
@@ -244,6 +247,22 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[Comparison, CompareArgum
     )
 
 
+def check_files(data_args: FileArguments) -> None:
+    """Refuses data without validation or test rows, before anything is loaded.
+
+    Args:
+        data_args: options of the data.
+
+    Raises:
+        ValueError: there is no file for one of them, and no option that stands for it.
+    """
+    if getattr(data_args, "dataset_name", None) is not None:
+        return  # whose splits are known when it is loaded
+    for split, other in (("validation", data_args.validation_split), ("test", None)):
+        if getattr(data_args, f"{split}_file") is None and other is None:
+            raise ValueError(f"Rates are chosen on validation and results are read on test: give `{split}_file` too.")
+
+
 def _task_of(arguments: Sequence[str]) -> str:
     """The value of `--task`, which decides what other options there are."""
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("--task=")]
@@ -268,6 +287,7 @@ def run(arguments: Sequence[str]) -> int:
             write_comparison_card(Path(joined.card), results, joined.base_model)
         return 0
     comparison, args = parse_comparison(arguments)
+    check_files(comparison.data_args)
     check_source(comparison.model_args.model, comparison.model_args.revision)
     hide_progress_bars()
     print(f"Counting the cost of {len(comparison.arms)} arms.", flush=True)

@@ -31,6 +31,8 @@ def describe_rows(
         return counts
     cells, several = label_cells(split.data, column, separator), labels.problem_type == MULTI_LABEL
     values = normalize_labels(cells, column, split.source, several)
+    if all(value is None for value in values):
+        return f"{counts}; without labels"
     if labels.problem_type == REGRESSION:
         numbers = [float(str(value)) for value in values if reads_as_number(value)]
         return f"{counts}; values from {min(numbers):g} to {max(numbers):g}" if numbers else counts
