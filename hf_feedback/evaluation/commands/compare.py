@@ -287,8 +287,8 @@ def run(arguments: Sequence[str]) -> int:
             write_comparison_card(Path(joined.card), results, joined.base_model)
         return 0
     comparison, args = parse_comparison(arguments)
-    check_files(comparison.data_args)
     check_source(comparison.model_args.model, comparison.model_args.revision)
+    check_files(comparison.data_args)
     hide_progress_bars()
     print(f"Counting the cost of {len(comparison.arms)} arms.", flush=True)
     plan = make_plan(comparison)
