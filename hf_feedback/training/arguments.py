@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from ..validation import check_choice, check_integer, option
 from .frozen_layers.prefix_arguments import PrefixArguments, check_prefix
 from .iteration_logs.iteration_log_arguments import IterationLogArguments
+from .lora import LoraArguments
 from .parameters.staging import StagingArguments, check_unfreezing
 from .resuming.resume_arguments import ResumeArguments
 from .techniques.adversarial_arguments import AdversarialArguments
@@ -60,6 +61,7 @@ def read_json(option: str, text: str, example: str) -> Any:
 class FeedbackTrainingArguments(
     AdversarialArguments,
     ObjectiveArguments,
+    LoraArguments,
     StagingArguments,
     PrefixArguments,
     ResumeArguments,
@@ -67,8 +69,8 @@ class FeedbackTrainingArguments(
     TrainingArguments,
 ):
     """`TrainingArguments` with the options of `freeze_parameters`, `parameter_groups`, `draw_iterations`,
-    `AdversarialArguments`, `ObjectiveArguments`, `StagingArguments`, `PrefixArguments`, `ResumeArguments` and
-    `IterationLogArguments`.
+    `AdversarialArguments`, `ObjectiveArguments`, `LoraArguments`, `StagingArguments`, `PrefixArguments`,
+    `ResumeArguments` and `IterationLogArguments`.
 
     New feedback and a new head need a larger learning rate than a pretrained backbone. The default of transformers,
     5e-5 for everything, hardly trains them; `hf-feedback train` has `learning_rate=1e-3` with `backbone_lr=5e-5`.
@@ -164,6 +166,7 @@ class FeedbackTrainingArguments(
         if self.unfreezes:
             check_unfreezing(self)
         check_prefix(self)
+        self.check_lora()
         self.check_adversarial()
         self.check_objectives()
         check_choice("train_iterations", self.train_iterations, ITERATION_RULES)

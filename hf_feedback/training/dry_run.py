@@ -121,7 +121,9 @@ def _describe_cost(
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     updates = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    count, accumulated = sum(parameter.numel() for parameter in model.parameters()), args.gradient_accumulation_steps
+    # PEFT keeps a copy of what it trains in full, which is not part of the model
+    own = [parameter for name, parameter in model.named_parameters() if ".original_module." not in name]
+    count, accumulated = sum(parameter.numel() for parameter in own), args.gradient_accumulation_steps
     steps = count_steps(args, num_batches)
     batch = args.per_device_train_batch_size * accumulated
     measured = "the batch of the longest texts" if args.train_sampling_strategy == "group_by_length" else "one batch"

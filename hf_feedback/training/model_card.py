@@ -203,12 +203,24 @@ def _training_rows(args: FeedbackTrainingArguments) -> dict[str, object]:
         "learning rate": args.learning_rate,
         **{f"rate of the {part}": rate for part, rate in rates.items() if rate is not None},
         "layer-wise decay of the rate": args.layer_lr_decay,
-        "frozen": _list_names([args.freeze] if isinstance(args.freeze, str) else args.freeze or []) or "nothing",
+        **_lora_rows(args),
+        "frozen": _list_names(_frozen_parts(args)) or "nothing",
         "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, warm-up {args.warmup_steps}",
         "weight decay": args.weight_decay,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
+
+
+def _frozen_parts(args: FeedbackTrainingArguments) -> list[str]:
+    freeze = [args.freeze] if isinstance(args.freeze, str) else args.freeze or []
+    return freeze if args.lora_rank is None else ["backbone", *freeze]
+
+
+def _lora_rows(args: FeedbackTrainingArguments) -> dict[str, object]:
+    if args.lora_rank is None:
+        return {}
+    return {"LoRA": f"rank {args.lora_rank}, alpha {args.scale_of_lora:g}; its adapters are merged into the backbone"}
 
 
 def _describe_iterations(config: FeedbackConfig | FNNConfig) -> str:

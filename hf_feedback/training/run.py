@@ -14,6 +14,7 @@ from .advice import PredictionCounter
 from .arguments import FeedbackTrainingArguments
 from .callbacks import InterruptCallback, show_plain_metrics
 from .frozen_layers.prefix_arguments import PREFIX_FOLDER
+from .lora import adapter_record, describe_adapters, merge_adapters
 from .metrics import MetricInfo
 from .model_card import RunFacts
 from .output_folder import mark_unfinished, remove_checkpoints
@@ -78,6 +79,7 @@ def run_task(task: PreparedTask, base_model: str | None, args: FeedbackTrainingA
     if args.overwrite_output_dir and starts_anew and trainer.is_world_process_zero():
         remove_checkpoints(folder)
     metrics = _train(trainer, checkpoint, interrupt)
+    merge_adapters(trainer, args)
     metrics.update(_evaluate(trainer, task.splits))
     if trainer.is_world_process_zero():
         task.write_predictions(folder)
@@ -109,6 +111,7 @@ def make_trainer(
         args.remove_unused_columns = False
     if model_init is None and args.head_lr is None and has_trained_backbone_head(task.model):
         args.head_lr = args.backbone_lr
+    summary = task.model.feedback_summary()  # before adapters are added
     trainer = FeedbackTrainer(
         model=None if model_init else task.model,
         model_init=model_init,
@@ -124,7 +127,7 @@ def make_trainer(
     trainer.training_parts = task.splits["train"].parts
     show_plain_metrics(trainer)
     if args.process_index == 0:
-        print(task.model.feedback_summary(), flush=True)
+        print("\n".join([summary, *describe_adapters(trainer.model, args)]), flush=True)
     return trainer
 
 
@@ -140,7 +143,8 @@ def record_of_task(task: PreparedTask, args: FeedbackTrainingArguments, splits: 
     streams = [name for name, data in rows.items() if isinstance(data, IterableDataset)]
     files = {f"file of {name}": fingerprint_file(Path(task.splits[name].source)) for name in streams}
     reading = {f"{option} of {name}": value for name in streams for option, value in task.splits[name].reading.items()}
-    return {**run_record(args, task.model.config, rows, task.collator), **files, **reading}
+    record = run_record(args, task.model.config, rows, task.collator)
+    return {**record, **adapter_record(task.model, args), **files, **reading}
 
 
 def _train(trainer: FeedbackTrainer, checkpoint: str | None, interrupt: InterruptCallback) -> dict[str, float]:

@@ -73,6 +73,8 @@ def fixed_options(model_args: object, args: FeedbackTrainingArguments, given: Co
         fixed.add("learning_rate")  # the backbone has a rate of its own
     if "backbone" in (args.freeze or ()):
         fixed |= {*BACKBONE_RATES}
+    if args.lora_rank is not None:
+        fixed.add("backbone_lr")  # adapters start at random, and have the rate of feedback and head
     if args.train_iterations != "fixed":
         fixed.add("num_iterations")  # its limits are given for one K
     if not isinstance(model_args, ModelArguments):  # a network from scratch

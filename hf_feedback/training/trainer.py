@@ -23,6 +23,7 @@ from .evaluation_state import count_iterations, keep_weights, without_filling
 from .finite_steps import check_step
 from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .iteration_logs.iteration_curves import IterationCurves
+from .lora import with_adapters
 from .model_card import RunFacts, write_model_card
 from .parameters.freezing import freeze_parameters
 from .parameters.model_parts import any_model_in, parts_of
@@ -92,6 +93,7 @@ class FeedbackTrainer(ResumableTrainer):
         self._iteration_counts: list[torch.Tensor] = []  # of the batches of an evaluation
         self.techniques = TrainerTechniques(self)
         if model is not None:
+            model = with_adapters(model, args)
             freeze_parameters(model, args.freeze)
         super().__init__(model=model, args=args, **kwargs)
         if hasattr(self.data_collator, "start_epoch"):
@@ -120,7 +122,7 @@ class FeedbackTrainer(ResumableTrainer):
 
     def call_model_init(self, trial: Trial = None) -> nn.Module:
         """As in transformers; the new model is frozen as `args.freeze` says, after the trial's options are set."""
-        model = super().call_model_init(trial)
+        model = with_adapters(super().call_model_init(trial), self.args)
         if trial is None:
             self._freeze(model)
         return model

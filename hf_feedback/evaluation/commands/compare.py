@@ -43,6 +43,8 @@ WITHOUT_EFFECT = {
     "save_strategy": "the models of its runs are not kept",
     "early_stopping_patience": "every arm is measured after its last step",
     "load_best_model_at_end": "every arm is measured after its last step",
+    "lora_rank": "LoRA is among its `arms`, with as many parameters as the messages",
+    "lora_alpha": "LoRA is among its `arms`",
     "push_to_hub": "the models of its runs are not kept",
     "report_to": "the output of its runs is in the folder `runs`",
     "resume_from_checkpoint": "finished runs are found in `output_dir`",

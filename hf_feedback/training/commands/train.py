@@ -74,6 +74,8 @@ def training_parser(
         per_device_train_batch_size=16,
         per_device_eval_batch_size=32,
     )
+    if _is_given(arguments, "--lora-rank"):  # adapters start at random
+        parser.set_defaults(backbone_lr=None)
     if task.model_arguments.default_backbone_lr is None:
         parser.describe_default("backbone_lr", "--learning-rate")
     parser.describe_default("bf16", "where the machine is fast at it")
