@@ -35,6 +35,7 @@ CASES = {
     "drawn iterations": ("texts", 24, dict(train_iterations="uniform", min_train_iterations=1, max_train_iterations=4)),
     "groups of similar length": ("texts", 24, dict(train_sampling_strategy="group_by_length")),
     "labels of tokens": ("tokens", 21, ACCUMULATED),
+    "LoRA": ("texts", 21, dict(lora_rank=2)),
     "language model": ("next tokens", 21, ACCUMULATED),
     "perturbed words and agreement": ("texts", 21, {**ACCUMULATED, "adversarial": "fgm", "agreement_weight": 0.5}),
 }

@@ -1,18 +1,19 @@
 """LoRA as an option of training: adapters in the frozen backbone, which are merged into it at the end of a run."""
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import is_peft_available
 
 from ..modeling_base import FeedbackPreTrainedModel
-from ..summary import count_parameters
 from ..validation import check_integer, is_number, option
 from .parameters.freezing import freeze_parameters
-from .parameters.model_parts import any_model_in
+from .parameters.model_parts import any_model_in, feedback_model_in
 from .peft import peft_options
 from .resuming.fingerprints import fingerprint_weights
 
@@ -43,7 +44,7 @@ class LoraArguments:
         None,
         "Train low-rank adapters of this rank in the layers of the backbone, whose own weights stay frozen, beside "
         "feedback and head. Their rate is --backbone-lr (default with this option: --learning-rate). At the end they "
-        "are merged into the backbone: the saved folder is a whole model, as without adapters. Needs hf-feedback[peft].",
+        "are merged into the backbone: the saved folder is a whole model like any other. Needs hf-feedback[peft].",
     )
     lora_alpha: float | None = option(
         None, "What these adapters add is scaled by this over their rank (default: twice the rank)."
@@ -58,14 +59,16 @@ class LoraArguments:
         """Raises `ValueError` where an option has a value that is not allowed, or contradicts another."""
         if self.lora_rank is None:
             if self.lora_alpha is not None:
-                raise ValueError(f"`lora_alpha`={self.lora_alpha!r} scales adapters; give `lora_rank`, or leave it out.")
+                raise ValueError(
+                    f"`lora_alpha`={self.lora_alpha!r} scales adapters; give `lora_rank`, or leave it out."
+                )
             return
         check_integer("lora_rank", self.lora_rank, 1, "rank of the adapters")
         if self.lora_alpha is not None and (not is_number(self.lora_alpha) or self.lora_alpha <= 0):
             raise ValueError(f"`lora_alpha` must be a finite number above 0, got {self.lora_alpha!r}.")
         args = cast("FeedbackTrainingArguments", self)
-        for name in ("fsdp", "deepspeed"):
-            if getattr(args, name):
+        for name in ("fsdp", "deepspeed"):  # also of `accelerate launch`
+            if getattr(args, name, None) or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
                 raise ValueError(
                     f"`lora_rank`={self.lora_rank} cannot merge the adapters of a model that `{name}` divides; use "
                     "DDP, or train with PEFT itself."
@@ -95,7 +98,10 @@ def with_adapters(model: nn.Module, args: "FeedbackTrainingArguments") -> nn.Mod
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=args.lora_rank, lora_alpha=cast(int, args.scale_of_lora), **peft_options(core))
-    tuned = get_peft_model(cast(PreTrainedModel, core), config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # which PEFT reads
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as the maps of the family need
+        tuned = get_peft_model(cast(PreTrainedModel, core), config)
     cast(Any, config).merged_after_training = True  # an attribute that PEFT does not save
     freeze_parameters(tuned, args.freeze)
     if not any(parameter.requires_grad for parameter in _adapters(tuned).values()):
@@ -112,26 +118,26 @@ def merge_adapters(trainer: Trainer, args: "FeedbackTrainingArguments") -> None:
         trainer.model = trainer.model_wrapped = cast("PeftModel", trainer.model).merge_and_unload()
 
 
-def describe_adapters(model: nn.Module, args: "FeedbackTrainingArguments") -> list[str]:
+def describe_adapters(model: nn.Module | None, args: "FeedbackTrainingArguments") -> list[str]:
     """Returns a line about the adapters of `args`; none without adapters."""
-    if args.lora_rank is None:
+    if args.lora_rank is None or model is None:
         return []
     (config,) = cast(dict[str, "LoraConfig"], model.peft_config).values()
     adapters = _adapters(model)
     count = sum(parameter.numel() for parameter in adapters.values())
-    backbone = count_parameters(any_model_in(model)[1].backbone) - count
+    tensors = feedback_model_in(model)[1].backbone.named_parameters()
+    backbone = sum(p.numel() for name, p in tensors if "lora_" not in name and ".modules_to_save." not in name)
     return [
-        f"LoRA: rank {config.r}, alpha {config.lora_alpha:g}, in {len(adapters) // 2} modules of the backbone, which is "
+        f"LoRA: rank {config.r}, alpha {config.lora_alpha:g}, in {len(adapters) // 2} modules of the backbone, "
         f"frozen otherwise: {count:,} parameters, {count / backbone:.2%} of the backbone's; merged into it at the end"
     ]
 
 
 def adapter_record(model: nn.Module, args: "FeedbackTrainingArguments") -> "Record":
-    """Returns what a run with adapters depends on in addition: the weights of the backbone, which its checkpoints do not
-    hold."""
+    """Returns what a run with adapters depends on too: the weights of the backbone, which its checkpoints do not hold."""
     if args.lora_rank is None:
         return {}
-    frozen = ((name, p) for name, p in any_model_in(model)[1].backbone.named_parameters() if "lora_" not in name)
+    frozen = ((name, p) for name, p in feedback_model_in(model)[1].backbone.named_parameters() if "lora_" not in name)
     return {"weights of the backbone": fingerprint_weights(frozen)}
 
 
@@ -146,20 +152,20 @@ def _check_adaptable(model: nn.Module, rank: int) -> FeedbackPreTrainedModel:
         raise ValueError(f"`lora_rank`={rank} needs a pretrained backbone, which {type(core).__name__} has not.")
     if model is not core or hasattr(core, "peft_config"):
         raise ValueError(
-            f"`lora_rank`={rank} adds adapters to a plain feedback model, and this {type(model).__name__} has some or is "
-            "wrapped already; leave the option out."
+            f"`lora_rank`={rank} adds adapters to a plain feedback model, and this {type(model).__name__} has some or "
+            "is wrapped already; leave the option out."
         )
     if not is_peft_available():
         raise ImportError("`lora_rank` needs PEFT; pip install -e '.[peft]'.", name="peft")
     backbone = core.backbone
     if getattr(backbone, "hf_quantizer", None) is not None:
         raise ValueError(
-            f"`lora_rank`={rank}: the weights of this {type(backbone).__name__} are quantized, and adapters merged into "
-            "them would be rounded; train with PEFT itself, and keep the adapters beside it."
+            f"`lora_rank`={rank}: the weights of this {type(backbone).__name__} are quantized, and adapters merged "
+            "into them would be rounded; train with PEFT itself, and keep the adapters beside it."
         )
     if any(isinstance(module, _BatchNorm) and module.track_running_stats for module in backbone.modules()):
         raise ValueError(
-            f"`lora_rank`={rank}: {type(backbone).__name__} has batch norms, whose running statistics change though its "
-            "weights are frozen, and are not part of the adapters; train the backbone itself."
+            f"`lora_rank`={rank}: {type(backbone).__name__} has batch norms, whose running statistics change though "
+            "its weights are frozen, and are not part of the adapters; train the backbone itself."
         )
     return core

@@ -121,6 +121,11 @@ def _check_same_options(
     """Refuses to resume with other options, and warns about allowed changes."""
     manifest = read_manifest(checkpoint)
     before = None if manifest is None else manifest["training"]
+    if before is None and not (checkpoint / "config.json").is_file():
+        raise ValueError(
+            f"`resume` or `resume_from_checkpoint`: {checkpoint} holds adapters without the options of their model and "
+            "without a record of how they were made; start anew, with another `output_dir`."
+        )
     if before is None:
         before = model_options(type(config).from_pretrained(checkpoint))
         warn_in_first_process(
