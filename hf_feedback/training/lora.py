@@ -38,6 +38,15 @@ class LoraArguments:
         lora_alpha: what the adapters add is scaled by `lora_alpha / lora_rank`; twice the rank by default.
 
     Source: Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
+
+    Example:
+
+    ```python
+    >>> from hf_feedback.training import FeedbackTrainingArguments
+    >>> FeedbackTrainingArguments("out", lora_rank=8).scale_of_lora
+    16
+
+    ```
     """
 
     lora_rank: int | None = option(
