@@ -143,7 +143,7 @@ def describe_adapters(model: nn.Module | None, args: "FeedbackTrainingArguments"
 
 
 def adapter_record(model: nn.Module, args: "FeedbackTrainingArguments") -> "Record":
-    """Returns what a run with adapters depends on too: the weights of the backbone, which its checkpoints do not hold."""
+    """Returns what a run with adapters depends on too: the weights of the backbone, which no checkpoint holds."""
     if args.lora_rank is None:
         return {}
     frozen = ((name, p) for name, p in feedback_model_in(model)[1].backbone.named_parameters() if "lora_" not in name)
