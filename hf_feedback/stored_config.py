@@ -11,8 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import logging
 
-from .topology import MAX_LAYERS
-from .validation import Keywords, check_num_labels, is_integer
+from .validation import MAX_LAYERS, Keywords, check_num_labels, is_integer
 
 logger = logging.get_logger(__name__)
 

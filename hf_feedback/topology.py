@@ -2,6 +2,8 @@
 
 from reprlib import repr as shortened
 
+from .validation import MAX_LAYERS
+
 
 def adjacent(num_layers: int) -> list[tuple[int, int]]:
     """Layer l + 1 sends messages to layer l."""
@@ -18,8 +20,6 @@ def dense(num_layers: int) -> list[tuple[int, int]]:
     return [(source, target) for source in range(num_layers) for target in range(source)]
 
 
-# More than any model has; the edges between so many layers can still be written down.
-MAX_LAYERS = 1000
 TOPOLOGIES = {"adjacent": adjacent, "top": top, "dense": dense}
 DEFAULT_TOPOLOGY = "top"
 

@@ -35,6 +35,7 @@ TRANSFORMERS_KEYS = {
 # A config that asks for more is a mistake, or meant to stall whoever loads it.
 MAX_ITERATIONS = 1000
 MAX_LABELS = 1_000_000
+MAX_LAYERS = 1000  # the edges between so many can still be written down
 
 TYPE_WORDS = {
     type(None): "None",

@@ -45,7 +45,6 @@ MALFORMED = {
         "the file holds one object of columns; write one object a row, as pandas does by "
         "`df.to_json(file, orient='records', lines=True)`",
     ),
-    "columns of lists": ("t.json", b'{"text": ["where is it", "b"], "label": [1, 0]}', "holds one object of columns"),
     "no rows": ("t.csv", b"text,label\r\n", "the file has no rows"),
     "no bytes": ("t.csv", b"", "the file is empty"),
 }
@@ -62,6 +61,7 @@ def test_a_malformed_file(case, tmp_path):
 
 ONE_ROW = {
     "words and tags": '{"tokens": ["where", "is"], "tags": ["O", "O"]}',
+    "one choice of two texts": '{"choices": ["where is it", "it is late"]}',
     "a text and labels": '{"text": "where is it", "label": ["late", "lost"]}',
     "an image": '{"image": {"bytes": null, "path": "a.png"}}',
     "a question": '{"question": "a", "context": "a b", "answers": {"text": ["a b"], "answer_start": [0]}}',

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from glob import escape
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +108,11 @@ def _read_json(path: Path, text_format: TextFormat) -> Dataset:
 
 
 def _holds_columns(value: object) -> bool:
-    """Whether an object holds all rows of a table by column, as pandas writes them by default, instead of one row.
-
-    Its columns are objects by number of the row, or lists of texts of several words, unlike a list of words or tags.
-    """
+    """Whether an object holds all rows of a table, each column an object by number of the row, as pandas writes them by
+    default, instead of one row."""
     columns = list(value.values()) if isinstance(value, dict) else []
-    if columns and all(isinstance(column, dict) and column for column in columns):
-        return all(number.isdecimal() for column in columns for number in column)
-    if not all(isinstance(column, list) for column in columns):
-        return False
-    return len(set(map(len, columns))) == 1 and any(isinstance(cell, str) and " " in cell for cell in chain(*columns))
+    by_number = all(isinstance(column, dict) and column for column in columns)
+    return bool(columns) and by_number and all(number.isdecimal() for column in columns for number in column)
 
 
 def _dataset_of(columns: dict[str, list[Any]]) -> Dataset:
