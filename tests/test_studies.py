@@ -212,7 +212,7 @@ def test_the_guide_shows_the_comparisons_that_are_kept():
     guide = "".join(map(measured, ("decoders", "short_texts", "many_steps", "long_texts")))
     folders = ("later_tokens*", "compression", "babi")
     files = [f for name in folders for f in (FOLDER / "results").glob(f"{name}/*/*/comparison.md")]
-    assert len(files) == 12
+    assert len(files) == 13
     for file in files:
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
         assert len(rows) > 10
