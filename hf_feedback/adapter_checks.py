@@ -15,9 +15,8 @@ logger = logging.get_logger(__name__)
 def warn_of_adapters_without_folder(model: "FeedbackPreTrainedModel") -> None:
     """Warns, where a model's state is saved, of adapters to a model that was not loaded from a folder."""
     adapters = getattr(model, "peft_config", {}).values()
-    if any(
-        getattr(adapter, "merged_after_training", False) for adapter in adapters
-    ):  # the run that saves them has the options
+    # a run that merges its adapters at the end has the options
+    if any(getattr(adapter, "merged_after_training", False) for adapter in adapters):
         return
     if adapters and not (model.name_or_path or all(adapter.base_model_name_or_path for adapter in adapters)):
         logger.warning_once(
