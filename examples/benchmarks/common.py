@@ -3,7 +3,7 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,21 @@ def fine_tuning_parser(description: str | None, many_folders: bool = False, **de
 
 def read(folder: Path, tokenizer: Any, max_length: int) -> tuple[dict[str, Dataset], LabelSet]:
     """The encoded splits of a folder with train.csv, validation.csv and test.csv, and their labels."""
-    data = {split: read_file(folder / f"{split}.csv") for split in SPLITS}
+    return read_files({split: folder / f"{split}.csv" for split in SPLITS}, folder, tokenizer, max_length)
+
+
+def read_files(
+    files: Mapping[str, Path | str], folder: Path, tokenizer: Any, max_length: int
+) -> tuple[dict[str, Dataset], LabelSet]:
+    """Encoded splits, and their labels.
+
+    Args:
+        files: by split.
+        folder: of the data set, which messages name.
+        tokenizer: encodes the texts.
+        max_length: texts are cut at so many tokens.
+    """
+    data = {split: read_file(file) for split, file in files.items()}
     columns = find_columns(data["train"].column_names, str(folder))
     labels = LabelSet.of(data["train"], columns.label or "", str(folder))
     splits = {name: Split(rows, f"{folder.name}/{name}") for name, rows in data.items()}
@@ -65,6 +79,7 @@ def fit(
     tokenizer: Any,
     seed: int,
     metrics: Sequence[str] = ("accuracy", "macro_f1"),
+    compute_loss: Callable[..., torch.Tensor] | None = None,
     **options: Any,
 ) -> FeedbackTrainer:
     """Fine-tunes a model; the epoch with the best first metric on the validation split is kept.
@@ -76,6 +91,7 @@ def fit(
         tokenizer: pads the batches.
         seed: of the order of the texts and of dropout, whatever building the model drew.
         metrics: the first one chooses.
+        compute_loss: another loss than that of the model, of its output and the labels.
         **options: of `FeedbackTrainingArguments`.
     """
     set_seed(seed)
@@ -104,6 +120,7 @@ def fit(
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=make_compute_metrics(labels.problem_type, list(metrics)),
+            compute_loss_func=compute_loss,
         )
         trainer.train()
     return trainer

@@ -4,6 +4,16 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-from common import Finished, add_arms, add_device, interval, runs_of_arms, take_step
+from common import Finished, add_arms, add_device, fit, interval, measure, read_files, runs_of_arms, take_step
 
-__all__ = ["Finished", "add_arms", "add_device", "interval", "runs_of_arms", "take_step"]
+__all__ = [
+    "Finished",
+    "add_arms",
+    "add_device",
+    "fit",
+    "interval",
+    "measure",
+    "read_files",
+    "runs_of_arms",
+    "take_step",
+]

@@ -2,9 +2,11 @@
 
     python examples/studies/other_domain.py --model MINILM --data DIR/amazon_books DIR/amazon_kitchen --work FOLDER
 
-Both directions. Plain fine-tuning, LoRA and feedback are trained in one domain and tested in both; then the backbone of
-a model that was trained in the first domain, with one seed, is kept frozen, and head, LoRA or feedback are trained in
-the second. Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
+Both directions; but a second folder that has a test file alone, such as sentences that were changed to mislead models,
+is divided into sentences to adapt to, to validate and to test on, and there is one direction. Plain fine-tuning, LoRA
+and feedback are trained in one domain and tested in both; then the backbone of a model that was trained in the first
+domain, with one seed, is kept frozen, and head, LoRA or feedback are trained in the second. Fixed before it is run:
+sizes, epochs, seeds, and the rates that every arm chooses from on validation.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 from study import add_backbone_layers, compare_files, comparison_parser, finish, kept_layers, smaller_copy
 
 from hf_feedback import cli
+from hf_feedback.training.data.files import read_file
 
 BATCHES = "--per-device-train-batch-size 16 --weight-decay 0.01".split()
 FIRST = "--num-train-epochs 3 --backbone-lr 1e-4 --learning-rate 1e-3 --rate-factors 0.5 1 2 --arms plain lora".split()
@@ -53,12 +56,33 @@ def backbone_of(folder: Path) -> str:
     return str(backbone)
 
 
+def divided(folder: Path, work: Path) -> Path:
+    """A folder with all splits; one that has a test file alone is written with its rows divided among them.
+
+    Args:
+        folder: of a data set.
+        work: where the divided one goes.
+    """
+    if any(folder.glob("train.*")):
+        return folder
+    data = read_file(str(next(folder.glob("test.*")))).shuffle(seed=0)
+    made, start = work / folder.name, 0
+    made.mkdir(parents=True, exist_ok=True)
+    for split, tenths in {"train": 4, "validation": 2, "test": 4}.items():
+        end = start + len(data) * tenths // 10
+        data.select(range(start, end)).to_json(str(made / f"{split}.jsonl"))
+        start = end
+    return made
+
+
 def main() -> None:
     made = comparison_parser(__doc__)
     add_backbone_layers(made)
     args = made.parse_args()
-    source, target = args.data
-    finish([status for pair in ((source, target), (target, source)) for status in study(*pair, args)])
+    source, second = args.data
+    target = divided(second, args.work / "divided")
+    pairs = [(source, target), (target, source)] if target == second else [(source, target)]
+    finish([status for pair in pairs for status in study(*pair, args)])
 
 
 if __name__ == "__main__":
