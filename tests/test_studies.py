@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from builders import tiny_tokenizer
 from families import tiny_backbone
 from training_runs import rows, write
 from transformers import AutoModel, AutoTokenizer
 
+from hf_feedback import FeedbackForSequenceClassification
 from hf_feedback.evaluation.comparison.joined_results import join_results, read_results
 from hf_feedback.evaluation.markdown_tables import format_values
 from hf_feedback.training.data.files import read_file
@@ -36,6 +38,10 @@ RUNS = {
     ),
     "robustness": ("--model {0}/bert --data {0}/texts --strengths 0.4 --adversarial {0}/others/test.csv --dry-run",),
     "other_domain": ("--model {0}/bert --data {0}/texts {0}/others --dry-run", "lora"),
+    "other_domain, a test file alone": (
+        "--model {0}/bert --data {0}/texts {0}/misleading --dry-run",
+        "texts to misleading",
+    ),
     "compression": ("--model {0}/bert --data {0}/texts --dry-run --kept all", "loop-only"),
     "babi": (
         "--model {0}/bert --data {0}/stories --between {0}/texts --layers 2 --tokens 48 --segment-length 24 --dry-run",
@@ -65,6 +71,7 @@ def place(tmp_path_factory):
         for name in ("texts", "others"):
             write(folder / name, f"{split}.csv", rows(9, seed))
         (folder / "stories").mkdir(exist_ok=True)
+        (folder / "misleading").mkdir(exist_ok=True)
         stories = [{**row, "text": f"{row['text']}. the dog ran. is it big?"} for row in rows(9, seed)]
         write(folder / "stories", f"{split}.csv", stories)
         tagged = [
@@ -73,6 +80,7 @@ def place(tmp_path_factory):
         ]
         for name in ("words", "more"):
             write(folder / name, f"{split}.jsonl", tagged)
+    write(folder / "misleading", "test.csv", rows(20, 3))
     return folder
 
 
@@ -143,6 +151,18 @@ def test_the_test_may_be_on_training_examples_that_are_left_out(tmp_path, monkey
     assert not found["train"] & found["test"]
     with pytest.raises(ValueError, match="--test-from train: --train 40 leaves no example"):
         study.smaller_copy(tmp_path, tmp_path / "none", parser.parse_args([*options, "--train", "40"]))
+
+
+def test_a_test_file_alone_is_divided(place, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    divided = importlib.import_module("other_domain").divided
+    assert divided(place / "texts", tmp_path) == place / "texts"
+    made = divided(place / "misleading", tmp_path)
+    assert made == tmp_path / "misleading"
+    found = {file.stem: read_file(str(file)).to_list() for file in made.iterdir()}
+    assert {split: len(drawn) for split, drawn in found.items()} == {"train": 8, "validation": 4, "test": 8}
+    every = [tuple(row.values()) for drawn in found.values() for row in drawn]
+    assert sorted(every) == sorted(tuple(row.values()) for row in read_file(str(place / "misleading/test.csv")))
 
 
 @pytest.mark.parametrize("case", RUNS)
@@ -244,6 +264,50 @@ def test_the_guide_shows_the_noisy_texts_that_are_kept(monkeypatch):
     table = importlib.import_module("robustness").summary(FOLDER / "results" / "robustness" / "sst2")
     assert len(table.splitlines()) == 2 + 1 + 5 * 3 + 1
     assert table in measured("short_texts")
+
+
+def test_each_iteration_has_lora_of_its_own(place, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    study = importlib.import_module("distilled_layers")
+    model = FeedbackForSequenceClassification.from_backbone(
+        str(place / "bert"), num_iterations=2, feedback_state="carry"
+    )
+    inputs = {"input_ids": torch.tensor([[2, 5, 6, 3]])}
+
+    def answers():
+        with torch.no_grad():
+            return [model(**inputs, num_iterations=k).logits for k in (1, 2)]
+
+    before, lora = answers(), study.IterationLoRA(model, rank=2)
+    assert all(map(torch.equal, before, answers()))
+    linear = next(module for module in model.layers[0].modules() if isinstance(module, torch.nn.Linear))
+    with torch.no_grad():
+        lora.up[0][1].normal_()
+    after = answers()
+    assert torch.equal(before[0], after[0])
+    assert not torch.allclose(before[1], after[1])
+    with torch.no_grad():
+        lora.up[0][0] = lora.up[0][1]
+        lora.down[0][0] = lora.down[0][1]
+    both = answers()
+    with torch.no_grad():
+        linear.weight += lora.up[0][0] @ lora.down[0][0]
+        lora.up[0].zero_()
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(both, answers(), strict=True))
+
+
+def test_a_taught_layer_learns_what_its_teacher_has_found(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    study = importlib.import_module("distilled_layers")
+    options = f"--model {place}/bert --data {place}/texts {SMALL} --kept 0 2 --epochs 1 --learning-rates 1e-4 2e-4"
+    monkeypatch.setattr(sys, "argv", ["distilled_layers.py", "--work", str(tmp_path), *options.split()])
+    study.main()
+    table = capsys.readouterr().out[-5000:].partition("| arm |")[2]
+    assert all(f"| {arm} |" in table for arm in study.ARMS)
+    assert "The teacher, validation and test" in table
+    monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is kept"))
+    study.main()
+    assert table in capsys.readouterr().out
 
 
 def test_the_chase_is_learned_by_commands(tmp_path, monkeypatch, capsys):
