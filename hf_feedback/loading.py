@@ -3,7 +3,7 @@
 import copy
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -68,9 +68,7 @@ def load_pretrained(
     load_operator_code(config, name, hub_kwargs)
     saved_by = find_model_class(root_of(model_class), config.architectures) or model_class
     _check_answers(model_class, saved_by, name)
-    for key in kwargs.keys() - FeedbackConfig.accepted_keywords() - {"backbone", "backbone_config"}:
-        if near := nearest_option(key):
-            raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
+    _refuse_misspelt(kwargs.keys() - FeedbackConfig.accepted_keywords() - {"backbone", "backbone_config"})
     if given := [key for key in ("config_overrides", "backbone_kwargs") if kwargs.get(key)]:
         raise ValueError(
             f"`{given[0]}` is for adding feedback to a plain backbone; {name} holds a feedback model. Load "
@@ -82,6 +80,13 @@ def load_pretrained(
     if kwargs.pop("backbone", None) is not None:
         raise ValueError(f"`backbone` is for feedback-only checkpoints; {name} holds a whole model.")
     return _load_whole(model_class, load, name, args, kwargs, saved_by, config)
+
+
+def _refuse_misspelt(keywords: Iterable[str]) -> None:
+    """Raises ValueError for a keyword that is close to an option of FeedbackConfig."""
+    for key in keywords:
+        if near := nearest_option(key):
+            raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
 
 
 def _read_given_config(kwargs: Keywords) -> FeedbackConfig | None:
@@ -303,9 +308,7 @@ def _load_plain(
     backbone_kwargs = {key: value for key, value in kwargs.items() if key not in options}
     config = _read_given_config(kwargs)
     backbone_kwargs.pop("config", None)
-    for key in backbone_kwargs:
-        if near := nearest_option(key):
-            raise ValueError(f"`{key}` is not an option of FeedbackConfig; did you mean `{near}`?")
+    _refuse_misspelt(backbone_kwargs)
     if config is not None:
         if config.backbone_config is not None:
             raise ValueError(

@@ -42,7 +42,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 # What is done without an option, by its usual name.
 WITHOUT_OPTION = {
     "--num-labels": "the labels are found in the data",
-    "--dataset-name": "`hf-feedback train` alone reads data sets of the Hub; give files",
+    "--dataset-name": "only `hf-feedback train` and `hf-feedback compare` read data sets of the Hub; give files",
 }
 SIMILARITY = 0.75  # of an option that is proposed for an unknown one
 
