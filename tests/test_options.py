@@ -149,7 +149,9 @@ def test_usual_names_of_other_scripts_lead_to_the_option(arguments, capsys):
 WITHOUT_MATCH = {
     # arguments → what follows the name of the option
     "train --num-labels 3": "--num-labels: the labels are found in the data;",
-    "evaluate --dataset-name sst2": "--dataset-name: only `hf-feedback train` and `hf-feedback compare` read data sets of the Hub; give files;",
+    "evaluate --dataset-name sst2": (
+        "--dataset-name: only `hf-feedback train` and `hf-feedback compare` read data sets of the Hub; give files;"
+    ),
     "predict --lr 3": "--lr; `hf-feedback predict --help`",
     "train --gpus 2": "--gpus; `hf-feedback train --help`",
 }
