@@ -7,16 +7,26 @@ model needs into that of the weights, as the code that `trust_remote_code=True` 
 travel: `attaching`, `registration`, `cli`, `training/`, `prediction/`, `evaluation/` and `command_help/`. Where to find
 what:
 
-- configuration: `configuration_*`, checked by `option_checks` and `validation`; edges in `topology`, sets in `recipes`
-- building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `stored_config`, `adapter_checks`
-- the backbone: `backbone_layout`, `backbone_probe`, `layer_recorder`, `loop_record`
-- the loop: `loop_runner`, `feedback_loop`, `one_pass`; fixed points in `solvers`, `gradients`, `stability`
-- messages: `model_connections`, `feedback_connection` and the operators in `connections` and `segment_connections`
+- configuration: `configuration_base`, `configuration_feedback`, checked by `option_checks` and `validation`; edges in
+  `topology`, sets in `recipes`, labels in `label_options`; what a config file may hold in `stored_config`, what a built
+  model keeps of it in `built_options`; `version`
+- building and loading: `building`, `attaching`, `loading`, `feedback_checkpoint`, `backbone_fingerprint`, `gguf_files`,
+  `operator_code`, `adapter_checks`, `whole_files`; the Auto classes in `registration`
+- the backbone: `backbone_layout`, tried out by `backbone_probe` and `cache_probe` with `probe_inputs` and
+  `evaluation_mode`; calls of its layers in `layer_recorder`, `loop_record`, `batch_rows`, `collected_states`
+- the loop: `forward_context` (one call), `loop_runner`, `feedback_loop`, `iteration_trace`, `one_pass`, `switches`;
+  fixed points in `solvers`, `gradients`, `stability`, with `precision` and `random_numbers`
+- messages: `model_connections`, `feedback_connection` and the operators in `connections` and `segment_connections`,
+  made of `stacked_linear` and `activations`
 - halting: `halting`, `example_halting`, `token_halting`
-- long texts: `cutting`, `segments`
-- heads, losses and predictions: `modeling_base`, `modeling_feedback`, `task_traits`, `iteration_losses`, `predictor`
+- long texts: `cutting`, `segments`, `max_length`
+- heads and losses: `modeling_base`, `modeling_feedback`, `modeling_outputs`, `task_traits`, `pooling`,
+  `masked_lm_head`, `next_tokens`, `iteration_losses`, `extra_losses`, `model_checks`, `summary`
+- predictions: `predictor`, `class_predictors`, `passage_predictors`, `words`, `windows`,
+  `token_classification_pipeline`
 - generation: `generation`, `iteration_cache`
-- networks from scratch, whose folders have code of their own: `modeling_fnn`, `fnn_layers`
+- networks from scratch, whose folders have code of their own: `configuration_fnn`, `modeling_fnn`, `fnn_layers`
+- the commands: `cli`
 """
 
 from importlib import import_module

@@ -43,8 +43,8 @@ class BackboneLayout:
         arguments: names that the backbone's `forward` takes.
         has_cache: whether the backbone has a key–value cache, which must be switched off.
         causal: whether messages must not inform a token about later ones.
-        batch_dim: batch dimension of the layers' hidden states: 0 nearly always, 1 in XLNet; `None` until the weights
-            are loaded, so that it can be tried out.
+        is_probed: whether `probe_backbone` has tried the backbone out, which takes its weights.
+        batch_dim: batch dimension of the layers' hidden states: 0 nearly always, 1 in XLNet.
         can_batch_iterations: whether the states of several iterations can pass the modules after the loop as one larger
             batch.
         final_modules: names of the modules from the loop's output to the backbone's output, usually a norm; `None`
@@ -66,7 +66,8 @@ class BackboneLayout:
     arguments: frozenset[str]
     has_cache: bool
     causal: bool = False
-    batch_dim: int | None = None
+    is_probed: bool = False
+    batch_dim: int = 0
     can_batch_iterations: bool = False
     final_modules: tuple[str, ...] | None = None
     cache_argument: str | None = None

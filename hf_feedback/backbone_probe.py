@@ -18,11 +18,10 @@ from .backbone_layout import (
 )
 from .batch_rows import find_batch_axes
 from .evaluation_mode import evaluating, keeping_modules
-from .layer_recorder import first_argument, recording
+from .layer_recorder import recording
 from .loop_record import LayerArguments, LayerOutput, LoopRecord, OutOfOrderError, hidden_of
 from .modeling_outputs import OUTPUT_FIELDS, split_iterations
 from .probe_inputs import Batch, probe_inputs
-from .validation import Keywords
 
 
 def probe_backbone(
@@ -57,6 +56,7 @@ def probe_backbone(
         prefix = f"{layout.part}." if layout.part else ""
         return replace(
             layout,
+            is_probed=True,
             batch_dim=batch_dim,
             packing_positions=_find_packing_positions(part, inputs),
             modules_below=tuple(prefix + name for name in below),
@@ -143,7 +143,6 @@ class _Run:
 
     backbone: PreTrainedModel
     record: LoopRecord
-    entry: torch.Tensor
     result: LayerOutput
     output: ModelOutput
 
@@ -155,9 +154,9 @@ def _check_replay(
     record from the disturbed input gives exactly the second run. Returns both."""
     plain = _record_run(backbone, layers, looped_range, inputs, disturb=False)
     disturbed = _record_run(backbone, layers, looped_range, inputs, disturb=True)
-    if not _same_arguments(plain.entry, disturbed.entry):
+    if not _same_arguments(plain.record.entry, disturbed.record.entry):
         raise unsupported(backbone, "it draws random numbers in evaluation mode.", "Switch that off in its config.")
-    width, shape = backbone.config.get_text_config().hidden_size, tuple(plain.entry.shape)
+    width, shape = backbone.config.get_text_config().hidden_size, tuple(plain.record.entry.shape)
     if len(shape) != 3 or shape[-1] != width:
         reason = f"its layers read {shape} and not (batch, tokens, {width})."
         raise unsupported(backbone, reason, "Use another backbone.")
@@ -172,19 +171,11 @@ def _record_run(
     backbone: PreTrainedModel, layers: list[nn.Module], looped_range: tuple[int, int], inputs: Batch, disturb: bool
 ) -> _Run:
     """One call, with the hidden states that enter the looped layers as they are or disturbed."""
-    entries: list[torch.Tensor] = []
-    record = LoopRecord(layers, looped_range)
-    keyword = first_argument(layers[record.first])
 
-    def disturb_entry(module: nn.Module, args: LayerArguments, kwargs: Keywords) -> tuple[LayerArguments, Keywords]:
-        if record.position != record.first:  # a shared layer is called elsewhere too
-            return args, kwargs
-        hidden = args[0] if args else kwargs[keyword]
-        entries.append(hidden)
-        hidden = disturb_states(hidden) if disturb else hidden
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, keyword: hidden})
+    def disturb_entry(layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        return disturb_states(hidden) if disturb and layer == looped_range[0] else hidden
 
-    handle = layers[record.first].register_forward_pre_hook(disturb_entry, with_kwargs=True)
+    record = LoopRecord(layers, looped_range, on_input=disturb_entry)
     try:
         with recording(record):
             output = backbone(**inputs, **without_cache(backbone))
@@ -193,8 +184,6 @@ def _record_run(
     except Exception as error:
         reason = f"it failed on a tiny batch of {', '.join(inputs)} ({type(error).__name__}: {error})."
         raise unsupported(backbone, reason, "Check that it runs by itself.") from error
-    finally:
-        handle.remove()
     if getattr(output, "last_hidden_state", None) is None:
         raise unsupported(backbone, "its output has no `last_hidden_state`.", "Use the model that it is made of.")
     if record.position != len(layers):
@@ -203,7 +192,7 @@ def _record_run(
             f"it called {record.position} of its {len(layers)} layers.",
             "Layers that are skipped or routed cannot be looped.",
         )
-    return _Run(backbone, record, entries[0], cast(LayerOutput, record.calls[-1].output), output)
+    return _Run(backbone, record, cast(LayerOutput, record.calls[-1].output), output)
 
 
 CONFINE = "Confine feedback to layers without it (`feedback_layers`, `feedback_edges`) or use another backbone."

@@ -16,7 +16,7 @@ from .gguf_files import drop_quantization_marks, find_gguf_file, with_unpacking
 from .label_options import LABEL_OPTIONS, adopt_labels
 from .model_connections import operators_of
 from .pooling import find_pooling
-from .stored_config import drop_switches
+from .stored_config import drop_code_keys
 from .task_traits import TaskTraits, check_task_model
 from .validation import Keywords
 
@@ -49,7 +49,7 @@ def build_from_backbone(
     """
     labels_given = {name for name in LABEL_OPTIONS if given_options.get(name) is not None}
     backbone_kwargs = dict(backbone_kwargs or {})
-    operators_of(config)
+    operators_of(config)  # raises where one is not registered, before anything is loaded
     if isinstance(backbone, PreTrainedModel):
         if config_overrides or backbone_kwargs:
             raise ValueError(
@@ -153,7 +153,7 @@ def _load_backbone(
         if not hasattr(backbone_config, key):
             raise ValueError(f"`config_overrides`: {key!r} is not an option of {type(backbone_config).__name__}.")
         setattr(backbone_config, key, value)
-    drop_switches(backbone_config, backbone_kwargs)
+    drop_code_keys(backbone_config, backbone_kwargs)
     backbone_kwargs = with_unpacking(backbone_kwargs)
     config.head = traits.choose_head(config.head, backbone_config)
     if config.head == "new":

@@ -74,4 +74,4 @@ def _drops_tokens(backbone: PreTrainedModel, layout: BackboneLayout, ids: torch.
     record = LoopRecord(layout.layers(backbone), layout.looped_range)
     with recording(record):
         backbone(input_ids=ids, logits_to_keep=1, **without_cache(backbone))
-    return record.entry.shape[1 - (layout.batch_dim or 0)] < ids.shape[1]
+    return record.entry.shape[1 - layout.batch_dim] < ids.shape[1]

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .label_options import LABEL_OPTIONS, numbers_by_name, replace_labels
-from .stored_config import without_switches
+from .stored_config import without_code_keys
 from .validation import Keywords, check_choice, check_types, choices_of, describe_type
 from .version import HF_FEEDBACK_VERSION
 
@@ -40,9 +40,9 @@ class OptionsConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: Keywords, **kwargs: Any) -> Any:
-        """As in transformers; nothing in a file switches on code, and given options replace those of the file before
+        """As in transformers; nothing in a file code_keys on code, and given options replace those of the file before
         anything is checked."""
-        config_dict = replace_labels(without_switches(config_dict), kwargs)
+        config_dict = replace_labels(without_code_keys(config_dict), kwargs)
         given = {name for name in kwargs if name in cls.option_names() or _is_read_only(cls, name)}
         options = {name: kwargs.pop(name) for name in given}
         return super().from_dict({**config_dict, **options}, **kwargs)

@@ -79,9 +79,9 @@ class MessageContext:
 class FeedbackConnection(nn.Module):
     """`message_{s→l} = scale · up_l(z_l)`, added to the input of layer l: what all operators share.
 
-    A subclass overrides `project_source`, `combine` or `project_target`, of which a message consists; it may add
-    modules in its `__init__`, and check options in `check_options`. Modules other than those of `stacked_linear.py` are
-    initialized as transformers initializes them, or by a method `init_feedback_weights` of their own.
+    A message is `scale · project_target(combine(project_source(norm(h)), x))`. A subclass overrides any of the three
+    methods; it may add modules in its `__init__`, and check options in `check_options`. Modules other than those of
+    `stacked_linear.py` are initialized as transformers initializes them, or by their own `init_feedback_weights`.
 
     With `feedback_signal="error"`, h_s − x_l takes the place of h_s: the message reads how far the source's state and
     the input of the target layer are apart.
@@ -144,12 +144,13 @@ class FeedbackConnection(nn.Module):
             x: `(B, T, d)`, the input of the target layer.
             context: what the message may read besides.
         """
-        x, index = on_device_of(self.up, x), edge
-        projected = cast(torch.Tensor | None, source_message)
-        if self.reads_error and projected is not None:
-            projected, index = self.project_source(self.norm(projected - x), context, edge), 0
-        if projected is not None:
-            projected = projected[..., index : index + 1, :]
+        x = on_device_of(self.up, x)
+        projected = None  # (B, T, 1, r); iteration 1 has no source yet
+        if source_message is not None and self.reads_error:
+            error = cast(torch.Tensor, source_message) - x  # `forward` has returned the source's state itself
+            projected = self.project_source(self.norm(error), context, edge)
+        elif source_message is not None:
+            projected = cast(torch.Tensor, source_message)[..., edge : edge + 1, :]
         message = self.project_target(self.combine(projected, edge, x, context), edge, x)
         return message if self.config.feedback_scale == 1.0 else self.config.feedback_scale * message
 

@@ -53,7 +53,7 @@ class FeedbackLoop:
     ) -> None:
         self.record, self.feedback, self.message_context = record, feedback, message_context
         self.token_mask, self.classify, self.carries, self.batch_axes = token_mask, classify, carries, batch_axes
-        self.sources = [int(source) for source in feedback.sources]
+        self.sources = feedback.source_layers
         self.entry = record.entry  # (B, T, d), the same in every iteration
         self.iteration = 1  # k, the latest one
 

@@ -1,5 +1,6 @@
 """The inputs of one call of `forward`: the modules, the inputs of the backbone, and the mask of its tokens."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -80,23 +81,9 @@ def without_targets(inputs: Mapping[str, Any]) -> Keywords:
     return {name: value for name, value in inputs.items() if name not in TARGET_ARGUMENTS}
 
 
-def targets_of(model_name: str) -> tuple[str, ...]:
-    """Names of the targets that `forward` takes.
-
-    Args:
-        model_name: the model's class.
-
-    Example:
-
-    ```python
-    >>> targets_of("FeedbackForSequenceClassification")
-    ('labels',)
-
-    ```
-    """
-    if model_name == "FeedbackModel":
-        return ()
-    return ("start_positions", "end_positions") if model_name.endswith("QuestionAnswering") else ("labels",)
+def tokens_of(inputs: Mapping[str, Any]) -> Any:
+    """`input_ids`, or `inputs_embeds` where these are given instead; `None` without either."""
+    return inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
 
 
 def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Tensor | None:
@@ -123,7 +110,7 @@ def token_mask(backbone: PreTrainedModel, mask: object, length: int) -> torch.Te
 def backbone_inputs(
     layout: BackboneLayout,
     config: FeedbackConfig,
-    model_name: str,
+    model_class: type[PreTrainedModel],
     arguments: Keywords,
 ) -> Keywords:
     """Inputs of the backbone: all arguments that it accepts, without a key–value cache, which iterations cannot share.
@@ -133,6 +120,7 @@ def backbone_inputs(
         TypeError: it does not know another argument.
         ValueError: a cache was passed.
     """
+    model_name = model_class.__name__
     inputs = {key: value for key, value in arguments.items() if value is not None and key != "padding_mask"}
     if "past_key_values" in inputs:
         raise ValueError(
@@ -146,7 +134,8 @@ def backbone_inputs(
             raise TypeError(f"`iteration_targets`: {model_name}.forward takes none; leave them out.")
         if key not in ("token_type_ids", "position_ids"):
             not_taken = {"kwargs", "labels", "past_key_values", "use_cache", "cache_position"}
-            own = {"num_iterations", "output_iterations", *targets_of(model_name)}
+            parameters = inspect.signature(model_class.forward).parameters
+            own = {"num_iterations", "output_iterations", *(name for name in TARGET_ARGUMENTS if name in parameters)}
             valid = sorted((set(layout.arguments) - not_taken) | own)
             near, advice = get_close_matches(key, valid, n=1), "; rename a column of labels to `labels`"
             listed = f"it takes: {', '.join(valid)}{advice if 'labels' in own else ''}."

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .cache_probe import probe_cache
 from .configuration_feedback import FeedbackConfig
-from .forward_context import COMMON_ARGUMENTS, ForwardContext
+from .forward_context import COMMON_ARGUMENTS, ForwardContext, tokens_of
 from .gradients import GRADIENTS
 from .iteration_cache import IterationCache, check_cache_type, check_size, num_tokens
 from .loop_runner import LoopResult
@@ -38,7 +38,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
 
     def probe_backbone(self) -> None:
         super().probe_backbone()
-        if self.layout.batch_dim is not None:
+        if self.layout.is_probed:
             self.layout = probe_cache(self.backbone, self.layout)
 
     def generate(
@@ -145,7 +145,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
         inputs.pop(name, None)
         reads_padding = self.feedback.mixes_tokens or self.config.feedback_shift or self.config.halting != "none"
         if cache is not None and reads_padding and inputs.get("attention_mask") is not attention_mask:
-            text = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+            text = tokens_of(inputs)
             size = (len(text), num_tokens(cache) + text.shape[1])
             all_real = torch.ones(size, dtype=torch.long, device=text.device)
             inputs["padding_mask"] = all_real if attention_mask is None else attention_mask
@@ -240,7 +240,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
             self.layout.looped_range,
             num_iterations=1 if one_pass else num_iterations,
             num_message_slots=self.feedback.num_message_slots,
-            num_state_slots=len(self.feedback.sources) if one_pass else 0,
+            num_state_slots=len(self.feedback.source_layers) if one_pass else 0,
             is_kept=is_kept,
         )
 
@@ -300,7 +300,7 @@ class FeedbackGenerativeModel(FeedbackPreTrainedModel, GenerationMixin):
 
 def _length_with_past(inputs: Keywords, cache: Cache | None) -> int:
     """The number of tokens that a call reads, those in the cache among them."""
-    text = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+    text = tokens_of(inputs)
     return (0 if cache is None else num_tokens(cache)) + cast(torch.Tensor, text).shape[1]
 
 
@@ -323,7 +323,7 @@ def check_length(backbone: PreTrainedModel, inputs: Keywords, past_key_values: C
     Raises:
         ValueError: there are none, or more.
     """
-    text = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+    text = tokens_of(inputs)
     if torch.compiler.is_compiling() or text is None:
         return
     length = text.shape[1]

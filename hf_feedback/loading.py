@@ -67,7 +67,7 @@ def load_pretrained(
         _check_edges(name, stored, wanted)
     load_operator_code(config, name, hub_kwargs)
     saved_by = find_model_class(root_of(model_class), config.architectures) or model_class
-    _check_answers(model_class, saved_by, name)
+    _check_head_for_pipeline(model_class, saved_by, name)
     _refuse_misspelt(kwargs.keys() - FeedbackConfig.accepted_keywords() - {"backbone", "backbone_config"})
     if given := [key for key in ("config_overrides", "backbone_kwargs") if kwargs.get(key)]:
         raise ValueError(
@@ -171,11 +171,15 @@ def _load_whole(
     return (model, info) if wants_info else model
 
 
-def _check_answers(
+def _check_head_for_pipeline(
     model_class: "type[FeedbackPreTrainedModel]", saved_by: "type[FeedbackPreTrainedModel]", name: str | Path
 ) -> None:
     """Raises `ValueError` where a pipeline would answer from a new head."""
-    if not has_same_head(model_class, saved_by) and model_class.traits.auto_class is not None and _is_for_a_pipeline():
+    if (
+        not has_same_head(model_class, saved_by)
+        and model_class.traits.auto_class is not None
+        and _is_loaded_by_a_pipeline()
+    ):
         raise ValueError(
             f"{name} was trained as a {saved_by.__name__} and has no trained head to answer as a "
             f"{model_class.__name__}; use the pipeline of its own task."
@@ -346,7 +350,7 @@ def load_feedback_folder(
     return model_class.from_pretrained(name, backbone=backbone, **kwargs)
 
 
-def _is_for_a_pipeline() -> bool:
+def _is_loaded_by_a_pipeline() -> bool:
     """Whether a pipeline of transformers is loading the model, which Auto classes are not informed of. What it loads
     answers at once, and nothing asks for training in between."""
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(None))

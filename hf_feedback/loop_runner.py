@@ -109,7 +109,7 @@ class LoopRunner:
         return loops and self.config.jacobian_penalty > 0
 
     def _make_trace(self, context: ForwardContext) -> IterationTrace:
-        return IterationTrace(self.layout.batch_dim or 0, context.segments)
+        return IterationTrace(self.layout.batch_dim, context.segments)
 
     def _run_backbone(self, context: ForwardContext, result: LoopResult) -> None:
         """Calls the backbone, with the iterations inside of it, and fills in the result."""
@@ -155,8 +155,8 @@ class LoopRunner:
             self.layout.looped_range,
             on_last_layer,
             on_input if feedback.acts_in_first_iteration and not context.is_disabled else None,
-            keep=None if asks_for_states(context.backbone_inputs) else set(map(int, feedback.sources)),
-            batch_dim=self.layout.batch_dim or 0,
+            keep=None if asks_for_states(context.backbone_inputs) else set(feedback.source_layers),
+            batch_dim=self.layout.batch_dim,
         )
 
     def _iterate(self, loop: FeedbackLoop, context: ForwardContext, result: LoopResult) -> LayerOutput:
@@ -201,7 +201,7 @@ class LoopRunner:
 
     def make_loop(self, record: LoopRecord, context: ForwardContext) -> FeedbackLoop:
         """The loop over a complete record."""
-        length = record.entry.shape[1 - (self.layout.batch_dim or 0)]
+        length = record.entry.shape[1 - self.layout.batch_dim]
         return FeedbackLoop(
             record,
             context.feedback,
@@ -214,7 +214,7 @@ class LoopRunner:
 
     def _message_context(self, context: ForwardContext, entry: torch.Tensor) -> MessageContext:
         """Inputs of messages besides the states; `entry` is the input of the first looped layer."""
-        batch_dim, mask = self.layout.batch_dim or 0, context.attention_mask
+        batch_dim, mask = self.layout.batch_dim, context.attention_mask
         reads_mask = context.feedback.mixes_tokens or self.config.feedback_shift or context.cache is not None
         if not reads_mask:
             return MessageContext(batch_dim=batch_dim, cache=context.cache)
@@ -224,23 +224,8 @@ class LoopRunner:
         real = None if mask is None else token_mask(context.backbone, mask, length)
         if context.cache is not None and not context.feedback.mixes_tokens:
             return MessageContext(mask=real, cache=context.cache)
-        if real is None and (not isinstance(mask, torch.Tensor | None) or (mask is not None and mask.dim() > 3)):
-            reads = (
-                f"`feedback_type`={self.config.feedback_type!r}"
-                if context.feedback.mixes_tokens
-                else "`feedback_shift`=1"
-            )
-            raise ValueError(
-                f"{reads} needs an `attention_mask` of shape (batch, tokens); give one (beside another mask as "
-                "`padding_mask`), or use `feedback_type='additive'` without `feedback_shift`."
-            )
-        if real is None and isinstance(mask, torch.Tensor) and context.feedback.mixes_tokens:
-            raise ValueError(
-                f"`attention_mask` has {mask.shape[-1]} tokens, and the layers of {context.model_name} read {length}, "
-                f"so that messages of `feedback_type`={self.config.feedback_type!r} would read padding. Where the "
-                "backbone pads texts inside, pad them to that length (`pad_to_multiple_of` in the tokenizer's call), "
-                "or use `feedback_type='additive'`."
-            )
+        if real is None:
+            self._check_no_mask_is_lost(context, length)
         return MessageContext(
             mask=real,
             packed_texts=self._packed_texts(context, entry.shape[batch_dim]),
@@ -249,6 +234,23 @@ class LoopRunner:
             segments=context.segments,
             cache=context.cache,
         )
+
+    def _check_no_mask_is_lost(self, context: ForwardContext, length: int) -> None:
+        """Raises `ValueError` where there is a mask from which one cannot tell which of the T tokens are padding."""
+        mask, mixes_tokens = context.attention_mask, context.feedback.mixes_tokens
+        if not isinstance(mask, torch.Tensor | None) or (mask is not None and mask.dim() > 3):
+            reads = f"`feedback_type`={self.config.feedback_type!r}" if mixes_tokens else "`feedback_shift`=1"
+            raise ValueError(
+                f"{reads} needs an `attention_mask` of shape (batch, tokens); give one (beside another mask as "
+                "`padding_mask`), or use `feedback_type='additive'` without `feedback_shift`."
+            )
+        if mask is not None and mixes_tokens:
+            raise ValueError(
+                f"`attention_mask` has {mask.shape[-1]} tokens, and the layers of {context.model_name} read {length}, "
+                f"so that messages of `feedback_type`={self.config.feedback_type!r} would read padding. Where the "
+                "backbone pads texts inside, pad them to that length (`pad_to_multiple_of` in the tokenizer's call), "
+                "or use `feedback_type='additive'`."
+            )
 
     def _packed_texts(self, context: ForwardContext, num_rows: int) -> torch.Tensor | None:
         """`(B, T)`, the number of the text of each token, where rows hold several; `None`: one each. As in the masks of
@@ -302,7 +304,7 @@ class LoopRunner:
         if self.layout.final_modules is not None:
             for name in self.layout.final_modules:
                 state = context.backbone.get_submodule(name)(state)
-            state = batch_first(state, self.layout.batch_dim or 0)
+            state = batch_first(state, self.layout.batch_dim)
             if self.config.head == "backbone":
                 return cast(BackboneOutput, CausalLMOutput(logits=cast(torch.FloatTensor, state)))
             return cast(BackboneOutput, BaseModelOutput(last_hidden_state=state))

@@ -101,6 +101,7 @@ class FeedbackConnections(nn.Module):
             made = [operator(config, hidden_size, 1 if shared else num_edges, causal) for operator in operators]
             return made[0] if len(made) == 1 else SumConnection(made)
 
+        self.source_layers = list(targets)  # numbers of the sources, ascending
         self.sources = nn.ModuleDict({str(source): connection(len(its)) for source, its in targets.items()})
         self.config = config
         self.damping = Damping(len(targets), config.feedback_damping) if config.learn_damping else None

@@ -207,7 +207,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
             if self.config.backbone_layers is not None and self.config.pad_token_id is not None:
                 # the backbone's own config is another one
                 self.backbone.config.get_text_config().pad_token_id = self.config.pad_token_id
-            if self.layout.batch_dim is None:  # weights came after the model was built
+            if not self.layout.is_probed:  # weights came after the model was built
                 self.probe_backbone()
         k = self._choose_num_iterations(num_iterations)
         if self.training and k > 1 and not torch.compiler.is_compiling():
@@ -253,7 +253,7 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         if not self.traits.predicts_next_token and inputs.get("attention_mask") is None:
             inputs = {**inputs, "padding_mask": self._text_mask(inputs)}  # for messages, as for pooling
         inputs, cache = self._take_cache(inputs, num_iterations, halts)
-        arguments = backbone_inputs(self.layout, self.config, type(self).__name__, inputs)
+        arguments = backbone_inputs(self.layout, self.config, type(self), inputs)
         if cache is not None:
             arguments |= {cast(str, self.layout.cache_argument): cache.view, "use_cache": True}
         answers = self.traits.answers_once or self.traits.predicts_next_token

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .class_predictors import AudioPredictor, ChoicePredictor, ImagePredictor, TagPredictor, TextPredictor
 from .configuration_feedback import FeedbackConfig
-from .forward_context import ForwardContext, token_mask
+from .forward_context import ForwardContext, token_mask, tokens_of
 from .generation import FeedbackGenerativeModel
 from .masked_lm_head import MaskedLMHead
 from .modeling_base import FeedbackPreTrainedModel, classifier_dropout
@@ -203,8 +203,8 @@ class FeedbackForTokenClassification(FeedbackTextModel):
 
     Shapes:
         labels: `(B, T)` class numbers, −100 where there is none; logits: `(B, T, num_labels)`. With
-            `feedback_span="segment"` they are still those of the text: of a token in several segments that copy answers
-            which has the most tokens on either side. Padding has logits of 0 then.
+            `feedback_span="segment"` they are still those of the text: if several segments hold a token,
+            the copy with the most context on both sides counts. Padding has logits of 0 then.
 
     Example:
 
@@ -239,8 +239,8 @@ class FeedbackForQuestionAnswering(FeedbackPreTrainedModel):
 
     Shapes:
         start_positions, end_positions: `(B,)`; start_logits, end_logits: `(B, T)`. With `feedback_span="segment"` they
-            are still those of the text, so that all its segments compete for the answer: of a token in several segments
-            that copy answers which has the most tokens on either side. Padding cannot be an answer then.
+            are still those of the text, so that all its segments compete for the answer; if several segments hold a
+            token, the copy with the most context on both sides counts. Padding cannot be an answer then.
 
     Example:
 
@@ -364,7 +364,7 @@ class FeedbackForMultipleChoice(FeedbackTextModel):
                     f"`{name}` must have a dimension for the choices after the first, (batch, choices, tokens"
                     f"{', width' * (dimensions - 3)}), got {tuple(tensor.shape)}."
                 )
-        text = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
+        text = tokens_of(inputs)
         if self.config.head == "new":  # the backbone's own head does this itself
             inputs = {k: v.flatten(0, 1) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
         return inputs, text.shape[1]

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from .collected_states import asks_for_states
 from .feedback_connection import MessageContext, SourceMessage
+from .forward_context import tokens_of
 from .iteration_cache import IterationCache, extend_slot, has_recurrent_states
 from .iteration_trace import States
 from .layer_recorder import recording
@@ -47,27 +48,10 @@ def run_in_one_pass(
         ValueError: hidden states, attentions or a loss of the router are asked for, padding stands before the texts of
             a backbone whose layers carry a state, or the mask has other dimensions.
     """
-    if (given := inputs.get("attention_mask")) is not None and given.dim() != 2:
-        raise ValueError(
-            f"`attention_mask` must be (batch, tokens) in one pass with `feedback_shift`=1, got {tuple(given.shape)}."
-        )
-    if asks_for_states(inputs):
-        raise ValueError(
-            "`output_hidden_states` and `output_attentions` cannot be had in one pass with `feedback_shift`=1; call "
-            "with `use_cache=False`."
-        )
-    length, keep = cast(torch.Tensor, inputs.get("input_ids", inputs.get("inputs_embeds"))).shape[1], 0
+    _check_inputs(inputs, mask, cache)
+    length, keep = tokens_of(inputs).shape[1], 0
     if "logits_to_keep" in inputs:
         keep, inputs = inputs["logits_to_keep"], {**inputs, "logits_to_keep": 0}
-    if (
-        has_recurrent_states(cache.cache)
-        and mask is not None
-        and bool(((mask[:, :-1] == 0) & (mask[:, 1:] != 0)).any())
-    ):
-        raise ValueError(
-            "The backbone carries a state through its layers, which in one pass with `feedback_shift`=1 would read the "
-            "padding before a text; call with texts of one length, one at a time, or with `use_cache=False`."
-        )
     outputs = []
     for t in range(length):
         until_token = None if mask is None else mask[:, : mask.shape[1] - length + t + 1]
@@ -82,6 +66,25 @@ def run_in_one_pass(
     kept = slice(-keep, None) if isinstance(keep, int) else keep  # -0 is the first
     outputs[-1].logits = logits[:, kept]
     return outputs[-1]
+
+
+def _check_inputs(inputs: Keywords, mask: Any, cache: IterationCache) -> None:
+    """Raises `ValueError` for what cannot be had token by token; see `run_in_one_pass`."""
+    if (given := inputs.get("attention_mask")) is not None and given.dim() != 2:
+        raise ValueError(
+            f"`attention_mask` must be (batch, tokens) in one pass with `feedback_shift`=1, got {tuple(given.shape)}."
+        )
+    if asks_for_states(inputs):
+        raise ValueError(
+            "`output_hidden_states` and `output_attentions` cannot be had in one pass with `feedback_shift`=1; call "
+            "with `use_cache=False`."
+        )
+    is_padded_before = mask is not None and bool(((mask[:, :-1] == 0) & (mask[:, 1:] != 0)).any())
+    if has_recurrent_states(cache.cache) and is_padded_before:
+        raise ValueError(
+            "The backbone carries a state through its layers, which in one pass with `feedback_shift`=1 would read the "
+            "padding before a text; call with texts of one length, one at a time, or with `use_cache=False`."
+        )
 
 
 def _inputs_of_token(inputs: Keywords, t: int, length: int) -> Keywords:
@@ -105,7 +108,7 @@ def _make_record(
     mask: torch.Tensor | None,
 ) -> LoopRecord:
     """Adds the messages of the token before to the inputs of the layers, and keeps the sources' states of this one."""
-    sources = sorted(map(int, feedback.sources))
+    sources = feedback.source_layers
     messages: list[dict[int, SourceMessage]] = []
 
     def on_input(layer: int, x: torch.Tensor) -> torch.Tensor:

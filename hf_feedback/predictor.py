@@ -199,11 +199,28 @@ def with_padding_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     """
     if tokenizer.pad_token_id is not None:
         return tokenizer
+    padding = copy.deepcopy(tokenizer)
+    give_padding_token(padding)
+    return padding
+
+
+def give_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets a tokenizer without a padding token pad with the end-of-text token.
+
+    Args:
+        tokenizer: the tokenizer.
+
+    Raises:
+        ValueError: it has neither token.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
     if tokenizer.eos_token is None:
-        raise ValueError("`processor` has no `pad_token` and no `eos_token` to pad with; give it one.")
-    tokenizer = copy.deepcopy(tokenizer)
+        raise ValueError(
+            "The tokenizer has no `pad_token` and no `eos_token` to pad with; set one (`tokenizer.pad_token = …`) "
+            "and save it with the model."
+        )
     tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def check_examples(examples: Sequence[Any], is_right: Callable[[Any], bool], what: str) -> None:

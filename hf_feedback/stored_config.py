@@ -20,7 +20,7 @@ PLACE_KEYS = ("name_or_path", "revision", "subfolder", "gguf_file")
 # A class in a file of the folder itself, and of no other one.
 CLASS_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 # By these a config would have transformers run code from elsewhere, or read other files than those of the model.
-SWITCHES = ("distributed_config", "transformers_weights", "backbone", "backbone_kwargs", "use_pretrained_backbone")
+CODE_KEYS = ("distributed_config", "transformers_weights", "backbone", "backbone_kwargs", "use_pretrained_backbone")
 # By these, where the value is the name of a repository: its kernels are downloaded and run.
 KERNELS = ("attn_implementation", "experts_implementation")
 # What families call a number of layers; configs make lists of that length.
@@ -129,10 +129,10 @@ def check_sizes(values: Any) -> None:
             raise ValueError(f"`backbone_config`: `{key}` must be at most {MAX_LAYERS}, got {value}.")
 
 
-def without_switches(values: Keywords) -> Keywords:
+def without_code_keys(values: Keywords) -> Keywords:
     """Returns the contents of a config file without keys that would switch on code, at any depth. An `auto_map` stays
     on the outside alone, where transformers asks whoever loads the file (`trust_remote_code`)."""
-    dropped = [key for key, value in values.items() if _is_switch(key, value)]
+    dropped = [key for key, value in values.items() if _is_code_key(key, value)]
     if dropped:
         logger.warning(f"{', '.join(map(repr, dropped))} is not taken from a config file; pass it yourself.")
     return {key: _inner(value) for key, value in values.items() if key not in dropped}
@@ -143,15 +143,15 @@ def _inner(value: Any) -> Any:
         return [_inner(one) for one in value]
     if not isinstance(value, dict):
         return value
-    return without_switches({key: inner for key, inner in value.items() if key != "auto_map"})
+    return without_code_keys({key: inner for key, inner in value.items() if key != "auto_map"})
 
 
-def _is_switch(key: Any, value: Any) -> bool:
+def _is_code_key(key: Any, value: Any) -> bool:
     name = str(key).removeprefix("_").removesuffix("_internal")
-    return value is not None and (name in SWITCHES or (name in KERNELS and "/" in str(value)))
+    return value is not None and (name in CODE_KEYS or (name in KERNELS and "/" in str(value)))
 
 
-def drop_switches(config: PreTrainedConfig, asked: Container[str]) -> None:
+def drop_code_keys(config: PreTrainedConfig, asked: Container[str]) -> None:
     """Takes out of a backbone's own config what would switch on code and was not asked for by who loads it."""
     for name in KERNELS:
         if name not in asked and "/" in str(getattr(config, f"_{name}")):

@@ -30,7 +30,7 @@ def summarize(
     length = min(length, cutting.length) if cutting else length
     rows = [("source", "targets", "parameters an edge", "FLOPs a token and edge")]
     messages = 0
-    for source in map(int, feedback.sources):
+    for source in feedback.source_layers:
         connection = feedback.connection(source)
         edges = {target: dict(incoming) for target, incoming in feedback.incoming.items()}
         targets = sorted(target for target, incoming in edges.items() if source in incoming)

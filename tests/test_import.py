@@ -6,6 +6,7 @@ All runs in fresh processes, where neither the package nor an Auto class of mode
 import ast
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ def test_pickles_load_by_themselves(processes):
     config = hf_feedback.FNNConfig(vocab_size=9, hidden_size=4)
     code = f"""
 import pickle
+import re
 
 model_class, config = pickle.loads({pickle.dumps((hf_feedback.FNNModel, config))!r})
 assert model_class(config).config.vocab_size == 9
@@ -139,3 +141,9 @@ def test_a_class_of_transformers_may_be_the_first_import_after_ours(name):
     """In a process into which nothing of transformers was imported before."""
     code = f"import hf_feedback; from transformers import {name}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_names_all_its_modules():
+    named = set(re.findall(r"`(\w+)`", hf_feedback.__doc__))
+    modules = {file.stem for file in Path(hf_feedback.__file__).parent.glob("*.py")} - {"__init__"}
+    assert named >= modules

@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 
 from ..training.data.labels import IGNORED, MULTI_LABEL, REGRESSION, LabelSet
 from ..training.data.tags import is_bio
-from ..training.metrics import predict_labels
+from ..training.metrics import logits_of, predict_labels
 from ..training.tasks import MultipleChoice, Task, TokenClassification
 from .diagnostics import calibrate
 
@@ -40,8 +40,7 @@ class ClassAnswers:
     @classmethod
     def of_logits(cls, prediction: EvalPrediction, labels: LabelSet) -> "ClassAnswers":
         """Returns the predictions of logits."""
-        logits = prediction.predictions
-        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits, dtype=float)
+        logits = logits_of(prediction).astype(float)
         predicted = predict_labels(logits, labels.problem_type)
         several = labels.problem_type == MULTI_LABEL
         confidence = expit(np.abs(logits)) if several else softmax(logits, -1).max(-1)
@@ -87,8 +86,10 @@ def has_confusion(task: Task) -> bool:
     Args:
         task: the task, with its model.
     """
-    if isinstance(task, TokenClassification | MultipleChoice) or not task.card.labelled:
-        return isinstance(task, TokenClassification)
+    if isinstance(task, TokenClassification):
+        return True
+    if isinstance(task, MultipleChoice) or not task.card.labelled:
+        return False
     return LabelSet.of_model(task.model).problem_type not in (MULTI_LABEL, REGRESSION)
 
 

@@ -143,15 +143,12 @@ def calibrate(confidence: np.ndarray, right: np.ndarray, num_bins: int = CALIBRA
     bins, error = [], 0.0
     for i in range(num_bins):
         inside = number == i
-        count, one = (
-            int(inside.sum()),
-            Bin(low=float(edges[i]), high=float(edges[i + 1]), count=0, confidence=None, accuracy=None),
-        )
+        count, mean, accuracy = int(inside.sum()), None, None
         if count:
-            sure, accurate = float(confidence[inside].mean()), float(right[inside].mean())
-            error += count / len(confidence) * abs(accurate - sure)
-            one = Bin(low=one["low"], high=one["high"], count=count, confidence=sure, accuracy=accurate)
-        bins.append(one)
+            mean, accuracy = float(confidence[inside].mean()), float(right[inside].mean())
+            error += count / len(confidence) * abs(accuracy - mean)
+        low, high = float(edges[i]), float(edges[i + 1])
+        bins.append(Bin(low=low, high=high, count=count, confidence=mean, accuracy=accuracy))
     return Calibration(ece=error, confidence=float(confidence.mean()), bins=bins)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import EvalPrediction
 
 from .data.labels import SINGLE_LABEL, LabelSet
-from .metrics import ComputeMetrics
+from .metrics import ComputeMetrics, logits_of
 
 UNEVEN = 10  # times as many rows in the largest class as in the smallest
 MUCH_CUT = 0.05  # share of the texts
@@ -40,8 +40,7 @@ class PredictionCounter:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         if self.labels.problem_type == SINGLE_LABEL:
-            logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-            self.predicted = Counter(self.labels.names[number] for number in np.asarray(logits).argmax(-1))
+            self.predicted = Counter(self.labels.names[number] for number in logits_of(prediction).argmax(-1))
             self.right = Counter(self.labels.names[int(number)] for number in np.asarray(prediction.label_ids))
         return self.compute_metrics(prediction)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from ..forward_context import tokens_of
 from .data.labels import IGNORED
 
 
@@ -39,7 +40,7 @@ def has_answer(batch: Mapping[str, Any]) -> torch.Tensor | None:
     """Whether the answer of each row lies in its text, `(B,)`, others being left out of the loss; `None` if the batch
     has no answers to questions."""
     start, end = batch.get("start_positions"), batch.get("end_positions")
-    text = batch.get("inputs_embeds") if batch.get("input_ids") is None else batch["input_ids"]
+    text = tokens_of(batch)
     if start is None or end is None or text is None:
         return None
     return (torch.stack((start.flatten(), end.flatten())) < text.shape[1]).all(0)

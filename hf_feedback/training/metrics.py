@@ -153,8 +153,7 @@ def make_compute_metrics(problem_type: ProblemType, names: Sequence[str]) -> Com
     modules = [load_metric(name) for name in names]
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        answers, labels = predict_labels(np.asarray(logits), problem_type), np.asarray(prediction.label_ids)
+        answers, labels = predict_labels(logits_of(prediction), problem_type), np.asarray(prediction.label_ids)
         labels = labels.squeeze(-1) if labels.ndim > answers.ndim else labels
         labels = labels.astype(int) if problem_type == MULTI_LABEL else labels
         results: dict[str, float] = {}
@@ -163,6 +162,12 @@ def make_compute_metrics(problem_type: ProblemType, names: Sequence[str]) -> Com
         return results
 
     return compute_metrics
+
+
+def logits_of(prediction: EvalPrediction) -> np.ndarray:
+    """Returns the logits of a prediction; some models return further outputs after them."""
+    outputs = prediction.predictions
+    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
 
 
 def predict_labels(logits: np.ndarray, problem_type: ProblemType) -> np.ndarray:

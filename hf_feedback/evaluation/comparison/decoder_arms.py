@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from ...backbone_probe import reads_causally
+from ...forward_context import tokens_of
 from ...max_length import max_positions
 from ...modeling_base import FeedbackPreTrainedModel
 from ...training.data.labels import IGNORED
@@ -101,7 +102,7 @@ def _lift_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[
     """Forward pre-hook of a backbone: every token attends to all tokens except padding."""
     mask = kwargs.get("attention_mask")
     if mask is None:
-        inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        inputs = tokens_of(kwargs)
         mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     dtype = next(module.parameters()).dtype
     added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask.bool(), torch.finfo(dtype).min)

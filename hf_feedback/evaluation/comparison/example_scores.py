@@ -11,7 +11,7 @@ from transformers import EvalPrediction
 
 from ...training.data.answers import answer_f1, normalize_answer
 from ...training.data.labels import IGNORED, MULTI_LABEL, SINGLE_LABEL, ProblemType
-from ...training.metrics import predict_labels
+from ...training.metrics import logits_of, predict_labels
 
 Sums: TypeAlias = np.ndarray  # (…, s)
 
@@ -34,9 +34,8 @@ class SplitAnswers:
 
     def classes(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels and predictions: `(N,)`, or zeros and ones `(N, C)` for several labels at once."""
-        logits = self.prediction.predictions
-        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
-        predicted, labels = predict_labels(logits, self.problem_type), np.asarray(self.prediction.label_ids)
+        predicted = predict_labels(logits_of(self.prediction), self.problem_type)
+        labels = np.asarray(self.prediction.label_ids)
         return (labels.squeeze(-1) if labels.ndim > predicted.ndim else labels), predicted
 
     def one_hot(self) -> tuple[np.ndarray, np.ndarray]:

@@ -97,7 +97,7 @@ def make_frozen_prefix(trainer: "FeedbackTrainer") -> AbstractContextManager[obj
 def _make_cache(
     trainer: Trainer, core: FeedbackPreTrainedModel, model: nn.Module, depth: int, gigabytes: float
 ) -> PrefixCache:
-    kept = {depth - 1, core.layout.looped_range[0] - 1, *map(int, core.feedback.sources)}
+    kept = {depth - 1, core.layout.looped_range[0] - 1, *core.feedback.source_layers}
     layers = sorted(layer for layer in kept if 0 <= layer < depth)
     parts = parts_of(model)
     below = {"embeddings", *(f"layer {layer}" for layer in range(depth))}

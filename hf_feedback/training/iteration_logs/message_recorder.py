@@ -89,7 +89,9 @@ def record_messages(model: FeedbackPreTrainedModel) -> Iterator[MessageRecord]:
     """
     record = MessageRecord()
 
-    def watch(source: int, connection: FeedbackConnection, course: _Course) -> Callable[..., torch.Tensor]:
+    def recording_message(
+        source: int, connection: FeedbackConnection, position: _CallPosition
+    ) -> Callable[..., torch.Tensor]:
         make_message = connection.message
 
         def message_and_note(
@@ -97,16 +99,16 @@ def record_messages(model: FeedbackPreTrainedModel) -> Iterator[MessageRecord]:
         ) -> torch.Tensor:
             message, mask = make_message(source_message, edge, x, context), context.mask
             if mask is None:
-                mask = token_mask(model.backbone, course.attention_mask, x.shape[1])
-            record.add((source, course.target), course.iteration, message.detach(), x.detach(), mask)
+                mask = token_mask(model.backbone, position.attention_mask, x.shape[1])
+            record.add((source, position.target), position.iteration, message.detach(), x.detach(), mask)
             return message
 
         return message_and_note
 
-    with _follow_course(model) as course, ExitStack() as stack:
-        for source in map(int, model.feedback.sources):
+    with _track_position(model) as position, ExitStack() as stack:
+        for source in model.feedback.source_layers:
             connection = model.feedback.connection(source)
-            stack.enter_context(_replace_method(connection, "message", watch(source, connection, course)))
+            stack.enter_context(_replace_method(connection, "message", recording_message(source, connection, position)))
         yield record
 
 
@@ -123,19 +125,19 @@ def record_attention(model: FeedbackPreTrainedModel) -> Iterator[dict[int, list[
     """
     weights: dict[int, list[torch.Tensor]] = {}
 
-    def watch(operator: AttentionConnection, course: "_Course") -> Callable[..., torch.Tensor]:
+    def recording_attention(operator: AttentionConnection, position: "_CallPosition") -> Callable[..., torch.Tensor]:
         combine = operator.combine
 
         def combine_and_note(*args: Any) -> torch.Tensor:
-            weights.setdefault(course.iteration, []).append(operator.attention_weights(*args).detach().mean(1))
+            weights.setdefault(position.iteration, []).append(operator.attention_weights(*args).detach().mean(1))
             return combine(*args)
 
         return combine_and_note
 
     operators = [one for one in model.feedback.modules() if isinstance(one, AttentionConnection)]
-    with _follow_course(model) as course, ExitStack() as stack:
+    with _track_position(model) as position, ExitStack() as stack:
         for operator in operators:
-            stack.enter_context(_replace_method(operator, "combine", watch(operator, course)))
+            stack.enter_context(_replace_method(operator, "combine", recording_attention(operator, position)))
         yield weights
 
 
@@ -152,8 +154,8 @@ def swish_betas(model: FeedbackPreTrainedModel) -> dict[Edge, float]:
 
 
 @dataclass
-class _Course:
-    """The position of a call of the model."""
+class _CallPosition:
+    """The iteration and the target layer that a running call has reached."""
 
     iteration: int = 1
     target: int = 0
@@ -161,19 +163,19 @@ class _Course:
 
 
 @contextmanager
-def _follow_course(model: FeedbackPreTrainedModel) -> Iterator[_Course]:
+def _track_position(model: FeedbackPreTrainedModel) -> Iterator[_CallPosition]:
     """Context that tracks the current iteration, and the layer that receives messages next."""
-    course, feedback = _Course(), model.feedback
+    position, feedback = _CallPosition(), model.feedback
     add_messages = feedback.add_messages
 
     def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        course.iteration, course.attention_mask = 1, kwargs.get("attention_mask")
+        position.iteration, position.attention_mask = 1, kwargs.get("attention_mask")
 
     def next_iteration(module: nn.Module, args: tuple[Any, ...]) -> None:
-        course.iteration += 1
+        position.iteration += 1
 
     def to_target(x: torch.Tensor, target: int, *args: Any) -> torch.Tensor:
-        course.target = target
+        position.target = target
         return add_messages(x, target, *args)
 
     hooks = (
@@ -182,7 +184,7 @@ def _follow_course(model: FeedbackPreTrainedModel) -> Iterator[_Course]:
     )
     try:
         with _replace_method(feedback, "add_messages", to_target):
-            yield course
+            yield position
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from .model_parts import matches_pattern, parts_of
+from .model_parts import layer_of, matches_pattern, parts_of
 
 FREEZABLE_PARTS = ("backbone", "embeddings", "feedback", "head")
 LAYERS = re.compile(r"layers:(\d+)(?:-(\d+))?")
@@ -76,7 +76,7 @@ def lowest_layers(parts: Iterable[str]) -> str:
 
 def _last_layer(parts: Iterable[str]) -> int:
     """The number of the highest layer; -1 if there is none."""
-    return max((int(part.removeprefix("layer ")) for part in parts if part.startswith("layer ")), default=-1)
+    return max((layer for layer in map(layer_of, parts) if layer is not None), default=-1)
 
 
 def _check_layers(item: str, parts: Iterable[str]) -> None:
@@ -91,7 +91,7 @@ def _check_layers(item: str, parts: Iterable[str]) -> None:
 
 def _matches(item: str, name: str, part: str) -> bool:
     if item in FREEZABLE_PARTS:
-        return part == item or (item == "backbone" and (part == "embeddings" or part.startswith("layer ")))
+        return part == item or (item == "backbone" and (part == "embeddings" or layer_of(part) is not None))
     layers = LAYERS.fullmatch(item)
     if layers:
         first, last = int(layers[1]), int(layers[2] or layers[1])

@@ -40,6 +40,11 @@ def any_model_in(model: nn.Module) -> tuple[str, FeedbackPreTrainedModel | FNNPr
     raise ValueError(f"There is no feedback model in this {type(model).__name__}; use `from_backbone` to make one.")
 
 
+def layer_of(part: str) -> int | None:
+    """The number of the layer that a part, as `parts_of` names it, is; `None`: it is none."""
+    return int(part.removeprefix("layer ")) if part.startswith("layer ") else None
+
+
 def parts_of(model: nn.Module) -> dict[str, str]:
     """Returns the part that each parameter belongs to.
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from .model_parts import matches_pattern, parts_of
+from .model_parts import layer_of, matches_pattern, parts_of
 
 ParameterGroup: TypeAlias = dict[str, Any]  # `params`, `lr`, `weight_decay` and `name`
 
@@ -78,7 +78,8 @@ class LearningRates:
         rate = self.learning_rate if rate is None else rate
         if part in own:
             return rate
-        layers_above = num_layers if part == "embeddings" else num_layers - 1 - int(part.removeprefix("layer "))
+        layer = layer_of(part)
+        layers_above = num_layers if layer is None else num_layers - 1 - layer  # the embeddings are below all of them
         return rate * self.layer_lr_decay**layers_above
 
 
@@ -135,7 +136,7 @@ def parameter_groups(
     rates = LearningRates(learning_rate, backbone_lr, feedback_lr, head_lr, layer_lr_decay, mapping)
     parts = parts_of(model)
     rates.check_patterns(list(parts))
-    num_layers = 1 + max(int(part.removeprefix("layer ")) for part in parts.values() if part.startswith("layer "))
+    num_layers = 1 + max(layer for layer in map(layer_of, parts.values()) if layer is not None)
     groups: dict[tuple[str, float, float], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from .model_parts import feedback_model_in, parts_of
+from .model_parts import feedback_model_in, layer_of, parts_of
 
 logger = logging.get_logger(__name__)
 
@@ -190,7 +190,7 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The trained parameters of the backbone by part, the top layer first."""
     feedback_model_in(model)  # a network from scratch has no backbone
     parts = parts_of(model)
-    layers = {int(part.removeprefix("layer ")) for part in parts.values() if part.startswith("layer ")}
+    layers = {layer for layer in map(layer_of, parts.values()) if layer is not None}
     top = f"layer {max(layers)}"
     stages: dict[str, list[nn.Parameter]] = {f"layer {layer}": [] for layer in sorted(layers, reverse=True)}
     stages["embeddings"] = []
@@ -235,6 +235,11 @@ class UnfreezingCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: object,
     ) -> None:
+        """Starts the schedule.
+
+        Raises:
+            ValueError: it counts epochs, and a stream has no length.
+        """
         self.finish()  # of an earlier attempt
         self.unfreezing = GradualUnfreezing(cast(nn.Module, model), self.unfreeze_every, self.feedback_warmup)
         if self.unfreezing.schedule.first.unit == "epochs" and state.num_train_epochs == sys.maxsize:

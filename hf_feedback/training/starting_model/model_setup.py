@@ -13,6 +13,7 @@ from ...cutting import special_tokens_of
 from ...feedback_checkpoint import is_feedback_only
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNForSequenceClassification
+from ...predictor import give_padding_token
 from ...stored_config import place_keywords
 from ...topology import resolve_edges
 from ...validation import check_choice
@@ -276,25 +277,6 @@ def check_head_has_labels(model: PreTrainedModel, source: str, labels: LabelSet)
             f"`model`: {source} was trained for the labels {', '.join(trained.names) or 'numbers'}, the data has "
             f"{', '.join(labels.names) or 'numbers'}; start from its backbone, or map the labels."
         )
-
-
-def give_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Lets a tokenizer without a padding token pad with the end-of-text token.
-
-    Args:
-        tokenizer: the tokenizer.
-
-    Raises:
-        ValueError: it has neither token.
-    """
-    if tokenizer.pad_token_id is not None:
-        return
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            "The tokenizer has no `pad_token` and no `eos_token` to pad with; set one (`tokenizer.pad_token = …`) "
-            "and save it with the model."
-        )
-    tokenizer.pad_token = tokenizer.eos_token
 
 
 def set_padding(model: FeedbackPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
