@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,11 +98,13 @@ def test_the_seeds_that_are_needed_see_the_difference_that_often():
 
 def test_distances_from_the_mean_add_up_as_independent_errors():
     wide = Difference(1.0, (0.0, 2.0), -3.0, 7.0, (-2.0, 4.0), 1.0, 0.5, of_examples=3.0, resolution=0.2)
-    narrow = Difference(3.0, (2.0, 4.0, 3.0), 0.0, 11.0, (-1.0, 7.0), 0.25, 0.25, of_examples=4.0, resolution=0.4)
+    narrow = Difference(3.0, (2.0, 4.0), 0.0, 11.0, (-1.0, 7.0), 0.25, 0.25, of_examples=4.0, resolution=0.4)
     found = mean_over_data([wide, narrow])
     assert (found.mean, found.low, found.high, found.equivalence) == (2.0, -0.5, 7.0, (-0.5, 4.5))
     assert (found.by_seed, found.p_value, found.least_p_value) == ((1.0, 3.0), 0.5, 0.5)
     assert (found.of_examples, found.resolution) == (2.5, pytest.approx(0.3))
+    more = replace(narrow, by_seed=(2.0, 4.0, 3.0))
+    assert mean_over_data([wide, more]).p_value is None  # of which seeds would it be?
 
 
 def test_the_mean_over_data_covers_the_truth_as_often_as_it_says():

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..predictor import BATCHES_AT_ONCE, Predictor
+from ..training.data.files import check_is_text
 from ..training.data.splits import Row
 from ..training.resuming.checkpoints import Record
 from ..training.resuming.fingerprints import fingerprint_weights
@@ -108,6 +109,7 @@ class PredictionRun:
         remaining, number = islice(rows, skipped, None), skipped
         while some := list(islice(remaining, BATCHES_AT_ONCE * self.trained.batch_size)):
             examples = [reader.read(row, i) for i, row in enumerate(some, number)]
+            check_is_text(examples, self.rows.source, number)
             try:
                 with torch.autocast(predictor.model.device.type, torch.bfloat16, enabled=self.trained.bf16):
                     answers = predictor(examples)

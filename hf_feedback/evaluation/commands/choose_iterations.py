@@ -108,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
     choice = choose(choices, args.milliseconds, args.tolerance / 100)
     rows = [
         (
-            one.name,
+            one.name.replace("|", r"\|"),
             format_metric(metric, one.metric),
             f"{one.iterations:.2f}",
             f"{one.milliseconds:.2f}",

@@ -65,7 +65,6 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]], base_m
         ValueError: the comparisons have no feedback and alternative in common, or other models or options.
     """
     first = next(iter(results.values()))
-    settings = first["settings"]
     for name, values in _values(results).items():
         if name == "model" and base_model is not None:
             continue  # folders in which it lay
@@ -74,7 +73,7 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]], base_m
                 f"`card`: these comparisons differ in `{name}`: {', '.join(map(str, values))}; a card is of "
                 "one model and its options. Join those that are equal."
             )
-    options = [(name, _option(settings[name])) for name in SHOWN_OPTIONS if settings.get(name) is not None]
+    options = [(name, _option(value)) for name, value in _options(first).items() if value is not None]
     arms = list(dict.fromkeys(name for result in results.values() for name in result["arms"]))
     means = [(escape_name(data), *(_mean_test(result, name) for name in arms)) for data, result in results.items()]
     sizes = [
@@ -119,7 +118,15 @@ def _option(value: Any) -> str:
 def _values(results: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
     """What a card says once, with its values in all comparisons."""
     found = {name: [result[name] for result in results.values()] for name in ("model", "task")}
-    return found | {name: [r["settings"].get(name) for r in results.values()] for name in SHOWN_OPTIONS}
+    options = [_options(result) for result in results.values()]
+    names = dict.fromkeys(name for one in options for name in one)
+    return found | {name: [one.get(name) for one in options] for name in names}
+
+
+def _options(result: dict[str, Any]) -> dict[str, Any]:
+    """The options of the feedback that the verdict is about."""
+    own = result["arms"][result["feedback"]].get("options") or {}
+    return {**{name: result["settings"].get(name) for name in SHOWN_OPTIONS}, **own}
 
 
 def _verdict(result: dict[str, Any]) -> str:
@@ -127,7 +134,9 @@ def _verdict(result: dict[str, Any]) -> str:
     constant = (
         float(result["scale"]) * float_of(result.get("constant")) if result.get("nothing_learned") is True else None
     )
-    return write_verdict(contrasts, result["metric"], result["margin"], constant)
+    has_several = len({one["feedback"] for one in result["differences"]}) > 1
+    name = escape_name(result["feedback"]) if has_several else None
+    return write_verdict(contrasts, result["metric"], result["margin"], constant, name)
 
 
 def _mean_test(result: dict[str, Any], arm: str) -> str:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -139,6 +140,11 @@ class JobRunner:
                     with self._failing_later():
                         future.result()
                     yield running[future]
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    f"`processes`: the system ended one of {self.num_processes} processes, usually because memory ran "
+                    "out. The same command goes on after the finished runs; give fewer --processes or smaller batches."
+                ) from error
             except BaseException:
                 processes = list((pool._processes or {}).values())
                 pool.shutdown(wait=False, cancel_futures=True)

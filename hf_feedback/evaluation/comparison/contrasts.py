@@ -37,7 +37,9 @@ class Contrast:
     learned: bool = True
 
 
-def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, constant: float | None = None) -> str:
+def write_verdict(
+    contrasts: Sequence[Contrast], metric: str, margin: float, constant: float | None = None, name: str | None = None
+) -> str:
     """Returns the verdict in one sentence.
 
     Args:
@@ -45,11 +47,14 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, con
         metric: name of the metric.
         margin: smallest difference that matters, in points.
         constant: the metric of the same answer for every example, in points, where no arm is ahead of it.
+        name: which feedback it is about, where there are several.
     """
+    feedback = "feedback" if name is None else f"feedback ({name})"
+    subject = f"F{feedback[1:]}"
     if constant is not None:
         return (
-            "This cannot tell whether feedback helps: no arm is shown to be ahead of the same answer for every example "
-            f"({constant:.1f} points of {metric}); train longer, or at other rates."
+            f"This cannot tell whether {feedback} helps: no arm is shown to be ahead of the same answer for every "
+            f"example ({constant:.1f} points of {metric}); train longer, or at other rates."
         )
     by_verdict: dict[str, list[Contrast]] = {}
     for contrast in sorted(contrasts, key=lambda contrast: contrast.difference.mean):
@@ -60,7 +65,7 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, con
     def numbers_of(contrast: Contrast) -> str:
         d = contrast.difference
         numbers = f"{d.mean:+z.1f} points of {metric} [{d.low:+z.1f}, {d.high:+z.1f}]"
-        return numbers if is_greater_better else f"{numbers} ({contrast.other} minus feedback)"
+        return numbers if is_greater_better else f"{numbers} ({contrast.other} minus {feedback})"
 
     def deciding(verdict: str) -> Contrast:
         """The plain model if it has this verdict, else the strongest alternative that has."""
@@ -68,25 +73,25 @@ def write_verdict(contrasts: Sequence[Contrast], metric: str, margin: float, con
         return next(plain, by_verdict[verdict][0])
 
     lead = next((one for one in by_verdict.get("ahead", ()) if one.other == "plain"), None)
-    ahead = None if lead is None else f"Feedback is ahead of plain, by {numbers_of(lead)}"
+    ahead = None if lead is None else f"{subject} is ahead of plain, by {numbers_of(lead)}"
     if "behind" in by_verdict:
         one = deciding("behind")
-        minus = "feedback minus it " if is_greater_better else ""
-        begin = f"{ahead}, but" if ahead else "Feedback does not help:"
+        minus = f"{feedback} minus it " if is_greater_better else ""
+        begin = f"{ahead}, but" if ahead else f"{subject} does not help:"
         return f"{begin} {one.other} is better, {minus}{numbers_of(one)}, {seeds}."
     if "cannot tell" in by_verdict:
         one = deciding("cannot tell")
         more = f"{_what_would_tell(one, margin)} are needed to detect a difference of {format_points(margin)}"
         if not one.learned:
             more = "neither is shown to be ahead of the same answer for every example"
-        begin = f"{ahead}, but cannot be told from" if ahead else "This cannot tell whether feedback helps: against"
+        begin = f"{ahead}, but cannot be told from" if ahead else f"This cannot tell whether {feedback} helps: against"
         return f"{begin} {one.other}, {numbers_of(one)}, {seeds}; {more}."
     if "equivalent" in by_verdict:
         one = deciding("equivalent")
-        begin = f"{ahead}, but" if ahead else "Feedback makes no difference that matters:"
+        begin = f"{ahead}, but" if ahead else f"{subject} makes no difference that matters:"
         return f"{begin} within {format_points(margin)} of {one.other}, {numbers_of(one)}, {seeds}."
     one = by_verdict["ahead"][0]
-    return f"Feedback helps: it is ahead of every alternative, least of {one.other}, by {numbers_of(one)}, {seeds}."
+    return f"{subject} helps: it is ahead of every alternative, least of {one.other}, by {numbers_of(one)}, {seeds}."
 
 
 def contrast_table(contrasts: Sequence[Contrast], margin: float, metric: str) -> str:

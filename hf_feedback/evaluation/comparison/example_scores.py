@@ -10,7 +10,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import EvalPrediction
 
 from ...training.data.answers import answer_f1, normalize_answer
-from ...training.data.labels import IGNORED, MULTI_LABEL, SINGLE_LABEL, ProblemType
+from ...training.data.labels import IGNORED, MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from ...training.metrics import logits_of, predict_labels
 
 Sums: TypeAlias = np.ndarray  # (…, s)
@@ -55,20 +55,22 @@ class ExampleScore:
         of_examples: predictions → contributions of the examples, `(N, s)`.
         metric: sums `(…, s)` → values `(…)`.
         greater_is_better: whether larger values are better.
+        is_of_values: whether it is a metric of regression.
     """
 
     of_examples: Callable[[SplitAnswers], np.ndarray]
     metric: Callable[[Sums], np.ndarray]
     greater_is_better: bool = True
+    is_of_values: bool = False
 
 
 def constant_answers(labels: Sequence[Any], problem_type: ProblemType, label_names: tuple[str, ...]) -> SplitAnswers:
-    """Answers that do not depend on the example: the most frequent label, or set of labels, of all.
+    """Answers that do not depend on the example: the most frequent label, or set of labels, of all, or the mean value.
 
     Args:
-        labels: of the examples: class numbers, zeros and ones for several labels, or a list of class numbers for each
-            text.
-        problem_type: problem type of the labels, classes.
+        labels: of the examples: class numbers, zeros and ones for several labels, a list of class numbers for each
+            text, or values.
+        problem_type: problem type of the labels.
         label_names: names of the labels in the order of their numbers.
 
     Example:
@@ -86,7 +88,9 @@ def constant_answers(labels: Sequence[Any], problem_type: ProblemType, label_nam
         most_frequent = np.bincount(padded[padded != IGNORED]).argmax()
         return SplitAnswers(EvalPrediction(np.full_like(padded, most_frequent), padded), problem_type, label_names)
     targets = np.asarray(labels)
-    if problem_type == SINGLE_LABEL:
+    if problem_type == REGRESSION:
+        logits = np.full((len(targets), 1), targets.mean())
+    elif problem_type == SINGLE_LABEL:
         counts = np.bincount(targets, minlength=len(label_names))
         logits = np.tile(counts, (len(targets), 1))
     else:
@@ -190,8 +194,8 @@ EXAMPLE_SCORES = {
     "accuracy": ExampleScore(_correct, _ratio),
     "macro_f1": ExampleScore(_class_counts, _macro_f1),
     "matthews": ExampleScore(_confusion, _matthews),
-    "pearson": ExampleScore(lambda answers: _moments(answers, ranked=False), _correlation),
-    "spearman": ExampleScore(lambda answers: _moments(answers, ranked=True), _correlation),
+    "pearson": ExampleScore(lambda answers: _moments(answers, ranked=False), _correlation, is_of_values=True),
+    "spearman": ExampleScore(lambda answers: _moments(answers, ranked=True), _correlation, is_of_values=True),
     "entity_f1": ExampleScore(_entities, _f1),
     "token_accuracy": ExampleScore(_labelled_tokens, _ratio),
     "f1": ExampleScore(_make_text_score(answer_f1), _ratio),

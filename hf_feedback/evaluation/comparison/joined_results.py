@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .statistics import MIN_SEEDS, VERDICTS, Difference, holm, mean_over_data
 
 
 def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Reads the results of comparisons by the names of their folders.
+    """Reads the results of comparisons by the names of their folders, or by their paths where the names are the same.
 
     Raises:
         ValueError: a folder holds no finished comparison, or is named twice.
@@ -23,6 +24,7 @@ def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise ValueError(f"`join`: a comparison is named twice in {', '.join(folders)}; name each once.")
     results: dict[str, dict[str, Any]] = {}
+    names = Counter(Path(folder).resolve().name for folder in folders)
     for folder in folders:
         file = Path(folder) / "comparison.json"
         if not file.is_file():
@@ -36,7 +38,7 @@ def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
             check_result(result)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"`join`: {file} holds no comparison ({error!r}).") from error
-        results[folder if name in results else name] = result
+        results[name if names[name] == 1 else folder] = result
     for setting in ("metric", "margin"):
         if len(values := {result[setting] for result in results.values()}) > 1:
             raise ValueError(f"`join`: these comparisons have different {setting}s, {', '.join(map(str, values))}.")
@@ -120,7 +122,10 @@ def join_results(results: dict[str, dict[str, Any]]) -> str:
         if len(learned) > 1:
             mean, left_out = mean_over_data(learned), [data for data, one in contrasts.items() if not one.learned]
             without = f" (without {', '.join(map(escape_name, left_out))})" if left_out else ""
-            rows.append(_row(f"mean of {len(learned)}{without}", mean, format_p_value(mean), mean.verdict(margin)))
+            seeds = sorted({difference.num_seeds for difference in learned})
+            p_value = format_p_value(mean) if len(seeds) == 1 else "numbers of seeds differ"
+            cells = (format_difference(mean), " to ".join(map(str, seeds[:: len(seeds) - 1 or 1])), p_value)
+            rows.append((f"mean of {len(learned)}{without}", *cells, mean.verdict(margin)))
         minus = f"{feedback} minus {other}" if is_greater_better else f"{other} minus {feedback}"
         head = (minus, "points", "seeds", "p (Holm)", "verdict")
         tables.append(markdown_table(head, rows))

@@ -15,13 +15,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ...backbone_fingerprint import fingerprint
+from ...configuration_feedback import FeedbackConfig
 from ...modeling_base import FeedbackPreTrainedModel
 from ...summary import count_parameters
-from ...training.data.labels import REGRESSION, SINGLE_LABEL, ProblemType
+from ...training.data.labels import SINGLE_LABEL, ProblemType
 from ...training.data.splits import SPLITS, Row
 from ...training.flops import count_flops
 from ...training.resuming.checkpoints import Record
+from ...training.resuming.fingerprints import fingerprint_rows, fingerprint_weights
 from ...training.resuming.run_record import run_record
+from ...training.starting_model.model_sources import read_config
 from ...training.tasks import CausalLM, MaskedLM, PreparedTask, QuestionAnswering
 from ...training.trainer import FeedbackTrainer
 from ...validation import Keywords
@@ -63,8 +66,8 @@ class Plan:
         left_out: arms that cannot be compared, with the reason.
         seconds_a_flop: seconds per FLOP, measured with a few batches on this machine.
         record: settings that the result depends on, see `run_record`.
-        constant: contributions `(N, s)` of the test examples to the metric with the same answer for all of them, the
-            most frequent label; `None` where answers are no labels.
+        constant: contributions `(N, s)` of the test examples to the metric with the same answer for all of them, see
+            `constant_answers`; `None` where answers are texts.
         longer: the resources with FLOPs relative to those of the arm itself, by arm, for those that train longer.
     """
 
@@ -182,7 +185,27 @@ def _record_of(
     _check_rows_differ(record)
     record["weights of the backbone"] = sorted(fingerprint(feedback).values())
     record["metric"] = metric
+    for split, encoded in prepared.splits.items():
+        if encoded.references is not None:
+            record[f"right answers of {split}"] = fingerprint_rows(Dataset.from_dict(dict(encoded.references)))
+    if weights := _other_loaded_weights(comparison, feedback):
+        record["other weights of the model"] = fingerprint_weights(weights.items())
     return record | {name: getattr(comparison.data_args, name) for name in comparison.task.evaluation_options}
+
+
+def _other_loaded_weights(comparison: Comparison, feedback: FeedbackPreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights that are loaded, not drawn, besides those of the backbone's layers: of a backbone's own head, or of a
+    feedback model that is trained further."""
+    stored = read_config(comparison.model_args.model, comparison.model_args.revision)
+    is_trained = stored.get("model_type") == FeedbackConfig.model_type
+    has_same_head = type(feedback).__name__ in (stored.get("architectures") or ())
+    loaded = {"backbone"} if feedback.config.head == "backbone" else set()
+    loaded |= {"backbone", "feedback"} if is_trained else set()
+    return {
+        name: tensor
+        for name, tensor in feedback.state_dict().items()
+        if (is_trained and has_same_head) or name.split(".")[0] in loaded
+    }
 
 
 def _check_rows_differ(record: Record) -> None:
@@ -198,7 +221,7 @@ def _check_rows_differ(record: Record) -> None:
 def _constant_examples(comparison: Comparison, prepared: PreparedTask) -> np.ndarray | None:
     """What `Plan.constant` holds."""
     config, data = prepared.model.config, cast(Dataset, prepared.splits["test"].data)
-    if issubclass(comparison.task, CausalLM | MaskedLM | QuestionAnswering) or config.problem_type == REGRESSION:
+    if issubclass(comparison.task, CausalLM | MaskedLM | QuestionAnswering):
         return None
     labels = data["labels" if "labels" in data.column_names else "label"][:]
     names = cast(dict[int, str], config.id2label or {})

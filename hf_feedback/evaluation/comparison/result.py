@@ -176,7 +176,8 @@ class ComparisonResult:
         best = self.best_feedback()
         contrasts = [contrast for contrast in self.contrasts if contrast.feedback == best]
         constant = abs(self.unit) * cast(float, self.constant) if self.nothing_learned else None
-        return write_verdict(contrasts, self.metric, self.comparison.margin, constant)
+        name = best if len({contrast.feedback for contrast in self.contrasts}) > 1 else None
+        return write_verdict(contrasts, self.metric, self.comparison.margin, constant, name)
 
     def as_json(self) -> dict[str, Any]:
         """Returns all results as JSON values."""
@@ -278,7 +279,8 @@ class ComparisonResult:
     def _constant_in_words(self) -> list[str]:
         if self.constant is None:
             return []
-        return [f"The same answer for every test example, the most frequent one: {abs(self.unit) * self.constant:.1f}."]
+        answer = "the mean of all" if self.runs[0].score.is_of_values else "the most frequent one"
+        return [f"The same answer for every test example, {answer}: {abs(self.unit) * self.constant:.1f}."]
 
     def _table(self, contrasts: Sequence[Contrast]) -> str:
         return contrast_table(contrasts, self.comparison.margin, self.metric)

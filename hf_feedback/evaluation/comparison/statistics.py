@@ -162,7 +162,8 @@ def mean_over_data(differences: Sequence[Difference]) -> Difference:
     """Returns the mean of the differences on several data sets, which count alike.
 
     Its interval is that of these data sets, not of others like them. Distances from the mean to the ends of an interval
-    add up as independent errors do. The mean of each seed is over the seeds that all sets have.
+    add up as independent errors do. Where all have as many seeds, the mean of each seed is tested; else there is no
+    p-value, and means by seed are over the first seeds of each set.
 
     Args:
         differences: of the same two arms, by data set.
@@ -197,7 +198,7 @@ def mean_over_data(differences: Sequence[Difference]) -> Difference:
             mean - spread([one.mean - one.equivalence[0] for one in differences]),
             mean + spread([one.equivalence[1] - one.mean for one in differences]),
         ),
-        p_value=sign_flip_p_value(by_seed),
+        p_value=sign_flip_p_value(by_seed) if len({one.num_seeds for one in differences}) == 1 else None,
         least_p_value=2.0 ** (1 - num_seeds),
         of_examples=spread([one.of_examples for one in differences]),
         resolution=sum(one.resolution for one in differences) / number,
@@ -280,7 +281,7 @@ def seeds_needed(differences: Sequence[float], smallest: float, of_examples: flo
     smallest = math.sqrt(smallest**2 - (FOR_POWER * of_examples) ** 2)
     spread = float(np.std(differences, ddof=1))
     for number in range(MIN_SEEDS, 1001):
-        if spread == 0:
+        if spread <= 1e-9 * smallest:  # differences that are the same up to rounding
             return number
         shift = smallest / spread * math.sqrt(number)
         limit = stats.t.ppf(0.975, number - 1)

@@ -98,11 +98,9 @@ def _read_json(path: Path, text_format: TextFormat) -> Dataset:
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return _dataset_of({name: [row.get(name) for row in rows] for name in names})
-    except UnicodeEncodeError as error:
-        row = next(i for i, row in enumerate(rows) if not _is_encodable(row))
-        raise ValueError(
-            f"{path}: {format_rows([row])} holds half of a surrogate pair, which is not text; correct the row."
-        ) from error
+    except UnicodeEncodeError:
+        check_is_text(rows, str(path))
+        raise
     except ArrowException as error:
         raise ValueError(f"{path}: cannot be read as json ({root_cause(error)}).") from error
 
@@ -144,11 +142,24 @@ def _encode_cell(cell: object) -> str | None:
     return None if cell is None else json.dumps(cell, ensure_ascii=False)
 
 
-def _is_encodable(row: object) -> bool:
-    try:
-        return bool(json.dumps(row, ensure_ascii=False).encode())
-    except UnicodeEncodeError:
-        return False
+def check_is_text(rows: Sequence[Any], source: str, first: int = 0) -> None:
+    """Refuses rows that hold half of a surrogate pair, which no file of text can.
+
+    Args:
+        rows: rows, or examples of them.
+        source: where they come from, for the message.
+        first: number of the first row, counted from 0.
+
+    Raises:
+        ValueError: one does; the message names it.
+    """
+    for number, row in enumerate(rows, first):
+        try:
+            json.dumps(row, ensure_ascii=False, default=lambda _: None).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{source}: {format_rows([number])} holds half of a surrogate pair, which is not text; correct the row."
+            ) from error
 
 
 def _json_values(path: Path, text: str) -> Iterator[Any]:

@@ -169,4 +169,5 @@ class QuestionAnswering(TextTask[QuestionArguments]):
         def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
             return answer_scores(*answer_texts(prediction))
 
-        return EncodedSplit(windows, split.source, len(split.data), compute_metrics, answer_texts)
+        right = {"context": contexts, "answers": references}
+        return EncodedSplit(windows, split.source, len(split.data), compute_metrics, answer_texts, right)

@@ -55,6 +55,7 @@ class EncodedSplit:
         compute_metrics: as in `Trainer`; `None`: only the loss.
         answer_texts: predictions → the right answers, one list per question, and the predicted answers, if these are
             texts.
+        references: the right answers and the texts that they are in, if answers are texts, a list for each example.
         lengths: lengths of the texts, if they may be truncated.
         reading: options by name that streamed rows depend on.
         parts: the sources in their order, each with its number of rows, if there are several.
@@ -65,6 +66,7 @@ class EncodedSplit:
     count: int | None
     compute_metrics: ComputeMetrics | None = None
     answer_texts: AnswerTexts | None = None
+    references: Mapping[str, Sequence[object]] | None = None
     lengths: TextLengths | None = None
     reading: Mapping[str, object] = field(default_factory=dict)
     parts: Sequence[tuple[str, int]] = ()
