@@ -14,6 +14,7 @@ from training_runs import rows, write
 from transformers import AutoModel, AutoTokenizer
 
 from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback.evaluation.comparison.card import write_comparison_card
 from hf_feedback.evaluation.comparison.joined_results import join_results, read_results
 from hf_feedback.evaluation.markdown_tables import format_values
 from hf_feedback.training.data.files import read_file
@@ -237,6 +238,35 @@ def test_the_guide_shows_the_comparisons_that_are_kept():
         rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
         assert len(rows) > 10
         assert [row for row in rows if row not in guide] == []
+
+
+TAGGING, SHORT = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"
+SETS = "sst2 trec50 cola sms_spam mrpc tweeteval_emotion banking77 ag_news"
+CARDS = {
+    "decoder_tagging": (TAGGING, {"btc-held-out": "later_tokens_held_out/full/btc"}),
+    "adapter_decoder_tagging": (
+        TAGGING,
+        {
+            "btc-held-out": "later_tokens_held_out/frozen/btc",
+            **{name: f"later_tokens_beside_lora/frozen/{name}" for name in ("anem", "wnut17")},
+        },
+    ),
+    "frozen_decoder_tagging": (TAGGING, {name: f"later_tokens/frozen/{name}" for name in ("btc", "anem", "wnut17")}),
+    "short_texts": (SHORT, {name: f"no_harm/full/{name}" for name in SETS.split()}),
+    "frozen_short_texts": (SHORT, {name: f"no_harm/frozen/{name}" for name in SETS.split()}),
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_cards_show_the_comparisons_that_are_kept(card, tmp_path):
+    base_model, folders = CARDS[card]
+    kept = {
+        name: json.loads((FOLDER / "results" / folder / "comparison.json").read_text(encoding="utf-8"))
+        for name, folder in folders.items()
+    }
+    write_comparison_card(tmp_path / f"{card}.md", kept, base_model)
+    written = (tmp_path / f"{card}.md").read_text(encoding="utf-8")
+    assert written == (FOLDER.parent.parent / "model_cards" / f"{card}.md").read_text(encoding="utf-8")
 
 
 def test_the_guide_shows_the_other_domains_that_are_kept():
