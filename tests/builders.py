@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from fresh_processes import run_python
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
@@ -61,13 +61,13 @@ def feedback_model(cls=FeedbackModel, family="bert", dtype=torch.float64, scale=
     if cls is not FeedbackModel:
         options.setdefault("num_labels", 3)
     model = cls.from_backbone(tiny_backbone(family).to(dtype), **options)
-    return speak(model, scale=scale) if scale else model
+    return randomize_messages(model, scale=scale) if scale else model
 
 
 def labelled_model(family="bert", **options):
     """A classifier with names of labels, as users save it."""
     options = {"num_iterations": 3, "feedback_rank": 8, **LABELS, **options}
-    return speak(FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options))
+    return randomize_messages(FeedbackForSequenceClassification.from_backbone(tiny_backbone(family), **options))
 
 
 def without_dropout(model):
@@ -132,7 +132,7 @@ def targets_for(name):
 
 
 @built_once
-def fresh(name, head=None, family=None, **options):
+def task_model(name, head=None, family=None, **options):
     """A feedback model of the task over a tiny backbone."""
     head = head or first_head(name)
     family = family or REPRESENTATIVE.get(name, "bert")
@@ -142,10 +142,10 @@ def fresh(name, head=None, family=None, **options):
         return NAMES[name].from_backbone(tiny_backbone(family), **options)
     config = FeedbackConfig(**options)
     torch.manual_seed(0)
-    task_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family, num_labels=3)).eval()
+    plain_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family, num_labels=3)).eval()
     if name == "QuestionAnswering":
-        task_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family)).eval()
-    return add_feedback(task_model, config)
+        plain_model = NAMES[name].traits.task_models(tiny_config(family))[0](tiny_config(family)).eval()
+    return add_feedback(plain_model, config)
 
 
 def answers(output):
@@ -202,8 +202,8 @@ def tiny_tokenizer():
     )
 
 
-def signs():
-    """A tokenizer of a decoder: reads sign by sign, adds nothing, and has no padding."""
+def character_tokenizer():
+    """A tokenizer of a decoder: reads character by character, adds nothing, and has no padding."""
     vocabulary = {
         sign: i for i, sign in enumerate(["[END]", "[UNK]", *string.ascii_lowercase, *"0123456789", *" .,?-;"])
     }
@@ -219,7 +219,7 @@ def signs():
 PROCESSORS = {
     "ImageClassification": lambda: ViTImageProcessorPil(size={"height": 8, "width": 8}),
     "AudioClassification": lambda: Wav2Vec2FeatureExtractor(return_attention_mask=True),
-    "CausalLM": signs,
+    "CausalLM": character_tokenizer,
 }
 
 
@@ -228,7 +228,7 @@ def save_task_model(folder, name):
     if name == "Network":
         model = fnn_model(head=True, dtype=torch.float32)
     else:
-        model = fresh(name, **(LABELS if name in ("SequenceClassification", "TokenClassification") else {}))
+        model = task_model(name, **(LABELS if name in ("SequenceClassification", "TokenClassification") else {}))
     processor = PROCESSORS.get(name, tiny_tokenizer)()
     if name == "MaskedLM":
         processor.mask_token = "[UNK]"

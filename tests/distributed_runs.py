@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from families import speak, tiny_backbone, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_config
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
@@ -45,10 +45,10 @@ def make(head, dropout=0.0):
     torch.manual_seed(0)
     if head == "next tokens":
         model = AutoModelForCausalLM.from_config(tiny_config("llama"))
-        return speak(FeedbackForCausalLM.from_backbone(model, num_iterations=2, feedback_rank=8))
+        return randomize_messages(FeedbackForCausalLM.from_backbone(model, num_iterations=2, feedback_rank=8))
     options = dict(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     backbone = tiny_backbone("bert", **options)
-    return speak(HEADS[head].from_backbone(backbone, num_labels=3, num_iterations=2, feedback_rank=8))
+    return randomize_messages(HEADS[head].from_backbone(backbone, num_labels=3, num_iterations=2, feedback_rank=8))
 
 
 def rows(count, head="texts"):

@@ -222,8 +222,8 @@ def to(batch: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Te
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
 
 
-def speak(model: torch.nn.Module, seed: int = 1, scale: float = 0.3) -> torch.nn.Module:
-    """Gives the feedback messages that are not zero."""
+def randomize_messages(model: torch.nn.Module, seed: int = 1, scale: float = 0.3) -> torch.nn.Module:
+    """Gives `up` and the β of Swish random values, so that messages are not zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.feedback.named_parameters():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from families import speak
+from families import randomize_messages
 from test_generation import DECODERS, GREEDY, causal_lm, generate, prompts
 from transformers.utils import logging
 
@@ -38,7 +38,7 @@ def row_of(family: str) -> list[str]:
     expected = bare.generate(prompts(), **GREEDY)
     model = add_feedback(bare, FeedbackConfig(feedback_type="gated+attention", num_iterations=3, feedback_rank=8))
     fresh = torch.equal(model.generate(prompts(), **GREEDY), expected)
-    speak(model)
+    randomize_messages(model)
     differences, beams, static = [], True, True
     for k in (1, 2, 3):
         sequences, logits = generate(model, num_iterations=k)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from closeness import in_float64
-from families import speak
+from families import randomize_messages
 from reference import run_reference
 from tiny_models import NoTinyModelError, tiny_model
 from transformers import PreTrainedModel
@@ -97,7 +97,7 @@ def compare(model: FeedbackModel, bound: float) -> Verdict | None:
     plain = backbone(**inputs).last_hidden_state
     if not torch.equal(model(**batch).last_hidden_state, plain):
         return FAILING, "a fresh model is not its backbone"
-    found = speak(model, scale=0.1)(**batch).last_hidden_state
+    found = randomize_messages(model, scale=0.1)(**batch).last_hidden_state
     passes = model.config.num_hidden_layers // len(backbone.get_submodule(model.layout.stack))
     feedback = dict(model.feedback.named_parameters())
     output, _ = run_reference(backbone, model.layout.stack, passes, feedback, model.config.edges(), inputs, 3)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from peft import get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
@@ -62,7 +62,9 @@ def make(operator: str) -> FeedbackForSequenceClassification:
     """A tiny classifier with messages and without dropout, its sizes good for every method."""
     sizes = dict(intermediate_size=64, num_hidden_layers=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     options = dict(feedback_type=operator, feedback_rank=8, num_labels=4, num_iterations=2)
-    return speak(FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert", **sizes), **options))
+    return randomize_messages(
+        FeedbackForSequenceClassification.from_backbone(tiny_backbone("bert", **sizes), **options)
+    )
 
 
 def adapt(method: str, model: FeedbackForSequenceClassification, target: str):

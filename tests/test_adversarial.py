@@ -4,7 +4,16 @@ import copy
 
 import pytest
 import torch
-from builders import NAMES, REPRESENTATIVE, batch_for, feedback_model, fnn_model, fresh, targets_for, without_dropout
+from builders import (
+    NAMES,
+    REPRESENTATIVE,
+    batch_for,
+    feedback_model,
+    fnn_model,
+    targets_for,
+    task_model,
+    without_dropout,
+)
 from families import tiny_batch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -233,7 +242,7 @@ TEXT_HEADS = [name for name in NAMES if REPRESENTATIVE.get(name, "bert") in ("be
 def test_every_head(name, head):
     if (name, head) == ("CausalLM", "new"):
         head = "backbone"
-    model = without_dropout(fresh(name, head))
+    model = without_dropout(task_model(name, head))
     batch = {**batch_for(name, REPRESENTATIVE.get(name, "bert")), **targets_for(name)}
     clean = model(**batch).loss.item()
     for method in (FGM(0.5), SMART(0.5)):
@@ -458,7 +467,7 @@ def test_models_and_batches_without_words_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match="FeedbackForImageClassification reads `pixel_values`; use `adversarial`='none'"
     ):
-        FeedbackTrainer(model=fresh("ImageClassification"), args=arguments(tmp_path, adversarial="fgm"))
+        FeedbackTrainer(model=task_model("ImageClassification"), args=arguments(tmp_path, adversarial="fgm"))
     model = classifier()
     embedded = {"inputs_embeds": torch.zeros(1, 3, 32, dtype=torch.float64), "labels": torch.tensor([0])}
     with pytest.raises(ValueError, match="perturbs the embeddings of `input_ids`; the batch has none"):

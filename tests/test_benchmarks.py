@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import tiny_tokenizer
 from datasets import Dataset
-from families import speak, tiny_backbone, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_config
 from training_runs import rows, write
 from transformers import AutoModelForCausalLM
 
@@ -119,7 +119,7 @@ def test_tagging_reads_later_tokens(place, monkeypatch):
     args = Namespace(backbone=str(place / "decoder"), layers=3, rank=8)
     found = {}
     for name, arm in tagging.ARMS.items():
-        model = speak(tagging.make_model(arm, labels, args))
+        model = randomize_messages(tagging.make_model(arm, labels, args))
         found[name] = tagging.reads_later_tokens(model, [5, 6, 7, 8] * arm.copies, arm.copies)
     sys.modules.pop("second_reading", None)
     blind = {"causal", "causal, twice the epochs", "attention, causal messages", "additive"}

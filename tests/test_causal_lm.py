@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import signs, tiny_tokenizer
+from builders import character_tokenizer, tiny_tokenizer
 from datasets import Dataset
-from families import speak, tiny_config
+from families import randomize_messages, tiny_config
 from peft import LoraConfig, get_peft_model
 from transformers import EvalPrediction, GenerationConfig, LlamaForCausalLM
 
@@ -32,11 +32,11 @@ def backbone():
 
 def model_of(**options):
     options = {"num_iterations": 2, "feedback_rank": 4, **options}
-    return speak(FeedbackForCausalLM.from_backbone(backbone(), **options))
+    return randomize_messages(FeedbackForCausalLM.from_backbone(backbone(), **options))
 
 
 def tokenizer_of():
-    tokenizer = signs()
+    tokenizer = character_tokenizer()
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
     return tokenizer
 
@@ -46,7 +46,7 @@ def decoder(tmp_path_factory):
     """Folder of a tiny decoder."""
     folder = tmp_path_factory.mktemp("decoder")
     backbone().save_pretrained(folder)
-    signs().save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -327,7 +327,7 @@ def test_bad_input_is_one_clear_line(case, decoder, tmp_path, capsys):
 
 def test_tokenizer_without_an_end_is_refused(decoder, tmp_path, capsys):
     backbone().save_pretrained(tmp_path / "model")
-    tokenizer = signs()
+    tokenizer = character_tokenizer()
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path / "model")
     assert run(tmp_path / "model", tmp_path) == 2

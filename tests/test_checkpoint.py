@@ -4,9 +4,9 @@ import threading
 
 import pytest
 import torch
-from builders import REPRESENTATIVE, answers, batch_for, fresh, headed, run_without_package, tiny_tokenizer
+from builders import REPRESENTATIVE, answers, batch_for, headed, run_without_package, task_model, tiny_tokenizer
 from closeness import PROBABILITY, assert_exact, in_float64
-from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
+from families import FAMILIES, randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -36,7 +36,7 @@ def bert(tmp_path):
 
 def make(backbone, seed=1, **options):
     options = {"feedback_rank": 8, "num_iterations": 3, "num_labels": 3, **options}
-    model = speak(FeedbackForSequenceClassification.from_backbone(backbone, **options), seed)
+    model = randomize_messages(FeedbackForSequenceClassification.from_backbone(backbone, **options), seed)
     torch.nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(seed))
     return model
 
@@ -77,7 +77,7 @@ def test_it_fetches_the_backbone_that_it_names(load, bert, tmp_path):
 @in_float64(files=True)
 def test_every_head(name, head, tmp_path):
     family = REPRESENTATIVE.get(name, "bert")
-    model, batch = speak(fresh(name, head)), batch_for(name, family)
+    model, batch = randomize_messages(task_model(name, head)), batch_for(name, family)
     backbone = model.backbone
     model.save_feedback(tmp_path)
     core = {n for n in model.state_dict() if any(part in n for part in ("encoder.layer", ".layers.", ".h."))}
@@ -91,7 +91,7 @@ def test_every_head(name, head, tmp_path):
 @in_float64(files=True)
 def test_every_family(family, tmp_path):
     backbone, batch = tiny_backbone(family), tiny_batch(family=family)
-    model = speak(FeedbackModel.from_backbone(backbone, feedback_rank=8, num_iterations=3))
+    model = randomize_messages(FeedbackModel.from_backbone(backbone, feedback_rank=8, num_iterations=3))
     model.save_feedback(tmp_path)
     loaded = load_feedback(tmp_path, model.backbone)
     assert_exact(loaded(**batch).last_hidden_state, model(**batch).last_hidden_state)
@@ -150,9 +150,10 @@ def test_several_at_the_same_time(bert, tmp_path):
 @in_float64(files=True)
 def test_a_head_of_a_task_model_does_not_leak_into_the_next(tmp_path):
     """Two trained heads on one task model: the model itself keeps its own."""
-    one, batch = speak(fresh("SequenceClassification", "backbone")), batch_for("SequenceClassification")
-    task_model = one.backbone
-    plain = task_model(**batch).logits
+    one = randomize_messages(task_model("SequenceClassification", "backbone"))
+    batch = batch_for("SequenceClassification")
+    backbone = one.backbone
+    plain = backbone(**batch).logits
     one.save_feedback(tmp_path / "a")
     with torch.no_grad():
         one.backbone.classifier.weight.mul_(-2)
@@ -160,15 +161,15 @@ def test_a_head_of_a_task_model_does_not_leak_into_the_next(tmp_path):
     one.save_feedback(tmp_path / "b")
     with torch.no_grad():
         one.backbone.classifier.weight.div_(-2)
-    second = load_feedback(tmp_path / "b", task_model)
+    second = load_feedback(tmp_path / "b", backbone)
     assert_exact(second(**batch).logits, changed)
-    assert torch.equal(task_model(**batch).logits, plain)
+    assert torch.equal(backbone(**batch).logits, plain)
 
 
 @in_float64(files=True)
 def test_tied_embeddings_are_not_saved_but_stay_tied(tmp_path):
     for head in ("new", "backbone"):
-        model = speak(fresh("MaskedLM", head))
+        model = randomize_messages(task_model("MaskedLM", head))
         model.save_feedback(tmp_path / head)
         assert not [n for n in load_file(tmp_path / head / "feedback.safetensors") if n.endswith("decoder.weight")]
         loaded = load_feedback(tmp_path / head, model.backbone)

@@ -2,7 +2,7 @@
 
 import torch
 from closeness import assert_exact, in_float64
-from families import speak, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 from torch import nn
 
 from hf_feedback import FeedbackForSequenceClassification
@@ -29,7 +29,7 @@ def test_regression_and_several_labels():
 
 @in_float64()
 def test_pairs_and_embeddings_as_input():
-    model = speak(make())
+    model = randomize_messages(make())
     batch = tiny_batch()
     types = torch.zeros_like(batch["input_ids"])
     types[:, 4:] = 1
@@ -37,13 +37,13 @@ def test_pairs_and_embeddings_as_input():
     embeds = model.get_input_embeddings()(batch["input_ids"])
     found = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
     assert_exact(found, model(**batch).logits)
-    without_types = speak(make("llama"))
+    without_types = randomize_messages(make("llama"))
     assert torch.equal(without_types(**batch, token_type_ids=types).logits, without_types(**batch).logits)
 
 
 @in_float64()
 def test_output_iterations():
-    model, batch = speak(make(num_iterations=4)), tiny_batch()
+    model, batch = randomize_messages(make(num_iterations=4)), tiny_batch()
     found = model(**batch, output_iterations=True)
     assert len(found.iteration_logits) == 4
     for k, logits in enumerate(found.iteration_logits, 1):
@@ -69,7 +69,7 @@ def test_tuple_output():
 
 
 def test_dropout_inside_the_messages():
-    model, batch = speak(make(feedback_dropout=0.5)), tiny_batch()
+    model, batch = randomize_messages(make(feedback_dropout=0.5)), tiny_batch()
     for module in model.modules():
         if isinstance(module, nn.Dropout) and module is not model.feedback.sources["3"].dropout:
             module.p = 0.0
@@ -81,7 +81,7 @@ def test_dropout_inside_the_messages():
 
 @in_float64()
 def test_last_token_without_a_mask():
-    model = speak(make("llama"))
+    model = randomize_messages(make("llama"))
     batch = tiny_batch()
     alone = model(input_ids=batch["input_ids"][1:, :6]).logits
     padded = model(input_ids=batch["input_ids"][1:]).logits  # padding is known by its token

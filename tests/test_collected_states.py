@@ -8,9 +8,9 @@ from functools import lru_cache
 
 import pytest
 import torch
-from builders import REPRESENTATIVE, batch_for, fresh, headed
+from builders import REPRESENTATIVE, batch_for, headed, task_model
 from closeness import assert_exact, in_float64
-from families import FAMILIES, speak, tiny_backbone, tiny_batch, to
+from families import FAMILIES, randomize_messages, tiny_backbone, tiny_batch, to
 from reference import run_reference
 
 from hf_feedback import FeedbackForMultipleChoice, FeedbackModel
@@ -55,7 +55,7 @@ def assert_collected(model, stack, passes, batch, k):
 @lru_cache(1)  # for all K
 def collecting_model(family, edges):
     backbone = tiny_backbone(family, attn_implementation="eager")
-    return speak(FeedbackModel.from_backbone(backbone, feedback_edges=EDGES[edges], feedback_rank=8))
+    return randomize_messages(FeedbackModel.from_backbone(backbone, feedback_edges=EDGES[edges], feedback_rank=8))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -80,7 +80,7 @@ def test_attentions_that_layers_do_not_return_are_refused():
 @in_float64()
 def test_every_head(name, head, k):
     family = REPRESENTATIVE.get(name, "bert")
-    model = speak(fresh(name, head, feedback_edges=[[3, 0], [2, 1]]).double())
+    model = randomize_messages(task_model(name, head, feedback_edges=[[3, 0], [2, 1]]).double())
     model.set_attn_implementation("eager")
     prefix = f"{model.backbone.base_model_prefix}." if model.config.head == "backbone" else ""
     assert_collected(model, prefix + FAMILIES[family].stack, 1, batch_for(name, family), k)

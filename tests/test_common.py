@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from builders import HEADED, NAMES, REPRESENTATIVE, answers, batch_for, first_head, fresh, headed, targets_for
+from builders import HEADED, NAMES, REPRESENTATIVE, answers, batch_for, first_head, headed, targets_for, task_model
 from closeness import assert_exact, assert_half, in_float64
-from families import speak, tiny_backbone, tiny_batch, tiny_config, to
+from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config, to
 from transformers import AutoModelForSequenceClassification
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel, add_feedback
@@ -19,13 +19,13 @@ LABELS = torch.tensor([0, 2])
 
 def make(family="bert", cls=FeedbackForSequenceClassification, **options):
     options = {"feedback_rank": 8, "num_iterations": 3, **options}
-    return speak(cls.from_backbone(tiny_backbone(family), **options))
+    return randomize_messages(cls.from_backbone(tiny_backbone(family), **options))
 
 
 def make_on_head(family="bert", **options):
     torch.manual_seed(0)
     tuned = AutoModelForSequenceClassification.from_config(tiny_config(family, num_labels=3)).eval()
-    return speak(add_feedback(tuned, FeedbackConfig(feedback_rank=8, num_iterations=3, **options)))
+    return randomize_messages(add_feedback(tuned, FeedbackConfig(feedback_rank=8, num_iterations=3, **options)))
 
 
 @pytest.mark.parametrize("build", [make, make_on_head])
@@ -55,7 +55,7 @@ def test_input_embeddings_can_be_replaced():
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision(family, dtype):
-    model, batch = speak(make(family), scale=1.0), tiny_batch()
+    model, batch = randomize_messages(make(family), scale=1.0), tiny_batch()
     full, plain = model(**batch).logits, model(**batch, num_iterations=1).logits
     model.to(dtype)
     found = model(**batch, labels=torch.tensor([0, 1]))
@@ -98,7 +98,7 @@ def assert_autocast_gradients(model, inputs):
 
 @pytest.mark.parametrize("family", ["bert", "llama", "modernbert"])
 def test_autocast(family):
-    model, batch = speak(make(family), scale=1.0), tiny_batch()
+    model, batch = randomize_messages(make(family), scale=1.0), tiny_batch()
     assert_autocast_gradients(model, {**batch, "labels": torch.tensor([0, 1])})
     with torch.autocast("cpu", torch.bfloat16):
         fresh = FeedbackModel.from_backbone(tiny_backbone(family), feedback_rank=8, num_iterations=3)
@@ -193,9 +193,9 @@ text_headed = pytest.mark.parametrize(("name", "head"), TEXT, ids=[f"{n}-{h}" fo
 
 
 def made(name, head, **options):
-    """A model that speaks, and a batch for it."""
+    """A model with messages that are not zero, and a batch for it."""
     family = REPRESENTATIVE.get(name, "bert")
-    return speak(fresh(name, head, **options)), batch_for(name, family)
+    return randomize_messages(task_model(name, head, **options)), batch_for(name, family)
 
 
 def assert_same_bits(one, other):
@@ -248,7 +248,7 @@ def test_checkpointed_gradients(name, head, reentrant):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_of_every_head(name, head, dtype):
     model, batch = made(name, head)
-    speak(model, scale=1.0)
+    randomize_messages(model, scale=1.0)
     full, plain = answers(model(**batch)), answers(model(**batch, num_iterations=1))
     model = model.half() if dtype == torch.float16 else model.bfloat16()
     found = answers(model(**to(batch, dtype)))
@@ -262,7 +262,7 @@ def test_half_precision_of_every_head(name, head, dtype):
 def test_training_under_autocast(name, head):
     """Dropout and all."""
     model, batch = made(name, head)
-    assert_autocast_gradients(speak(model, scale=1.0).train(), {**batch, **targets_for(name)})
+    assert_autocast_gradients(randomize_messages(model, scale=1.0).train(), {**batch, **targets_for(name)})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -281,7 +281,7 @@ def test_compiled_equals_eager(name):
 def test_copies(name, head, copied):
     # weight norm, which Wav2Vec2 has, cannot be pickled
     family = "whisper" if name == "AudioClassification" else REPRESENTATIVE.get(name, "bert")
-    model, batch = speak(fresh(name, head, family)), batch_for(name, family)
+    model, batch = randomize_messages(task_model(name, head, family)), batch_for(name, family)
     expected = model(**batch)
     twin = copied(model)
     with torch.no_grad():

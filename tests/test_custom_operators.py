@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 from fresh_processes import LOADED, run_python
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, load_feedback
@@ -109,7 +109,7 @@ def test_it_has_what_every_operator_has(shifted):
     assert all(torch.equal(value, torch.full_like(value, 3.0)) for value in offsets)
     assert "shifted" in fresh.config.to_json_string()
     assert "parameters of feedback" in fresh.feedback_summary()
-    model = speak(fresh).train()
+    model = randomize_messages(fresh).train()
     model(**batch, labels=torch.tensor([0, 1])).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     with pytest.raises(ValueError, match="is not for 'shifted'"):
@@ -117,7 +117,7 @@ def test_it_has_what_every_operator_has(shifted):
 
 
 def test_it_is_saved_with_its_code_and_loaded_with_consent(shifted, tmp_path):
-    model, batch = speak(make()), tiny_batch()
+    model, batch = randomize_messages(make()), tiny_batch()
     expected = model(**batch).logits
     model.save_pretrained(tmp_path / "out")
     assert {"shifted.py", "shifts.py", "modeling_feedback.py"} <= {file.name for file in (tmp_path / "out").iterdir()}
@@ -132,7 +132,7 @@ def test_it_is_saved_with_its_code_and_loaded_with_consent(shifted, tmp_path):
 
 
 def test_feedback_alone_carries_it_too(shifted, tmp_path, monkeypatch):
-    model, batch = speak(make()), tiny_batch()
+    model, batch = randomize_messages(make()), tiny_batch()
     model.save_feedback(tmp_path / "out")
     monkeypatch.delitem(CONNECTIONS, "shifted")
     with pytest.raises(ValueError, match="'shifted' is not part of hf_feedback"):
@@ -142,7 +142,7 @@ def test_feedback_alone_carries_it_too(shifted, tmp_path, monkeypatch):
 
 
 def test_other_code_of_the_same_name_is_refused(shifted, tmp_path, monkeypatch):
-    speak(make()).save_pretrained(tmp_path / "out")
+    randomize_messages(make()).save_pretrained(tmp_path / "out")
     shutil.copytree(tmp_path / "out", tmp_path / "other")
     with (tmp_path / "other" / "shifted.py").open("a") as stream:
         stream.write("\nShiftedConnection.mixes_tokens = False\n")

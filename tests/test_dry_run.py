@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from builders import fresh
+from builders import task_model
 from families import tiny_batch
 from training_runs import arguments, rows, tiny_data, train_command, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said_before_a_run(backbone, tmp_path, capsys):
 
 
 def test_the_cost_has_what_training_adds_to_a_step(tmp_path):
-    model, costs = fresh("SequenceClassification"), {}
+    model, costs = task_model("SequenceClassification"), {}
     for name, options in {
         "plain": {},
         "pgd": {"adversarial": "pgd"},
@@ -95,7 +95,7 @@ def test_the_cost_has_what_training_adds_to_a_step(tmp_path):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_cost_is_that_of_a_step(tmp_path, k):
-    model = fresh("SequenceClassification", num_iterations=k)
+    model = task_model("SequenceClassification", num_iterations=k)
     trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data(4))
     batch = {**tiny_batch(), "labels": torch.tensor([0, 1])}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

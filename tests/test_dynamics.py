@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import EDGES, feedback_model, gradients, graph_size, without_dropout
 from closeness import assert_exact, assert_rounding, in_float64
-from families import speak, tiny_backbone, tiny_batch, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from reference import run_operators
 from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification, AutoModelForSequenceClassification
@@ -41,7 +41,7 @@ def test_damping_leaves_a_fresh_model_exact(options, tmp_path):
     for k in (1, 2, 5):
         model.set_num_iterations(k)
         assert model.check_equivalence(batch) == 0.0
-    speak(model).save_pretrained(tmp_path)
+    randomize_messages(model).save_pretrained(tmp_path)
     loaded = FeedbackModel.from_pretrained(tmp_path).double()
     assert_exact(loaded(**batch).last_hidden_state, model.double()(**batch).last_hidden_state)
 
@@ -181,7 +181,7 @@ def test_answers_of_all_iterations_in_one_pass(family, head, edges):
         torch.manual_seed(0)
         tuned = AutoModelForSequenceClassification.from_config(config).double().eval()
         model = FeedbackForSequenceClassification.from_backbone(tuned, head="backbone", feedback_rank=8, **options)
-        speak(model)
+        randomize_messages(model)
     batch, passes = tiny_batch(), []
     if family == "t5" and head == "backbone":  # it reads the last </s>
         batch["input_ids"][:, 5] = 3
@@ -200,7 +200,7 @@ def test_answers_of_all_iterations_in_one_pass(family, head, edges):
 def test_answers_of_an_audio_head_that_reads_the_mask():
     torch.manual_seed(0)
     tuned = AutoModelForAudioClassification.from_config(tiny_config("wav2vec2")).eval()
-    model = speak(FeedbackForAudioClassification.from_backbone(tuned, head="backbone", num_iterations=3))
+    model = randomize_messages(FeedbackForAudioClassification.from_backbone(tuned, head="backbone", num_iterations=3))
     batch = {**tiny_batch(family="wav2vec2"), "attention_mask": torch.ones(2, 400, dtype=torch.long)}
     batch["attention_mask"][1, 300:] = 0
     for k, logits in enumerate(model(**batch, output_iterations=True).iteration_logits, 1):

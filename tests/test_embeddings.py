@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import tiny_tokenizer
 from datasets import Dataset
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -28,7 +28,8 @@ def plain(minilm):
 @pytest.fixture
 def folder(tmp_path):
     """A tiny feedback model, whose messages are not zero, with its tokenizer."""
-    speak(FeedbackModel.from_backbone(tiny_backbone("bert"), **OPTIONS)).save_pretrained(tmp_path / "model")
+    model = randomize_messages(FeedbackModel.from_backbone(tiny_backbone("bert"), **OPTIONS))
+    model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
 
@@ -38,7 +39,7 @@ def test_fresh_feedback_gives_the_embeddings_of_the_backbone(plain, minilm):
     model = SentenceTransformer(minilm, device="cpu")
     model[0].model = FeedbackModel.from_backbone(model[0].model, **OPTIONS)
     assert (model.encode(TEXTS) == before).all()
-    speak(model[0].model)
+    randomize_messages(model[0].model)
     assert abs(model.encode(TEXTS) - before).max() > 1e-3
     model[0].model.set_num_iterations(1)
     assert (model.encode(TEXTS) == before).all()

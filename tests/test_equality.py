@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from closeness import assert_exact, assert_rounding, in_float64
-from families import FAMILIES, TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, to
+from families import FAMILIES, TEXT_FAMILIES, randomize_messages, tiny_backbone, tiny_batch, to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import run_reference
@@ -31,7 +31,7 @@ def test_fresh_model_is_its_backbone(family, edges):
     model = FeedbackModel.from_backbone(backbone, num_iterations=3, feedback_rank=8, **EDGE_SETS[edges])
     assert torch.equal(model(**batch).last_hidden_state, expected)
     assert model.check_equivalence(batch) == 0.0
-    speak(model)
+    randomize_messages(model)
     assert model.check_equivalence(batch) > 1e-3
     assert torch.equal(model(**batch, num_iterations=1).last_hidden_state, expected)
     with model.feedback_disabled():
@@ -47,7 +47,7 @@ def test_experts_that_are_multiplied_in_groups(family):
     assert model.backbone.get_experts_implementation()[""] == "grouped_mm"
     batch = tiny_batch(family=family)
     assert model.check_equivalence(batch) == 0.0
-    speak(model, scale=0.1)
+    randomize_messages(model, scale=0.1)
     feedback = dict(model.feedback.named_parameters())
     output, _ = run_reference(bare, "layers", 1, feedback, model.config.edges(), batch, 3)
     torch.testing.assert_close(model(**batch).last_hidden_state, output.last_hidden_state)
@@ -118,7 +118,7 @@ def compare_with_reference(family, edges, in_float32=True, padding="right", atte
     model = FeedbackModel.from_backbone(
         copy.deepcopy(bare), num_iterations=3, feedback_rank=8, feedback_scale=0.7, **EDGE_SETS[edges]
     )
-    speak(model, scale=0.1)
+    randomize_messages(model, scale=0.1)
     batch = tiny_batch(padding=padding, family=family)
     assert model.check_equivalence(batch) > 1e-2
     weight = torch.randn(model(**batch).last_hidden_state.shape, generator=torch.Generator().manual_seed(3))
@@ -168,7 +168,7 @@ def test_activations_and_ranks_match_the_reference(activation, rank):
     model = FeedbackModel.from_backbone(
         copy.deepcopy(bare), feedback_topology="dense", feedback_activation=activation, feedback_rank=rank
     )
-    speak(model)
+    randomize_messages(model)
     batch = tiny_batch()
     feedback = dict(model.feedback.named_parameters())
     edges = model.config.edges()
@@ -184,7 +184,7 @@ def test_padding_changes_nothing(family):
     model = FeedbackForSequenceClassification.from_backbone(
         tiny_backbone(family), num_iterations=3, feedback_rank=8, feedback_topology="dense", num_labels=3
     )
-    speak(model)
+    randomize_messages(model)
     # with absolute positions, left padding is another text
     for padding in ("right", "left") if FAMILIES[family].stack == "layers" and FAMILIES[family].decoder else ("right",):
         batch = tiny_batch(padding=padding)

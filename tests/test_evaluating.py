@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import fresh, labelled_model, tiny_tokenizer
+from builders import labelled_model, task_model, tiny_tokenizer
 from PIL import Image
 from scipy.io import wavfile
 from sklearn.metrics import classification_report
@@ -144,7 +144,7 @@ def test_several_labels_in_a_cell(tmp_path):
 
 
 def test_values(tmp_path, capsys, monkeypatch):
-    model = fresh("SequenceClassification", num_labels=1)
+    model = task_model("SequenceClassification", num_labels=1)
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     rows = [{"text": text, "label": i / 7} for i, text in enumerate(TEXTS)]
@@ -182,7 +182,7 @@ def test_tags_and_entities(folders, tmp_path):
     scores = [score for answer in answers for score in answer["scores"]]
     assert report["calibration"]["confidence"] == pytest.approx(np.mean(scores), abs=1e-5)
 
-    model = fresh("TokenClassification", id2label={0: "O", 1: "B-DAY", 2: "I-DAY"})
+    model = task_model("TokenClassification", id2label={0: "O", 1: "B-DAY", 2: "I-DAY"})
     model.save_pretrained(tmp_path / "bio")
     tiny_tokenizer().save_pretrained(tmp_path / "bio")
     rows = [{"tokens": ["it", "is", "a"], "tags": ["O", "B-DAY", "I-DAY"]}]

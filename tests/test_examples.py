@@ -21,7 +21,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from builders import signs
+from builders import character_tokenizer
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 from families import tiny_backbone, tiny_config
 from fresh_processes import run_ranks
@@ -83,7 +83,7 @@ def backbones(tmp_path_factory):
     tiny_backbone("bert", pad_token_id=0).save_pretrained(folder / "text")
     letters().save_pretrained(folder / "text")
     LlamaForCausalLM(tiny_config("llama", pad_token_id=None, eos_token_id=0)).save_pretrained(folder / "decoder")
-    signs().save_pretrained(folder / "decoder")
+    character_tokenizer().save_pretrained(folder / "decoder")
     tiny_backbone("vit").save_pretrained(folder / "image")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / "image")
     tiny_backbone("wav2vec2", layerdrop=0.1).save_pretrained(folder / "audio")

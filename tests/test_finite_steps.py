@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from builders import fresh
+from builders import task_model
 from training_runs import arguments, make, rows, tiny_data, train_command, write
 from transformers import TrainerCallback
 
@@ -112,7 +112,9 @@ def test_answers_beyond_their_texts_count_nothing(tmp_path):
     ]
     rows[0]["start_positions"] = rows[0]["end_positions"] = 1
     options = dict(train_sampling_strategy="sequential", max_steps=2)
-    trainer = FeedbackTrainer(model=fresh("QuestionAnswering"), args=arguments(tmp_path, **options), train_dataset=rows)
+    trainer = FeedbackTrainer(
+        model=task_model("QuestionAnswering"), args=arguments(tmp_path, **options), train_dataset=rows
+    )
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert losses[0] > 0.5

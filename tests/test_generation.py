@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from closeness import assert_exact, in_float64
-from families import EXPERTS, FAMILIES, GROUPED, SIZES, SLIDING, speak, tiny_config
+from families import EXPERTS, FAMILIES, GROUPED, SIZES, SLIDING, randomize_messages, tiny_config
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -74,7 +74,7 @@ def causal_lm(family):
 def feedback_lm(family="llama", **options):
     """The same with feedback, its messages not zero."""
     options = {"num_iterations": 3, "feedback_rank": 8, **options}
-    return speak(FeedbackForCausalLM.from_backbone(causal_lm(family), **options))
+    return randomize_messages(FeedbackForCausalLM.from_backbone(causal_lm(family), **options))
 
 
 def prompts(rows=2, length=7):
@@ -113,7 +113,7 @@ def test_every_family(family):
     model = add_feedback(bare, FeedbackConfig(feedback_type="gated+attention", num_iterations=3, feedback_rank=8))
     assert type(model) is FeedbackForCausalLM
     assert torch.equal(model.generate(prompts(), **GREEDY), expected)
-    speak(model)
+    randomize_messages(model)
     different = [assert_generates_the_whole_text(model, num_iterations=k) for k in (1, 2, 3)]
     assert not torch.allclose(different[0], different[1])
     assert not torch.allclose(different[1], different[2])
@@ -488,7 +488,7 @@ def test_messages_do_not_tell_of_later_tokens():
 def test_saving_keeps_tied_embeddings_and_how_to_generate(tmp_path):
     bare = LlamaForCausalLM(tiny_config("llama", tie_word_embeddings=True)).eval()
     bare.generation_config.max_new_tokens = 3
-    model = speak(FeedbackForCausalLM.from_backbone(bare, feedback_rank=8))
+    model = randomize_messages(FeedbackForCausalLM.from_backbone(bare, feedback_rank=8))
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import run_without_package
 from closeness import from_same_weights
-from families import FAMILIES, speak, tiny_batch
+from families import FAMILIES, randomize_messages, tiny_batch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -118,7 +118,7 @@ def folder(model_and_folder):
 
 
 def from_file(folder, cls=FeedbackModel, **options):
-    return speak(cls.from_backbone(folder, backbone_kwargs={"gguf_file": FILE}, **OPTIONS, **options))
+    return randomize_messages(cls.from_backbone(folder, backbone_kwargs={"gguf_file": FILE}, **OPTIONS, **options))
 
 
 def states_of(model):
@@ -145,7 +145,9 @@ def test_user_is_told_that_weights_are_unpacked(folder, caplog):
 @pytest.mark.parametrize("cls", [FeedbackModel, FeedbackForSequenceClassification, FeedbackForCausalLM])
 def test_saved_model_is_whole(folder, cls, dtype, tmp_path):
     options = {**OPTIONS, "num_labels": 3} if cls is FeedbackForSequenceClassification else OPTIONS
-    model = speak(cls.from_backbone(folder, backbone_kwargs={"gguf_file": FILE, "dtype": dtype}, **options))
+    model = randomize_messages(
+        cls.from_backbone(folder, backbone_kwargs={"gguf_file": FILE, "dtype": dtype}, **options)
+    )
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     model.save_pretrained(tmp_path)
     assert "quantization_config" not in (tmp_path / "config.json").read_text()
@@ -229,7 +231,7 @@ def test_language_model_keeps_its_tied_head(original, folder, tmp_path):
     model = FeedbackForCausalLM.from_backbone(folder, backbone_kwargs={"gguf_file": FILE}, **OPTIONS)
     torch.testing.assert_close(states_of(model), states_of(original), rtol=0, atol=1e-6)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    speak(model).save_feedback(tmp_path)
+    randomize_messages(model).save_feedback(tmp_path)
     assert torch.equal(states_of(load_feedback(tmp_path)), states_of(model))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders import feedback_model
 from closeness import PROBABILITY, assert_exact, in_float64
-from families import speak, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 from transformers.utils.logging import warning_once
 
@@ -305,7 +305,7 @@ def test_answers_from_below_and_of_the_own_head(edges, head):
             del options["num_labels"]
         backbone = tiny_backbone("bert") if bare is None else copy.deepcopy(bare)
         model = FeedbackForSequenceClassification.from_backbone(backbone, halting=halting, feedback_rank=8, **options)
-        models.append(speak(model, scale=0.6))
+        models.append(randomize_messages(model, scale=0.6))
     plain, model = models
     logits = torch.stack(plain(**batch, output_iterations=True).iteration_logits)
     found = model(**batch)
@@ -374,7 +374,7 @@ def test_compiled():
 
 def test_in_a_pipeline_and_in_evaluation(minilm, tmp_path):
     options = dict(num_iterations=4, halting="patience", backbone_kwargs={"dtype": torch.float64})
-    model = speak(FeedbackForSequenceClassification.from_backbone(minilm, **options), scale=0.1)
+    model = randomize_messages(FeedbackForSequenceClassification.from_backbone(minilm, **options), scale=0.1)
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from builders import NAMES, REPRESENTATIVE, answers, batch_for, fresh, headed, targets_for
+from builders import NAMES, REPRESENTATIVE, answers, batch_for, headed, targets_for, task_model
 from closeness import assert_exact, in_float64
-from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
+from families import FAMILIES, randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
@@ -56,7 +56,7 @@ def test_a_tuned_model_starts_out_as_it_was(name, family, kind):
     assert found.keys() == expected.keys()
     for key in expected:
         assert torch.equal(found[key], expected[key])
-    assert speak(model).check_equivalence(batch) > 1e-5
+    assert randomize_messages(model).check_equivalence(batch) > 1e-5
     with model.feedback_disabled():
         again = answers(model(**batch))
     for key in expected:
@@ -66,7 +66,7 @@ def test_a_tuned_model_starts_out_as_it_was(name, family, kind):
 @headed
 @in_float64(files=True)
 def test_saved_equals_loaded(name, head, tmp_path):
-    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model, batch = randomize_messages(task_model(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     model.save_pretrained(tmp_path)
     auto = NAMES[name].traits.auto_class
     loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
@@ -82,7 +82,7 @@ def test_saved_equals_loaded(name, head, tmp_path):
 @headed
 @in_float64(files=True)
 def test_the_plain_model_reads_the_folder_of_every_head(name, head, tmp_path, caplog):
-    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model, batch = randomize_messages(task_model(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     model.save_pretrained(tmp_path / "head")
     base, info = AutoModel.from_pretrained(tmp_path / "head", output_loading_info=True)
     assert type(base) is FeedbackModel
@@ -102,7 +102,7 @@ def test_the_plain_model_reads_the_folder_of_every_head(name, head, tmp_path, ca
 @headed
 @in_float64()
 def test_losses_and_gradients(name, head):
-    model, batch = speak(fresh(name, head)).train(), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model, batch = randomize_messages(task_model(name, head)).train(), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -126,7 +126,7 @@ def test_losses_and_gradients(name, head):
 @headed
 @in_float64()
 def test_answers_of_every_iteration(name, head):
-    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model, batch = randomize_messages(task_model(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     found = model(**batch, output_iterations=True)
     assert len(found.iteration_logits) == 3
     for k, logits in enumerate(found.iteration_logits, 1):
@@ -140,7 +140,7 @@ def test_answers_of_every_iteration(name, head):
 
 @in_float64()
 def test_choices_are_read_one_by_one():
-    model = speak(fresh("MultipleChoice"))
+    model = randomize_messages(task_model("MultipleChoice"))
     batch = batch_for("MultipleChoice")
     logits = model(**batch).logits
     for choice in range(2):
@@ -160,7 +160,7 @@ def test_choices_are_read_one_by_one():
 def test_the_backbones_own_lm_head_stays_tied(tmp_path):
     torch.manual_seed(0)
     tuned = BertForMaskedLM(tiny_config("bert")).eval()
-    model = speak(add_feedback(tuned, SMALL))
+    model = randomize_messages(add_feedback(tuned, SMALL))
     weight = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is weight
     model.save_pretrained(tmp_path)
@@ -178,7 +178,7 @@ def test_a_family_without_an_lm_head_gets_a_new_one(family, tmp_path, caplog):
     batch = batch_for("MaskedLM")
     assert model.check_equivalence(batch) == 0.0
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    speak(model)
+    randomize_messages(model)
     model.save_pretrained(tmp_path / "ours")
     loaded, info = FeedbackForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"]
@@ -206,7 +206,7 @@ def test_a_folder_without_the_heads_weights_says_so(tmp_path, caplog):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @in_float64(files=True)
 def test_resized_vocabulary_of_a_masked_lm(family, tmp_path):
-    model = speak(fresh("MaskedLM", "backbone" if family == "bert" else "new", family))
+    model = randomize_messages(task_model("MaskedLM", "backbone" if family == "bert" else "new", family))
     batch = batch_for("MaskedLM")
     expected = model(**batch).logits
     model.resize_token_embeddings(120)
@@ -221,7 +221,7 @@ def test_resized_vocabulary_of_a_masked_lm(family, tmp_path):
 @in_float64(files=True)
 def test_pretrained_with_feedback_then_fine_tuned(tmp_path):
     """The folder of a masked-LM feedback model is where a classifier starts; layers and feedback come along."""
-    model = speak(fresh("MaskedLM", "backbone"))
+    model = randomize_messages(task_model("MaskedLM", "backbone"))
     model.save_pretrained(tmp_path)
     batch = batch_for("SequenceClassification")
     states = model(**batch, output_hidden_states=True).hidden_states[-1]
@@ -256,7 +256,7 @@ def test_either_half_of_a_whole_encoder_decoder(part):
     model = add_feedback(tuned, FeedbackConfig(num_iterations=3, feedback_rank=8, backbone_part=part))
     assert model.layout.stack == f"model.{part}.layers"
     assert torch.equal(model(**batch).logits, expected.logits)
-    assert speak(model).check_equivalence(batch) > 1e-6
+    assert randomize_messages(model).check_equivalence(batch) > 1e-6
     states = model(**batch, output_hidden_states=True).hidden_states
     plain = expected[f"{part}_hidden_states"]
     assert len(states) == len(plain) == 4
@@ -269,7 +269,7 @@ def test_either_half_of_a_whole_encoder_decoder(part):
 
 @in_float64()
 def test_padding_of_a_recording_is_left_out_of_the_mean():
-    model = speak(fresh("AudioClassification", family="wav2vec2"))
+    model = randomize_messages(task_model("AudioClassification", family="wav2vec2"))
     wave = torch.randn(1, 400, generator=torch.Generator().manual_seed(0))
     mask = torch.cat([torch.ones(1, 400), torch.zeros(1, 100)], 1).long()
     padded = torch.cat([wave, torch.zeros(1, 100)], 1)
@@ -291,7 +291,7 @@ def test_spectra_are_heard_too():
 
 @pytest.mark.parametrize("name", ["TokenClassification", "ImageClassification"])
 def test_a_trained_head_keeps_its_labels(name):
-    model = fresh(name, "backbone")
+    model = task_model(name, "backbone")
     with pytest.raises(ValueError, match="was trained for the labels"):
         NAMES[name].from_backbone(model.backbone, head="backbone", num_labels=7, feedback_rank=8)
 
@@ -303,9 +303,9 @@ def test_a_backbone_without_the_head_is_refused(head):
 
 
 def test_options_of_a_new_head_are_nothing_to_the_backbones_own(caplog):
-    task_model, options = fresh("SequenceClassification", "backbone").backbone, dict(pooling="mean")
+    backbone, options = task_model("SequenceClassification", "backbone").backbone, dict(pooling="mean")
     model = FeedbackForSequenceClassification.from_backbone(
-        task_model, head="backbone", **options, classifier_dropout=0.3
+        backbone, head="backbone", **options, classifier_dropout=0.3
     )
     assert (model.config.pooling, model.config.classifier_dropout) == ("auto", None)
     assert "`pooling`, `classifier_dropout`: for a new head; the backbone's own goes by its own config" in caplog.text
@@ -316,7 +316,7 @@ def test_options_of_a_new_head_are_nothing_to_the_backbones_own(caplog):
 def test_messages_leave_out_padding_that_is_found_by_its_token(head):
     """A decoder pools at the last token before the padding, mask or not; messages of the whole text read no further.
     The token may stand inside of a text, too."""
-    model = speak(fresh("SequenceClassification", head, "llama", feedback_type="attention+context"))
+    model = randomize_messages(task_model("SequenceClassification", head, "llama", feedback_type="attention+context"))
     model.config.pad_token_id = model.backbone.config.pad_token_id = 0
     assert model.config.feedback_future
     padded, mask = torch.tensor([[5, 0, 7, 8, 9], [9, 10, 0, 0, 0]]), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
@@ -325,7 +325,7 @@ def test_messages_leave_out_padding_that_is_found_by_its_token(head):
 
 @in_float64()
 def test_padding_of_choices_is_found_by_its_token():
-    model = speak(fresh("MultipleChoice", "new", "llama", feedback_type="attention"))
+    model = randomize_messages(task_model("MultipleChoice", "new", "llama", feedback_type="attention"))
     model.config.pad_token_id = 0
     padded = torch.tensor([[[5, 6, 7, 8], [9, 10, 0, 0]]])
     assert_exact(model(padded).logits, model(padded, attention_mask=(padded != 0).long()).logits)
@@ -349,7 +349,7 @@ def test_the_shared_embeddings_of_an_encoder_decoder_come_along(kind, part, tmp_
             encoder_layers=3, decoder_layers=3, encoder_ffn_dim=37, decoder_ffn_dim=37, **heads, **sizes
         )
         tuned = BartForSequenceClassification(config).eval()
-    model = speak(add_feedback(tuned, FeedbackConfig(feedback_rank=8, backbone_part=part)))
+    model = randomize_messages(add_feedback(tuned, FeedbackConfig(feedback_rank=8, backbone_part=part)))
     model.save_pretrained(tmp_path)
     base = FeedbackModel.from_pretrained(tmp_path)
     assert torch.equal(base.get_input_embeddings().weight, model.get_input_embeddings().weight)
@@ -362,7 +362,8 @@ def test_the_shared_embeddings_of_an_encoder_decoder_come_along(kind, part, tmp_
 @pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3"])
 @in_float64(files=True)
 def test_between_task_models_that_keep_their_backbone_in_different_places(family, tmp_path):
-    model, batch = speak(fresh("SequenceClassification", "backbone", family)), batch_for("SequenceClassification")
+    model = randomize_messages(task_model("SequenceClassification", "backbone", family))
+    batch = batch_for("SequenceClassification")
     model.save_pretrained(tmp_path)
     answering = FeedbackForQuestionAnswering.from_pretrained(tmp_path, head="backbone")
     expected = model(**batch, output_hidden_states=True).hidden_states[-1]
@@ -374,7 +375,7 @@ def test_between_task_models_that_keep_their_backbone_in_different_places(family
 @in_float64(files=True)
 def test_a_head_of_another_class_is_not_kept_where_it_has_the_same_name(feedback_only, tmp_path):
     """Both classes call theirs `classifier`; it had three labels, and gets as many or others."""
-    model, batch = speak(fresh("SequenceClassification", "new")), batch_for("SequenceClassification")
+    model, batch = randomize_messages(task_model("SequenceClassification", "new")), batch_for("SequenceClassification")
     states = model(**batch, output_hidden_states=True).hidden_states[-1]
     model.config.data_options = {"max_seconds": 3.0}  # as a model of another task might keep
     (model.save_feedback if feedback_only else model.save_pretrained)(tmp_path)
@@ -404,19 +405,19 @@ def test_a_head_of_another_class_is_not_kept_where_it_has_the_same_name(feedback
 def test_an_encoder_alone_is_saved_and_loaded(tmp_path):
     torch.manual_seed(0)
     encoder = T5EncoderModel(tiny_config("t5")).eval()
-    model = speak(FeedbackModel.from_backbone(encoder, feedback_rank=8))
+    model = randomize_messages(FeedbackModel.from_backbone(encoder, feedback_rank=8))
     model.save_pretrained(tmp_path)
     batch = tiny_batch()
     assert_exact(FeedbackModel.from_pretrained(tmp_path)(**batch).last_hidden_state, model(**batch).last_hidden_state)
 
 
 def test_what_heads_refuse():
-    model = fresh("MultipleChoice")
+    model = task_model("MultipleChoice")
     with pytest.raises(ValueError, match=r"dimension for the choices after the first, \(batch, choices, tokens\)"):
         model(**tiny_batch())
     with pytest.raises(TypeError, match="unexpected argument `labels`"):
-        fresh("QuestionAnswering")(**tiny_batch(), labels=torch.tensor([0, 1]))
-    classifier, classes = fresh("SequenceClassification"), torch.tensor([0, 1])
+        task_model("QuestionAnswering")(**tiny_batch(), labels=torch.tensor([0, 1]))
+    classifier, classes = task_model("SequenceClassification"), torch.tensor([0, 1])
     with pytest.raises(TypeError, match="argument `label`; did you mean `labels`"):
         classifier(**tiny_batch(), label=classes)
     with pytest.raises(
@@ -436,7 +437,7 @@ def test_a_subclass_of_any_name_has_the_same_loss(name):
     family = REPRESENTATIVE.get(name, "bert")
     batch, targets, losses = batch_for(name, family), targets_for(name), []
     for kind in (NAMES[name], type("Mine", (NAMES[name],), {})):
-        backbone = fresh(name).backbone
+        backbone = task_model(name).backbone
         torch.manual_seed(0)
         options = {"num_labels": 3} if kind.traits.predicts_config_labels else {}
         losses.append(kind.from_backbone(backbone, feedback_rank=8, **options)(**batch, **targets).loss)

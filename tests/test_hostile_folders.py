@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from builders import tiny_tokenizer
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from fresh_processes import LOADED, run_python
 
 from hf_feedback import FeedbackForSequenceClassification
@@ -74,7 +74,7 @@ def folders(tmp_path_factory):
     tokenizer = tiny_tokenizer()
     tiny_backbone("bert").save_pretrained(evil)
     tokenizer.save_pretrained(evil)
-    model = speak(FeedbackForSequenceClassification.from_backbone(str(evil), feedback_rank=8))
+    model = randomize_messages(FeedbackForSequenceClassification.from_backbone(str(evil), feedback_rank=8))
     model.save_pretrained(root / "whole")
     model.save_feedback(root / "feedback")
     poison(evil, marker)

@@ -102,8 +102,8 @@ def pushed(hub, folder):
     notes = notes_of(
         f"""
         import torch
-        from builders import REPRESENTATIVE, answers, batch_for, fresh, labelled_model, tiny_tokenizer
-        from families import speak, tiny_backbone, tiny_batch
+        from builders import REPRESENTATIVE, answers, batch_for, labelled_model, task_model, tiny_tokenizer
+        from families import randomize_messages, tiny_backbone, tiny_batch
         from hf_feedback import FeedbackForSequenceClassification
         from huggingface_hub import HfApi
         from transformers import Wav2Vec2FeatureExtractor
@@ -112,7 +112,7 @@ def pushed(hub, folder):
         tokenizer.add_special_tokens({{"mask_token": "[MASK]"}})
 
         for name, head in {HEADS}:
-            model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+            model, batch = randomize_messages(task_model(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
             output = model(**batch, output_hidden_states=True)
             flat = {{key: value.flatten(0, 1) for key, value in batch.items()}} if name == "MultipleChoice" else batch
             found = {{key: value.detach() for key, value in answers(output).items()}}
@@ -129,7 +129,7 @@ def pushed(hub, folder):
         shas = []
         tokenizer.push_to_hub("me/moving")
         for seed in (1, 2):
-            model = speak(labelled_model(), seed=seed)
+            model = randomize_messages(labelled_model(), seed=seed)
             shas.append(model.push_to_hub("me/moving", commit_message=f"weights {{seed}}").oid)
             expected["moving", seed] = model(**tiny_batch()).logits.detach()
         code = open(api.hf_hub_download("me/moving", "modeling_feedback.py")).read()
@@ -150,7 +150,7 @@ def pushed(hub, folder):
         tokenizer.save_pretrained("plain")
         labelled_model(num_iterations=2).push_to_hub("me/private-feedback", private=True)
         source = dict(backbone_kwargs=dict(revision=plain[0]), feedback_rank=8, num_iterations=3)
-        model = speak(FeedbackForSequenceClassification.from_backbone("me/private-backbone", **source))
+        model = randomize_messages(FeedbackForSequenceClassification.from_backbone("me/private-backbone", **source))
         expected["only"] = model(**tiny_batch()).logits.detach()
         model.push_feedback_to_hub("me/private-only", private=True)
         api.create_repo("me/private-rows", repo_type="dataset", private=True)

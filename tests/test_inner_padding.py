@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import speak
+from families import randomize_messages
 from transformers import (
     BigBirdConfig,
     BigBirdModel,
@@ -31,7 +31,7 @@ WAVES = dict(
 def test_messages_do_not_read_what_a_backbone_pads_inside(operator):
     backbone = LongformerModel(LongformerConfig(**TINY, attention_window=8, pad_token_id=1))
     options = dict(num_labels=3, feedback_type=operator, feedback_rank=8, num_iterations=3)
-    model = speak(FeedbackForTokenClassification.from_backbone(backbone, **options)).eval()
+    model = randomize_messages(FeedbackForTokenClassification.from_backbone(backbone, **options)).eval()
     ids = torch.randint(5, 99, (2, 11))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
@@ -92,7 +92,7 @@ def test_a_backbone_that_changes_itself_for_short_texts_stays_as_it_was():
     backbone, ids = BigBirdModel(sparse).eval(), torch.randint(5, 99, (1, 64))
     with torch.no_grad():
         expected = backbone(ids).last_hidden_state
-        model = speak(FeedbackModel.from_backbone(backbone, num_iterations=2)).eval()
+        model = randomize_messages(FeedbackModel.from_backbone(backbone, num_iterations=2)).eval()
         assert torch.equal(model(ids, num_iterations=1).last_hidden_state, expected)
         assert not torch.allclose(model(ids).last_hidden_state, expected, atol=1e-3)
     assert model.backbone.attention_type == "block_sparse"

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from builders import fresh, labelled_model, save_task_model, tiny_tokenizer
+from builders import labelled_model, save_task_model, task_model, tiny_tokenizer
 from training_runs import rows, write
 
 from hf_feedback import FeedbackForSequenceClassification, cli
@@ -121,7 +121,7 @@ def test_the_command_writes_its_choice_into_the_model(folder, few, capsys):
 
 
 def test_a_value_is_measured_without_rules_for_classes(tmp_path, capsys):
-    model = fresh("SequenceClassification", num_labels=1, problem_type="regression")
+    model = task_model("SequenceClassification", num_labels=1, problem_type="regression")
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     file = write(tmp_path, "scores.csv", [{**row, "label": i / 7} for i, row in enumerate(rows(12))])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from builders import fresh
+from builders import task_model
 from training_runs import arguments, make, tiny_data
 from transformers.integrations import TensorBoardCallback
 
@@ -90,9 +90,9 @@ def test_only_classes_are_counted():
     batch = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[0.5]])}
     assert count_right(make(num_labels=1), [batch]) is None
     positions = {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}
-    assert count_right(fresh("QuestionAnswering"), [{"input_ids": batch["input_ids"], **positions}]) is None
+    assert count_right(task_model("QuestionAnswering"), [{"input_ids": batch["input_ids"], **positions}]) is None
     tokens = {"input_ids": batch["input_ids"], "labels": torch.tensor([[0, -100, 1]])}
-    assert count_right(fresh("TokenClassification"), [tokens])[-1] == 2
+    assert count_right(task_model("TokenClassification"), [tokens])[-1] == 2
 
 
 def test_the_line_of_a_log_leaves_single_edges_out():

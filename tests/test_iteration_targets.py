@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from builders import batch_for, fresh, targets_for, tiny_tokenizer, without_dropout
+from builders import batch_for, targets_for, task_model, tiny_tokenizer, without_dropout
 from comparisons import comparison_of
 from datasets import Dataset
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from torch.nn.functional import cross_entropy
 from training_runs import arguments, make, rows, tiny_data, train_command, write
 
@@ -49,7 +49,7 @@ def targets_of(name, *shifts):
 @pytest.mark.parametrize("shifts", [(1,), (1, 0), (None, 1)], ids=str)
 @pytest.mark.parametrize("name", ["SequenceClassification", "TokenClassification", "MultipleChoice", "MaskedLM"])
 def test_each_iteration_has_the_loss_of_its_own_target(name, rule, weights, shifts):
-    model = speak(fresh(name, num_iterations=4, iteration_loss=rule).double())
+    model = randomize_messages(task_model(name, num_iterations=4, iteration_loss=rule).double())
     batch, labels, targets = batch_for(name), targets_for(name)["labels"], targets_of(name, *shifts)
     with torch.no_grad():
         logits = model.eval()(**batch, output_iterations=True).iteration_logits
@@ -64,7 +64,9 @@ def test_each_iteration_has_the_loss_of_its_own_target(name, rule, weights, shif
 
 def test_examples_without_a_target_do_not_count():
     """One example has a target in iteration 1, the other has none: the gradient is that of the one."""
-    model = without_dropout(speak(fresh("SequenceClassification", num_iterations=2, iteration_loss="uniform").double()))
+    model = without_dropout(
+        randomize_messages(task_model("SequenceClassification", num_iterations=2, iteration_loss="uniform").double())
+    )
     batch = batch_for("SequenceClassification")
     both, one = torch.tensor([[2], [-100]]), {name: value[:1] for name, value in batch.items()}
     labels = torch.tensor([0, 1])
@@ -75,7 +77,9 @@ def test_examples_without_a_target_do_not_count():
 
 def test_a_call_without_any_target_has_no_loss():
     """As where K is drawn, and the first iterations have no target: nothing is trained, and nothing is lost."""
-    model = without_dropout(speak(fresh("SequenceClassification", num_iterations=2, iteration_loss="uniform")))
+    model = without_dropout(
+        randomize_messages(task_model("SequenceClassification", num_iterations=2, iteration_loss="uniform"))
+    )
     batch = {**batch_for("SequenceClassification"), **targets_for("SequenceClassification")}
     loss = model(**batch, iteration_targets=torch.full((2, 3), -100)).loss
     loss.backward()
@@ -85,7 +89,9 @@ def test_a_call_without_any_target_has_no_loss():
 
 def test_targets_of_tokens_without_any_label_are_trained_on():
     """The mean over no label is no number, and does not count."""
-    model = without_dropout(speak(fresh("TokenClassification", num_iterations=3, iteration_loss="linear").double()))
+    model = without_dropout(
+        randomize_messages(task_model("TokenClassification", num_iterations=3, iteration_loss="linear").double())
+    )
     batch, labels = batch_for("TokenClassification"), targets_for("TokenClassification")["labels"]
     nothing, targets = torch.full_like(labels, -100), targets_of("TokenClassification", 1)
     loss = model(**batch, labels=nothing, iteration_targets=targets).loss
@@ -96,7 +102,9 @@ def test_targets_of_tokens_without_any_label_are_trained_on():
 
 
 def test_the_loss_compiles_in_one_graph():
-    model = without_dropout(speak(fresh("SequenceClassification", num_iterations=2, iteration_loss="uniform")))
+    model = without_dropout(
+        randomize_messages(task_model("SequenceClassification", num_iterations=2, iteration_loss="uniform"))
+    )
     batch = {**batch_for("SequenceClassification"), **targets_for("SequenceClassification")}
     batch["iteration_targets"] = targets_of("SequenceClassification", None)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -104,7 +112,8 @@ def test_the_loss_compiles_in_one_graph():
 
 
 def test_evaluation_asks_for_the_label_after_the_last_iteration():
-    model, batch = fresh("SequenceClassification", iteration_loss="uniform").eval(), batch_for("SequenceClassification")
+    model = task_model("SequenceClassification", iteration_loss="uniform").eval()
+    batch = batch_for("SequenceClassification")
     labels = targets_for("SequenceClassification")
     targets = targets_of("SequenceClassification", 1)
     assert model(**batch, **labels, iteration_targets=targets).loss == model(**batch, **labels).loss
@@ -142,7 +151,7 @@ def test_evaluation_asks_for_the_label_after_the_last_iteration():
     ],
 )
 def test_targets_that_cannot_be_trained_on_are_refused(options, given, error):
-    model = fresh("SequenceClassification", **{"iteration_loss": "uniform", **options}).train()
+    model = task_model("SequenceClassification", **{"iteration_loss": "uniform", **options}).train()
     with pytest.raises(ValueError, match=error):
         model(**{**batch_for("SequenceClassification"), **targets_for("SequenceClassification"), **given})
 
@@ -150,7 +159,7 @@ def test_targets_that_cannot_be_trained_on_are_refused(options, given, error):
 @pytest.mark.parametrize("name", ["SequenceClassification", "QuestionAnswering"])
 def test_checks_of_a_model_read_a_batch_with_its_targets(name):
     """A batch of training, as it is: the checks leave its targets out."""
-    model, batch = speak(fresh(name, num_iterations=2)), batch_for(name)
+    model, batch = randomize_messages(task_model(name, num_iterations=2)), batch_for(name)
     targets = targets_for(name) | ({} if name == "QuestionAnswering" else {"iteration_targets": torch.zeros(2, 1)})
     assert model.check_equivalence({**batch, **targets}) == model.check_equivalence(batch)
     torch.manual_seed(0)
@@ -285,7 +294,7 @@ def test_targets_of_tokens_that_do_not_suit_are_refused(case, tmp_path):
     label, targets, options, error = OF_TOKENS[case]
     texts = [dict(input_ids=[5] * 6, labels=[0] * 6, iteration_targets=targets) for _ in range(4)]
     texts[2]["labels"] = [label] * 6
-    model = fresh("TokenClassification", num_iterations=3, iteration_loss="uniform")
+    model = task_model("TokenClassification", num_iterations=3, iteration_loss="uniform")
     with pytest.raises(ValueError, match=error):
         FeedbackTrainer(model=model, args=arguments(tmp_path, **options), train_dataset=Dataset.from_list(texts))
 
@@ -294,7 +303,7 @@ def test_targets_of_tokens_that_do_not_suit_are_refused(case, tmp_path):
 def test_models_with_one_target_refuse_those_of_iterations(name, tmp_path):
     """transformers would drop the column."""
     data = [{**row, "iteration_targets": [0]} for row in tiny_data(4)]
-    model = fresh(name, num_iterations=2, iteration_loss="uniform")
+    model = task_model(name, num_iterations=2, iteration_loss="uniform")
     with pytest.raises(ValueError, match=f"are not for FeedbackFor{name}, which has one target for all iterations"):
         FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
 
@@ -305,7 +314,7 @@ def test_models_with_one_target_refuse_those_of_iterations(name, tmp_path):
 def test_halting_after_the_targets_is_allowed(options, tmp_path):
     """A training step reads the target in iteration 1, and runs all iterations."""
     data = [{**row, "iteration_targets": [(row["labels"] + 1) % 3]} for row in tiny_data(4)]
-    model = speak(make(iteration_loss="uniform", num_iterations=3, **options).double())
+    model = randomize_messages(make(iteration_loss="uniform", num_iterations=3, **options).double())
     trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=data)
     inputs = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(without_dropout(model), dict(inputs)).item()
@@ -333,7 +342,7 @@ def test_a_later_run_has_the_classes_of_the_trained_model(files, backbone):
 
 
 def test_adversarial_passes_without_labels_have_no_targets():
-    model = speak(fresh("SequenceClassification", iteration_loss="uniform").double())
+    model = randomize_messages(task_model("SequenceClassification", iteration_loss="uniform").double())
     batch = {**batch_for("SequenceClassification"), **targets_for("SequenceClassification")}
     loss = SMART().compute_loss(model.train(), {**batch, "iteration_targets": torch.tensor([[1], [0]])}).loss
     assert loss.isfinite()

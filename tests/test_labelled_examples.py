@@ -1,8 +1,8 @@
 """A file of labelled examples becomes what a model reads, and what people see."""
 
 import pytest
-from builders import LABELS, NAMES, fresh, tiny_tokenizer
-from families import speak, tiny_backbone
+from builders import LABELS, NAMES, task_model, tiny_tokenizer
+from families import randomize_messages, tiny_backbone
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
 from hf_feedback.evaluation.report.labelled_examples import ShownItem, load_examples
@@ -12,7 +12,7 @@ from hf_feedback.evaluation.report.observation import observe
 def saved(cls, folder, **options):
     """A trained model with its tokenizer in a folder."""
     options = {"num_iterations": 2, "feedback_rank": 8, **options}
-    speak(cls.from_backbone(tiny_backbone("bert"), **options)).save_pretrained(folder)
+    randomize_messages(cls.from_backbone(tiny_backbone("bert"), **options)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -88,7 +88,7 @@ def test_an_option_of_another_task_is_refused(classifier, tmp_path):
 
 @pytest.mark.parametrize("name", ["MaskedLM", "QuestionAnswering"])
 def test_a_model_of_another_task_is_refused(name, tmp_path):
-    fresh(name).save_pretrained(tmp_path / "model")
+    task_model(name).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="a report is about models that answer with one class for each item: a text"):
         load_examples(str(tmp_path / "model"), "test.csv")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import fresh
+from builders import task_model
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedConfig
 
@@ -179,7 +179,7 @@ def test_several_values_have_no_labels():
     with pytest.raises(ValueError, match="must hold one label in every row for regression"):
         labels_of([[0.1, -0.2], [0.5, 0.7]], problem_type="regression")
     with pytest.raises(ValueError, match="`model` answers with 2 values for each example, and its labels are of one"):
-        LabelSet.of_model(fresh("SequenceClassification", num_labels=2, problem_type="regression"))
+        LabelSet.of_model(task_model("SequenceClassification", num_labels=2, problem_type="regression"))
 
 
 def test_what_was_understood_is_said():

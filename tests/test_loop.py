@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 from closeness import assert_rounding, in_float64
-from families import speak, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 from torch import nn
 from transformers import AutoModel
 
@@ -22,7 +22,7 @@ FAMILIES = ("bert", "deberta-v2", "modernbert", "qwen3")
 
 def make(family="bert", seed=0, cls=FeedbackModel, **options):
     options = {"num_iterations": 3, "feedback_rank": 8, **options}
-    return speak(cls.from_backbone(tiny_backbone(family, seed), **options))
+    return randomize_messages(cls.from_backbone(tiny_backbone(family, seed), **options))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +47,7 @@ def test_users_hooks_on_the_last_layer_fire_once_with_the_final_output(family):
     stack = "encoder.layer" if family in ("bert", "deberta-v2") else "layers"
     last = backbone.get_submodule(stack)[-1]
     last.register_forward_hook(lambda module, args, output: seen.append(output))  # before ours is there
-    model = speak(FeedbackModel.from_backbone(backbone, num_iterations=3, feedback_rank=8))
+    model = randomize_messages(FeedbackModel.from_backbone(backbone, num_iterations=3, feedback_rank=8))
     last.register_forward_hook(lambda module, args, output: seen.append(output))
     seen.clear()
     output = model(**tiny_batch(), output_hidden_states=True)
@@ -119,7 +119,7 @@ def test_the_backbone_alone_is_untouched():
     batch = tiny_batch()
     expected = backbone(**batch).last_hidden_state
     names = list(backbone.state_dict())
-    model = speak(FeedbackModel.from_backbone(backbone, feedback_rank=8))
+    model = randomize_messages(FeedbackModel.from_backbone(backbone, feedback_rank=8))
     assert not torch.equal(model(**batch).last_hidden_state, expected)
     assert torch.equal(backbone(**batch).last_hidden_state, expected)
     assert list(backbone.state_dict()) == [name for name in names if not name.startswith("pooler")]
@@ -168,7 +168,7 @@ def test_copies_are_independent(copied):
     model, batch = make(), tiny_batch()
     expected = model(**batch).last_hidden_state
     twin = copied(model)
-    speak(model, seed=9)
+    randomize_messages(model, seed=9)
     assert torch.equal(twin(**batch).last_hidden_state, expected)
     assert not torch.equal(model(**batch).last_hidden_state, expected)
 
@@ -221,7 +221,7 @@ def test_replaced_connections_are_the_ones_that_speak():
     """What wraps or swaps `model.feedback` (PEFT does) takes effect at the next call."""
     model, batch = make(), tiny_batch()
     before = model(**batch).last_hidden_state
-    model.feedback = speak(make(seed=3), seed=8).feedback
+    model.feedback = randomize_messages(make(seed=3), seed=8).feedback
     assert not torch.equal(model(**batch).last_hidden_state, before)
 
 

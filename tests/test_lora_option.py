@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import fnn_model, fresh
+from builders import fnn_model, task_model
 from closeness import assert_exact
 from families import tiny_backbone, tiny_batch
 from fresh_processes import LOADED, run_python
@@ -140,8 +140,8 @@ def test_rate_of_the_adapters(backbone, tmp_path, capsys, more, rate):
 @pytest.mark.parametrize(("name", "head"), [("TokenClassification", "new"), ("SequenceClassification", "backbone"),
                                             ("MultipleChoice", "new"), ("QuestionAnswering", "new")])  # fmt: skip
 def test_a_trainer_adds_what_peft_options_says(name, head, tmp_path):
-    model = fresh(name, head)
-    expected = get_peft_model(fresh(name, head), LoraConfig(r=2, **peft_options(model)))
+    model = task_model(name, head)
+    expected = get_peft_model(task_model(name, head), LoraConfig(r=2, **peft_options(model)))
     trainer = FeedbackTrainer(model, arguments(tmp_path, lora_rank=2), train_dataset=tiny_data())
     assert isinstance(trainer.model, PeftModel)
     trained = [{n for n, p in one.named_parameters() if p.requires_grad} for one in (trainer.model, expected)]

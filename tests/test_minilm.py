@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from closeness import assert_exact, assert_rounding
-from families import speak
+from families import randomize_messages
 from reference import run_reference
 from transformers import AutoModel, AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutput
@@ -43,7 +43,7 @@ def test_fresh_model_is_minilm(minilm, batch, topology, activation):
 def test_messages_match_the_reference_on_minilm(minilm, batch, rank):
     bare = AutoModel.from_pretrained(minilm, dtype=torch.float32)
     model = FeedbackModel.from_backbone(minilm, num_iterations=3, feedback_topology="dense", feedback_rank=rank)
-    speak(model, scale=0.02)
+    randomize_messages(model, scale=0.02)
     moved = model(**batch).last_hidden_state - model(**batch, num_iterations=1).last_hidden_state
     assert moved.abs().max() > 0.05
     found, other = results_of(model, model.backbone, batch), results_of(plainly(model, bare), bare, batch)

@@ -9,13 +9,13 @@ from builders import (
     feedback_model,
     first_head,
     fnn_model,
-    fresh,
     targets_for,
+    task_model,
     tiny_tokenizer,
     without_dropout,
 )
 from datasets import Dataset
-from families import speak, tiny_batch
+from families import randomize_messages, tiny_batch
 from test_adversarial import LABELLED, Logged, alone, classifier, parameter_gradients  # noqa: F401
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -168,7 +168,7 @@ def test_balanced_weights():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_head(name):
-    model = fresh(name, first_head(name)).train()
+    model = task_model(name, first_head(name)).train()
     family = REPRESENTATIVE.get(name, "bert")
     batch = {**batch_for(name, family), **targets_for(name)}
     objectives = [IterationAgreement(0.5), DropoutAgreement(0.5)]
@@ -186,10 +186,10 @@ def test_every_head(name):
 
 
 def test_padding_and_unlabelled_tokens_do_not_count():
-    model = without_dropout(fresh("TokenClassification"))
+    model = without_dropout(task_model("TokenClassification"))
     batch = {**tiny_batch(), **targets_for("TokenClassification")}
     longer = {name: F.pad(value, (0, 3), value=-100 if name == "labels" else 0) for name, value in batch.items()}
-    speak(model)
+    randomize_messages(model)
     found = [Objectives([IterationAgreement(1.0)]).compute_loss(model, one).parts for one in (batch, longer)]
     assert found[0]["loss_agreement"] > 0
     torch.testing.assert_close(*found)
@@ -266,10 +266,10 @@ def partly_labelled(name):
         rows = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in data]
         for i, row in enumerate(rows):
             row["start_positions"] = row["end_positions"] = i if i in (0, 3, 5) else 50
-        return speak(without_dropout(fresh(name, first_head(name))).double()), rows
+        return randomize_messages(without_dropout(task_model(name, first_head(name))).double()), rows
     else:
         labels = [torch.where(torch.arange(9) < max(0, i - 2), torch.arange(9) % 3, -100) for i in range(8)]
-    return speak(without_dropout(fresh(name, first_head(name))).double()), [
+    return randomize_messages(without_dropout(task_model(name, first_head(name))).double()), [
         {**row, "labels": label} for row, label in zip(data, labels, strict=True)
     ]
 
@@ -308,7 +308,7 @@ def test_a_loss_function_of_a_classifier_keeps_the_weights(size, tmp_path):
         torch.manual_seed(0)
         callbacks, batches = [Logged(), Gradients()], dict(per_device_train_batch_size=size, max_steps=1, seed=1)
         trainer = FeedbackTrainer(
-            model=speak(without_dropout(make(num_iterations=3))),
+            model=randomize_messages(without_dropout(make(num_iterations=3))),
             args=arguments(tmp_path, agreement_weight=5.0, gradient_accumulation_steps=2, max_grad_norm=1e9, **batches),
             train_dataset=tiny_data(), compute_loss_func=function, callbacks=callbacks,
         )  # fmt: skip
@@ -325,7 +325,7 @@ def test_the_jacobian_penalty_is_logged_by_its_name(tmp_path):
     output = model(**LABELLED)
     assert output.jacobian_penalty > 0
     assert model.eval()(**LABELLED).jacobian_penalty is None
-    _, logs = run(tmp_path, speak(make(jacobian_penalty=0.1)), max_steps=1)
+    _, logs = run(tmp_path, randomize_messages(make(jacobian_penalty=0.1)), max_steps=1)
     assert logs[0]["loss_jacobian"] > 0
     assert logs[0]["loss"] > 0.1 * logs[0]["loss_jacobian"]
 
@@ -342,7 +342,7 @@ def test_the_loss_of_classes_counts_at_every_iteration(rule, tmp_path):
     """Smoothing, weights and the focal loss, in training as in evaluation; the model's own loss is as it was after."""
     torch.manual_seed(0)
     model, data = without_dropout(make(num_iterations=2, iteration_loss=rule)), tiny_data(8)
-    speak(model)
+    randomize_messages(model)
     options = dict(class_weights=[1.0, 2.0, 0.5], focal_gamma=1.5, label_smoothing_factor=0.1, max_steps=1)
     batch = {name: torch.stack([torch.as_tensor(row[name]) for row in data]) for name in data[0]}
     args = arguments(tmp_path, per_device_train_batch_size=8, **options)
@@ -364,7 +364,7 @@ def test_the_loss_of_classes_counts_at_every_iteration(rule, tmp_path):
 @pytest.mark.parametrize("tokens", [False, True])
 def test_balanced_weights_are_counted_in_the_training_data(tokens, form, tmp_path):
     if tokens:
-        model, labels = fresh("TokenClassification"), [[-100, 0, 0, 1, 2], [0, 0, 1, -100, -100]]
+        model, labels = task_model("TokenClassification"), [[-100, 0, 0, 1, 2], [0, 0, 1, -100, -100]]
     else:
         model, labels = make(), [0] * 4 + [1] * 2 + [2]
     data = Dataset.from_dict({"input_ids": [[5, 6, 7, 8, 9]] * len(labels), "labels": labels})
@@ -387,7 +387,7 @@ def test_labels_are_counted_once(tmp_path, monkeypatch):
 
 def test_smoothing_of_choices_and_masked_words():
     for name in ("MultipleChoice", "MaskedLM"):
-        model = without_dropout(fresh(name))
+        model = without_dropout(task_model(name))
         batch = {**batch_for(name), **targets_for(name)}
         trainer = FeedbackTrainer(model=model, args=arguments("unused", label_smoothing_factor=0.1))
         output = model(**batch)
@@ -463,10 +463,14 @@ WRONG = {
     "focal loss of values": (lambda: make(**VALUES), dict(focal_gamma=2.0), r"`focal_gamma`=2.0 weights classes, and"),
     "several labels": (lambda: make(**SEVERAL), dict(focal_gamma=2.0), "the model predicts several labels at once"),
     "smoothed labels": (lambda: make(**SEVERAL), dict(label_smoothing_factor=0.1), "the model predicts several labels"),
-    "questions": (lambda: fresh("QuestionAnswering"), dict(label_smoothing_factor=0.1), "where answers start and end"),
-    "choices": (lambda: fresh("MultipleChoice"), dict(class_weights=["balanced"]), "the model predicts choices"),
-    "tokens": (lambda: fresh("CausalLM"), dict(focal_gamma=1.0), "the model predicts tokens"),
-    "words": (lambda: fresh("MaskedLM"), dict(focal_gamma=1.0), "the model predicts words"),
+    "questions": (
+        lambda: task_model("QuestionAnswering"),
+        dict(label_smoothing_factor=0.1),
+        "where answers start and end",
+    ),
+    "choices": (lambda: task_model("MultipleChoice"), dict(class_weights=["balanced"]), "the model predicts choices"),
+    "tokens": (lambda: task_model("CausalLM"), dict(focal_gamma=1.0), "the model predicts tokens"),
+    "words": (lambda: task_model("MaskedLM"), dict(focal_gamma=1.0), "the model predicts words"),
     "number of weights": (make, dict(class_weights=[1.0, 2.0]), "`class_weights` must be 3 numbers, one per class"),
     "no data": (make, dict(class_weights=["balanced"]), "counts the labels of `train_dataset`.*got NoneType"),
     "gradient": (
@@ -491,11 +495,11 @@ def test_what_does_not_suit_the_model_is_refused(case, tmp_path):
 
 
 NO_MASKS = {
-    "images": (lambda: fresh("ImageClassification"), "has no word embeddings of a backbone"),
+    "images": (lambda: task_model("ImageClassification"), "has no word embeddings of a backbone"),
     "network": (lambda: fnn_model(head=True), "FNNForSequenceClassification has no word embeddings of a backbone"),
     "decoder": (lambda: make("gpt2"), "reads from left to right"),
     "width": (lambda: make("electra"), "the word embeddings of FeedbackForSequenceClassification are 16 wide"),
-    "masked already": (lambda: fresh("MaskedLM"), "the task of FeedbackForMaskedLM already"),
+    "masked already": (lambda: task_model("MaskedLM"), "the task of FeedbackForMaskedLM already"),
 }
 
 

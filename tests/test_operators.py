@@ -7,7 +7,7 @@ import pytest
 import torch
 from builders import built_once
 from closeness import assert_exact, in_float64
-from families import speak, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 from reference import OPERATORS, run_operators
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,7 +57,7 @@ JOINED = {
 def make(options, family="bert", cls=FeedbackModel, scale=0.3, dtype=None, **more):
     options = {"feedback_rank": 8, "num_iterations": 3, "feedback_edges": EDGES, **options, **more}
     model = cls.from_backbone(tiny_backbone(family).to(dtype or torch.get_default_dtype()), **options)
-    return speak(model, scale=scale) if scale else model
+    return randomize_messages(model, scale=scale) if scale else model
 
 
 def test_every_operator_is_in_the_reference():
@@ -70,7 +70,7 @@ def test_silent_at_the_start(case, family):
     for k in (1, 2, 4):
         model.set_num_iterations(k)
         assert model.check_equivalence(batch) == 0.0
-    speak(model)
+    randomize_messages(model)
     assert model.check_equivalence(batch) > 1e-3
     with model.feedback_disabled():
         expected = model(**batch).logits
@@ -119,7 +119,7 @@ def test_decoders_equal_the_reference(name, future):
 @every_case
 def test_gradcheck(case):
     config = FeedbackConfig(feedback_rank=4, num_labels=3, feedback_edges=[[2, 0], [2, 1]], **CASES[case])
-    feedback = speak(FeedbackConnectionsHolder(config)).feedback.double()
+    feedback = randomize_messages(FeedbackConnectionsHolder(config)).feedback.double()
     mask = torch.tensor([[True, True, True], [True, True, False]])
     context = MessageContext(mask, class_probabilities=torch.rand(2, 3, dtype=torch.float64).softmax(-1))
 
@@ -196,7 +196,7 @@ def test_who_reads_causally_is_found_out():
     torch.manual_seed(0)
     tower = CLIPTextModel(CLIPTextConfig(**CLIP, projection_dim=32))
     options = dict(feedback_type="attention", feedback_rank=8, feedback_edges=EDGES)
-    model = speak(FeedbackModel.from_backbone(tower, **options))
+    model = randomize_messages(FeedbackModel.from_backbone(tower, **options))
     ids = tiny_batch()["input_ids"]
     changed = ids.clone()
     changed[:, -1] = 7

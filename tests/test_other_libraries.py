@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from builders import NAMES, REPRESENTATIVE, answers, batch_for, fresh, targets_for
-from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
+from builders import NAMES, REPRESENTATIVE, answers, batch_for, targets_for, task_model
+from families import TEXT_FAMILIES, randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 from transformers import BertForMaskedLM
@@ -41,7 +41,7 @@ def test_facts_are_read_again_and_not_written_twice(tmp_path):
 
 
 def test_vocabulary_size_can_be_set():
-    model = fresh("MaskedLM", "backbone")
+    model = task_model("MaskedLM", "backbone")
     model.config.vocab_size = 107
     assert model.config.vocab_size == model.backbone.config.vocab_size == 107
 
@@ -54,7 +54,7 @@ def masked_lm(kind):
         backbone = tiny_backbone("llama", tie_word_embeddings=False)
     else:
         backbone = BertForMaskedLM(tiny_config("bert", tie_word_embeddings=kind == "backbone"))
-    return speak(FeedbackForMaskedLM.from_backbone(backbone, feedback_rank=8, num_iterations=3))
+    return randomize_messages(FeedbackForMaskedLM.from_backbone(backbone, feedback_rank=8, num_iterations=3))
 
 
 KINDS = ["new", "backbone", "untied"]
@@ -88,12 +88,12 @@ def test_embeddings_that_were_untied_stay_so(kind, tmp_path):
 
 
 def test_a_task_model_that_was_untied_is_taken_as_it_is():
-    task_model = BertForMaskedLM(tiny_config("bert", tie_word_embeddings=True)).eval()
-    decoder = task_model.cls.predictions.decoder
+    masked_lm = BertForMaskedLM(tiny_config("bert", tie_word_embeddings=True)).eval()
+    decoder = masked_lm.cls.predictions.decoder
     decoder.weight = nn.Parameter(-decoder.weight.detach())
-    task_model.config.tie_word_embeddings = False
-    expected = task_model(**tiny_batch()).logits
-    assert torch.equal(add_feedback(task_model)(**tiny_batch()).logits, expected)
+    masked_lm.config.tie_word_embeddings = False
+    expected = masked_lm(**tiny_batch()).logits
+    assert torch.equal(add_feedback(masked_lm)(**tiny_batch()).logits, expected)
     with pytest.raises(TypeError, match="`task_model` must be a loaded transformers model, got a str"):
         add_feedback("bert-base-uncased")
 
@@ -135,7 +135,7 @@ class Packed(nn.Module):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_linear_maps_can_be_replaced(name):
-    model, batch = speak(fresh(name)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model, batch = randomize_messages(task_model(name)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     expected = answers(model(**batch))
     quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
     for key, value in answers(quantized(**batch)).items():  # eight bits a weight

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_exact, in_float64
-from families import speak, tiny_backbone, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_config
 from transformers import LlamaForCausalLM
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextConfig, Qwen2VLTextModel
 
@@ -32,7 +32,9 @@ def positions(rows):
 def decoder(**options):
     torch.manual_seed(0)
     backbone = LlamaForCausalLM(tiny_config("llama", eos_token_id=None, pad_token_id=None))
-    return speak(FeedbackForCausalLM.from_backbone(backbone, num_iterations=3, feedback_rank=8, **options)).eval()
+    return randomize_messages(
+        FeedbackForCausalLM.from_backbone(backbone, num_iterations=3, feedback_rank=8, **options)
+    ).eval()
 
 
 @in_float64()
@@ -51,7 +53,7 @@ def test_packed_texts_whose_tokens_know_of_later_ones(case):
     model = FeedbackForTokenClassification.from_backbone(
         tiny_backbone("qwen3"), num_labels=3, num_iterations=4, feedback_rank=8, feedback_future=True, **OPERATORS[case]
     )
-    model = speak(model).eval()
+    model = randomize_messages(model).eval()
     packed = torch.cat(texts(), 1)
     assert_exact(
         model(packed, position_ids=positions(2)).logits, torch.cat([model(text).logits for text in texts()], 1)
@@ -81,7 +83,7 @@ def test_positions_do_not_divide_what_the_backbone_does_not_keep_apart(family, o
     model = FeedbackForTokenClassification.from_backbone(
         tiny_backbone(family), num_labels=3, num_iterations=3, feedback_rank=8, feedback_type=operator
     )
-    model, packed = speak(model).eval(), torch.cat(texts(), 1)
+    model, packed = randomize_messages(model).eval(), torch.cat(texts(), 1)
     found = model(packed, position_ids=positions(2)).logits
     assert_exact(found, model(packed, position_ids=positions(2), attention_mask=torch.ones_like(packed)).logits)
 
@@ -95,7 +97,7 @@ def test_positions_with_several_coordinates():
     torch.manual_seed(0)
     backbone = Qwen2VLTextModel(Qwen2VLTextConfig(**sizes)).eval()
     options = dict(num_labels=3, num_iterations=3, feedback_rank=8, feedback_type="attention")
-    model = speak(FeedbackForTokenClassification.from_backbone(backbone, **options)).eval()
+    model = randomize_messages(FeedbackForTokenClassification.from_backbone(backbone, **options)).eval()
     assert model.layout.packing_positions == 3
     found = model(torch.cat(texts(), 1), position_ids=positions(2).expand(4, 2, -1)).logits
     assert_exact(found, torch.cat([model(text).logits for text in texts()], 1))

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from builders import REPRESENTATIVE, answers, batch_for, fresh, targets_for
+from builders import REPRESENTATIVE, answers, batch_for, targets_for, task_model
 from closeness import assert_exact
-from families import TEXT_FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
+from families import TEXT_FAMILIES, randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from peft import (
     IA3Config,
     LoraConfig,
@@ -35,7 +35,7 @@ METHODS = {
 
 
 def make():
-    return speak(
+    return randomize_messages(
         FeedbackForSequenceClassification.from_backbone(
             tiny_backbone("bert"), feedback_rank=8, num_labels=3, num_iterations=3
         )
@@ -162,7 +162,7 @@ HEAD_MODULES = {
 @pytest.mark.parametrize(("name", "head"), HEAD_MODULES)
 def test_options_of_every_head(name, head, tmp_path):
     """What they say is trained, learns; it is all saved; what is tied stays tied."""
-    model, batch = speak(fresh(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
+    model, batch = randomize_messages(task_model(name, head)), batch_for(name, REPRESENTATIVE.get(name, "bert"))
     options = peft_options(model)
     assert options["modules_to_save"] == ["feedback", *HEAD_MODULES[name, head]]
     start = copy.deepcopy(model)
@@ -286,7 +286,8 @@ def test_what_from_peft_refuses():
 @pytest.mark.parametrize("family", ["roberta", "electra", "mpnet", "xlm-roberta"])
 def test_heads_of_several_layers(family, tmp_path):
     """PEFT adds `classifier` by itself for sequence classification; wrappers must not nest."""
-    model, batch = speak(fresh("SequenceClassification", "backbone", family)), batch_for("SequenceClassification")
+    model = randomize_messages(task_model("SequenceClassification", "backbone", family))
+    batch = batch_for("SequenceClassification")
     start = copy.deepcopy(model)
     tuned = get_peft_model(model, LoraConfig(r=4, **peft_options(model))).train()
     tuned(**batch, labels=torch.tensor([0, 1])).loss.backward()

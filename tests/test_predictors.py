@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import fnn_model, fresh, labelled_model, signs, tiny_tokenizer
+from builders import character_tokenizer, fnn_model, labelled_model, task_model, tiny_tokenizer
 from families import tiny_config
 from PIL import Image
 from transformers import (
@@ -77,7 +77,7 @@ def test_pairs_values_and_several_labels(tokenizer):
         probabilities = plainly(model, text, tokenizer=tokenizer).logits[0].sigmoid()
         assert list(answer["probabilities"].values()) == pytest.approx(probabilities.tolist(), abs=1e-5)
         assert answer["labels"] == [name for name, p in answer["probabilities"].items() if p > 0.5]
-    value = fresh("SequenceClassification", num_labels=1)
+    value = task_model("SequenceClassification", num_labels=1)
     (answer,) = value.predict(["help"], tokenizer)
     assert answer == {"value": pytest.approx(float(plainly(value, "help", tokenizer=tokenizer).logits), abs=1e-6)}
     assert classify(torch.tensor([1.0, 2.0]), ["a", "b"], "regression") == {"values": [1.0, 2.0]}
@@ -85,7 +85,7 @@ def test_pairs_values_and_several_labels(tokenizer):
 
 @pytest.mark.parametrize("label_piece", ["first", "last"])
 def test_tags_are_those_of_the_pipeline(tokenizer, label_piece):
-    model = fresh("TokenClassification", label_piece=label_piece)
+    model = task_model("TokenClassification", label_piece=label_piece)
     answers = model.predict([*TEXTS, ["it", "is", "it"]], tokenizer, batch_size=3)
     assert answers[-1]["words"] == ["it", "is", "it"]
     tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, pipeline_class=model.pipeline_class)
@@ -102,7 +102,7 @@ def test_tags_are_those_of_the_pipeline(tokenizer, label_piece):
 
 
 def test_spans(tokenizer):
-    model = fresh("QuestionAnswering")
+    model = task_model("QuestionAnswering")
     question, context = "where is it", "the parcel has not come"
     answer, same = model.predict([(question, context), {"question": question, "context": context}], tokenizer)
     assert answer == same
@@ -123,7 +123,7 @@ def test_spans(tokenizer):
 
 
 def test_no_answer(tokenizer):
-    model = fresh("QuestionAnswering")
+    model = task_model("QuestionAnswering")
     pair = ("where is it", "the parcel has not come")
     with torch.no_grad():
         model.qa_outputs.weight.zero_()
@@ -141,7 +141,7 @@ def test_a_span_is_one_of_the_text():
 
 
 def test_choices_of_several_numbers(tokenizer):
-    model = fresh("MultipleChoice")
+    model = task_model("MultipleChoice")
     questions = [
         {"context": "where is it", "choices": ["it is my parcel", "help"]},
         {"context": "help", "choices": ["a", "the refund has not come", "it"]},
@@ -158,7 +158,7 @@ def test_choices_of_several_numbers(tokenizer):
 
 def test_masks(tokenizer, monkeypatch):
     tokenizer.mask_token = "[UNK]"
-    model, sizes = fresh("MaskedLM", head="backbone"), []
+    model, sizes = task_model("MaskedLM", head="backbone"), []
     run = MaskPredictor.run
     monkeypatch.setattr(
         MaskPredictor, "run", lambda *arguments: [sizes.append(one.numel()) or one for one in run(*arguments)]
@@ -174,7 +174,7 @@ def test_masks(tokenizer, monkeypatch):
 
 
 def test_continuations():
-    model, tokenizer = fresh("CausalLM"), signs()
+    model, tokenizer = task_model("CausalLM"), character_tokenizer()
     texts = ["where is it", "a", "my parcel"]
     answers = model.predict(texts, tokenizer, max_new_tokens=3, max_length=20)
     assert tokenizer.pad_token is None  # that of the user
@@ -186,7 +186,7 @@ def test_continuations():
 
 def test_continuations_end_as_those_of_the_pipeline():
     """At any end token of the generation config; at the tokenizer's too, by which training ends a text."""
-    tokenizer, prompt, options = signs(), "where is it", {"max_new_tokens": 8}
+    tokenizer, prompt, options = character_tokenizer(), "where is it", {"max_new_tokens": 8}
     tokenizer.padding_side = "left"
     backbone = LlamaForCausalLM(tiny_config("llama", vocab_size=len(tokenizer), eos_token_id=None))
     model = FeedbackForCausalLM.from_backbone(backbone, feedback_rank=8).eval()
@@ -205,7 +205,7 @@ def test_continuations_end_as_those_of_the_pipeline():
 
 def test_a_prompt_leaves_positions_for_its_continuation():
     """Learned positions end; the last tokens of a prompt are those that it goes on from."""
-    backbone, tokenizer = GPT2LMHeadModel(tiny_config("gpt2", n_positions=32)), signs()
+    backbone, tokenizer = GPT2LMHeadModel(tiny_config("gpt2", n_positions=32)), character_tokenizer()
     model = FeedbackForCausalLM.from_backbone(backbone, feedback_rank=8)
     prompt = "where is my parcel, it has not come"
     assert len(tokenizer(prompt)["input_ids"]) == 35
@@ -222,12 +222,12 @@ def test_a_prompt_leaves_positions_for_its_continuation():
     model.predict([prompt], two_special, max_new_tokens=30)
     with pytest.raises(ValueError, match=r"`max_new_tokens`=31 leaves 2 .* takes 3"):
         model.predict([prompt], two_special, max_new_tokens=31)
-    rotary = fresh("CausalLM", family="llama")
-    assert rotary.predict(["a"], signs(), max_new_tokens=70)  # more than its config speaks of
+    rotary = task_model("CausalLM", family="llama")
+    assert rotary.predict(["a"], character_tokenizer(), max_new_tokens=70)  # more than its config speaks of
 
 
 def test_images_and_recordings(tmp_path):
-    model, processor = fresh("ImageClassification"), ViTImageProcessorPil(size={"height": 8, "width": 8})
+    model, processor = task_model("ImageClassification"), ViTImageProcessorPil(size={"height": 8, "width": 8})
     image = Image.new("RGB", (20, 20), "red")
     image.save(tmp_path / "red.png")
     examples = [Image.new("L", (9, 9)), image, str(tmp_path / "red.png")]
@@ -241,7 +241,7 @@ def test_images_and_recordings(tmp_path):
         expected = classify(logits, ["LABEL_0", "LABEL_1", "LABEL_2"], problem_type)
         assert model.predict([image], processor)[0].keys() == expected.keys()
 
-    model, extractor = fresh("AudioClassification"), Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    model, extractor = task_model("AudioClassification"), Wav2Vec2FeatureExtractor(return_attention_mask=True)
     waves = [np.sin(np.arange(length) / 9).astype(np.float32) for length in (4000, 2000, 3000)]
     assert len(model.predict(waves, extractor)) == 3  # padding changes what this family's convolutions make of a wave
     for wave, answer in zip(waves, model.predict(waves, extractor, batch_size=1), strict=True):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from training_runs import arguments, make, rows, train_command, write
 
 from hf_feedback import FeedbackForSequenceClassification
@@ -42,7 +42,7 @@ def fresh_model(family="bert", **options):
     for module in model.backbone.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
-    return speak(model)
+    return randomize_messages(model)
 
 
 class Calls:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, speak, tiny_backbone, tiny_batch, tiny_config
+from families import FAMILIES, randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from tiny_models import tiny_model, tiny_options
 from torch import nn
 from transformers import (
@@ -205,7 +205,9 @@ def test_a_class_that_a_folder_would_not_load_is_refused(tmp_path):
         FeedbackModel.from_backbone(OwnBert(BertConfig.from_dict(sizes)))
     AutoConfig.register("own_bert", OwnConfig)
     AutoModel.register(OwnConfig, RegisteredBert)
-    model = speak(FeedbackModel.from_backbone(RegisteredBert(OwnConfig.from_dict({**sizes, "model_type": "own_bert"}))))
+    model = randomize_messages(
+        FeedbackModel.from_backbone(RegisteredBert(OwnConfig.from_dict({**sizes, "model_type": "own_bert"})))
+    )
     model.save_pretrained(tmp_path)
     loaded = FeedbackModel.from_pretrained(tmp_path)
     assert type(loaded.backbone) is RegisteredBert
@@ -230,20 +232,20 @@ def test_the_code_of_a_backbone_never_runs(tmp_path):
 def test_above_the_convolution_it_works():
     model = FeedbackModel.from_backbone(with_convolution(), feedback_rank=8, feedback_layers=[1, 3])
     assert model.check_equivalence(tiny_batch()) == 0.0
-    assert speak(model).check_equivalence(tiny_batch()) > 0
+    assert randomize_messages(model).check_equivalence(tiny_batch()) > 0
 
 
 def test_above_shared_keys_it_works():
     model = FeedbackModel.from_backbone(of_shared_keys(), feedback_rank=8, feedback_layers=[2, 3])
     assert model.check_equivalence(tiny_batch()) == 0.0
-    assert speak(model).check_equivalence(tiny_batch()) > 0
+    assert randomize_messages(model).check_equivalence(tiny_batch()) > 0
 
 
 def test_without_layerdrop_it_works(tmp_path):
     with_layerdrop().save_pretrained(tmp_path)
     model = FeedbackModel.from_backbone(tmp_path, feedback_rank=8, config_overrides={"layerdrop": 0.0})
     assert model.backbone.config.layerdrop == 0.0
-    assert torch.isfinite(speak(model)(**tiny_batch()).last_hidden_state).all()
+    assert torch.isfinite(randomize_messages(model)(**tiny_batch()).last_hidden_state).all()
 
 
 def test_the_guide_has_every_row():
@@ -260,7 +262,7 @@ def test_the_text_model_inside_a_model_of_more_inputs(model_type, tmp_path):
     """It is found in the whole model, passed by itself, and loaded without the rest."""
     whole = tiny_model(model_type)
     inside = FeedbackModel.from_backbone(copy.deepcopy(whole), feedback_rank=8, backbone_part="decoder")
-    model = speak(FeedbackModel.from_backbone(whole.get_decoder(), feedback_rank=8))
+    model = randomize_messages(FeedbackModel.from_backbone(whole.get_decoder(), feedback_rank=8))
     inside.feedback.load_state_dict(model.feedback.state_dict())
     batch = tiny_batch()
     expected = model(**batch).last_hidden_state

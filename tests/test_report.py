@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import LABELS, NAMES, tiny_tokenizer
 from datasets import load_dataset
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from transformers import ViTImageProcessor, Wav2Vec2FeatureExtractor
 
 from hf_feedback import FeedbackForSequenceClassification, FeedbackForTokenClassification
@@ -31,7 +31,7 @@ VOID = {"meta", "br", "path", "circle", "line"}
 
 def save_model(folder, cls=FeedbackForSequenceClassification, **options):
     options = {"num_iterations": 2, "feedback_rank": 8, **LABELS, **options}
-    speak(cls.from_backbone(tiny_backbone("bert"), **options), scale=1.0).save_pretrained(folder)
+    randomize_messages(cls.from_backbone(tiny_backbone("bert"), **options), scale=1.0).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -362,7 +362,7 @@ def test_images_and_recordings_have_reports(name, tmp_path):
     file = Path(__file__).parent.parent / "examples" / "data" / name / "validation.parquet"
     labels = load_dataset("parquet", data_files=str(file), split="train").features["label"].names
     options = {"id2label": dict(enumerate(labels)), "num_iterations": 2, "feedback_rank": 8}
-    speak(NAMES[task].from_backbone(tiny_backbone(family), **options)).save_pretrained(tmp_path)
+    randomize_messages(NAMES[task].from_backbone(tiny_backbone(family), **options)).save_pretrained(tmp_path)
     processor().save_pretrained(tmp_path)
     examples = load_examples(str(tmp_path), str(file))
     assert examples.show(0, 0).before == first

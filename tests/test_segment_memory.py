@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from closeness import assert_exact, in_float64
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from reference import Parts
 from test_segments import LENGTHS, OPTIONS, alone, long_batch, windows
 from transformers import AutoTokenizer, BertForSequenceClassification, RobertaTokenizer
@@ -29,7 +29,7 @@ def make(family="bert", cls=FeedbackForSequenceClassification, scale=0.3, **more
     if not scale:
         return model
     generator = torch.Generator().manual_seed(3)
-    for name, parameter in speak(model, scale=scale).named_parameters():
+    for name, parameter in randomize_messages(model, scale=scale).named_parameters():
         if name.endswith(("distance.weight", "segment_pooling.query.weight")):
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return model

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from closeness import PROBABILITY, assert_exact, in_float64
-from families import speak, tiny_backbone
+from families import randomize_messages, tiny_backbone
 from loop_jacobian import jacobian_radius
 from reference import Parts
 from torch.nn import functional as F
@@ -40,7 +40,7 @@ LENGTHS = [21, 5, 8, 13]  # 5, 1, 1 and 3 segments
 def make(family="bert", scale=0.3, dtype=torch.float64, **more):
     options = {"num_labels": 3, "num_iterations": 3, "pooling": "mean", **OPTIONS, **more}
     model = FeedbackForSequenceClassification.from_backbone(tiny_backbone(family).to(dtype), **options)
-    return speak(model, scale=scale) if scale else model
+    return randomize_messages(model, scale=scale) if scale else model
 
 
 def long_batch(padding="right", lengths=LENGTHS, seed=0):
@@ -260,7 +260,7 @@ def test_saved_loaded_and_in_a_pipeline(minilm, tmp_path):
     options["backbone_kwargs"] = {"dtype": torch.float64}
     model = FeedbackForSequenceClassification.from_backbone(minilm, num_labels=2, **options)
     assert model.config.segment_special_tokens == [1, 1]
-    speak(model, scale=0.1).save_pretrained(tmp_path)
+    randomize_messages(model, scale=0.1).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     tokenizer.save_pretrained(tmp_path)
     again = FeedbackForSequenceClassification.from_pretrained(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_config
 from fresh_processes import run_ranks
 
 from hf_feedback import FeedbackForMaskedLM, FeedbackForSequenceClassification
@@ -28,7 +28,7 @@ def make(name):
     cls, family, head = MODELS[name]
     torch.manual_seed(0)
     backbone = tiny_backbone(family) if head == "new" else cls.traits.auto_class.from_config(tiny_config(family))
-    return speak(cls.from_backbone(backbone.eval(), head=head, num_iterations=3, feedback_rank=8))
+    return randomize_messages(cls.from_backbone(backbone.eval(), head=head, num_iterations=3, feedback_rank=8))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import fresh, labelled_model, run_without_package, tiny_tokenizer
+from builders import labelled_model, run_without_package, task_model, tiny_tokenizer
 from closeness import PROBABILITY, assert_exact, in_float64
-from families import speak, tiny_backbone, tiny_batch, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -88,7 +88,9 @@ def test_base_model_and_head_read_each_others_folders(tmp_path):
 def test_backbone_layers_are_picked_once_and_for_all(tmp_path):
     backbone = tiny_backbone("qwen3")
     third = backbone.layers[3].mlp.up_proj.weight.clone()
-    model = speak(FeedbackForSequenceClassification.from_backbone(backbone, backbone_layers=[0, 2, 3], feedback_rank=8))
+    model = randomize_messages(
+        FeedbackForSequenceClassification.from_backbone(backbone, backbone_layers=[0, 2, 3], feedback_rank=8)
+    )
     assert model.config.backbone_config.num_hidden_layers == 4
     assert model.backbone.config.num_hidden_layers == 3
     assert model.backbone.config.layer_types == [model.config.backbone_config.layer_types[i] for i in (0, 2, 3)]
@@ -101,7 +103,7 @@ def test_backbone_layers_are_picked_once_and_for_all(tmp_path):
 
 def test_a_padding_token_that_is_set_later_reaches_a_backbone_of_fewer_layers():
     """Its own head needs the token to find the last one of each text."""
-    model = speak(fresh("SequenceClassification", "backbone", "llama", backbone_layers=[0, 2]))
+    model = randomize_messages(task_model("SequenceClassification", "backbone", "llama", backbone_layers=[0, 2]))
     mask, logits = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), []
     for pad in (0, 3):
         model.config.pad_token_id = pad
@@ -177,9 +179,9 @@ def test_a_config_may_be_the_name_of_a_folder(tmp_path):
 
 
 def test_a_trained_head_that_is_left_out_is_told_of(tmp_path, caplog):
-    task_model = AutoModelForSequenceClassification.from_config(tiny_config("bert"))
-    task_model.save_pretrained(tmp_path)
-    for backbone in (tmp_path, task_model):
+    classifier = AutoModelForSequenceClassification.from_config(tiny_config("bert"))
+    classifier.save_pretrained(tmp_path)
+    for backbone in (tmp_path, classifier):
         with caplog.at_level("WARNING", logger="hf_feedback"):
             FeedbackForSequenceClassification.from_backbone(backbone, head="backbone", feedback_rank=8)
             FeedbackModel.from_backbone(tmp_path, feedback_rank=8)
@@ -222,7 +224,7 @@ def test_add_feedback_keeps_the_head(tmp_path):
     assert torch.equal(model(**batch).logits, expected)
     assert model.check_equivalence(batch) == 0.0
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
-    speak(model)
+    randomize_messages(model)
     found = model(**batch, output_iterations=True, labels=torch.tensor([0, 2]))
     assert_exact(found.iteration_logits[0], expected)
     assert not torch.allclose(found.logits, expected)

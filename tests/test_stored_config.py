@@ -4,7 +4,7 @@ code."""
 import json
 
 import pytest
-from families import speak, tiny_backbone, tiny_batch, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from transformers import AutoConfig, BertForSequenceClassification, pipeline
 
 from hf_feedback import (
@@ -268,7 +268,7 @@ def test_other_spellings_in_a_task_model_are_no_contradiction():
 
 def test_a_backbone_narrower_than_the_default_rank_loads_again(tmp_path):
     backbone = tiny_backbone("bert", hidden_size=16)
-    model = speak(FeedbackForSequenceClassification.from_backbone(backbone, feedback_rank=8))
+    model = randomize_messages(FeedbackForSequenceClassification.from_backbone(backbone, feedback_rank=8))
     model.save_pretrained(tmp_path)
     for again in (
         FeedbackForSequenceClassification.from_pretrained(tmp_path),

@@ -5,13 +5,13 @@ import threading
 
 import pytest
 import torch
-from families import speak, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel, FNNConfig, FNNModel
 
 
 def speaking_model(model_class=FeedbackModel, **options):
-    return speak(model_class.from_backbone(tiny_backbone("bert"), feedback_rank=8, **options)).eval()
+    return randomize_messages(model_class.from_backbone(tiny_backbone("bert"), feedback_rank=8, **options)).eval()
 
 
 SET_LATER = {

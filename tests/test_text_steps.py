@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from builders import LABELS, fresh, labelled_model, tiny_tokenizer
+from builders import LABELS, labelled_model, task_model, tiny_tokenizer
 from families import tiny_backbone
 
 from hf_feedback import FeedbackForSequenceClassification, FNNConfig, FNNForSequenceClassification
@@ -64,7 +64,7 @@ def test_the_chart_names_the_most_probable_classes():
     ],
 )
 def test_a_model_that_gives_a_text_no_class_is_refused(name, options, problem):
-    model = fresh(name, **options)
+    model = task_model(name, **options)
     message = f"must be a FeedbackForSequenceClassification .* got FeedbackFor{name} for {problem}"
     with pytest.raises(ValueError, match=message):
         check_text_classifier(model)
@@ -110,7 +110,7 @@ def test_the_app_shows_what_the_package_computes(app, tmp_path):
 def test_the_app_ends_in_one_line(name, options, words, app, tmp_path, capsys):
     folder = tmp_path / ("nowhere" if name is None else "model")
     if name is not None:
-        model = tiny_backbone("bert") if name == "backbone" else fresh(name, **options)
+        model = tiny_backbone("bert") if name == "backbone" else task_model(name, **options)
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
     capsys.readouterr()

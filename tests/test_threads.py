@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from families import speak, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 
 from hf_feedback import FeedbackForSequenceClassification
 
@@ -11,7 +11,9 @@ from hf_feedback import FeedbackForSequenceClassification
 def test_compiled_and_plain_calls_at_the_same_time():
     torch._dynamo.reset()
     backbone = tiny_backbone("bert", num_hidden_layers=2)
-    model = speak(FeedbackForSequenceClassification.from_backbone(backbone, num_iterations=3, num_labels=3))
+    model = randomize_messages(
+        FeedbackForSequenceClassification.from_backbone(backbone, num_iterations=3, num_labels=3)
+    )
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     batches = [tiny_batch(seed) for seed in range(4)]
 

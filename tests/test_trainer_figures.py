@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from builders import fresh, labelled_model
+from builders import labelled_model, task_model
 from datasets import Dataset
 from transformers import default_data_collator
 from transformers.integrations import TrackioCallback
@@ -135,7 +135,7 @@ def test_a_trainer_that_reports_to_neither_is_refused(tmp_path):
 def test_a_model_without_classes_is_refused(tmp_path, name):
     pytest.importorskip("tensorboard", reason="needs the extra hf-feedback[tensorboard]")
     with pytest.raises(ValueError, match=f"FeedbackFor{name} with `problem_type`=None does not"):
-        IterationFigures(trainer_of(tmp_path, fresh(name)))
+        IterationFigures(trainer_of(tmp_path, task_model(name)))
 
 
 def test_matplotlib_is_asked_for_at_once(tmp_path, monkeypatch):

@@ -255,7 +255,7 @@ def test_frozen_tensors_are_bit_identical_after_training(freeze, tmp_path):
     assert moved == set(before) - frozen
 
 
-def test_feedback_starts_to_speak(tmp_path):
+def test_messages_are_not_zero_after_training(tmp_path):
     model = make(num_iterations=3)
     FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data()).train()
     assert model.check_equivalence(tiny_batch()) > 0
@@ -443,7 +443,7 @@ def test_optimizers_with_groups_of_their_own_are_refused(tmp_path):
         trainer.create_optimizer()
 
 
-def test_feedback_trained_at_k1_wakes_up_with_k(tmp_path):
+def test_feedback_left_alone_at_k1_trains_at_a_larger_k(tmp_path):
     model = make(num_iterations=1)
     before = copy.deepcopy(model.feedback.state_dict())
     trainer = FeedbackTrainer(model=model, args=arguments(tmp_path), train_dataset=tiny_data())
@@ -726,7 +726,7 @@ def moved(model, folder, **options):
     return any(not torch.equal(p, q) for p, q in zip(model.feedback.parameters(), before, strict=True))
 
 
-def test_feedback_that_speaks_trains_whatever_the_models_k(tmp_path):
+def test_feedback_with_messages_trains_whatever_the_models_k(tmp_path):
     assert not moved(make(num_iterations=1), tmp_path)
     assert moved(make(num_iterations=1, feedback_type="joint"), tmp_path)
     drawn = dict(train_iterations="uniform", min_train_iterations=1, max_train_iterations=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders import run_without_package
 from datasets import Dataset
-from families import speak, tiny_backbone, tiny_config
+from families import randomize_messages, tiny_backbone, tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForTokenClassification,
@@ -81,7 +81,7 @@ def tagger(tmp_path_factory, decoder) -> str:
     """A folder of a decoder that tags words, whose answers differ from piece to piece."""
     folder = tmp_path_factory.mktemp("tagger")
     model = FeedbackForTokenClassification.from_backbone(decoder, id2label=dict(enumerate(NAMES)), feedback_rank=8)
-    torch.nn.init.normal_(speak(model).classifier.weight)
+    torch.nn.init.normal_(randomize_messages(model).classifier.weight)
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     set_padding(model, tokenizer)
     model.save_pretrained(folder)
@@ -262,7 +262,7 @@ def test_windows_of_a_long_text_point_to_the_answer():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_choices_are_padded_on_either_side(decoder, side):
-    model = speak(FeedbackForMultipleChoice.from_backbone(decoder, feedback_rank=8, num_iterations=3))
+    model = randomize_messages(FeedbackForMultipleChoice.from_backbone(decoder, feedback_rank=8, num_iterations=3))
     tokenizer = AutoTokenizer.from_pretrained(decoder, padding_side=side)
     set_padding(model, tokenizer)
     assert tokenizer.pad_token == tokenizer.eos_token == "<end>"
