@@ -1,5 +1,5 @@
 """Builders that tests share: models of every head with messages that are not zero, their batches and targets, networks
-from scratch, a tokenizer, processes without the package."""
+from scratch, tokenizers, processes without the package."""
 
 import copy
 import os
@@ -14,7 +14,7 @@ import torch
 from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from fresh_processes import run_python
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
+from transformers import BertTokenizer, PreTrainedTokenizerFast, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
 from hf_feedback import (
     FeedbackConfig,
@@ -212,6 +212,15 @@ def character_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="[END]", unk_token="[UNK]", model_max_length=48
     )
+
+
+def letter_tokenizer():
+    """A tokenizer that reads words letter by letter, so that most words have several pieces."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), *"0123456789", *".,?-;"]
+    vocabulary = {token: i for i, token in enumerate([*special, *pieces])}
+    assert len(vocabulary) < tiny_config("bert").vocab_size
+    return BertTokenizer(vocab=vocabulary, model_max_length=64)
 
 
 # Models of every task, as users save them

@@ -5,40 +5,25 @@ import dataclasses
 import io
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from builders import feedback_model, tiny_tokenizer
+from builders import tiny_tokenizer
 from comparisons import compare_options, comparison_of
 from families import tiny_backbone, tiny_batch
 from huggingface_hub import ModelCard, ModelCardData
-from peft import LoraConfig, get_peft_model
 from training_runs import rows, write
 from transformers import AutoTokenizer
 
 from hf_feedback import FeedbackForSequenceClassification, cli
-from hf_feedback.connections import MessageContext
 from hf_feedback.evaluation.commands.compare import read_variants
 from hf_feedback.evaluation.comparison import arm_runs, arms
 from hf_feedback.evaluation.comparison.arm_registry import ARMS
 from hf_feedback.evaluation.comparison.arm_runs import ArmRun, ArmTrainer, Job
 from hf_feedback.evaluation.comparison.arms import Budget, Duplicated
 from hf_feedback.evaluation.comparison.compare import JobRunner, run_job
-from hf_feedback.evaluation.comparison.contrasts import Contrast, contrast_table, write_verdict
-from hf_feedback.evaluation.comparison.example_scores import EXAMPLE_SCORES, constant_answers
-from hf_feedback.evaluation.comparison.message_controls import (
-    SilentConnections,
-    SwappedConnections,
-    _rows_of_previous_example,
-    other_messages,
-    read_bottom_up,
-)
 from hf_feedback.evaluation.comparison.plan import make_plan
-from hf_feedback.evaluation.comparison.result import ComparisonResult
-from hf_feedback.evaluation.comparison.statistics import Difference
-from hf_feedback.segments import Segments
 from hf_feedback.training.data.answers import answer_f1
 from hf_feedback.training.train_iterations import draw_iterations, iteration_range
 
@@ -67,73 +52,6 @@ def folders(tmp_path_factory):
 
 def trained_parameters(trainer):
     return {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
-
-
-# What messages carry
-
-
-@pytest.mark.parametrize("operator", ["additive", "gated", "attention", "temporal", "context"])
-def test_bottom_up_messages_read_their_own_layer(operator):
-    model, batch = feedback_model(feedback_type=operator).eval(), tiny_batch()
-    mask = batch["attention_mask"].bool()
-    expected = []
-    for layer, connection_edges in model.feedback.incoming.items():
-
-        def hook(module, args, kwargs, edges=connection_edges):
-            x, context = args[0], MessageContext(mask=mask)
-            for source, edge in edges:
-                connection = model.feedback.connection(source)
-                x = x + connection.message(connection(args[0], context), edge, args[0], context)
-            return (x, *args[1:]), kwargs
-
-        expected.append(model.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
-    with torch.no_grad():
-        oracle = model(**batch, num_iterations=1).last_hidden_state
-        [handle.remove() for handle in expected]
-        plain = model(**batch, num_iterations=1).last_hidden_state
-        read_bottom_up(model)
-        found = model(**batch, num_iterations=1).last_hidden_state
-    torch.testing.assert_close(found[mask], oracle[mask], atol=1e-12, rtol=0)
-    assert not torch.allclose(found[mask], plain[mask], atol=1e-6)
-
-
-@pytest.mark.parametrize("operator", ["additive", "attention", "context"])
-def test_swapped_messages_are_those_of_the_example_before(operator):
-    """Of two equal examples they change nothing; of others they do; padding of the other one is not read."""
-    model, batch = feedback_model(feedback_type=operator).eval(), tiny_batch()
-    twins = {name: value[:1].repeat(2, *[1] * (value.dim() - 1)) for name, value in batch.items()}
-    with torch.no_grad():
-        own, own_of_twins = model(**batch).last_hidden_state, model(**twins).last_hidden_state
-        with other_messages(model, SwappedConnections):
-            swapped, swapped_twins = model(**batch).last_hidden_state, model(**twins).last_hidden_state
-            padded = {**batch, "input_ids": torch.where(batch["attention_mask"] == 1, batch["input_ids"], 5)}
-            again = model(**padded).last_hidden_state
-        restored = model(**batch).last_hidden_state
-    real = batch["attention_mask"].bool()
-    torch.testing.assert_close(swapped_twins, own_of_twins, atol=1e-12, rtol=0)
-    torch.testing.assert_close(again[real], swapped[real], atol=1e-12, rtol=0)
-    assert not torch.allclose(swapped[real], own[real], atol=1e-6)
-    torch.testing.assert_close(restored, own, atol=0, rtol=0)
-
-
-def test_swapped_segments_are_those_of_another_text():
-    """A row reads the segment at its place in the text before, counted from the start again where that is shorter."""
-    context = MessageContext(segments=Segments(torch.tensor([0, 0, 0, 1, 2, 2]), 3))
-    assert _rows_of_previous_example(context, 6).tolist() == [4, 5, 4, 0, 3, 3]
-    assert _rows_of_previous_example(MessageContext(), 3).tolist() == [2, 0, 1]
-
-
-@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "PEFT"])
-def test_silent_messages_leave_the_backbone(wrapped):
-    model, batch = feedback_model().eval(), tiny_batch()
-    if wrapped:
-        get_peft_model(model, LoraConfig(target_modules=["query"], modules_to_save=["feedback"]))
-    with torch.no_grad(), other_messages(model, SilentConnections):
-        silent = model(**batch).last_hidden_state
-    with torch.no_grad(), model.feedback_disabled():
-        torch.testing.assert_close(silent, model(**batch).last_hidden_state, atol=1e-12, rtol=0)
-    with torch.no_grad():
-        assert not torch.allclose(silent, model(**batch).last_hidden_state)
 
 
 # Arms
@@ -857,93 +775,6 @@ def test_a_card_holds_no_markup_of_the_results(finished, tmp_path):
     body = card.read_text().split("---", 2)[2]
     assert "evil" in body
     assert not any(sign in body for sign in ("<img", "<b>", "pipe|", "](http"))
-
-
-# The verdict
-
-
-def contrast(mean, low, high, verdict, other="plain", needed=7):
-    found = Difference(mean, (mean,) * 5, low, high, (low, high), 0.0625, 0.0625)
-    return Contrast("feedback", other, found, verdict, needed)
-
-
-def test_the_verdict_is_about_the_alternative_that_decides():
-    easy, hard = contrast(9, 7, 11, "ahead", "head-only"), contrast(2, 0.5, 3.5, "ahead", "lora")
-    behind, equal = contrast(-1, -1.5, -0.5, "behind", "lora"), contrast(0, -0.5, 0.5, "equivalent", "lora")
-    unclear, open_ = contrast(-2, -9, 5, "cannot tell", "plain"), contrast(-3, -9, 3, "cannot tell", "lora")
-    assert write_verdict([easy, hard], "accuracy", 1.0).startswith(
-        "Feedback helps: it is ahead of every alternative, least of lora, by +2.0 points of accuracy [+0.5, +3.5]"
-    )
-    assert "does not help: lora is better, feedback minus it -1.0" in write_verdict([unclear, behind], "entity_f1", 1.0)
-    assert "no difference that matters: within 1 point of lora" in write_verdict([easy, equal], "entity_f1", 1.0)
-    assert (
-        "against plain, -2.0 points of entity_f1 [-9.0, +5.0], 5 seeds; about 7 seeds are needed to detect a "
-        "difference of 1 point" in (write_verdict([hard, equal, open_, unclear], "entity_f1", 1.0))
-    )
-    for needed in (None, 5):  # as many as there were
-        assert "more test examples or seeds are needed to detect a difference of 1 point" in write_verdict(
-            [contrast(1, -2, 4, "cannot tell", needed=needed)], "entity_f1", 1
-        )
-    worse = "lora is better, -1.0 points of perplexity"
-    assert worse in write_verdict([unclear, behind], "perplexity", 1.0)
-    assert contrast_table([behind], 1.0, "accuracy").startswith("| feedback | minus | difference |")
-    assert contrast_table([behind], 1.0, "perplexity").startswith("| feedback | beside | better by |")
-
-
-def test_the_verdict_names_a_lead_over_the_plain_model():
-    lead = contrast(3, 2, 4, "ahead", "plain")
-    begin = "Feedback is ahead of plain, by +3.0 points of accuracy [+2.0, +4.0], but "
-    for mean, verdict, end in (
-        (-1, "behind", "lora is better, feedback minus it -1.0"),
-        (-2, "cannot tell", "cannot be told from lora, -2.0"),
-        (0, "equivalent", "within 1 point of lora, +0.0"),
-    ):
-        one = contrast(mean, mean - 1, mean + 1, verdict, "lora")
-        assert write_verdict([lead, one], "accuracy", 1.0).startswith(begin + end)
-
-
-def test_arms_that_have_learned_nothing_are_not_equivalent():
-    """All answer with the larger class, so that their differences are 0 on every example."""
-    labels = np.array([0, 1, 0, 0] * 200)
-    learned = np.stack((np.arange(800) % 20 > 0, np.ones(800)), -1).astype(float)
-    constant = EXAMPLE_SCORES["accuracy"].of_examples(
-        constant_answers(labels, "single_label_classification", ("a", "b"))
-    )
-
-    def result(by_arm):
-        arms = {"plain": SimpleNamespace(is_feedback=False), "feedback": SimpleNamespace(is_feedback=True)}
-        comparison = SimpleNamespace(arms=arms, seeds=(0, 1, 2), margin=1.0, also_test=())
-        facts = {"metric": "accuracy"}
-        runs = [ArmRun(Job(arm, seed, 1.0), 0.7, {"own": by_arm[arm]}, facts) for arm in arms for seed in range(3)]
-        return ComparisonResult(comparison, SimpleNamespace(constant=constant), [], runs)
-
-    nothing = result({"plain": constant, "feedback": constant})
-    assert nothing.contrasts[0].verdict == "cannot tell"
-    assert contrast_table(nothing.contrasts, 1.0, "accuracy").endswith("| cannot tell | nothing learned |")
-    assert (
-        "no arm is shown to be ahead of the same answer for every example (75.0 points of accuracy)"
-        in nothing.verdict()
-    )
-    both = result({"plain": learned, "feedback": learned})
-    assert both.contrasts[0].verdict == "equivalent"
-    assert result({"plain": learned, "feedback": constant}).contrasts[0].verdict == "behind"
-
-
-@pytest.mark.parametrize(
-    ("labels", "problem", "metric", "value"),
-    [
-        ([2, 0, 2, 1], "single_label_classification", "accuracy", 0.5),
-        ([2, 0, 2, 1], "single_label_classification", "matthews", 0.0),
-        ([[0, 1, 0], [0], [2, 0]], "single_label_classification", "token_accuracy", 4 / 6),
-        ([[0, 1, 0], [0], [2, 0]], "single_label_classification", "entity_f1", 0.0),
-        ([[1, 0, 0], [1, 0, 1], [0, 0, 0]], "multi_label_classification", "accuracy", 1 / 3),
-        ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], "multi_label_classification", "accuracy", 1 / 3),
-    ],
-)
-def test_the_same_answer_for_every_example(labels, problem, metric, value):
-    score = EXAMPLE_SCORES[metric]
-    answers = constant_answers(labels, problem, ("O", "B-x", "I-x"))
-    assert score.metric(score.of_examples(answers).sum(0)) == pytest.approx(value)
 
 
 def test_variants_with_none():
