@@ -205,6 +205,7 @@ TRACED = [
 ]
 
 
+WITHOUT_ATTENTION = ["xlnet", "lfm2"]
 FINAL_NORMS = {"llama": "norm", "lfm2": "embedding_norm"}  # `hidden_states` end after them
 
 
@@ -230,12 +231,23 @@ def test_tokens_move_as_their_states_do(family, operator):
         for t in range(9):
             moved = (states[k + 1][t] - states[k][t]).norm() / states[k + 1][t].norm()
             assert trace.movement[k, t].item() == pytest.approx(moved.item(), rel=1e-4)
-    if family in ("xlnet", "lfm2"):  # their attentions cannot be had
-        assert trace.attention == []
-        return
+
+
+@pytest.mark.parametrize(
+    ("family", "operator"), [(family, operator) for family, operator in TRACED if family not in WITHOUT_ATTENTION]
+)
+def test_tokens_attend_to_tokens(family, operator):
+    model = feedback_model(CLASSIFIER, family, torch.float32, feedback_type=operator)
+    trace = trace_tokens(model, split_by_row(tiny_batch())[0], num_iterations=4)
     assert [tuple(one.shape) for one in trace.attention] == [(9, 9)] * 3
     assert all(one.sum(-1).tolist() == pytest.approx([1.0] * 9, abs=1e-5) for one in trace.attention)
     assert trace.attention_source.startswith("the messages" if operator == "attention" else "layer 3")
+
+
+@pytest.mark.parametrize("family", WITHOUT_ATTENTION)
+def test_a_backbone_whose_attention_cannot_be_read_gives_none(family):
+    model = feedback_model(CLASSIFIER, family, torch.float32)
+    assert trace_tokens(model, split_by_row(tiny_batch())[0], num_iterations=4).attention == []
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
