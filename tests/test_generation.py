@@ -504,70 +504,147 @@ def test_saving_keeps_tied_embeddings_and_how_to_generate(tmp_path):
 # Bad input
 
 
-def test_what_generation_refuses(tmp_path):
-    model = feedback_lm()
-    ids = prompts()
+def cache_of(model, **options):
+    """The cache of the prompts."""
+    return model(prompts(), use_cache=True, **options).past_key_values
+
+
+def offloading_cache():
+    cache = DynamicCache()
+    cache.offloading = True
+    return cache
+
+
+def go_on_without_feedback(model, ids):
+    cache = cache_of(model, num_iterations=2)
+    with model.feedback_disabled():
+        model(ids[:, :1], past_key_values=cache)
+
+
+def batch_continuously(model, ids):
+    with model.continuous_batching_context_manager():
+        pass
+
+
+OTHER_CACHE = "another number of iterations than this call has, 3"
+CONTINUOUS = "`generate_batch`: continuous batching has one cache .*FeedbackForCausalLM cannot use it; call `generate`"
+SHORT_MASK = r"must show the tokens in the cache too, \(batch, 8\), got \(2, 1\)"
+GUIDED = "`num_iterations`=2 would not go to the calls without a prompt"
+GUIDED_CONFIG = GenerationConfig(guidance_scale=3.0)
+EARLY = "`assistant_early_exit`=2 drafts tokens with the first layers alone"
+EARLY_CONFIG = GenerationConfig(assistant_early_exit=2)
+# options of the model, what is called with the model and token ids, words of the error
+REFUSED = {
+    "empty prompt": ({}, lambda model, ids: model.generate(ids[:, :0]), "the prompt is empty"),
+    "no token": ({}, lambda model, ids: model(ids[:, :0]), "no token to read"),
+    "cache of another K": (
+        {},
+        lambda model, ids: model(ids[:, :1], past_key_values=cache_of(model, num_iterations=2)),
+        OTHER_CACHE,
+    ),
+    "cache of another K, generated": (
+        {},
+        lambda model, ids: model.generate(
+            torch.cat([ids, ids], 1), past_key_values=cache_of(model, num_iterations=2), **GREEDY
+        ),
+        OTHER_CACHE,
+    ),
+    "cache of the backbone": (
+        {},
+        lambda model, ids: model(ids[:, :1], past_key_values=cache_of(model.backbone)),
+        OTHER_CACHE,
+    ),
+    "cache with feedback, then without": ({}, go_on_without_feedback, "Inside `feedback_disabled\\(\\)` it is 1"),
+    "cache of the backbone, one pass": (
+        dict(feedback_shift=1),
+        lambda model, ids: model(ids[:, :1], past_key_values=cache_of(model.backbone)),
+        "than this call has, one pass a token",
+    ),
+    "cache that offloads": (
+        {},
+        lambda model, ids: model(ids, past_key_values=offloading_cache()),
+        "loads one layer ahead",
+    ),
+    "continuous batches": ({}, lambda model, ids: model.generate_batch(ids.tolist(), max_new_tokens=2), CONTINUOUS),
+    "continuous batches, begun": ({}, lambda model, ids: model.init_continuous_batching(), CONTINUOUS),
+    "continuous batches, entered": ({}, batch_continuously, CONTINUOUS),
+    "short mask, attention": (
+        dict(feedback_type="attention"),
+        lambda model, ids: model(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache_of(model)),
+        SHORT_MASK,
+    ),
+    "short mask, one pass": (
+        dict(feedback_shift=1),
+        lambda model, ids: model(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache_of(model)),
+        SHORT_MASK,
+    ),
+    "mask of pairs, one pass": (
+        dict(feedback_shift=1),
+        lambda model, ids: model(ids, attention_mask=torch.ones(2, 1, 7, 7, dtype=torch.bool).tril(), use_cache=True),
+        r"`attention_mask` must be \(batch, tokens\) in one pass .*, got \(2, 1, 7, 7\)",
+    ),
+    "K for the assistant": (
+        {},
+        lambda model, ids: model.generate(ids[:1], assistant_model=causal_lm("llama"), num_iterations=2, **GREEDY),
+        "`num_iterations`=2 would go to the assistant too",
+    ),
+    "K with guidance": ({}, lambda model, ids: model.generate(ids, num_iterations=2, guidance_scale=3.0), GUIDED),
+    "K with guidance of a config": (
+        {},
+        lambda model, ids: model.generate(ids, num_iterations=2, generation_config=GUIDED_CONFIG),
+        GUIDED,
+    ),
+    "early exit": ({}, lambda model, ids: model.generate(ids[:1], assistant_early_exit=2), EARLY),
+    "early exit of a config": ({}, lambda model, ids: model.generate(ids[:1], generation_config=EARLY_CONFIG), EARLY),
+    "early exit, by position": ({}, lambda model, ids: model.generate(ids[:1], EARLY_CONFIG), EARLY),
+    "iterations of generation": (
+        {},
+        lambda model, ids: model.generate(ids, output_iterations=True),
+        "`output_iterations=True` is for `forward`",
+    ),
+    "iterations with a cache": (
+        {},
+        lambda model, ids: model(ids, use_cache=True, output_iterations=True),
+        "have but one; call with `use_cache=False`",
+    ),
+    "iterations with halting": (
+        dict(halting="patience"),
+        lambda model, ids: model(ids, output_iterations=True),
+        "have but one; call with `halting='none'`",
+    ),
+    "loss of iterations with a cache": (
+        dict(iteration_loss="uniform"),
+        lambda model, ids: model.train()(ids, labels=ids, use_cache=True),
+        "a loss of every iteration",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_generation_refuses(case):
+    options, call, words = REFUSED[case]
+    model = feedback_lm(**options)
+    with pytest.raises(ValueError, match=words):
+        call(model, prompts())
+
+
+NO_CACHES = {
+    "pairs": lambda: ((1, 2),),
+    "of encoder and decoder": lambda: EncoderDecoderCache(DynamicCache(), DynamicCache()),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CACHES)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # the second numbers its positions
+def test_what_is_no_cache_with_layers_is_refused(family, kind):
+    with pytest.raises(TypeError, match="must be a Cache of transformers with layers"):
+        feedback_lm(family)(prompts(), past_key_values=NO_CACHES[kind]())
+
+
+def test_a_classifier_does_not_generate():
     classifier = FeedbackForSequenceClassification.from_backbone(LlamaModel(tiny_config("llama")))
     with pytest.raises(AttributeError, match="generate"):
-        classifier.generate(ids)
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        model.generate(ids[:, :0])
-    with pytest.raises(ValueError, match="no token to read"):
-        model(ids[:, :0])
-    two = model(ids, use_cache=True, num_iterations=2).past_key_values
-    with pytest.raises(ValueError, match="another number of iterations than this call has, 3"):
-        model(ids[:, :1], past_key_values=two)
-    with pytest.raises(ValueError, match="another number of iterations than this call has, 3"):
-        model.generate(torch.cat([ids, ids], 1), past_key_values=two, **GREEDY)
-    plain = model.backbone(ids, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="another number of iterations than this call has, 3"):
-        model(ids[:, :1], past_key_values=plain)
-    with model.feedback_disabled(), pytest.raises(ValueError, match="Inside `feedback_disabled\\(\\)` it is 1"):
-        model(ids[:, :1], past_key_values=two)
-    shifted = feedback_lm(feedback_shift=1)
-    with pytest.raises(ValueError, match="than this call has, one pass a token"):
-        shifted(ids[:, :1], past_key_values=plain)
-    for wrong in (((1, 2),), EncoderDecoderCache(DynamicCache(), DynamicCache())):
-        for one in (model, feedback_lm("gpt2")):  # one with numbered positions
-            with pytest.raises(TypeError, match="must be a Cache of transformers with layers"):
-                one(ids, past_key_values=wrong)
-    refusal = "`generate_batch`: continuous batching has one cache .*FeedbackForCausalLM cannot use it; call `generate`"
-    with pytest.raises(ValueError, match=refusal):
-        model.generate_batch(ids.tolist(), max_new_tokens=2)
-    with pytest.raises(ValueError, match=refusal):
-        model.init_continuous_batching()
-    with pytest.raises(ValueError, match=refusal), model.continuous_batching_context_manager():
-        pass
-    offloaded = DynamicCache()
-    offloaded.offloading = True
-    with pytest.raises(ValueError, match="loads one layer ahead"):
-        model(ids, past_key_values=offloaded)
-    mixing = feedback_lm(feedback_type="attention")
-    for one in (mixing, shifted):
-        cache = one(ids, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match=r"must show the tokens in the cache too, \(batch, 8\), got \(2, 1\)"):
-            one(ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
-    with pytest.raises(ValueError, match="`num_iterations`=2 would go to the assistant too"):
-        model.generate(ids[:1], assistant_model=causal_lm("llama"), num_iterations=2, **GREEDY)
-    for guidance in (dict(guidance_scale=3.0), dict(generation_config=GenerationConfig(guidance_scale=3.0))):
-        with pytest.raises(ValueError, match="`num_iterations`=2 would not go to the calls without a prompt"):
-            model.generate(ids, num_iterations=2, **guidance)
-    early = GenerationConfig(assistant_early_exit=2)
-    for args, options in (((), dict(assistant_early_exit=2)), ((), dict(generation_config=early)), ((early,), {})):
-        with pytest.raises(ValueError, match="`assistant_early_exit`=2 drafts tokens with the first layers alone"):
-            model.generate(ids[:1], *args, **options)
-    with pytest.raises(ValueError, match="`output_iterations=True` is for `forward`"):
-        model.generate(ids, output_iterations=True)
-    with pytest.raises(
-        ValueError, match=r"`attention_mask` must be \(batch, tokens\) in one pass .*, got \(2, 1, 7, 7\)"
-    ):
-        shifted(ids, attention_mask=torch.ones(2, 1, 7, 7, dtype=torch.bool).tril(), use_cache=True)
-    with pytest.raises(ValueError, match="have but one; call with `use_cache=False`"):
-        model(ids, use_cache=True, output_iterations=True)
-    with pytest.raises(ValueError, match="have but one; call with `halting='none'`"):
-        feedback_lm(halting="patience")(ids, output_iterations=True)
-    with pytest.raises(ValueError, match="a loss of every iteration"):
-        feedback_lm(iteration_loss="uniform").train()(ids, labels=ids, use_cache=True)
+        classifier.generate(prompts())
 
 
 @pytest.mark.parametrize(
