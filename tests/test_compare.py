@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 import torch
-from builders import tiny_tokenizer
+from builders import LABELS, tiny_tokenizer
 from comparisons import compare_options, comparison_of
-from families import tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch
 from huggingface_hub import ModelCard, ModelCardData
 from training_runs import rows, write
 from transformers import AutoTokenizer
@@ -19,6 +21,7 @@ from transformers import AutoTokenizer
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation.commands.compare import read_variants
 from hf_feedback.evaluation.comparison import arm_runs, arms
+from hf_feedback.evaluation.comparison import compare as compare_module
 from hf_feedback.evaluation.comparison.arm_registry import ARMS
 from hf_feedback.evaluation.comparison.arm_runs import ArmRun, ArmTrainer, Job
 from hf_feedback.evaluation.comparison.arms import Budget, Duplicated
@@ -541,6 +544,38 @@ def test_questions_whose_texts_have_several_windows(folders, tmp_path, sampling)
     assert trainer.run().test_value() == pytest.approx(trainer._measure("test")[:, 0].mean())
 
 
+def test_right_answers_may_not_change_between_runs(folders, tmp_path, capsys):
+    """Those that the windows do not hold: only the first answer of a question is among their labels."""
+    row = {"question": "which hue is it?", "context": "it is red", "answers": {"text": ["red"], "answer_start": [6]}}
+    for i, split in enumerate(("train", "validation", "test")):
+        lines = [json.dumps({**row, "question": f"which hue is {'it ' * (i + j + 1)}?"}) for j in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = "--task question-answering --arms plain --seeds 0 --rate-factors 1".split()
+    command = compare_options(tmp_path, tmp_path / "out", *options, family=folders / "bert", ending="jsonl")
+    assert cli.main(["compare", *command]) == 0
+    test = tmp_path / "test.jsonl"
+    test.write_text(test.read_text().replace('["red"], "answer_start": [6]', '["red", "it"], "answer_start": [6, 0]'))
+    assert cli.main(["compare", *command]) == 2
+    assert "`right answers of test` was" in capsys.readouterr().err
+
+
+def test_heads_and_feedback_that_are_loaded_may_not_change_between_runs(folders, tmp_path, capsys):
+    model = FeedbackForSequenceClassification.from_backbone(str(folders / "bert"), **LABELS)
+    tokenizer = AutoTokenizer.from_pretrained(folders / "bert")
+    for i, split in enumerate(("train", "validation", "test")):
+        write(tmp_path, f"{split}.csv", rows(8, i))
+    for name in ("one", "other"):
+        randomize_messages(model, seed=len(name))
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    options = "--arms plain --seeds 0 --rate-factors 1".split()
+    for name, status in (("one", 0), ("one", 0), ("other", 2)):
+        command = compare_options(tmp_path, tmp_path / "out", *options, family=name)
+        command = [part for part in command if part not in ("--feedback-rank", "4")]
+        assert cli.main(["compare", *command]) == status
+    assert "`other weights of the model` was" in capsys.readouterr().err
+
+
 def test_a_second_call_runs_nothing_again_and_a_lost_run_alone(folders, finished, monkeypatch, capsys, tmp_path):
     output, _, options = finished
     again = tmp_path / "again"
@@ -607,6 +642,16 @@ def test_parallel_processes_find_the_same(folders, finished, tmp_path):
     for file in tmp_path.glob("runs/*.json"):
         mine, theirs = (json.loads(one.read_text()) for one in (file, output / "runs" / file.name))
         assert mine["validation"] == pytest.approx(theirs["validation"], abs=0.05)
+
+
+def test_a_process_that_the_system_ends_is_named(folders, tmp_path, monkeypatch, capsys):
+    def ended(*_):
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(compare_module, "as_completed", ended)
+    options = "--arms plain --seeds 0 --rate-factors 1 --processes 2".split()
+    assert cli.main(["compare", *compare_options(folders, tmp_path, *options)]) == 2
+    assert "`processes`: the system ended one of 2 processes, usually because memory ran" in capsys.readouterr().err
 
 
 def test_the_plan_is_all_that_a_dry_run_makes(folders, tmp_path, capsys):
@@ -705,6 +750,42 @@ def test_the_mean_over_data_sets_leaves_out_those_that_taught_nothing(finished, 
     assert "| mean of 2 (without three) | +3.5 [+1.0, +6.3] | 3 | too few seeds | ahead |" in capsys.readouterr().out
     assert cli.main(["compare", "--join", *folders[::2]]) == 0
     assert "mean of" not in capsys.readouterr().out
+
+
+def test_the_mean_of_other_numbers_of_seeds_has_no_p_value(finished, capsys, tmp_path):
+    result = json.loads((finished[0] / "comparison.json").read_text())
+    for name, count in (("one", 6), ("two", 12)):
+        contrast = result["differences"][0]
+        contrast |= {
+            "learned": True,
+            "difference": contrast["difference"] | {"by_seed": [1.0] * count, "p_value": 0.03},
+        }
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text(json.dumps({**result, "differences": [contrast]}))
+    assert cli.main(["compare", "--join", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert " | 6 to 12 | numbers of seeds differ | " in capsys.readouterr().out
+
+
+def test_comparisons_in_folders_of_one_name(finished, capsys, tmp_path, monkeypatch):
+    for folder in ("books", "runs/books"):
+        shutil.copytree(finished[0], tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    for folders in (["books", "runs/books"], ["runs/books", "books"]):
+        assert cli.main(["compare", "--join", *folders]) == 0
+        table = capsys.readouterr().out.split("\n\n")[0].splitlines()[2:]
+        assert [row.split(" | ")[0] for row in table[:2]] == [f"| {folder}" for folder in folders]
+
+
+def test_a_card_is_about_the_feedback_of_its_verdict(finished, tmp_path):
+    result = json.loads((finished[0] / "comparison.json").read_text())
+    result["arms"]["deep"] = {**result["arms"]["feedback"], "options": {"num_iterations": 6, "feedback_scale": 50}}
+    result["differences"] += [{**one, "feedback": "deep"} for one in result["differences"]]
+    (tmp_path / "comparison.json").write_text(json.dumps({**result, "feedback": "deep"}))
+    assert cli.main(["compare", "--join", str(tmp_path), "--card", str(tmp_path / "card.md")]) == 0
+    body = (tmp_path / "card.md").read_text()
+    assert "| num_iterations | 6 |" in body
+    assert "| feedback_scale | 50 |" in body
+    assert re.search(r"\*\*: .*[Ff]eedback \(deep\)", body)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ def test_what_it_says_can_be_given_to_a_shell(folder, few, capsys, monkeypatch):
     )
     printed = capsys.readouterr().out
     assert "To use it: --num-iterations 2 --halting 'confidence|patience', or" in printed
+    table = [line.replace(r"\|", "") for line in printed.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {6}
 
 
 def test_the_command_writes_its_choice_into_the_model(folder, few, capsys):

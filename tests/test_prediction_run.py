@@ -346,6 +346,15 @@ def test_what_is_refused(folders, tmp_path, monkeypatch, capsys, case):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["SequenceClassification", "TokenClassification", "MultipleChoice", "CausalLM"])
+def test_half_of_a_surrogate_pair_is_refused(folders, tmp_path, capsys, name):
+    row = EXAMPLES[name][0][0]
+    cut = json.loads(json.dumps(row).replace("where", "where \\ud83d"))
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(cut)}\n")
+    assert predict("--model", folders(name), "--file", tmp_path / "rows.jsonl") == 2
+    assert "rows.jsonl: row 2 holds half of a surrogate pair, which is not text" in capsys.readouterr().err
+
+
 def test_feedback_alone_is_read_with_the_tokenizer_of_its_backbone(tmp_path, capsys):
     tiny_backbone("bert").save_pretrained(tmp_path / "backbone")
     tiny_tokenizer().save_pretrained(tmp_path / "backbone")

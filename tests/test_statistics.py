@@ -96,6 +96,12 @@ def test_the_seeds_that_are_needed_see_the_difference_that_often():
     assert seeds_needed(differences, 0.015, of_examples=0.011) is None
 
 
+def test_differences_that_are_the_same_up_to_rounding_need_the_fewest_seeds():
+    differences = [0.850 - 0.845, 0.831 - 0.826, 0.813 - 0.808]
+    assert len(set(differences)) > 1
+    assert seeds_needed(differences, 0.01) == MIN_SEEDS
+
+
 def test_distances_from_the_mean_add_up_as_independent_errors():
     wide = Difference(1.0, (0.0, 2.0), -3.0, 7.0, (-2.0, 4.0), 1.0, 0.5, of_examples=3.0, resolution=0.2)
     narrow = Difference(3.0, (2.0, 4.0), 0.0, 11.0, (-1.0, 7.0), 0.25, 0.25, of_examples=4.0, resolution=0.4)

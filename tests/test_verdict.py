@@ -34,6 +34,8 @@ def test_the_verdict_is_about_the_alternative_that_decides():
         assert "more test examples or seeds are needed to detect a difference of 1 point" in write_verdict(
             [contrast(1, -2, 4, "cannot tell", needed=needed)], "entity_f1", 1
         )
+    begin = "Feedback (deep) helps: it is ahead of every alternative"
+    assert write_verdict([hard], "accuracy", 1.0, name="deep").startswith(begin)
     worse = "lora is better, -1.0 points of perplexity"
     assert worse in write_verdict([unclear, behind], "perplexity", 1.0)
     assert contrast_table([behind], 1.0, "accuracy").startswith("| feedback | minus | difference |")
@@ -88,6 +90,8 @@ def test_arms_that_have_learned_nothing_are_not_equivalent():
         ([[0, 1, 0], [0], [2, 0]], "single_label_classification", "entity_f1", 0.0),
         ([[1, 0, 0], [1, 0, 1], [0, 0, 0]], "multi_label_classification", "accuracy", 1 / 3),
         ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], "multi_label_classification", "accuracy", 1 / 3),
+        ([0.5, 2.0, 3.5], "regression", "pearson", 0.0),
+        ([0.5, 2.0, 3.5], "regression", "spearman", 0.0),
     ],
 )
 def test_the_same_answer_for_every_example(labels, problem, metric, value):

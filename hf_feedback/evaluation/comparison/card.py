@@ -73,7 +73,7 @@ def write_comparison_card(file: Path, results: dict[str, dict[str, Any]], base_m
                 f"`card`: these comparisons differ in `{name}`: {', '.join(map(str, values))}; a card is of "
                 "one model and its options. Join those that are equal."
             )
-    options = [(name, _option(value)) for name, value in _options(first).items() if value is not None]
+    options = [(escape_name(name), _option(value)) for name, value in _options(first).items() if value is not None]
     arms = list(dict.fromkeys(name for result in results.values() for name in result["arms"]))
     means = [(escape_name(data), *(_mean_test(result, name) for name in arms)) for data, result in results.items()]
     sizes = [
@@ -125,7 +125,7 @@ def _values(results: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
 
 def _options(result: dict[str, Any]) -> dict[str, Any]:
     """The options of the feedback that the verdict is about."""
-    own = result["arms"][result["feedback"]].get("options") or {}
+    own = result["arms"][result["feedback"]].get("options", {})
     return {**{name: result["settings"].get(name) for name in SHOWN_OPTIONS}, **own}
 
 

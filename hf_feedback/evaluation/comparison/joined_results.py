@@ -56,6 +56,8 @@ def check_result(result: dict[str, Any]) -> None:
         raise ValueError("unknown metric or verdict")
     for arm in result["arms"].values():
         statistics.mean(map(float_of, arm["test"]))
+        if not isinstance(arm.get("options", {}), dict):
+            raise TypeError(f"options of an arm are {arm['options']!r}")
     kinds = {"model": str, "task": str, "settings": dict, "machine": dict, "seeds": list, "scale": float | int}
     for name, kind in {**kinds, "margin": float | int}.items():
         if not isinstance(result[name], kind):
