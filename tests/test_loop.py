@@ -217,7 +217,7 @@ def test_compiled_without_breaks_equals_eager(family):
     assert_rounding(found, other, exact)
 
 
-def test_replaced_connections_are_the_ones_that_speak():
+def test_replaced_connections_give_the_messages():
     """What wraps or swaps `model.feedback` (PEFT does) takes effect at the next call."""
     model, batch = make(), tiny_batch()
     before = model(**batch).last_hidden_state

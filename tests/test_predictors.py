@@ -223,7 +223,7 @@ def test_a_prompt_leaves_positions_for_its_continuation():
     with pytest.raises(ValueError, match=r"`max_new_tokens`=31 leaves 2 .* takes 3"):
         model.predict([prompt], two_special, max_new_tokens=31)
     rotary = task_model("CausalLM", family="llama")
-    assert rotary.predict(["a"], character_tokenizer(), max_new_tokens=70)  # more than its config speaks of
+    assert rotary.predict(["a"], character_tokenizer(), max_new_tokens=70)  # more than its config has positions for
 
 
 def test_images_and_recordings(tmp_path):

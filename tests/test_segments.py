@@ -150,7 +150,7 @@ def reference(model, bare, ids, k):
         for t, row in enumerate(rows):
             hooks = []
             if states is not None:
-                for target in range(3):  # the topology is "top": the last layer speaks to the others
+                for target in range(3):  # the topology is "top": from the last layer to the others
                     p = Parts(parameters, "sources.3", target, "swish")
                     h = [p.normed("norm", state[0]).mean(0) for state in states]
                     zero = torch.zeros_like(h[0])

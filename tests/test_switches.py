@@ -10,7 +10,7 @@ from families import randomize_messages, tiny_backbone, tiny_batch
 from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, FeedbackModel, FNNConfig, FNNModel
 
 
-def speaking_model(model_class=FeedbackModel, **options):
+def model_with_messages(model_class=FeedbackModel, **options):
     return randomize_messages(model_class.from_backbone(tiny_backbone("bert"), feedback_rank=8, **options)).eval()
 
 
@@ -30,7 +30,7 @@ SET_LATER = {
 @pytest.mark.parametrize("case", SET_LATER)
 def test_options_set_on_a_built_model_are_checked_at_the_next_call_and_when_it_is_saved(case, tmp_path):
     option, value, words = SET_LATER[case]
-    model = speaking_model()
+    model = model_with_messages()
     expected, before = model(**tiny_batch()).last_hidden_state, getattr(model.config, option)
     setattr(model.config, option, value)
     with pytest.raises(ValueError) as caught:  # noqa: PT011
@@ -53,7 +53,7 @@ def test_options_set_on_a_network_from_scratch_are_checked_too(option, value):
 
 
 def test_renamed_labels_go_together(tmp_path):
-    model = speaking_model(FeedbackForSequenceClassification, id2label={0: "a", 1: "b"})
+    model = model_with_messages(FeedbackForSequenceClassification, id2label={0: "a", 1: "b"})
     model.config.id2label = {0: "no", 1: "yes"}
     model(**tiny_batch())
     model.save_pretrained(tmp_path)
@@ -65,14 +65,14 @@ def test_renamed_labels_go_together(tmp_path):
 
 
 def test_edges_may_be_spelled_out():
-    model, batch = speaking_model(), tiny_batch()
+    model, batch = model_with_messages(), tiny_batch()
     before = model(**batch).last_hidden_state
     model.config.feedback_edges = [list(edge) for edge in model.config.edges()]
     assert torch.equal(model(**batch).last_hidden_state, before)
 
 
 def test_options_that_may_change_do():
-    model, batch = speaking_model(), tiny_batch()
+    model, batch = model_with_messages(), tiny_batch()
     before = model(**batch).last_hidden_state
     model.config.feedback_scale = 2.0
     assert not torch.equal(model(**batch).last_hidden_state, before)
@@ -83,7 +83,7 @@ def test_options_that_may_change_do():
 
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_feedback_is_disabled_for_one_thread_of_a_compiled_model(fullgraph):
-    model, batch = speaking_model(backbone_layers=[0, 1]), tiny_batch()  # fewer are compiled sooner
+    model, batch = model_with_messages(backbone_layers=[0, 1]), tiny_batch()  # fewer are compiled sooner
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=fullgraph, backend="eager")
     wrong: list[str] = []

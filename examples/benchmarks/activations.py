@@ -26,7 +26,7 @@ TEXTS = Path(__file__).parent.parent / "data" / "support_messages" / "train.csv"
 K = 8
 
 
-def speaking(args: argparse.Namespace, activation: str) -> FeedbackModel:
+def with_random_messages(args: argparse.Namespace, activation: str) -> FeedbackModel:
     """The model with messages that say something."""
     torch.manual_seed(0)
     model = FeedbackModel.from_backbone(args.model, feedback_activation=activation, num_iterations=K)
@@ -81,7 +81,7 @@ def main() -> None:
     batch = AutoTokenizer.from_pretrained(args.model)(texts, padding=True, return_tensors="pt")
     tokens, rows, curves = batch["input_ids"].numel(), [], {}
     for activation in args.activations:
-        model = speaking(args, activation)
+        model = with_random_messages(args, activation)
         found = model.estimate_contraction(dict(batch))
         norms = gradient_norms(model, dict(batch))
         curves[activation] = [norm / norms[-1] for norm in norms]

@@ -149,7 +149,7 @@ def _format_adjusted(contrasts: Sequence[Contrast]) -> list[str]:
     def shown(difference: Difference, p_value: float) -> str:
         if not difference.is_finite:
             return NOT_FINITE
-        speaks = has_seeds and difference.least_p_value * len(differences) <= 0.05
-        return f"{p_value:.2g}" if speaks else TOO_FEW_SEEDS
+        is_shown = has_seeds and difference.least_p_value * len(differences) <= 0.05
+        return f"{p_value:.2g}" if is_shown else TOO_FEW_SEEDS
 
     return [shown(*pair) for pair in zip(differences, adjusted, strict=True)]
