@@ -222,7 +222,7 @@ def test_the_guide_shows_the_mean_over_the_sets_beside_lora():
     results = FOLDER / "results"
     folders = (results / "later_tokens_held_out/frozen/btc", *(results / "later_tokens_beside_lora/frozen").iterdir())
     tables = join_results(read_results(list(map(str, folders)))).split("\n\n")
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         other = table.split(" minus ")[1].split(" |")[0]
         points, verdict = (table.splitlines()[-1].split(" | ")[at] for at in (1, 4))

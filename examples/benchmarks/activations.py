@@ -27,7 +27,7 @@ K = 8
 
 
 def with_random_messages(args: argparse.Namespace, activation: str) -> FeedbackModel:
-    """The model with messages that say something."""
+    """The model with messages that are not zero."""
     torch.manual_seed(0)
     model = FeedbackModel.from_backbone(args.model, feedback_activation=activation, num_iterations=K)
     for connection in model.feedback.sources.values():
