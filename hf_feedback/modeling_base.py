@@ -352,7 +352,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         """The loss of the logits, a scalar."""
         problem = self.config.problem_type
         if problem == "multi_label_classification" or self.config.num_labels == 1 or labels.is_floating_point():
-            labels = labels.to(logits.dtype)
+            dtype = torch.promote_types(logits.dtype, torch.float32)  # half precision would round the targets
+            logits, labels = logits.to(dtype), labels.to(dtype)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
     def _batch_weight(self, labels: Any) -> float | torch.Tensor:

@@ -292,7 +292,8 @@ class FNNForSequenceClassification(FNNPreTrainedModel):
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         several = self.config.problem_type == "multi_label_classification"
         if several or self.config.num_labels == 1 or labels.is_floating_point():
-            labels = labels.to(logits.dtype)
+            dtype = torch.promote_types(logits.dtype, torch.float32)  # half precision would round the targets
+            logits, labels = logits.to(dtype), labels.to(dtype)
         return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
 
 

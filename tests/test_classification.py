@@ -1,11 +1,15 @@
 """`FeedbackForSequenceClassification`: its inputs, outputs and losses."""
 
+import copy
+
+import pytest
 import torch
 from closeness import assert_exact, in_float64
-from families import randomize_messages, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from torch import nn
+from transformers import BertForSequenceClassification
 
-from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback import FeedbackConfig, FeedbackForSequenceClassification, add_feedback
 from hf_feedback.pooling import pool
 
 
@@ -109,3 +113,25 @@ def test_the_mean_of_many_tokens_in_half_precision():
     mask[:, 3001:] = 0
     for dtype in (torch.float16, torch.bfloat16):
         assert pool(hidden.to(dtype), mask, "mean").tolist() == [[40.0, 40.0]]
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_targets_are_not_rounded_in_half_precision(problem_type, half):
+    """bfloat16 has 256 and 258, float16 2050 and 2052; transformers' own losses read the targets as they are."""
+    several = problem_type == "multi_label_classification"
+    config = tiny_config("bert", num_labels=3 if several else 1, problem_type=problem_type)
+    torch.manual_seed(0)
+    plain = BertForSequenceClassification(config).eval()
+    model = add_feedback(copy.deepcopy(plain), FeedbackConfig())
+    targets = torch.tensor([[0.1, 0.7, 0.3], [0.9, 0.001, 0.6]] if several else [257.0, 2051.0])
+    with torch.autocast("cpu", half):
+        output, expected = (one(**tiny_batch(), labels=targets) for one in (model, plain))
+    assert output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, expected.loss)
+    loss = nn.functional.binary_cross_entropy_with_logits if several else nn.functional.mse_loss
+    torch.testing.assert_close(output.loss, loss(output.logits.float().squeeze(-1), targets))
+    output = model.to(half)(**tiny_batch(), labels=targets)  # all of the model
+    torch.testing.assert_close(output.loss, loss(output.logits.float().squeeze(-1), targets))
+    output.loss.backward()
+    assert model.backbone.classifier.weight.grad.isfinite().all()

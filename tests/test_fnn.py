@@ -411,6 +411,13 @@ def test_losses(case, kind):
     assert_exact(output.loss, expected(output.logits, labels))
 
 
+def test_values_are_not_rounded_in_half_precision():
+    options, _, _ = LOSSES["regression"]
+    model, values = fnn_model(head=True, **options).bfloat16(), torch.tensor([257.0, 2051.0])
+    output = model(inputs_embeds=inputs().bfloat16(), labels=values)
+    torch.testing.assert_close(output.loss, torch.nn.functional.mse_loss(output.logits.float().squeeze(-1), values))
+
+
 REFUSED = {
     "unknown kind": (dict(fnn_type="spatial"), "`fnn_type` must be one of 'temporal', 'layered', got 'spatial'"),
     "unknown activation": (dict(activation="swisch"), "`activation` must be the name .* did you mean 'swish'"),
