@@ -15,8 +15,7 @@ logger = logging.get_logger(__name__)
 def warn_of_adapters_without_folder(model: "FeedbackPreTrainedModel") -> None:
     """Warns, where a model's state is saved, of adapters to a model that was not loaded from a folder."""
     adapters = getattr(model, "peft_config", {}).values()
-    # a run that merges its adapters at the end has the options
-    if any(getattr(adapter, "merged_after_training", False) for adapter in adapters):
+    if _are_merged(model):
         return
     if adapters and not (model.name_or_path or all(adapter.base_model_name_or_path for adapter in adapters)):
         logger.warning_once(
@@ -67,9 +66,17 @@ def check_adapters_are_whole(model: "FeedbackPreTrainedModel", missing: list[str
 
 def warn_of_frozen_feedback(model: "FeedbackPreTrainedModel") -> None:
     """Warns, in training, of an adapter config that freezes the feedback: new feedback would stay zero."""
-    if hasattr(model, "peft_config") and not any(one.requires_grad for one in model.feedback.parameters()):
+    if not hasattr(model, "peft_config") or _are_merged(model):
+        return
+    if not any(one.requires_grad for one in model.feedback.parameters()):
         logger.warning_once(
             "These adapters freeze the feedback: its messages stay as they are, zero where they are new. To train them "
             "too, give the adapter config `modules_to_save=['feedback', …]`, which "
             "`hf_feedback.training.peft_options(model)` returns with all else that it needs."
         )
+
+
+def _are_merged(model: "FeedbackPreTrainedModel") -> bool:
+    """Whether the adapters are those of a training run, which has the options and merges them at its end."""
+    adapters = getattr(model, "peft_config", {}).values()
+    return any(getattr(adapter, "merged_after_training", False) for adapter in adapters)
