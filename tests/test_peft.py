@@ -25,7 +25,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_feedback import FeedbackForCausalLM, FeedbackForSequenceClassification, FeedbackModel
 from hf_feedback.cli import main
-from hf_feedback.training import FeedbackTrainer, FeedbackTrainingArguments, from_peft, parameter_groups, peft_options
+from hf_feedback.training import (
+    FeedbackTrainer,
+    FeedbackTrainingArguments,
+    freeze_parameters,
+    from_peft,
+    parameter_groups,
+    peft_options,
+)
 
 METHODS = {
     "lora": lambda model: LoraConfig(r=4, **peft_options(model)),
@@ -134,6 +141,33 @@ def test_groups_of_a_wrapped_model():
     assert rates["feedback"] == rates["head"] == 1e-3
     assert rates["layer 2"] == 1e-4
     assert "embeddings" not in rates
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_patterns_read_the_names_without_what_peft_adds(prefix):
+    pattern, last = f"^{prefix}backbone.encoder.layer.3.", f"^{prefix}classifier.weight"
+    if prefix:  # names as PEFT has them still match too
+        last = last.replace("weight", "modules_to_save.default.weight")
+    model = get_peft_model(make(), METHODS["lora"](make()))
+    rates = {
+        g["name"]: g["lr"] for g in parameter_groups(model, 1e-3, learning_rate_mapping={pattern: 2e-3, last: 5e-3})
+    }
+    assert rates == {
+        "layer 0": 1e-3,
+        "layer 1": 1e-3,
+        "layer 2": 1e-3,
+        pattern: 2e-3,
+        "feedback": 1e-3,
+        "head": 1e-3,
+        last: 5e-3,
+    }
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    freeze_parameters(model, [pattern, last])
+    frozen = trained - {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert frozen == {
+        "base_model.model.classifier.modules_to_save.default.weight",
+        *(name for name in trained if ".layer.3." in name),
+    }
 
 
 def test_prompts_are_tuned_and_loaded(tmp_path):
@@ -430,6 +464,14 @@ def test_adapters_that_freeze_the_feedback(with_feedback, caplog):
         assert caplog.text == ""
         tuned.train()(**tiny_batch())
     assert ("These adapters freeze the feedback" in caplog.text) != with_feedback
+
+
+def test_adapters_of_an_option_freeze_the_feedback_without_a_warning(tmp_path, caplog):
+    """`freeze` asks for it, and there is no adapter config that the user wrote."""
+    logging.Logger.warning_once.cache_clear()
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        train(make(), tmp_path, lora_rank=2, freeze=["feedback"])
+    assert caplog.text == ""
 
 
 OTHER_FEEDBACK = {

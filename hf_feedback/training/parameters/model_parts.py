@@ -103,8 +103,14 @@ def has_trained_backbone_head(model: nn.Module) -> bool:
     return core.traits.has_trained_head(cast(PreTrainedConfig, core.config.backbone_config))
 
 
+# What PEFT, DDP, `torch.compile` and FSDP add to the names of parameters.
+WRAPPERS = re.compile(
+    r"^(?:base_model\.(?:model\.)?|module\.|_orig_mod\.|_fsdp_wrapped_module\.)+|(?<=\.)modules_to_save\.\w+\."
+)
+
+
 def matches_pattern(option: str, pattern: str, name: str) -> bool:
-    """Returns whether a regular expression is found in the name of a parameter.
+    """Returns whether a regular expression is found in the name of a parameter, with or without what wrappers add.
 
     Args:
         option: name of the option that holds the pattern, for the message of the error.
@@ -113,9 +119,17 @@ def matches_pattern(option: str, pattern: str, name: str) -> bool:
 
     Raises:
         ValueError: the pattern is not a regular expression.
+
+    Example:
+
+    ```python
+    >>> matches_pattern("freeze", "^classifier.weight", "base_model.model.classifier.modules_to_save.default.weight")
+    True
+
+    ```
     """
     try:
-        return re.search(pattern, name) is not None
+        return any(re.search(pattern, one) is not None for one in (name, WRAPPERS.sub("", name)))
     except re.error as error:
         raise ValueError(f"`{option}`: {pattern!r} is not a regular expression ({error}).") from error
 
