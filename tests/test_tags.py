@@ -96,6 +96,28 @@ def test_tag_sets():
     assert tags_of(data) == [["B-X", "O"]]
 
 
+def test_parts_of_speech_of_which_one_is_o():
+    """`O` alone does not make BIO tags; their metrics are those of words."""
+    names = tag_set([["O", "V", "N", "P"]], "here").names
+    assert names == ("O", "N", "P", "V")
+    prediction = EvalPrediction(np.array([[0, 1, 2, 3]]), np.array([[0, 1, 2, 1]]))
+    assert make_tag_metrics(names)(prediction) == {"token_accuracy": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (["O", "B-PER", "E-PER", "S-LOC"], "'S-LOC' is not .* BIOES: convert the tags to BIO, S-TYPE to B-TYPE and E-"),
+        (["O", "B-PER", "L-PER", "U-LOC"], "'U-LOC' is not .* BILOU: convert the tags to BIO, U-TYPE to B-TYPE and L-"),
+        (["I-PER", "PER"], "'PER' is not one of O, B-TYPE and I-TYPE, as others are; correct it"),
+    ],
+    ids=["BIOES", "BILOU", "a slip"],
+)
+def test_tags_of_richer_schemes(tags, words):
+    with pytest.raises(ValueError, match=words):
+        tag_set([tags], "here")
+
+
 def test_tags_that_are_numbers():
     data = Dataset.from_list([{"tokens": ["a", "b"], "tags": [1.0, 0.0]}])
     names = tag_set(tags_of(data), "here").names

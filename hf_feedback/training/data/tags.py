@@ -7,6 +7,11 @@ from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 from .label_names import label_name
 from .labels import SINGLE_LABEL, LabelSet
 
+# What tags of richer schemes begin with, and what to do about them.
+BIOES = "it is of the scheme BIOES: convert the tags to BIO, S-TYPE to B-TYPE and E-TYPE to I-TYPE."
+BILOU = "it is of the scheme BILOU: convert the tags to BIO, U-TYPE to B-TYPE and L-TYPE to I-TYPE."
+OTHER_SCHEMES = {"S-": BIOES, "E-": BIOES, "U-": BILOU, "L-": BILOU}
+
 
 def is_bio(tag: str) -> bool:
     """Whether a tag is `O`, or `B-` or `I-` with a type.
@@ -56,7 +61,7 @@ def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
         source: file of the texts, for messages.
 
     Raises:
-        ValueError: there are fewer than two tags, or BIO tags and others are mixed.
+        ValueError: there are fewer than two tags, or BIO tags and others are mixed; `O` may be a tag of another kind.
 
     Example:
 
@@ -68,10 +73,9 @@ def tag_set(rows: Sequence[Sequence[str]], source: str) -> LabelSet:
     """
     names = sorted({label_name(tag) for tags in rows for tag in tags}, key=lambda tag: (tag != "O", tag[2:], tag))
     wrong = [name for name in names if not is_bio(name)]
-    if wrong and any(name == "O" or name.startswith("B-") for name in names):
-        raise ValueError(
-            f"{source}: the tag {wrong[0]!r} is not one of O, B-TYPE and I-TYPE, as others are; correct it."
-        )
+    if wrong and any(name.startswith(("B-", "I-")) for name in names):
+        advice = OTHER_SCHEMES.get(wrong[0][:2], "correct it.")
+        raise ValueError(f"{source}: the tag {wrong[0]!r} is not one of O, B-TYPE and I-TYPE, as others are; {advice}")
     if len(names) < 2:
         raise ValueError(f"{source}: there must be at least two different tags, got {', '.join(names)}.")
     return LabelSet(SINGLE_LABEL, tuple(names))
