@@ -147,6 +147,25 @@ def test_names_that_look_like_a_row_of_marks_to_their_numbers():
     assert LabelSet.of(data, "label", "here").names == ("late", "lost")
 
 
+def test_rows_of_values_written_as_text_are_no_labels(tmp_path):
+    """As the same rows of real lists; in quotes, and between separators, numbers are names."""
+    soft = ["[0.1, 0.9]", "[0.8, 0.2]", "[1, 0]", "[]"]
+    with pytest.raises(ValueError, match=r"holds rows of numbers; give the labels that each text has by name, such as"):
+        labels_of(soft)
+    (tmp_path / "t.csv").write_text('text,label\na,"[0.1, 0.9]"\nb,"[0.5, 0.5]"\n')
+    with pytest.raises(ValueError, match="holds rows of numbers"):
+        LabelSet.of(read_file(tmp_path / "t.csv"), "label", "here")
+    assert labels_of(["['3.11', '3.12']", "['3.9']"]).names == labels_of([["3.11", "3.12"], ["3.9"]]).names
+    assert labels_of(["3.11; 3.12", "3.9"], separator=";").names == ("3.11", "3.12", "3.9")
+    assert labels_of(["[1, 2]", "[3]"]).names == ("1", "2", "3")
+    assert labels_of(["[0.5, late]", "[lost]"]).names == ("0.5", "late", "lost")
+    assert labels_of(soft[:3], problem_type="single_label_classification").names == (
+        "[0.1, 0.9]",
+        "[0.8, 0.2]",
+        "[1, 0]",
+    )
+
+
 UNSUITABLE = {
     "a dictionary": [{"name": "late"}, {"name": "lost"}],
     "bytes": [b"late", b"lost"],
@@ -191,6 +210,16 @@ def test_what_was_understood_is_said():
     assert "19, …; for values to predict, `--problem-type regression`" in thirty
     assert str(labels_of([[1], [2], [3]])) == "3 labels, several a text: 1, 2, 3"
     assert len(str(labels_of(["a" * 1000, "b"]))) < 100
+
+
+def test_decimal_commas_are_pointed_out():
+    """Numbers with a decimal comma are names, as they are; that they are no values is said."""
+    hint = "; for values to predict, `--problem-type regression`, and write decimals with a point"
+    assert str(labels_of(["1,5", "-2,25", "3"])).endswith(f"-2,25, 1,5{hint}")
+    assert str(labels_of(["1,5", "late", "3"])) == "3 classes: 3, 1,5, late"
+    assert "point" not in str(labels_of(["1", "2", "3"]))
+    with pytest.raises(ValueError, match=r"'1,5' .*row 2, is not a number; write decimals with a point"):
+        labels_of(["1", "1,5"], problem_type="regression")
 
 
 def test_one_class_is_too_few():

@@ -1,7 +1,8 @@
 """The labels of a data set, and their numbers in a model."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -12,6 +13,7 @@ from transformers.utils import logging
 from .columns import check_column
 from .files import format_rows
 from .label_names import (
+    LIST,
     LISTS_OF_LABELS,
     RowLabels,
     check_no_label_missing,
@@ -25,6 +27,7 @@ from .splits import Split
 logger = logging.get_logger(__name__)
 
 MAX_SHOWN = 20  # names of labels in a message
+DECIMAL_COMMA = re.compile(r"-?\d+(,\d+)?")
 
 ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 SINGLE_LABEL: ProblemType = "single_label_classification"
@@ -61,7 +64,9 @@ class LabelSet:
             return "values (regression)"
         several = self.problem_type == MULTI_LABEL
         numbers = not several and len(self.names) > 2 and all(map(reads_as_number, self.names))
-        hint = "; for values to predict, `--problem-type regression`" if numbers else ""
+        commas = not several and _have_decimal_commas(self.names)
+        hint = "; for values to predict, `--problem-type regression`" if numbers or commas else ""
+        hint += ", and write decimals with a point" if commas else ""
         return f"{len(self.names)} {'labels, several a text' if several else 'classes'}: {self.shown}{hint}"
 
     @property
@@ -198,7 +203,10 @@ def _encode_values(labels: Sequence[RowLabels], column: str, source: str) -> lis
     values = [{"true": "1", "false": "0"}.get(str(label), label) for label in labels]
     wrong = [i for i, value in enumerate(values) if not reads_as_number(value)]
     if wrong:
-        raise ValueError(f"{source}: {values[wrong[0]]!r} in column {column!r}, {format_rows(wrong)}, is not a number.")
+        advice = "; write decimals with a point" if DECIMAL_COMMA.fullmatch(str(values[wrong[0]])) else ""
+        raise ValueError(
+            f"{source}: {values[wrong[0]]!r} in column {column!r}, {format_rows(wrong)}, is not a number{advice}."
+        )
     return [float(str(value)) for value in values]
 
 
@@ -249,13 +257,23 @@ def _check_not_multi_hot(cells: Sequence[object], labels: Sequence[RowLabels], c
     rows = [label for label in labels if isinstance(label, list)]
     even = len(rows) == len(labels) and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1
     parts = (part for cell in cells if isinstance(cell, list | tuple) for part in cell)
-    if (even and set().union(*rows) <= {"0", "1", "true", "false"}) or any(
-        isinstance(part, float) and part % 1 for part in parts
+    if (
+        (even and set().union(*rows) <= {"0", "1", "true", "false"})
+        or any(isinstance(part, float) and part % 1 for part in parts)
+        or _are_bare_numbers(cells, set().union(*rows))
     ):
         raise ValueError(
             f"{source}: column {column!r} holds rows of numbers; give the labels that each text has by name, "
             'such as ["late", "lost"].'
         )
+
+
+def _are_bare_numbers(cells: Sequence[object], names: Collection[str]) -> bool:
+    """Whether lists written as text hold numbers that are not all whole; in quotes they are names, such as '3.11'."""
+    lists = [cell for cell in cells if isinstance(cell, str) and LIST.fullmatch(cell)]
+    if not lists or any(set(text) & set("'\"") for text in lists) or not all(map(reads_as_number, names)):
+        return False
+    return any(not float(name).is_integer() for name in names)
 
 
 def _guess_problem(values: Sequence[RowLabels], has_names: bool) -> ProblemType:
@@ -272,6 +290,11 @@ def reads_as_number(value: object) -> bool:
         return math.isfinite(float(value))  # type: ignore[arg-type]  # anything else raises
     except (TypeError, ValueError):
         return False
+
+
+def _have_decimal_commas(names: Sequence[str]) -> bool:
+    """Whether labels are numbers, some of them with a decimal comma."""
+    return any("," in name for name in names) and all(map(DECIMAL_COMMA.fullmatch, names))
 
 
 def has_labels(split: Split, column: str) -> bool:
