@@ -15,9 +15,9 @@ from fresh_processes import LOADED, run_python
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from training_runs import arguments, make, rows, tiny_data, train_command, write
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from hf_feedback import FeedbackForSequenceClassification
+from hf_feedback import FeedbackForAudioClassification, FeedbackForSequenceClassification
 from hf_feedback.cli import main
 from hf_feedback.training import FeedbackTrainer, peft_options
 from hf_feedback.training import run as run_module
@@ -147,6 +147,22 @@ def test_a_trainer_adds_what_peft_options_says(name, head, tmp_path):
     trained = [{n for n, p in one.named_parameters() if p.requires_grad} for one in (trainer.model, expected)]
     assert trained[0] == trained[1]
     assert trainer.model.peft_config["default"].lora_alpha == 4
+
+
+def test_batch_norms_of_the_backbone_stay_as_they_were(tmp_path):
+    """Their running statistics are no part of the adapters, and do not move."""
+    sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37, vocab_size=30)
+    front = dict(conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 4), num_feat_extract_layers=2, layerdrop=0.0)
+    convolution = dict(conv_depthwise_kernel_size=3, position_embeddings_type=None)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("wav2vec2-conformer", **sizes, **front, **convolution)
+    model = FeedbackForAudioClassification.from_backbone(AutoModel.from_config(config), num_labels=3, feedback_rank=8)
+    before = {name: buffer.clone() for name, buffer in model.backbone.named_buffers() if "batch_norm" in name}
+    assert len(before) == 9
+    rows = [{"input_values": torch.randn(400), "labels": i % 3} for i in range(8)]
+    FeedbackTrainer(model, arguments(tmp_path, lora_rank=2, learning_rate=0.05), train_dataset=rows).train()
+    after = dict(model.backbone.named_buffers())
+    assert all(torch.equal(buffer, after[name]) for name, buffer in before.items())
 
 
 # Best epoch, early stopping, stages, frozen layers
@@ -327,8 +343,8 @@ def test_models_that_cannot_have_adapters(tmp_path):
     refused(get_peft_model(adapted, LoraConfig(r=2, **peft_options(adapted))), "PeftModel.* has some or is wrapped")
     refused(fnn_model(head=True, dtype=torch.float32), "needs a pretrained backbone")
     normed, quantized = make(), make()
-    normed.backbone.encoder.layer[0].norm = torch.nn.BatchNorm1d(32)
-    refused(normed, "BertModel has batch norms, whose running statistics change")
+    normed.backbone.encoder.layer[0].norm = torch.nn.BatchNorm1d(32, affine=False)
+    refused(normed, "BertModel has batch norms without weights, whose running statistics change")
     quantized.backbone.hf_quantizer = object()
     refused(quantized, "the weights of this BertModel are quantized")
 

@@ -296,6 +296,68 @@ def test_modules_out_of_training_mode_stay_so():
     assert model.backbone.training
 
 
+class TokenBatchNorm(torch.nn.Module):
+    """A batch norm over all tokens, after a norm of each."""
+
+    def __init__(self, first, affine):
+        super().__init__()
+        self.first, self.second = first, torch.nn.BatchNorm1d(first.normalized_shape[0], affine=affine)
+
+    def forward(self, hidden):
+        return self.second(self.first(hidden).transpose(1, 2)).transpose(1, 2)
+
+
+def with_batch_norms(affine=True):
+    model = fresh_model()
+    for layer in model.layers:
+        layer.output.LayerNorm = TokenBatchNorm(layer.output.LayerNorm, affine)
+    return model.eval()
+
+
+NORMS = {  # what is frozen, options: the layers whose running statistics stay
+    "backbone": (["backbone"], {}, [0, 1, 2, 3]),
+    "backbone from a cache": (["backbone"], dict(cache=True), [0, 1, 2, 3]),
+    "backbone, checkpointing": (["backbone"], dict(activation_checkpointing=True), [0, 1, 2, 3]),
+    "backbone, compiled": (["backbone"], dict(torch_compile=True, torch_compile_backend="eager"), [0, 1, 2, 3]),
+    "layers above trained embeddings": (["layers:0-2"], {}, [0, 1, 2]),
+    "lower layers": (["embeddings", "layers:0-1"], dict(cache=True), [0, 1]),
+    "stages": ([], dict(unfreeze_every="2 epochs"), [0, 1, 2]),  # of three epochs
+    "nothing": ([], {}, []),
+}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("case", NORMS)
+def test_frozen_batch_norms_keep_their_statistics(case, affine, tmp_path):
+    """In all iterations, so that a frozen backbone stays what it was."""
+    freeze, options, kept = NORMS[case]
+    model, batch = with_batch_norms(affine), pad(texts())
+    with torch.no_grad(), model.feedback_disabled():
+        before = model(**batch, output_hidden_states=True).hidden_states
+    train(tmp_path, model, **{"cache": False, **options, "freeze": freeze})
+    norms = [layer.output.LayerNorm.second for layer in model.layers]
+    assert [i for i, norm in enumerate(norms) if not norm.num_batches_tracked] == kept
+    assert all(norm.running_mean.any() != (i in kept) for i, norm in enumerate(norms))
+    with torch.no_grad(), model.eval().feedback_disabled():
+        after = model(**batch, output_hidden_states=True).hidden_states
+    assert all(map(torch.equal, before, after)) == (freeze == ["backbone"])
+
+
+def test_batch_norms_that_are_unfrozen_in_a_loop_of_ones_own():
+    model, batch = with_batch_norms(), pad(texts())
+    freeze_parameters(model, ["backbone"])
+    norm = model.layers[3].output.LayerNorm.second
+    with FrozenPrefix(model.train()):
+        model(**batch)
+        assert norm.num_batches_tracked == 0
+        assert norm.training
+        norm.requires_grad_(True)
+        model(**batch)
+        assert norm.num_batches_tracked == 3  # once in every iteration
+    model.requires_grad_(False)(**batch)
+    assert norm.num_batches_tracked == 6  # outside of the context
+
+
 def test_the_command_removes_the_states_at_the_end(backbone, tmp_path):
     command = train_command(backbone, tmp_path / "out", train=write(tmp_path, "train.csv", rows(6)), validation=None)
     assert main([*command, "--freeze", "embeddings", "layers:0", "--cache-prefix", "true"]) == 0

@@ -154,6 +154,7 @@ class FeedbackTrainingArguments(
             self.restore_callback_states_from_checkpoint = True  # it counts the evaluations without improvement
         self.check_report()
         self.resume_from_checkpoint = self.checkpoint_setting(self.resume_from_checkpoint)
+        metric, direction = self.metric_for_best_model, self.greater_is_better
         try:
             super().__post_init__()
         except ValueError as error:
@@ -163,6 +164,8 @@ class FeedbackTrainingArguments(
                 f"`ddp_backend` {self.ddp_backend!r} is for several processes, and this is one: start them with "
                 "torchrun or accelerate launch, or leave the option out."
             ) from error
+        self.default_metric = self.metric_for_best_model if metric is None else None
+        self.default_direction = self.greater_is_better if direction is None else None
         if self.unfreezes:
             check_unfreezing(self)
         check_prefix(self)

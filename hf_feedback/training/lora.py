@@ -172,9 +172,10 @@ def _check_adaptable(model: nn.Module, rank: int) -> FeedbackPreTrainedModel:
             f"`lora_rank`={rank}: the weights of this {type(backbone).__name__} are quantized, and adapters merged "
             "into them would be rounded; train with PEFT itself, and keep the adapters beside it."
         )
-    if any(isinstance(module, _BatchNorm) and module.track_running_stats for module in backbone.modules()):
+    norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not all(module.affine for module in norms):  # others are frozen, see `frozen_norms`
         raise ValueError(
-            f"`lora_rank`={rank}: {type(backbone).__name__} has batch norms, whose running statistics change though "
-            "its weights are frozen, and are not part of the adapters; train the backbone itself."
+            f"`lora_rank`={rank}: {type(backbone).__name__} has batch norms without weights, whose running statistics "
+            "change with the layer around them, and are not part of the adapters; train the backbone itself."
         )
     return core

@@ -16,6 +16,7 @@ from ...loop_record import LayerOutput, hidden_of, with_hidden
 from ...switches import is_feedback_disabled
 from ...validation import Keywords
 from ..parameters.model_parts import feedback_model_in, parts_of
+from .frozen_norms import frozen_norms
 from .prefix_cache import PrefixCache, TextStates
 
 logger = logging.get_logger(__name__)
@@ -48,7 +49,8 @@ class FrozenPrefix:
     """Context in which layers that do not depend on trained parameters run without dropout.
 
     These are frozen embeddings and lower layers in iteration 1, or the whole iteration 1 if the backbone is frozen.
-    Later iterations read messages, which are trained. Parameters may be frozen and unfrozen inside the context.
+    Later iterations read messages, which are trained. Frozen batch norms keep their running statistics in all of them.
+    Parameters may be frozen and unfrozen inside the context.
 
     Args:
         model: A feedback model with a backbone, wrapped or not.
@@ -95,6 +97,7 @@ class FrozenPrefix:
 
     def __enter__(self) -> Self:
         backbone, layers = self._core.backbone, self._core.layers
+        self._undo.enter_context(frozen_norms(self._core))
         handles = [
             backbone.register_forward_pre_hook(self._begin, with_kwargs=True),
             backbone.register_forward_hook(self._end, always_call=True),

@@ -15,6 +15,7 @@ from ...validation import is_number, option
 from ..parameters.freezing import lowest_layers
 from ..parameters.model_parts import any_model_in, parts_of
 from ..resuming.fingerprints import fingerprint_config, fingerprint_weights
+from .frozen_norms import frozen_norms
 from .frozen_prefix import FrozenPrefix
 from .prefix_cache import TEXT_INPUTS, PrefixCache
 
@@ -68,7 +69,8 @@ def check_prefix(args: "FeedbackTrainingArguments") -> None:
 
 
 def make_frozen_prefix(trainer: "FeedbackTrainer") -> AbstractContextManager[object]:
-    """Returns the context of one training in which frozen layers run without dropout, or are read from a cache.
+    """Returns the context of one training in which frozen layers run without dropout, or are read from a cache, and
+    frozen batch norms keep their running statistics.
 
     Raises:
         ValueError: states cannot be cached: no layers are frozen, texts are cut into segments, or the files are too
@@ -81,10 +83,10 @@ def make_frozen_prefix(trainer: "FeedbackTrainer") -> AbstractContextManager[obj
             raise ValueError(f"`cache_prefix` needs a backbone, which {type(core).__name__} has not; leave it out.")
         return nullcontext()
     if args.torch_compile or args.neftune_noise_alpha is not None:
-        return nullcontext()
+        return frozen_norms(model)
     depth = FrozenPrefix(model).depth()
     if not args.cache_prefix:
-        return nullcontext() if depth is None and not args.unfreezes else FrozenPrefix(model)
+        return frozen_norms(model) if depth is None and not args.unfreezes else FrozenPrefix(model)
     if not depth or core.layout.batch_dim != 0 or core.config.feedback_span == "segment":
         raise ValueError(
             "`cache_prefix` stores the states of frozen layers for texts that are not cut into segments; freeze "
