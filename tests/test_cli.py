@@ -21,6 +21,10 @@ from transformers import pipeline
 
 from hf_feedback import cli
 from hf_feedback.cli import COMMANDS, main
+from hf_feedback.training.commands.train import training_parser
+from hf_feedback.training.metrics import MetricInfo
+from hf_feedback.training.run import set_best_epoch_arguments
+from hf_feedback.training.tasks import TextClassification
 
 ROOT = Path(__file__).parent.parent
 
@@ -370,6 +374,36 @@ def test_the_best_epoch_is_kept(backbone, tmp_path):
     assert main(train_command(backbone, tmp_path / "loss", *more, *by_loss, train=train, validation=validation)) == 0
     state = json.loads((tmp_path / "loss" / "trainer_state.json").read_text())
     assert state["best_metric"] == min(e["eval_loss"] for e in state["log_history"] if "eval_loss" in e)
+
+
+BY_STEPS = "--eval-strategy steps --eval-steps 1 --save-strategy steps --save-steps 1"
+BEST = {  # options: the metric that chooses, whether larger is better, whether the best is kept
+    "": ("accuracy", True, True),
+    "--load-best-model-at-end True": ("accuracy", True, True),
+    "--load-best-model-at-end False": ("accuracy", True, False),
+    "--lr-scheduler-type reduce_lr_on_plateau": ("accuracy", True, True),
+    f"{BY_STEPS} --load-best-model-at-end True": ("accuracy", True, True),
+    f"{BY_STEPS} --lr-scheduler-type reduce_lr_on_plateau": ("accuracy", True, False),
+    BY_STEPS: (None, None, False),
+    "--metrics mean_error accuracy": ("mean_error", False, True),
+    "--metrics mean_error accuracy --load-best-model-at-end True": ("mean_error", False, True),
+    "--metrics accuracy mean_error --metric-for-best-model mean_error": ("mean_error", False, True),
+    "--metric-for-best-model eval_loss --load-best-model-at-end True": ("eval_loss", False, True),
+    "--greater-is-better False --load-best-model-at-end True": ("accuracy", False, True),
+}
+
+
+@pytest.mark.parametrize("options", BEST)
+def test_the_metric_that_chooses(options, tmp_path):
+    """What transformers sets where none is given, the loss, is not taken for a choice of the user's."""
+    directions = {"accuracy": True, "mean_error": False}
+    files = ["--train-file", "train.csv", "--validation-file", "validation.csv"]
+    command = ["--model", "any", *files, "--output-dir", str(tmp_path), *options.split()]
+    _, data_args, args = training_parser(command, TextClassification).parse(command)
+    metrics = {name: MetricInfo(greater_is_better=directions[name]) for name in data_args.metrics or ["accuracy"]}
+    for _ in range(2):  # a run of the same arguments again
+        set_best_epoch_arguments(args, metrics, validated=True)
+        assert (args.metric_for_best_model, args.greater_is_better, args.load_best_model_at_end) == BEST[options]
 
 
 def test_validation_can_be_switched_off(backbone, tmp_path):

@@ -390,6 +390,25 @@ PLAIN_OPTIONS = (
 ).split()
 
 
+PLATEAUS = {
+    "what should rise": (dict(metric_for_best_model="accuracy"), "max"),
+    "what should fall": (dict(metric_for_best_model="mean_error", greater_is_better=False), "min"),
+    "the loss": ({}, "min"),
+    "a mode that is given": (dict(metric_for_best_model="accuracy", lr_scheduler_kwargs={"mode": "min"}), "min"),
+}
+
+
+@pytest.mark.parametrize("case", PLATEAUS)
+def test_a_rate_waits_for_a_plateau_on_the_right_side(case, tmp_path):
+    options, mode = PLATEAUS[case]
+    args = arguments(tmp_path, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch", **options)
+    before = copy.copy(args.lr_scheduler_kwargs)
+    trainer = FeedbackTrainer(model=make(), args=args, train_dataset=tiny_data(), eval_dataset=tiny_data())
+    trainer.create_optimizer_and_scheduler(10)
+    assert trainer.lr_scheduler.mode == mode
+    assert args.lr_scheduler_kwargs == before
+
+
 def test_accumulated_batches_give_the_loss_of_one(tmp_path):
     """`forward(**kwargs)` must not make the Trainer believe that the model averages over the accumulated batches."""
     logged = []

@@ -88,6 +88,10 @@ class FeedbackTrainingArguments(
         max_train_iterations: largest K of a training step; the model's K by default, four times that for `"poisson"`.
         overwrite_output_dir: whether to overwrite a model, a card or checkpoints in the output folder.
 
+    Attributes:
+        default_metric: value of `metric_for_best_model` that transformers has set; `None` if it was given.
+        default_direction: the same of `greater_is_better`.
+
     Raises:
         ValueError: an option has a value that is not allowed.
 
@@ -164,8 +168,8 @@ class FeedbackTrainingArguments(
                 f"`ddp_backend` {self.ddp_backend!r} is for several processes, and this is one: start them with "
                 "torchrun or accelerate launch, or leave the option out."
             ) from error
-        self.default_metric = self.metric_for_best_model if metric is None else None
-        self.default_direction = self.greater_is_better if direction is None else None
+        self.default_metric: str | None = self.metric_for_best_model if metric is None else None
+        self.default_direction: bool | None = self.greater_is_better if direction is None else None
         if self.unfreezes:
             check_unfreezing(self)
         check_prefix(self)

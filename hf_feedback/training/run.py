@@ -209,7 +209,8 @@ def set_best_epoch_arguments(
     """Sets the arguments that keep the best epoch, if there is a validation split and no option contradicts;
     `load_best_model_at_end` is `None` where it was not given.
 
-    The first metric chooses the best epoch if it is known whether larger is better, else the loss does.
+    The first metric chooses the best epoch if it is known whether larger is better, else the loss does; also the best
+    step, and when a rate is reduced that waits for a plateau.
 
     Args:
         args: the training arguments, changed in place.
@@ -223,20 +224,22 @@ def set_best_epoch_arguments(
         if args.load_best_model_at_end:
             raise ValueError("`load_best_model_at_end` needs validation data; give it, or leave the option out.")
         args.eval_strategy = "no"
-    if (args.eval_strategy, args.save_strategy) != ("epoch", "epoch"):
+    if (args.eval_strategy, args.save_strategy) == ("epoch", "epoch"):
+        args.load_best_model_at_end = args.load_best_model_at_end is not False
+        if args.load_best_model_at_end:
+            args.save_total_limit = args.save_total_limit or 1
+    else:
         args.load_best_model_at_end = bool(args.load_best_model_at_end)
-        return
-    args.load_best_model_at_end = args.load_best_model_at_end is not False
-    if args.load_best_model_at_end:
-        args.save_total_limit = args.save_total_limit or 1
+        if not args.load_best_model_at_end and args.default_metric is None:  # nothing is chosen
+            return
     directions = {name: metric.greater_is_better for name, metric in metrics.items()}
-    if args.metric_for_best_model is None:
+    if args.metric_for_best_model == args.default_metric:  # it was not given
         first = next(iter(directions), "loss")
         args.metric_for_best_model = "loss" if directions.get(first) is None else first
     chosen = args.metric_for_best_model.removeprefix("eval_")
     if None not in directions.values() and chosen not in (*directions, "loss"):
         known = ", ".join((*directions, "loss"))
         raise ValueError(f"`metric_for_best_model` must be one of {known}, got {args.metric_for_best_model!r}.")
-    if args.greater_is_better is None:
+    if args.greater_is_better == args.default_direction:
         direction = directions.get(chosen)
         args.greater_is_better = not chosen.endswith("loss") if direction is None else direction

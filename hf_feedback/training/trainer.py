@@ -308,12 +308,15 @@ class FeedbackTrainer(ResumableTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """As in transformers; but a share of the steps that would be all of them, such as a tenth of one, leaves one
-        after the warm-up, whose steps begin with a rate of 0.
+        after the warm-up, whose steps begin with a rate of 0; and a rate that waits for a plateau of the metric waits
+        for one at the top if larger is better.
 
         Raises:
             ValueError: the schedule does not accept the options in `args.lr_scheduler_kwargs`.
         """
-        warmup = self.args.warmup_steps
+        warmup, options = self.args.warmup_steps, self.args.lr_scheduler_kwargs
+        if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and self.args.greater_is_better:
+            self.args.lr_scheduler_kwargs = {"mode": "max", **(cast(dict[str, Any] | None, options) or {})}
         if warmup < 1 and self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
             self.args.warmup_steps = num_training_steps - 1
         try:
@@ -321,7 +324,7 @@ class FeedbackTrainer(ResumableTrainer):
         except TypeError as error:
             raise ValueError(f"`lr_scheduler_kwargs`={self.args.lr_scheduler_kwargs}: {error}.") from error
         finally:
-            self.args.warmup_steps = warmup
+            self.args.warmup_steps, self.args.lr_scheduler_kwargs = warmup, options
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Returns the optimizer that `args.optim` names, over `parameter_groups`, which are printed as a table.
