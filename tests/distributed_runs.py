@@ -39,6 +39,7 @@ CASES = {
     "language model": ("next tokens", 21, ACCUMULATED),
     "perturbed words and agreement": ("texts", 21, {**ACCUMULATED, "adversarial": "fgm", "agreement_weight": 0.5}),
 }
+EVALUATED = [(head, count) for head in ("tokens", "next tokens", "texts") for count in (5, 7, 8)]
 
 
 def make(head, dropout=0.0):
@@ -136,6 +137,15 @@ def evaluate(folder):
     return {"logits": output.predictions, "labels": output.label_ids, "loss": output.metrics["test_loss"]}
 
 
+def losses_of_evaluations(folder):
+    """Of tokens with different numbers of labels; of five rows the last batch of the second process has none."""
+    found = {}
+    for head, count in EVALUATED:
+        trainer = trainer_of(folder / "out", make(head), rows(count, head))
+        found[head, count] = trainer.evaluate()["eval_loss"]
+    return found
+
+
 def resume(folder, sampling):
     """A run of six steps, and one that goes on from its checkpoint in the middle of the second epoch."""
     found = []
@@ -186,6 +196,7 @@ def main():
     torch.set_num_threads(1)
     found = {name: train(folder, name) for name in CASES}
     found["evaluation"] = evaluate(folder)
+    found["losses of evaluations"] = losses_of_evaluations(folder)
     found["resumed"] = {sampling: resume(folder, sampling) for sampling in ("random", "group_by_length")}
     found["not finite"] = lose_a_number(folder)
     found["fully_shard"] = {checkpointing: train_sharded(checkpointing) for checkpointing in (False, True)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_runs import CASES, GLOBAL_BATCH, TRAINED, collate, make, rows, trainer_of, weights
+from distributed_runs import CASES, EVALUATED, GLOBAL_BATCH, TRAINED, collate, make, rows, trainer_of, weights
 from fresh_processes import run_ranks
 
 from hf_feedback.training import FGM, IterationAgreement, Objectives
@@ -108,6 +108,15 @@ def test_evaluation_reads_every_row_once(ranks, tmp_path):
         assert found["labels"].tolist() == [int(row["labels"]) for row in rows(7)]
         torch.testing.assert_close(torch.tensor(found["logits"]), torch.tensor(alone.predictions))
         assert found["loss"] == pytest.approx(alone.metrics["test_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("head", "count"), EVALUATED)
+def test_the_loss_of_an_evaluation_is_that_of_one_batch(ranks, head, count):
+    """The mean over all labels, of however many processes and batches."""
+    with torch.no_grad():
+        expected = make(head).eval()(**collate(rows(count, head))).loss.item()
+    for rank in ranks:
+        assert rank["losses of evaluations"][head, count] == pytest.approx(expected, rel=RELATIVE)
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])

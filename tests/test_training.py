@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate import DistributedDataParallelKwargs
+from builders import fresh
 from families import TEXT_FAMILIES, tiny_backbone, tiny_batch, tiny_config
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
     WhisperForAudioClassification,
+    default_data_collator,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -281,7 +283,37 @@ def test_a_rate_at_which_new_feedback_hardly_moves(rates, warns, tmp_path, caplo
     assert "rate for pretrained weights" not in caplog.text
 
 
-# Evaluation changes nothing
+# Evaluation is the same in all batches, and changes nothing
+
+
+def labelled_rows(name, count=11):
+    """Rows with different numbers of labels; two of them have none."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for i in range(count):
+        ids = torch.randint(5, 90, (9,), generator=generator)
+        row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if name == "QuestionAnswering":
+            row |= {"start_positions": 50 if i % 3 == 0 else i % 8, "end_positions": 50 if i % 3 == 0 else 8}
+        else:
+            labels = ids % 3
+            labels[i % 6 * 2 : 9] = -100
+            row["labels"] = labels
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize("name", ["TokenClassification", "MaskedLM", "CausalLM", "QuestionAnswering"])
+def test_the_loss_of_an_evaluation_does_not_depend_on_the_batches(name, tmp_path):
+    """It is the mean over all labels: that of one batch."""
+    model, data = fresh(name).eval(), labelled_rows(name)
+    with torch.no_grad():
+        expected = model(**default_data_collator(data)).loss.item()
+    for size in (1, 4, 11):
+        args = arguments(tmp_path, per_device_eval_batch_size=size)
+        trainer = FeedbackTrainer(model=model, args=args, train_dataset=data, eval_dataset=data)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert trainer.predict(data).metrics["test_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("option", ["bf16_full_eval", "fp16_full_eval"])

@@ -43,22 +43,24 @@ def count_iterations(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def without_filling(accelerator: Accelerator, batch: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the last batch of a distributed evaluation without its padding rows.
+def count_real_rows(accelerator: Accelerator, batch: Mapping[str, Any]) -> int | None:
+    """Returns how many rows of the last batch of a distributed evaluation are no padding; `None` for other batches.
 
     All processes read batches of the same size, so that the last one is filled up with the first rows.
 
     Args:
         accelerator: the accelerator during the evaluation of the batch.
         batch: the batch of this process.
-
-    Returns:
-        `None` if no process has such rows; the whole batch, which no mean counts, if all its rows are padding.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder < 1:
         return None
     size = find_batch_size(batch)
-    count = min(max(state.remainder - accelerator.process_index * size, 0), size) or size
-    whole = {name: isinstance(value, torch.Tensor) and len(value) == size for name, value in batch.items()}
-    return {name: value[:count] if whole[name] else value for name, value in batch.items()}
+    return min(max(state.remainder - accelerator.process_index * size, 0), size)
+
+
+def first_rows(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Returns the first rows of a batch."""
+    size = find_batch_size(batch)
+    has_rows = {name: isinstance(value, torch.Tensor) and len(value) == size for name, value in batch.items()}
+    return {name: value[:count] if has_rows[name] else value for name, value in batch.items()}

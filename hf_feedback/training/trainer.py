@@ -1,7 +1,7 @@
 """`FeedbackTrainer`: the Trainer of transformers for feedback models."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +17,9 @@ from transformers.training_args import ParallelMode
 
 from ..modeling_base import FeedbackPreTrainedModel
 from .arguments import FeedbackTrainingArguments
-from .batch_weights import batch_weights
+from .batch_weights import batch_weights, count_items
 from .callbacks import EpochCallback
-from .evaluation_state import count_iterations, keep_weights, without_filling
+from .evaluation_state import count_iterations, count_real_rows, first_rows, keep_weights
 from .finite_steps import check_step
 from .frozen_layers.prefix_arguments import make_frozen_prefix
 from .iteration_logs.iteration_curves import IterationCurves
@@ -91,6 +91,7 @@ class FeedbackTrainer(ResumableTrainer):
         self._losses: list[torch.Tensor] = []  # of the batches of the running step
         self._batch_weights: torch.Tensor | None = None
         self._iteration_counts: list[torch.Tensor] = []  # of the batches of an evaluation
+        self._loss_sums: list[torch.Tensor] = []  # of these too: the sum of the losses of all items, and their number
         self.techniques = TrainerTechniques(self)
         if model is not None:
             model = with_adapters(model, args)
@@ -203,7 +204,9 @@ class FeedbackTrainer(ResumableTrainer):
         self.applied_options, plain_loss = True, super().compute_loss
         with use_loss(model, self.techniques.class_loss):
             if not model.training:
-                return plain_loss(model, inputs, return_outputs, num_items_in_batch)
+                # the mean over the batch itself, which `evaluation_loop` weighs
+                items = None if self.compute_loss_func is None else num_items_in_batch
+                return plain_loss(model, inputs, return_outputs, items)
             if self.args.train_iterations != "fixed" and "num_iterations" not in inputs:
                 inputs = {**inputs, "num_iterations": self.iterations_of(self.state.global_step, self.state.max_steps)}
             result = self.techniques.compute_loss(model, inputs, num_items_in_batch, plain_loss)
@@ -255,11 +258,24 @@ class FeedbackTrainer(ResumableTrainer):
         """As in transformers; padding rows of the last batch of a process do not count in the loss."""
         before = len(self._iteration_counts)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        counted = without_filling(self.accelerator, inputs)
-        if counted is not None and loss is not None:
+        if loss is None:
+            return loss, logits, labels
+        real = count_real_rows(self.accelerator, inputs)
+        if real is not None:
             del self._iteration_counts[before:]
-            loss = super().prediction_step(model, counted, True, ignore_keys)[0]
+            inputs = first_rows(inputs, max(real, 1))  # a pass over no rows is not possible
+            loss = super().prediction_step(model, inputs, True, ignore_keys)[0]
+        if real == 0:
+            self._iteration_counts[before:] = [counts[:0] for counts in self._iteration_counts[before:]]
+        mean = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        items = (self._count_items(inputs) * (real != 0)).to(mean)
+        self._loss_sums.append(torch.stack((torch.where(items > 0, mean * items, 0.0), items)))
         return loss, logits, labels
+
+    def _count_items(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The number of items in the mean that the loss of a batch is."""
+        labels = batch.get("labels")
+        return count_items(batch if labels is None or not self._loss_shifts_labels else {"labels": labels[..., 1:]})
 
     def evaluation_loop(
         self,
@@ -269,24 +285,32 @@ class FeedbackTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As in transformers; where examples halt by themselves, `mean_iterations` is among the metrics.
+        """As in transformers; the loss is the mean over all items of all batches, such as labelled tokens; and where
+        examples halt by themselves, `mean_iterations` is among the metrics.
 
         Weights and random state are restored: transformers casts the weights in place for
         `bf16_full_eval` and `fp16_full_eval`, and a data loader draws a number.
         """
         model = cast(nn.Module, self.model)
         casts = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
-        restore = keep_weights(model) if casts else nullcontext()
+        restore, self._loss_sums = keep_weights(model) if casts else nullcontext(), []
         with restore, torch.random.fork_rng(devices=[]), count_iterations(model) as self._iteration_counts:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+        metrics = cast(dict[str, float], output.metrics)
+        if self._loss_sums and self.compute_loss_func is None:  # which has a mean of its own
+            metrics[f"{metric_key_prefix}_loss"] = self._mean(torch.stack(self._loss_sums).sum(0))
         if self._iteration_counts:
             iterations = torch.cat(self._iteration_counts)
-            total = self.accelerator.reduce(torch.stack((iterations.sum(), torch.ones_like(iterations).sum())))
-            metrics = cast(dict[str, float], output.metrics)
-            metrics[f"{metric_key_prefix}_mean_iterations"] = (total[0] / total[1]).item()
+            total = torch.stack((iterations.sum(), torch.ones_like(iterations).sum()))
+            metrics[f"{metric_key_prefix}_mean_iterations"] = self._mean(total)
         return output
+
+    def _mean(self, total: torch.Tensor) -> float:
+        """The mean over all processes of what has this sum and this number, `(2,)`, in each of them."""
+        total = self.accelerator.reduce(total)
+        return (total[0] / total[1]).item()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes the card of `card_facts`, which is pushed with the model; without them, that of transformers."""
