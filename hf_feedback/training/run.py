@@ -233,7 +233,7 @@ def set_best_epoch_arguments(
         if not args.load_best_model_at_end and args.default_metric is None:  # nothing is chosen
             return
     directions = {name: metric.greater_is_better for name, metric in metrics.items()}
-    if args.metric_for_best_model == args.default_metric:  # it was not given
+    if args.metric_for_best_model is None or args.metric_for_best_model == args.default_metric:  # it was not given
         first = next(iter(directions), "loss")
         args.metric_for_best_model = "loss" if directions.get(first) is None else first
     chosen = args.metric_for_best_model.removeprefix("eval_")

@@ -267,7 +267,8 @@ class FeedbackTrainer(ResumableTrainer):
             loss = super().prediction_step(model, inputs, True, ignore_keys)[0]
         if real == 0:
             self._iteration_counts[before:] = [counts[:0] for counts in self._iteration_counts[before:]]
-        mean = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        mean = cast(torch.Tensor, loss)
+        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
         items = (self._count_items(inputs) * (real != 0)).to(mean)
         self._loss_sums.append(torch.stack((torch.where(items > 0, mean * items, 0.0), items)))
         return loss, logits, labels

@@ -256,11 +256,12 @@ def _check_not_multi_hot(cells: Sequence[object], labels: Sequence[RowLabels], c
     """Refuses rows of zeros and ones, or of other numbers, instead of names."""
     rows = [label for label in labels if isinstance(label, list)]
     even = len(rows) == len(labels) and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1
+    names: set[str | None] = set().union(*rows)
     parts = (part for cell in cells if isinstance(cell, list | tuple) for part in cell)
     if (
-        (even and set().union(*rows) <= {"0", "1", "true", "false"})
+        (even and names <= {"0", "1", "true", "false"})
         or any(isinstance(part, float) and part % 1 for part in parts)
-        or _are_bare_numbers(cells, set().union(*rows))
+        or _are_bare_numbers(cells, names)
     ):
         raise ValueError(
             f"{source}: column {column!r} holds rows of numbers; give the labels that each text has by name, "
@@ -268,12 +269,12 @@ def _check_not_multi_hot(cells: Sequence[object], labels: Sequence[RowLabels], c
         )
 
 
-def _are_bare_numbers(cells: Sequence[object], names: Collection[str]) -> bool:
+def _are_bare_numbers(cells: Sequence[object], names: Collection[str | None]) -> bool:
     """Whether lists written as text hold numbers that are not all whole; in quotes they are names, such as '3.11'."""
     lists = [cell for cell in cells if isinstance(cell, str) and LIST.fullmatch(cell)]
     if not lists or any(set(text) & set("'\"") for text in lists) or not all(map(reads_as_number, names)):
         return False
-    return any(not float(name).is_integer() for name in names)
+    return any(not float(str(name)).is_integer() for name in names)
 
 
 def _guess_problem(values: Sequence[RowLabels], has_names: bool) -> ProblemType:
