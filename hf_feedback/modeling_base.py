@@ -39,6 +39,7 @@ from .stacked_linear import on_device_of
 from .summary import summarize
 from .switches import disable_feedback, is_feedback_disabled
 from .task_traits import TaskTraits
+from .unlabelled_passes import warn_of_lost_losses
 from .validation import MAX_ITERATIONS, Keywords, check_integer
 
 logger = logging.get_logger(__name__)
@@ -188,6 +189,8 @@ class FeedbackPreTrainedModel(ModelChecks, PredictsMixin, PreTrainedModel):
         context, result = self._run(
             inputs, num_iterations, output_iterations or iteration_loss.needs_all_iterations, batch_iterations=True
         )
+        if labels is None and self.training and context.num_iterations > 1 and not torch.compiler.is_compiling():
+            warn_of_lost_losses(self.config)
         logits = [self.compute_logits(one, context) for one in self.runner.outputs_of_iterations(context, result)]
         fields: Keywords = {**self._collected(context, result), "iterations": result.iterations}
         if output_iterations:

@@ -1,5 +1,7 @@
 """Objectives beside the loss of the task: each beside its paper's formula written out, and in the Trainer's logs."""
 
+import logging
+
 import pytest
 import torch
 from builders import (
@@ -20,7 +22,7 @@ from test_adversarial import LABELLED, Logged, alone, classifier, parameter_grad
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from training_runs import arguments, make, tiny_data
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_feedback import FeedbackForSequenceClassification
@@ -294,6 +296,61 @@ def test_accumulated_batches_are_one_batch(name, options, tmp_path, monkeypatch)
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
     assert {"loss", "loss_adversarial"} <= logs[0].keys()
+
+
+OWN_LOSSES = {  # options of the model, of training: what is lost in the Trainer of transformers
+    "losses of iterations": (
+        dict(iteration_loss="uniform"),
+        {},
+        "`iteration_loss`='uniform' is part of the model's own",
+    ),
+    "a penalty": (dict(jacobian_penalty=0.5), {}, "`jacobian_penalty`=0.5 is part of"),
+    "both": (dict(iteration_loss="linear", jacobian_penalty=0.5), {}, "'linear' and `jacobian_penalty`=0.5 are parts"),
+    "with labels": (dict(iteration_loss="uniform"), dict(label_smoothing_factor=0.0), None),
+    "one iteration": (dict(iteration_loss="uniform", num_iterations=1), {}, None),
+    "the last iteration alone": ({}, {}, None),
+}
+
+
+@pytest.mark.parametrize("case", OWN_LOSSES)
+def test_what_another_trainer_leaves_out_is_said(case, tmp_path, caplog):
+    """The Trainer of transformers takes the labels out of the batch to smooth them."""
+    logging.Logger.warning_once.cache_clear()
+    options, training, words = OWN_LOSSES[case]
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, report_to=[], save_strategy="no",
+        **{"label_smoothing_factor": 0.1, **training},
+    )  # fmt: skip
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        trainer = Trainer(make(**options), args, train_dataset=tiny_data(), eval_dataset=tiny_data())
+        trainer.evaluate()
+        assert caplog.text == ""
+        trainer.train()
+    messages = [record.getMessage() for record in caplog.records if "without labels" in record.getMessage()]
+    assert len(messages) == (words is not None)
+    assert words is None or (words in messages[0] and "use `FeedbackTrainer`, which smooths" in messages[0])
+
+
+PASSES_WITHOUT_TARGETS = {
+    "smoothing": dict(label_smoothing_factor=0.1),
+    "divergence of perturbed texts": dict(adversarial="smart"),
+    "words and masks": dict(masked_lm_weight=0.5, dropout_agreement_weight=0.5, agreement_weight=0.5),
+}
+
+
+@pytest.mark.parametrize("case", PASSES_WITHOUT_TARGETS)
+def test_own_passes_without_targets_lose_nothing(case, tmp_path, caplog):
+    logging.Logger.warning_once.cache_clear()
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    data = tiny_data()
+    for row in data[:8]:
+        row["labels"] = -100 if case.startswith("divergence") else row["labels"]
+    args = arguments(tmp_path, train_sampling_strategy="sequential", **PASSES_WITHOUT_TARGETS[case])
+    model = make(iteration_loss="uniform", jacobian_penalty=0.1)
+    with caplog.at_level("WARNING", logger="hf_feedback"):
+        FeedbackTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer).train()
+    assert "without labels" not in caplog.text
 
 
 @pytest.mark.parametrize("size", [1, 4])

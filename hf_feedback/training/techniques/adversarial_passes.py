@@ -7,8 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from ...forward_context import without_targets
 from ...random_numbers import keep_random_state
+from ...unlabelled_passes import call_without_targets
 from .batch_loss import BatchLoss, ComputeLoss, Inputs, has_targets, without_sync
 from .divergence import final_logits
 from .perturbation import WordPerturbation
@@ -83,7 +83,7 @@ class Passes:
     def answers(self) -> torch.Tensor:
         """A forward pass without labels: the logits."""
         with self.perturbation.added():
-            return final_logits(self.model(**without_targets(self.inputs), return_dict=True))
+            return final_logits(call_without_targets(self.model, self.inputs))
 
     def clean(self) -> BatchLoss:
         """The forward pass of the texts as they are; its backward pass is that of the last pass. Without labels, the
@@ -91,7 +91,7 @@ class Passes:
         with self._not_last_pass():
             if has_targets(self.inputs):
                 return self._compute_loss(self.model, self.inputs)
-            outputs = self.model(**without_targets(self.inputs), return_dict=True)
+            outputs = call_without_targets(self.model, self.inputs)
         return BatchLoss(final_logits(outputs).new_zeros(()), outputs)
 
     @contextmanager

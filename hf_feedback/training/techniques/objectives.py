@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from ...backbone_probe import reads_causally
-from ...forward_context import without_targets
 from ...modeling_base import FeedbackPreTrainedModel
 from ...modeling_fnn import FNNPreTrainedModel
+from ...unlabelled_passes import call_without_targets
 from ..parameters.model_parts import any_model_in
 from .batch_loss import BatchLoss, ComputeLoss, Inputs, model_loss, without_sync
 from .divergence import final_logits, mean_divergence
@@ -214,8 +214,7 @@ class MaskedWords(Objective):
     def forward_before(self, model: nn.Module, inputs: Inputs, compute_loss: ComputeLoss) -> BatchLoss:
         weight = cast(torch.Tensor, any_model_in(model)[1].get_input_embeddings().weight)
         masked, chosen = self.mask(inputs["input_ids"], inputs.get("attention_mask"), len(weight))
-        batch = {**without_targets(inputs), "input_ids": masked, "output_hidden_states": True}
-        outputs = model(**batch, return_dict=True)
+        outputs = call_without_targets(model, {**inputs, "input_ids": masked, "output_hidden_states": True})
         words = inputs["input_ids"][chosen]
         states = outputs.hidden_states[-1].flatten(0, 1)[chosen.flatten()]
         logits = F.linear(states, weight)
