@@ -21,7 +21,8 @@ what:
 - halting: `halting`, `example_halting`, `token_halting`
 - long texts: `cutting`, `segments`, `max_length`
 - heads and losses: `modeling_base`, `modeling_feedback`, `modeling_outputs`, `task_traits`, `pooling`,
-  `masked_lm_head`, `next_tokens`, `iteration_losses`, `extra_losses`, `model_checks`, `summary`
+  `masked_lm_head`, `next_tokens`, `iteration_losses`, `extra_losses`, `unlabelled_passes`, `model_checks`,
+  `summary`
 - predictions: `predictor`, `class_predictors`, `passage_predictors`, `words`, `windows`,
   `token_classification_pipeline`
 - generation: `generation`, `iteration_cache`

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate import DistributedDataParallelKwargs
-from builders import fresh
+from builders import task_model
 from families import TEXT_FAMILIES, tiny_backbone, tiny_batch, tiny_config
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -306,7 +306,7 @@ def labelled_rows(name, count=11):
 @pytest.mark.parametrize("name", ["TokenClassification", "MaskedLM", "CausalLM", "QuestionAnswering"])
 def test_the_loss_of_an_evaluation_does_not_depend_on_the_batches(name, tmp_path):
     """It is the mean over all labels: that of one batch."""
-    model, data = fresh(name).eval(), labelled_rows(name)
+    model, data = task_model(name).eval(), labelled_rows(name)
     with torch.no_grad():
         expected = model(**default_data_collator(data)).loss.item()
     for size in (1, 4, 11):
