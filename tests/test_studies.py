@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -287,6 +288,19 @@ def test_the_guide_shows_the_other_domains_that_are_kept():
                 mean, low, high = (contrasts[other]["difference"][name] for name in ("mean", "low", "high"))
                 cells.append(f"{mean:+z.1f} [{low:+z.1f}, {high:+z.1f}]")
             assert " | ".join(cells) + " |" in guide
+
+
+def test_the_guide_shows_the_distilled_layers_that_are_kept(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    study, guide = importlib.import_module("distilled_layers"), measured("short_texts")
+    (command,) = re.findall(r"python examples/studies/(distilled_layers.py (?:\\\n|.)*)", guide)
+    kept = command.replace("FOLDER", str(FOLDER / "results" / "distilled_layers")).replace("\\\n", " ")
+    monkeypatch.setattr(sys, "argv", shlex.split(kept.replace("MINILM", "runs/minilm")))
+    monkeypatch.setattr(study, "run", lambda *_: pytest.fail("the run is not kept"))
+    study.main()
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") == 1 + 10
+    assert printed[printed.index("| arm |") :].strip() in guide
 
 
 def test_the_guide_shows_the_noisy_texts_that_are_kept(monkeypatch):
