@@ -162,9 +162,17 @@ def test_a_test_file_alone_is_divided(place, tmp_path, monkeypatch):
     made = divided(place / "misleading", tmp_path)
     assert made == tmp_path / "misleading"
     found = {file.stem: read_file(str(file)).to_list() for file in made.iterdir()}
-    assert {split: len(drawn) for split, drawn in found.items()} == {"train": 8, "validation": 4, "test": 8}
+    assert all(found.values())
     every = [tuple(row.values()) for drawn in found.values() for row in drawn]
     assert sorted(every) == sorted(tuple(row.values()) for row in read_file(str(place / "misleading/test.csv")))
+    texts = [{row["text"] for row in drawn} for drawn in found.values()]
+    assert sum(map(len, texts)) == len(set().union(*texts))
+
+
+def test_versions_of_a_sentence_are_together(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    texts = ["the lamp is red today", "where is it?", "the lqmp is red today", "whree is it?", "something else"]
+    assert sorted(map(sorted, importlib.import_module("other_domain").versions(texts))) == [[0, 2], [1, 3], [4]]
 
 
 @pytest.mark.parametrize("case", RUNS)

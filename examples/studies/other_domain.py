@@ -3,13 +3,15 @@
     python examples/studies/other_domain.py --model MINILM --data DIR/amazon_books DIR/amazon_kitchen --work FOLDER
 
 Both directions; but a second folder that has a test file alone, such as sentences that were changed to mislead models,
-is divided into sentences to adapt to, to validate and to test on, and there is one direction. Plain fine-tuning, LoRA
-and feedback are trained in one domain and tested in both; then the backbone of a model that was trained in the first
-domain, with one seed, is kept frozen, and head, LoRA or feedback are trained in the second. Fixed before it is run:
-sizes, epochs, seeds, and the rates that every arm chooses from on validation.
+is divided into sentences to adapt to, to validate and to test on, versions of one sentence together, and there is one
+direction. Plain fine-tuning, LoRA and feedback are trained in one domain and tested in both; then the backbone of a
+model that was trained in the first domain, with one seed, is kept frozen, and head, LoRA or feedback are trained in the
+second. Fixed before it is run: sizes, epochs, seeds, and the rates that every arm chooses from on validation.
 """
 
 import argparse
+from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from study import add_backbone_layers, compare_files, comparison_parser, finish, kept_layers, smaller_copy
@@ -22,6 +24,9 @@ FIRST = "--num-train-epochs 3 --backbone-lr 1e-4 --learning-rate 1e-3 --rate-fac
 SECOND = (
     "--freeze backbone --num-train-epochs 5 --learning-rate 1e-3 --rate-factors 0.3 1 3 --arms head-only lora".split()
 )
+
+SHARES = {"train": 2, "validation": 1, "test": 2}  # of a test file alone
+ALIKE = 0.6  # share of their letters that versions of a sentence have in common
 
 
 def study(source: Path, target: Path, args: argparse.Namespace) -> list[int]:
@@ -57,7 +62,8 @@ def backbone_of(folder: Path) -> str:
 
 
 def divided(folder: Path, work: Path) -> Path:
-    """A folder with all splits; one that has a test file alone is written with its rows divided among them.
+    """A folder with all splits; one that has a test file alone is written with its rows divided among them. Sentences
+    that are versions of one another are in the same split.
 
     Args:
         folder: of a data set.
@@ -66,13 +72,24 @@ def divided(folder: Path, work: Path) -> Path:
     if any(folder.glob("train.*")):
         return folder
     data = read_file(str(next(folder.glob("test.*")))).shuffle(seed=0)
-    made, start = work / folder.name, 0
+    made, groups = work / folder.name, versions(data["text"][:])
     made.mkdir(parents=True, exist_ok=True)
-    for split, tenths in {"train": 4, "validation": 2, "test": 4}.items():
-        end = start + len(data) * tenths // 10
-        data.select(range(start, end)).to_json(str(made / f"{split}.jsonl"))
-        start = end
+    rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for group in groups:
+        split = min(rows, key=lambda name: len(rows[name]) / SHARES[name])
+        rows[split] += group
+    for split, numbers in rows.items():
+        data.select(numbers).to_json(str(made / f"{split}.jsonl"))
     return made
+
+
+def versions(texts: Sequence[str]) -> list[list[int]]:
+    """Numbers of the texts, those together that are versions of one another."""
+    groups: list[list[int]] = []
+    for number, text in enumerate(texts):
+        alike = [g for g in groups if any(SequenceMatcher(None, texts[i], text).ratio() > ALIKE for i in g)]
+        groups = [g for g in groups if g not in alike] + [[*(i for g in alike for i in g), number]]
+    return groups
 
 
 def main() -> None:
