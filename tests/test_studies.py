@@ -281,7 +281,7 @@ def test_the_cards_show_the_comparisons_that_are_kept(card, tmp_path):
 def test_the_guide_shows_the_other_domains_that_are_kept():
     guide = measured("short_texts")
     files = sorted((FOLDER / "results" / "other_domain").glob("*/*/comparison.json"))
-    assert len(files) == 4
+    assert len(files) == 6
     for file in files:
         result, (source, target) = json.loads(file.read_text(encoding="utf-8")), file.parts[-3].split(" to ")
         adapted = file.parts[-2] == "adapted"
