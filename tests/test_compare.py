@@ -13,10 +13,10 @@ import pytest
 import torch
 from builders import LABELS, tiny_tokenizer
 from comparisons import compare_options, comparison_of
-from families import randomize_messages, tiny_backbone, tiny_batch
+from families import randomize_messages, tiny_backbone, tiny_batch, tiny_config
 from huggingface_hub import ModelCard, ModelCardData
 from training_runs import rows, write
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from hf_feedback import FeedbackForSequenceClassification, cli
 from hf_feedback.evaluation.commands.compare import read_variants
@@ -559,7 +559,7 @@ def test_right_answers_may_not_change_between_runs(folders, tmp_path, capsys):
     assert "`right answers of test` was" in capsys.readouterr().err
 
 
-def test_heads_and_feedback_that_are_loaded_may_not_change_between_runs(folders, tmp_path, capsys):
+def test_feedback_that_is_trained_further_may_not_change_between_runs(folders, tmp_path, capsys):
     model = FeedbackForSequenceClassification.from_backbone(str(folders / "bert"), **LABELS)
     tokenizer = AutoTokenizer.from_pretrained(folders / "bert")
     for i, split in enumerate(("train", "validation", "test")):
@@ -574,6 +574,22 @@ def test_heads_and_feedback_that_are_loaded_may_not_change_between_runs(folders,
         command = [part for part in command if part not in ("--feedback-rank", "4")]
         assert cli.main(["compare", *command]) == status
     assert "`other weights of the model` was" in capsys.readouterr().err
+
+
+def test_the_backbones_own_head_may_not_change_between_runs(folders, tmp_path, capsys):
+    """The backbone is the same, whose fingerprint leaves out its head."""
+    model, tokenizer = BertForSequenceClassification(tiny_config("bert", **LABELS)), tiny_tokenizer()
+    for i, split in enumerate(("train", "validation", "test")):
+        write(tmp_path, f"{split}.csv", rows(8, i))
+    options = "--head backbone --arms plain --seeds 0 --rate-factors 1".split()
+    for name, status in (("one", 0), ("other", 2)):
+        torch.nn.init.normal_(model.classifier.weight)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        assert cli.main(["compare", *compare_options(tmp_path, tmp_path / "out", *options, family=name)]) == status
+    error = capsys.readouterr().err
+    assert "`other weights of the model` was" in error
+    assert "`weights of the backbone`" not in error
 
 
 def test_a_second_call_runs_nothing_again_and_a_lost_run_alone(folders, finished, monkeypatch, capsys, tmp_path):
